@@ -1,0 +1,100 @@
+"""Audio embeddings of all clips, computed once and used by every stage and epoch."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.inputs.audio import as_waveform
+from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
+from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features
+from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
+from rrs_jax.progress import Progress
+from rrs_jax.weights.safetensors_io import read_header, save_file
+
+FRAME_MULTIPLE = 4  # two convolution strides and the pooling
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioBank:
+    """`array` (rows, D) on the device; clip i owns rows `offsets[i]` to `offsets[i] + counts[i]`.
+
+    Row 0 belongs to no clip, so that a bank without clips has a row too.
+    """
+
+    array: jax.Array
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def clips(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """First rows and numbers of rows of some clips, as `collate` takes them."""
+        return [self.offsets[i] for i in indices], [self.counts[i] for i in indices]
+
+
+def clip_features(audios: Sequence[str | Path | np.ndarray], mel: MelConfig) -> list[tuple[np.ndarray, int]]:
+    """Log-mel features and valid frames of each clip, several clips at a time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda audio: log_mel(as_waveform(audio), mel), audios))
+
+
+def make_audio_bank(
+    model: nnx.Module, mel: MelConfig, audios: Sequence[str | Path | np.ndarray], *, batch_size: int = 16,
+    max_buckets: int = 5, cache: Path | None = None, cache_key: object = None,
+) -> AudioBank:  # fmt: skip
+    """Encodes every clip with `model.encode_audio`, in few lengths and little padding.
+
+    `cache` names a file that keeps the result; it is used again where `cache_key` and the clips are the same.
+    """
+    mesh = mesh_of(model)
+    dtype = jax.tree.leaves(nnx.state(model.multi_modal_projector))[0].dtype
+    width = model.config.text.hidden_size
+    key = content_hash(str(dtype), cache_key, [_fingerprint(audio) for audio in audios])
+    if cache is not None and cache.is_file():
+        entries, metadata = read_header(cache)
+        if metadata.get("key") == key:
+            counts = entries["counts"].array()[1:].tolist()
+            return _bank(jax.device_put(entries["rows"].array(), replicated(mesh)), counts)
+    features = clip_features(audios, mel)
+    counts = [audio_token_count(frames) for _, frames in features]
+    rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(features)
+    if features:
+        graphdef, state = nnx.split(model)
+        encode = jax.jit(lambda state, x, lengths: nnx.merge(graphdef, state).encode_audio(x, lengths))
+        lengths = [array.shape[1] for array, _ in features]
+        buckets = bucket_lengths(lengths, max_buckets, FRAME_MULTIPLE)
+        size = -(-batch_size // rows_multiple(mesh)) * rows_multiple(mesh)
+        with Progress(len(features), "encoding audio", "clips") as progress:
+            for selection in batches_in_buckets(lengths, size, buckets):
+                arrays, frames = pad_features([features[i] for i in selection.indices], selection.length)
+                output = encode(state, *jax.device_put((arrays, frames), batch_sharding(mesh)))
+                output = jax.device_get(output)
+                for place, i in enumerate(selection.indices):
+                    if selection.weights[place]:
+                        rows[i] = output[place, : counts[i]]
+                progress.update(int(selection.weights.sum()))
+    array = np.concatenate([np.zeros((1, width), dtype), *rows])
+    if cache is not None:
+        with atomic_path(cache) as temporary:
+            save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
+    return _bank(jax.device_put(array, replicated(mesh)), counts)
+
+
+def empty_audio_bank(model: nnx.Module) -> AudioBank:
+    """For prompts without audio."""
+    return AudioBank(jnp.zeros((1, model.config.text.hidden_size), jnp.float32), (), ())
+
+
+def _bank(array: jax.Array, counts: Sequence[int]) -> AudioBank:
+    offsets = np.cumsum([1, *counts])[:-1] if counts else []
+    return AudioBank(array, tuple(int(offset) for offset in offsets), tuple(int(count) for count in counts))
+
+
+def _fingerprint(audio: str | Path | np.ndarray) -> str:
+    return content_hash(audio.tobytes() if isinstance(audio, np.ndarray) else Path(audio).read_bytes())

@@ -1,0 +1,133 @@
+"""Kinds of config values: what a field accepts, how a command line writes it, and how a mistake is worded."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """`wants` completes the sentence "give ...". `read` turns command-line text into a value, or raises
+    ValueError; `accepts` judges a value; `type` is what ml_collections enforces, object for nothing.
+    """
+
+    wants: str
+    type: type
+    read: Callable[[str], object]
+    accepts: Callable[[object], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One line of the config: dotted name, default, kind, and a sentence with unit and meaning."""
+
+    name: str
+    default: object
+    kind: Kind
+    sentence: str
+
+    def problem(self, value: object) -> str | None:
+        """None, or what is wrong with `value` and what to give instead."""
+        return None if self.kind.accepts(value) else f"{self.name} is {value!r}, give {self.kind.wants}"
+
+    def problem_with_text(self, text: str) -> str | None:
+        """The same for a value as the command line has it."""
+        try:
+            value = self.kind.read(text)
+        except ValueError:
+            value = text
+        return self.problem(value)
+
+
+def whole(low: int, high: int | None = None) -> Kind:
+    """An int from `low` to `high`."""
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        return low <= value and (high is None or value <= high)
+
+    return Kind(f"a whole number {_range(low, high)}", int, int, accepts)
+
+
+def number(low: float = -math.inf, high: float | None = None, *, above: bool = False) -> Kind:
+    """A finite float or int from `low` to `high`, `low` itself left out where `above`."""
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return (low < value if above else low <= value) and (high is None or value <= high)
+
+    wants = _range(low, high)
+    if above:
+        wants = f"above {low}" + ("" if high is None else f" and at most {high}")
+    return Kind(f"a number {wants}", float, float, accepts)
+
+
+def switch() -> Kind:
+    words = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+    def read(text: str) -> object:
+        return words.get(text.lower(), text)
+
+    return Kind("true or false", bool, read, lambda value: isinstance(value, bool))
+
+
+def text(wants: str) -> Kind:
+    """Any text that is not blank."""
+    return Kind(wants, str, str, lambda value: isinstance(value, str) and bool(value.strip()))
+
+
+def choice(*words: str) -> Kind:
+    return Kind(f"one of {', '.join(words)}", str, str, words.__contains__)
+
+
+def names(wants: str, *allowed: str, empty: bool = False) -> Kind:
+    """A tuple of different words, of `allowed` where that is given; `empty` permits none."""
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, tuple) or not all(isinstance(item, str) and item.strip() for item in value):
+            return False
+        if len(set(value)) < len(value) or not (value or empty):
+            return False
+        return not allowed or all(item in allowed for item in value)
+
+    return Kind(wants, tuple, split_names, accepts)
+
+
+def split_names(written: str | Iterable[str]) -> tuple[str, ...]:
+    """`q_proj,v_proj`, `('q_proj', 'v_proj')` or a sequence: a tuple of names."""
+    if not isinstance(written, str):
+        return tuple(written)
+    return tuple(part.strip(" '\"") for part in written.strip("()[] ").split(",") if part.strip(" '\""))
+
+
+def either(kind: Kind, word: str | None) -> Kind:
+    """A value of `kind`, or the one word (None: the config's None)."""
+    written = "None" if word is None else word
+
+    def read(text: str) -> object:
+        return word if text == written else kind.read(text)
+
+    def accepts(value: object) -> bool:
+        return value is None if word is None and value is None else value == word or kind.accepts(value)
+
+    return Kind(f"{kind.wants}, or {written}", object, read, accepts)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known dotted name that `name` was probably meant to be; None where nothing resembles it."""
+    known = list(known)
+    by_leaf = {entry.rsplit(".", 1)[-1]: entry for entry in reversed(known)}
+    whole_name = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if whole_name:
+        return whole_name[0]
+    leaf = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.6)
+    return by_leaf[leaf[0]] if leaf else None
+
+
+def _range(low: float, high: float | None) -> str:
+    if high is not None:
+        return f"from {low} to {high}"
+    return f"of {low} or more" if math.isfinite(low) else "that is finite"

@@ -1,0 +1,148 @@
+"""Batches of few shapes and little padding."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:  # jax is needed by `collate` alone
+    from rrs_jax.models.batch import Batch
+
+
+class Selection(NamedTuple):
+    """The samples of one batch. A short batch is filled by repeating its samples with weight 0."""
+
+    indices: np.ndarray  # int32 (B,) into the data set
+    weights: np.ndarray  # float32 (B,), 1 for a sample and 0 for filling
+    length: int  # the bucket that holds the longest sample
+
+
+def bucket_lengths(
+    lengths: Sequence[int], max_buckets: int = 5, multiple: int = 8, maximum: int | None = None
+) -> tuple[int, ...]:
+    """At most `max_buckets` rising sizes, multiples of `multiple`, with the least total padding of `lengths`.
+
+    The last one holds the longest sample. `maximum` (the encoder's 3000 frames) caps a size that rounding up
+    would carry beyond it. Exact, by dynamic programming over the distinct rounded lengths.
+    """
+    if not len(lengths) or max_buckets < 1:
+        raise ValueError(
+            f"bucket_lengths needs lengths and at least one bucket, got {len(lengths)} and {max_buckets}"
+        )
+    rounded = -(-np.asarray(lengths, np.int64) // multiple) * multiple
+    if maximum is not None:
+        rounded = np.minimum(rounded, maximum)
+        if max(lengths) > maximum:
+            raise ValueError(f"a length of {max(lengths)} is above the maximum {maximum}")
+    sizes, counts = np.unique(rounded, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])  # samples among the first i sizes
+    # The sum of the lengths does not depend on the choice, so the rows' total size is minimised.
+    # cost[i]: least total of the first i sizes with the buckets so far.
+    # choices[k][i]: the first size that the last of k + 1 buckets takes, where size i is its last.
+    cost = np.full(len(sizes) + 1, np.inf)
+    cost[0] = 0.0
+    choices = []
+    for _ in range(min(max_buckets, len(sizes))):
+        # [last size, first size]
+        totals = cost[None, :-1] + (below[1:, None] - below[None, :-1]) * sizes[:, None]
+        totals = np.where(np.tri(len(sizes), dtype=bool), totals, np.inf)
+        choices.append(totals.argmin(axis=1))
+        cost = np.concatenate([[np.inf], totals.min(axis=1)])
+    # More buckets up to the number of sizes never cost more, so all of them are used.
+    buckets, end = [], len(sizes)
+    for choice in reversed(choices):
+        buckets.append(int(sizes[end - 1]))
+        end = choice[end - 1]
+    return tuple(reversed(buckets))
+
+
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `length`; ValueError where none does."""
+    position = int(np.searchsorted(buckets, length))
+    if position == len(buckets):
+        raise ValueError(f"a length of {length} is above the largest bucket {buckets[-1]}")
+    return int(buckets[position])
+
+
+def make_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, buckets: Sequence[int]
+) -> list[Selection]:
+    """One epoch: every sample once, in random batches of one bucket, the batches in random order.
+
+    Where a bucket's samples do not fill its last batch, some of the next smaller one join them. So there are
+    ceil(N / batch_size) batches, and the filling, if any, is of the smallest size. Every epoch needs its own
+    seed.
+    """
+    random = np.random.default_rng(seed)
+    lengths = np.asarray(lengths)
+    order = random.permutation(len(lengths))
+    bucket = np.array([bucket_of(length, buckets) for length in lengths[order]])
+    batches = _cut(order[np.argsort(-bucket, kind="stable")], lengths, batch_size, buckets)
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def batches_in_buckets(lengths: Sequence[int], batch_size: int, buckets: Sequence[int]) -> list[Selection]:
+    """Every sample once, for extraction or generation; longest first, so that memory fails at once.
+
+    `restore_order` brings the results back into the data set's order.
+    """
+    lengths = np.asarray(lengths)
+    return _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, buckets)
+
+
+def restore_order(batches: Sequence[Selection], results: Sequence[np.ndarray]) -> np.ndarray:
+    """Results (B, ...) of each batch to (N, ...) in the data set's order, without the filling."""
+    keep = [batch.weights > 0 for batch in batches]
+    indices = np.concatenate([batch.indices[k] for batch, k in zip(batches, keep, strict=True)])
+    values = np.concatenate([np.asarray(result)[k] for result, k in zip(results, keep, strict=True)])
+    restored = np.empty_like(values)
+    restored[indices] = values
+    return restored
+
+
+def collate(
+    rows: Sequence[tuple[list[int], Sequence[int], Sequence[int]]], length: int, audio_token_id: int
+) -> "Batch":
+    """Rows to a Batch (B, length) of NumPy arrays.
+
+    A row is (token ids, each clip's first row in the audio bank, each clip's number of tokens). It is padded
+    on the right with id 0, which `Batch.lengths` masks. Raises ValueError where a row's audio tokens are not
+    as many as its clips have, or a row is longer than `length`.
+    """
+    from rrs_jax.models.batch import Batch
+
+    input_ids = np.zeros((len(rows), length), np.int32)
+    audio_index = np.full((len(rows), length), -1, np.int32)
+    for row, (ids, offsets, counts) in enumerate(rows):
+        if len(ids) > length:
+            raise ValueError(f"row {row} has {len(ids)} tokens, the batch is {length} long")
+        input_ids[row, : len(ids)] = ids
+        positions = np.flatnonzero(np.asarray(ids) == audio_token_id)
+        bank_rows = [np.arange(start, start + count) for start, count in zip(offsets, counts, strict=True)]
+        bank_rows = np.concatenate(bank_rows) if bank_rows else np.empty(0, np.int32)
+        if len(positions) != len(bank_rows):
+            raise ValueError(f"row {row} has {len(positions)} audio tokens, its clips have {len(bank_rows)}")
+        audio_index[row, positions] = bank_rows
+    return Batch(
+        input_ids=input_ids,
+        lengths=np.array([len(ids) for ids, _, _ in rows], np.int32),
+        audio_index=audio_index,
+    )
+
+
+def padding_share(batches: Sequence[Selection], lengths: Sequence[int]) -> float:
+    """Share of all positions computed, filling included, that hold no token of a sample."""
+    lengths = np.asarray(lengths)
+    real = sum(float(lengths[batch.indices] @ batch.weights) for batch in batches)
+    return 1.0 - real / sum(batch.length * len(batch.indices) for batch in batches)
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> list[Selection]:
+    batches = []
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        weights = np.zeros(batch_size, np.float32)
+        weights[: len(chosen)] = 1.0
+        indices = np.resize(chosen, batch_size).astype(np.int32)  # repeats from the start
+        batches.append(Selection(indices, weights, bucket_of(lengths[chosen].max(), buckets)))
+    return batches

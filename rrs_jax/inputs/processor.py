@@ -1,0 +1,254 @@
+"""Text and clips to token ids, as the model's own folder prescribes."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import read_json
+from rrs_jax.inputs import qwen2_audio
+from rrs_jax.inputs.mel import MelConfig
+from rrs_jax.inputs.prompt_format import PromptFormat
+
+PROMPT_FORMATS: dict[str, PromptFormat] = {"qwen2_audio": qwen2_audio.FORMAT}  # by config.json's model_type
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Tokenizer, chat template, feature and generation settings of one model folder."""
+
+    folder: Path
+    tokenizer: Any
+    prompt_format: PromptFormat
+    chat_template: str | None  # None: the format's default
+    mel: MelConfig
+    generation: dict[str, Any]  # generation_config.json, empty where there is none
+    special_tokens: dict[str, int]
+    audio_token_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Processor":
+        """Raises UserError naming the file that is missing, unreadable or of an unsupported architecture."""
+        folder = Path(folder)
+        config = read_json(folder / "config.json")
+        prompt_format = PROMPT_FORMATS.get(config.get("model_type"))
+        if prompt_format is None:
+            raise UserError(
+                f"{folder / 'config.json'}: model_type {config.get('model_type')!r} is not supported; "
+                f"choose a model of type {', '.join(PROMPT_FORMATS)}."
+            )
+        tokenizer = _load_tokenizer(folder)
+        special_tokens = {
+            token.content: id
+            for id, token in tokenizer.added_tokens_decoder.items()
+            if token.special or token.content == prompt_format.audio_token
+        }
+        generation_file = folder / "generation_config.json"
+        generation = read_json(generation_file) if generation_file.exists() else {}
+        eos, pad = _stop_tokens(folder, generation, config, tokenizer)
+        return cls(
+            folder=folder,
+            tokenizer=tokenizer,
+            prompt_format=prompt_format,
+            chat_template=_chat_template(folder),
+            mel=_mel_config(folder, config),
+            generation=generation,
+            special_tokens=special_tokens,
+            audio_token_id=_audio_token_id(folder, config, prompt_format, special_tokens),
+            eos_token_ids=eos,
+            pad_token_id=pad,
+        )
+
+    def encode(
+        self, text: str | None, audio_token_counts: Sequence[int] = (), system: str | None = None
+    ) -> list[int]:
+        """One user turn and the generation prompt: token ids, each clip as so many audio tokens.
+
+        `system` None gives the template's own system prompt. Clips stand before the text. What looks like a
+        special token in `text` or `system` stays text. Raises UserError without text and clips.
+        """
+        if not text and not audio_token_counts:
+            raise UserError("a prompt has neither text nor audio; give at least one of them.")
+        if any(count < 2 for count in audio_token_counts):
+            raise ValueError(
+                f"audio_token_counts {list(audio_token_counts)}: every clip needs at least 2 tokens"
+            )
+        shield = _Shield(self.special_tokens, [text or "", system or ""])
+        prompt = self._render(
+            None if system is None else shield.hide(system), len(audio_token_counts), shield.hide(text or "")
+        )
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", prompt)
+        marks = parts.count(self.prompt_format.audio_token)
+        if marks != len(audio_token_counts):
+            raise UserError(
+                f"{self.folder}: the chat template writes {marks} audio tokens for "
+                f"{len(audio_token_counts)} clips; put the audio model's own template there or remove it."
+            )
+        counts = iter(audio_token_counts)
+        ids: list[int] = []
+        for part in parts:
+            if part == self.prompt_format.audio_token:
+                ids.extend([self.audio_token_id] * next(counts))
+            elif part in self.special_tokens:
+                ids.append(self.special_tokens[part])
+            elif part:
+                ids.extend(self._encode_plain(shield.show(part)))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids without special tokens."""
+        return self.tokenizer.decode(
+            [int(id) for id in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def token_id(self, text: str) -> int:
+        """Id of a text that is exactly one token, such as the refusal token "I"; else raises UserError."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            raise UserError(
+                f"{text!r} is {len(ids)} tokens of this tokenizer {pieces}; name a text of one token."
+            )
+        return ids[0]
+
+    def _render(self, system: str | None, clips: int, text: str) -> str:
+        if self.chat_template is None:
+            return self.prompt_format.default_prompt(system, clips, text)
+        # Templates find a clip by its type or by either of the two keys.
+        content: list[dict] = [{"type": "audio", "audio": "", "audio_url": ""}] * clips
+        content = content + ([{"type": "text", "text": text}] if text else [])
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": content})
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # whatever a foreign template raises
+            raise UserError(
+                f"{self.folder}: the chat template cannot be rendered ({error}); mend or remove it."
+            ) from error
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if self.audio_token_id in ids:
+            raise UserError(
+                f"{self.folder / 'tokenizer.json'}: {self.prompt_format.audio_token} is not marked special, "
+                f'so the text {text!r} would be read as a clip; set its "special" to true or change the text.'
+            )
+        return ids
+
+
+class _Shield:
+    """Hides special tokens in a user's text from the template's reader, and shows them again.
+
+    Each is replaced by its number between two private-use characters that the texts do not have.
+    """
+
+    def __init__(self, special_tokens: Iterable[str], texts: Sequence[str]):
+        used = set("".join(texts))
+        self.left, self.right = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used][:2]
+        self.tokens = [token for token in special_tokens if any(token in text for text in texts)]
+
+    def hide(self, text: str) -> str:
+        for number, token in enumerate(self.tokens):
+            text = text.replace(token, f"{self.left}{number}{self.right}")
+        return text
+
+    def show(self, text: str) -> str:
+        for number, token in enumerate(self.tokens):
+            text = text.replace(f"{self.left}{number}{self.right}", token)
+        return text
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").exists():
+        missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).exists()]
+        if missing:
+            raise UserError(
+                f"{folder}: has no tokenizer (tokenizer.json is missing); copy it from the original model."
+            )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        raise UserError(
+            f"{folder}: its tokenizer cannot be loaded ({error}); fetch tokenizer.json again."
+        ) from error
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The processor's template, searched where and in the order in which transformers does.
+
+    A template in tokenizer_config.json is the text model's and knows no audio; transformers' processor passes
+    over it too.
+    """
+    processor_file, json_file = folder / "processor_config.json", folder / "chat_template.json"
+    if processor_file.exists() and (template := read_json(processor_file).get("chat_template")):
+        return template
+    if json_file.exists():
+        return read_json(json_file).get("chat_template")
+    jinja_file = folder / "chat_template.jinja"
+    return jinja_file.read_text(encoding="utf-8") if jinja_file.exists() else None
+
+
+def _mel_config(folder: Path, config: dict) -> MelConfig:
+    """From preprocessor_config.json or, as transformers 5 writes it, from processor_config.json."""
+    file = folder / "preprocessor_config.json"
+    if file.exists():
+        fields = read_json(file)
+    else:
+        file = folder / "processor_config.json"
+        fields = read_json(file).get("feature_extractor") if file.exists() else None
+        if fields is None:
+            raise UserError(
+                f"{folder}: preprocessor_config.json is missing; copy it from the original model."
+            )
+    mel = MelConfig.from_dict(fields, str(file))
+    encoder_bins = config.get("audio_config", {}).get("num_mel_bins", mel.num_mel_bins)
+    if encoder_bins != mel.num_mel_bins:
+        raise UserError(
+            f"{file}: feature_size is {mel.num_mel_bins}, but config.json's encoder takes {encoder_bins} "
+            "mel bins; copy both files from the same model."
+        )
+    return mel
+
+
+def _audio_token_id(
+    folder: Path, config: dict, prompt_format: PromptFormat, special_tokens: dict[str, int]
+) -> int:
+    id = special_tokens.get(prompt_format.audio_token)
+    if id is None:
+        raise UserError(
+            f"{folder}: the tokenizer lacks {prompt_format.audio_token}; copy the audio model's tokenizer."
+        )
+    declared = config.get("audio_token_index", config.get("audio_token_id", id))
+    if declared != id:
+        raise UserError(
+            f"{folder / 'config.json'}: the audio token is {declared}, but the tokenizer gives "
+            f"{prompt_format.audio_token} the id {id}; copy both from the same model."
+        )
+    return id
+
+
+def _stop_tokens(folder: Path, generation: dict, config: dict, tokenizer: Any) -> tuple[tuple[int, ...], int]:
+    """(eos_token_ids, pad_token_id) of generation_config.json, else of config.json, else of the tokenizer."""
+    text_config = config.get("text_config", {})
+
+    def first(name: str) -> int | list[int] | None:
+        candidates = (generation.get(name), text_config.get(name), config.get(name), getattr(tokenizer, name))
+        return next((value for value in candidates if value is not None), None)
+
+    eos = first("eos_token_id")
+    if eos is None:
+        raise UserError(
+            f"{folder}: no eos_token_id in generation_config.json, config.json or the tokenizer; add it."
+        )
+    eos = tuple(eos) if isinstance(eos, list) else (eos,)
+    pad = first("pad_token_id")
+    return eos, eos[0] if pad is None else pad

@@ -1,0 +1,253 @@
+"""Qwen2 decoder (Yang et al. 2024): grouped-query attention, rotary positions, RMSNorm, SwiGLU."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rrs_jax.models.layers import Linear, RMSNorm, attention, layer_at, rotary_angles, rotate
+from rrs_jax.models.lora import LoRA
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name to (in, out) of every linear of a layer."""
+        d, f = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": (d, queries), "k_proj": (d, keys), "v_proj": (d, keys), "o_proj": (queries, d),
+            "gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d),
+        }  # fmt: skip
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of all layers, (L, B, S, K, H); a slot is valid where `valid` (B, S) says so."""
+
+    keys: jax.Array
+    values: jax.Array
+    valid: jax.Array
+
+
+class DecoderLayer(nnx.Module):
+    """One layer, in pieces, so that the last one can run for one position and decoding can use a cache."""
+
+    def __init__(self, config: DecoderConfig, *, dtype, stack: tuple[int, ...]):
+        self.head_dim = config.head_dim
+        eps = config.rms_norm_eps
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=eps, dtype=dtype, stack=stack)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=eps, dtype=dtype, stack=stack)
+        for name, (features_in, features_out) in config.linears().items():
+            bias = name in ("q_proj", "k_proj", "v_proj")
+            setattr(self, name, Linear(features_in, features_out, bias=bias, dtype=dtype, stack=stack))
+
+    def project(self, name: str, x: jax.Array, lora: LoRA | None) -> jax.Array:
+        return getattr(self, name)(x, lora.pair(name) if lora else None)
+
+    def heads(self, name: str, h: jax.Array, lora: LoRA | None) -> jax.Array:
+        return self.project(name, h, lora).reshape(*h.shape[:2], -1, self.head_dim)
+
+    def keys_values(self, h: jax.Array, angles, lora: LoRA | None) -> tuple[jax.Array, jax.Array]:
+        return rotate(self.heads("k_proj", h, lora), angles), self.heads("v_proj", h, lora)
+
+    def queries(self, h: jax.Array, angles, lora: LoRA | None) -> jax.Array:
+        return rotate(self.heads("q_proj", h, lora), angles)
+
+    def finish(self, x: jax.Array, attended: jax.Array, lora: LoRA | None) -> jax.Array:
+        """Output projection and MLP, with their residuals; attended is (B, T, N, H)."""
+        x = x + self.project("o_proj", attended.reshape(*x.shape[:2], -1), lora)
+        h = self.post_attention_layernorm(x)
+        gated = jax.nn.silu(self.project("gate_proj", h, lora)) * self.project("up_proj", h, lora)
+        return x + self.project("down_proj", gated, lora)
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, dtype):
+        self.config = config
+        self.embed_tokens = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
+        self.layers = DecoderLayer(config, dtype=dtype, stack=(config.num_hidden_layers,))
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
+
+    def hidden_states(self, x: jax.Array, lengths: jax.Array, lora: LoRA | None, *, remat: str = "none") -> jax.Array:
+        """(B, T, D) embeddings, right padded, to (B, T, D) after the final norm; garbage past a row's length."""
+        x, _ = self._scan(x, lora, remat, self.config.num_hidden_layers, self._full_layer(x, lengths))
+        return self.norm(x)
+
+    def layer_outputs(self, x: jax.Array, lengths: jax.Array, lora: LoRA | None) -> jax.Array:
+        """The hidden state behind each layer, before the final norm: (L, B, T, D)."""
+        full = self._full_layer(x, lengths)
+
+        def step(x, layer, pairs, extra):
+            x, _ = full(x, layer, pairs, extra)
+            return x, x
+
+        return self._scan(x, lora, "none", self.config.num_hidden_layers, step)[1]
+
+    def last_hidden_state(
+        self, x: jax.Array, lengths: jax.Array, lora: LoRA | None, *, remat: str = "none"
+    ) -> jax.Array:
+        """The representation of section 3.1: (B, D) after the final norm at each row's last token, float32.
+
+        In the last layer only that one position goes through query, output projection and MLP.
+        """
+        final = self.config.num_hidden_layers - 1
+        x, _ = self._scan(x, lora, remat, final, self._full_layer(x, lengths))
+        layer, pairs = self._layer_and_lora(lora, final)
+        last = (lengths - 1)[:, None]
+        x_last = jnp.take_along_axis(x, last[..., None], axis=1)
+        h = layer.input_layernorm(x)
+        k, v = layer.keys_values(h, self._angles(jnp.arange(x.shape[1])[None]), pairs)
+        h_last = jnp.take_along_axis(h, last[..., None], axis=1)
+        q = layer.queries(h_last, self._angles(last), pairs)
+        attended = attention(q, k, v, causal=False, key_lengths=lengths)
+        x_last = layer.finish(x_last, attended, pairs)
+        return self.norm(x_last.astype(jnp.float32))[:, 0]
+
+    def prefill(self, x: jax.Array, lengths: jax.Array, lora: LoRA | None, slots: int) -> tuple[jax.Array, Cache]:
+        """Runs prompts (B, T, D); returns the last tokens' normed states (B, D) and a cache with `slots` slots."""
+        angles = self._angles(jnp.arange(x.shape[1])[None])
+
+        def step(x, layer, pairs, _):
+            h = layer.input_layernorm(x)
+            k, v = layer.keys_values(h, angles, pairs)
+            attended = attention(layer.queries(h, angles, pairs), k, v, causal=True, key_lengths=lengths)
+            return layer.finish(x, attended, pairs), (k, v)
+
+        x, (keys, values) = self._scan(x, lora, "none", self.config.num_hidden_layers, step)
+        room = [(0, 0), (0, 0), (0, slots - x.shape[1]), (0, 0), (0, 0)]
+        valid = jnp.arange(slots)[None] < lengths[:, None]
+        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+        return self.norm(last)[:, 0], Cache(jnp.pad(keys, room), jnp.pad(values, room), valid)
+
+    def decode(
+        self, x: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, lora: LoRA | None
+    ) -> tuple[jax.Array, Cache]:
+        """One token a row: (B, D) embeddings at `positions` (B,), stored in `slot` of the cache.
+
+        The cache is read-only inside the scan over layers; each layer hands out its new row and all rows
+        are written at once behind it, so that no layer copies the cache.
+        """
+        angles = self._angles(positions[:, None])
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+
+        def step(x, layer, pairs, cached):
+            h = layer.input_layernorm(x)
+            k, v = layer.keys_values(h, angles, pairs)  # (B, 1, K, H)
+            q = layer.queries(h, angles, pairs)
+            q = q.reshape(q.shape[0], -1, groups, q.shape[-1])  # (B, K, G, H)
+            old = jnp.einsum("BKGH,BSKH->BKGS", q, cached[0], preferred_element_type=jnp.float32)
+            new = jnp.einsum("BKGH,BTKH->BKGT", q, k, preferred_element_type=jnp.float32)
+            old = jnp.where(cache.valid[:, None, None], old, -jnp.inf)
+            weights = jax.nn.softmax(jnp.concatenate([old, new], -1) * q.shape[-1] ** -0.5, axis=-1).astype(x.dtype)
+            attended = jnp.einsum("BKGS,BSKH->BKGH", weights[..., :-1], cached[1])
+            attended = attended + jnp.einsum("BKGT,BTKH->BKGH", weights[..., -1:], v)
+            return layer.finish(x, attended[:, None], pairs), (k, v)
+
+        layers = self.config.num_hidden_layers
+        x, (keys, values) = self._scan(x[:, None], lora, "none", layers, step, (cache.keys, cache.values))
+        at = (0, 0, slot, 0, 0)
+        cache = Cache(
+            jax.lax.dynamic_update_slice(cache.keys, keys, at),
+            jax.lax.dynamic_update_slice(cache.values, values, at),
+            jax.lax.dynamic_update_slice(cache.valid, jnp.ones((x.shape[0], 1), bool), (0, slot)),
+        )
+        return self.norm(x)[:, 0], cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """(..., D) normed states to float32 (..., V)."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return jnp.einsum("...D,VD->...V", hidden.astype(head.dtype), head[...], preferred_element_type=jnp.float32)
+
+    def head_row(self, token_id: int) -> jax.Array:
+        """The head's weights (D,), float32, for one token: w_40 of equation 1 for "I"."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return head[...][token_id].astype(jnp.float32)
+
+    def _angles(self, positions: jax.Array):
+        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+
+    def _full_layer(self, x: jax.Array, lengths: jax.Array):
+        angles = self._angles(jnp.arange(x.shape[1])[None])
+
+        def step(x, layer, pairs, _):
+            h = layer.input_layernorm(x)
+            k, v = layer.keys_values(h, angles, pairs)
+            attended = attention(layer.queries(h, angles, pairs), k, v, causal=True, key_lengths=lengths)
+            return layer.finish(x, attended, pairs), None
+
+        return step
+
+    def _layer_and_lora(self, lora: LoRA | None, index: int):
+        layer = layer_at(*nnx.split(self.layers), index)
+        if lora is None:
+            return layer, None
+        return layer, layer_at(*nnx.split(lora), index - lora.config.first_layer)
+
+    def _scan(self, x: jax.Array, lora: LoRA | None, remat: str, stop: int, step, extra=None):
+        """Scans `step(x, layer, lora_of_layer, extra_of_layer)` over layers 0 to `stop`.
+
+        Layers below the first adapter form a scan of their own, so that no backward pass reaches them.
+        """
+        graphdef, state = nnx.split(self.layers)
+        first = stop if lora is None else min(lora.config.first_layer, stop)
+        x, low = self._scan_range(x, 0, first, lambda x, i: step(x, layer_at(graphdef, state, i), None, _at(extra, i)))
+        if first == stop:
+            return x, low
+        lora_graphdef, lora_state = nnx.split(lora)
+
+        def body(x, i):
+            pairs = layer_at(lora_graphdef, lora_state, i - first)
+            return step(x, layer_at(graphdef, state, i), pairs, _at(extra, i))
+
+        x, high = self._scan_range(x, first, stop, rematerialise(body, remat))
+        if first == 0:
+            return x, high
+        return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), low, high)
+
+    @staticmethod
+    def _scan_range(x, start: int, stop: int, body):
+        if start == stop:
+            return x, None
+        return jax.lax.scan(body, x, jnp.arange(start, stop))
+
+
+def _at(extra, index):
+    return jax.tree.map(lambda leaf: leaf[index], extra)
+
+
+def rematerialise(body, remat: str):
+    """What the forward pass keeps for the backward pass.
+
+    `none`: every intermediate but the layer's frozen weights, which are read again from their stack
+    (kept, they would be a second copy of the model); `dots`: results of matrix products; `full`: the
+    layer's input alone.
+    """
+    policies = jax.checkpoint_policies
+    policy = {
+        "none": _anything_but_slices,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "full": policies.nothing_saveable,
+    }[remat]
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+def _anything_but_slices(primitive, *_, **__) -> bool:
+    """A layer's weights are the only values cut out of a larger array by the layer's index. Both steps of the
+    cut must be refused: a saved result of either is as large as the weight."""
+    return primitive.name not in ("dynamic_slice", "squeeze")

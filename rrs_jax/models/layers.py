@@ -1,0 +1,88 @@
+"""Building blocks that encoder and decoder share.
+
+Every parameter of a stack of layers carries a leading axis L, written `stack=(L,)` here; inside the scan
+over layers the axis is gone and the same module computes with what is left.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = ()):
+        self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), dtype))
+        self.bias = nnx.Param(jnp.zeros((*stack, out_features), dtype)) if bias else None
+
+    def __call__(self, x: jax.Array, lora=None) -> jax.Array:
+        y = x @ self.kernel[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y if lora is None else y + lora(x)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm in float32, cast back, then scaled: the order of operations of Qwen2."""
+
+    def __init__(self, features: int, *, eps: float, dtype, stack: tuple[int, ...] = ()):
+        self.weight = nnx.Param(jnp.ones((*stack, features), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return self.weight[...] * wide.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, features: int, *, dtype, stack: tuple[int, ...] = (), eps: float = 1e-5):
+        self.weight = nnx.Param(jnp.ones((*stack, features), dtype))
+        self.bias = nnx.Param(jnp.zeros((*stack, features), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32 (B, T, 1, H/2), of positions (B, T) (RoPE, Su et al. 2021, half-split)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Applies the rotation to x (B, T, heads, H) in float32."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attention(q, k, v, *, causal: bool, key_lengths=None, mask=None) -> jax.Array:
+    """Scaled dot-product attention; q (B, T, N, H), k and v (B, S, K, H) with N a multiple of K.
+
+    cuDNN's flash attention on a GPU in 16 bit, XLA elsewhere. `key_lengths` (B,) hides keys past a row's
+    end. Causal attention over right-padded rows needs it only to skip work, so it is passed to cuDNN alone.
+    """
+    flash = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and mask is None and q.shape[1] > 1
+    if flash:
+        query_lengths = key_lengths if causal else None
+        return jax.nn.dot_product_attention(
+            q, k, v, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="cudnn",
+            query_seq_lengths=query_lengths,
+        )
+    if causal and mask is None:
+        key_lengths = None
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="xla"
+    )
+
+
+def layer_at(graphdef, state, index: jax.Array | int):
+    """The module of one layer out of a stack, by a traced index."""
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], state))

@@ -1,0 +1,249 @@
+"""A trained LoRA in the forms that others load: a PEFT adapter, or the whole model with the adapter merged in."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from flax import nnx
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import read_json, write_json
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.progress import Progress
+from rrs_jax.weights.load import ARCHITECTURES, read_config
+from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, save_file, shard_files, some_of
+from rrs_jax.weights.table import WeightTable
+
+MARKER = "rrs_export.json"  # says that a folder is ours, so that exporting again may replace it
+CHUNK = 16 * 1024 * 1024
+
+# The base's weights in another form, or an adapter beside them: without the merge, they would contradict it.
+OTHER_WEIGHTS = (
+    "*.safetensors", "*.gguf", "pytorch_model*", "consolidated*", "tf_model*", "flax_model*", "adapter_*",
+)  # fmt: skip
+
+
+def export_adapter(model: nnx.Module, base_folder: Path, out: Path, *, base_name: str) -> None:
+    """Writes the model's LoRA as a PEFT folder, in float32, with the key names of transformers 4.
+
+    transformers 5 renames those while loading; the other way round nothing is renamed, and PEFT would leave
+    `lora_B` at zero with no more than a warning.
+
+    Args:
+      base_folder: the folder from which the model was loaded.
+      out: made anew; a folder there is replaced if an export made it.
+      base_name: the hub id or path under which PEFT finds the base.
+    Raises UserError where the LoRA does not fit the folder, is not finite, or cannot be written.
+    """
+    table = _table(model, base_folder)
+    adapters = _adapters(model, base_folder, table)
+    tensors = {}
+    for module, (lora_a, lora_b) in adapters.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = lora_a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = lora_b
+    config = model.lora.config
+    layers = range(config.first_layer, model.config.text.num_hidden_layers)
+    size = sum(array.nbytes for array in tensors.values())
+    with _new_folder(out, base_folder, size, {"form": "adapter", "base": base_name}) as folder:
+        save_file(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_json(folder / "adapter_config.json", adapter_config(config, table, layers, base_name))
+
+
+def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_name: str) -> dict:
+    """PEFT's configuration with the keys that every release since 0.9 knows, and no other.
+
+    `layers` are the decoder layers that carry an adapter. `target_modules` selects exactly the modules in the
+    file: a bare list of names would also put (zero) adapters into the audio encoder. It ends with the group of
+    names by which vLLM checks it.
+    """
+    numbers = "[0-9]+" if layers.start == 0 else f"(?:{'|'.join(map(str, layers))})"
+    alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": config.rank,
+        "lora_alpha": alpha,
+        "target_modules": rf"{table.layers_pattern}{numbers}\.[a-z_]+\.({'|'.join(config.targets)})",
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
+    """Writes the base's whole folder with W + scale·B·A in place of every weight W that carries an adapter.
+
+    The sum is computed in float32 and rounded to the base's dtype; every other byte of the weights is copied,
+    as are an element's bits where B·A is zero. Tokenizer, processor, generation config and all other files come
+    along; config.json says explicitly whether the head is tied, for the default differs between releases of
+    transformers. Host memory holds the LoRA and a few rows of one tensor.
+
+    Raises UserError where the LoRA does not fit the folder, a sum overflows the base's dtype, the disk has too
+    little room, or `out` cannot be written or was not made by an export.
+    """
+    adapters = _adapters(model, base_folder, _table(model, base_folder))
+    entries = read_folder(base_folder)
+    shards = shard_files(base_folder)
+    others = _other_files(base_folder)
+    size = sum(file.stat().st_size for file in [*shards, *others])
+    with (
+        _new_folder(out, base_folder, size, {"form": "merged"}) as folder,
+        Progress(len(adapters), "merging", unit="tensors") as progress,
+    ):
+        for shard in shards:
+            touched = {module: entries[f"{module}.weight"] for module in adapters}
+            touched = {module: entry for module, entry in touched.items() if entry.file == shard}
+            _merge_shard(shard, folder / shard.name, touched, adapters, model.lora.config.scale, progress)
+        for file in others:
+            target = folder / file.relative_to(base_folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        _write_tied(folder / "config.json", model)
+
+
+def _table(model: nnx.Module, base_folder: Path) -> WeightTable:
+    _, model_class, make_table = ARCHITECTURES[read_config(base_folder)["model_type"]]
+    if not isinstance(model, model_class):
+        raise UserError(f"{base_folder}: holds another architecture than the trained model; give the model's own folder.")
+    return make_table(model.config)
+
+
+def _adapters(model: nnx.Module, base_folder: Path, table: WeightTable) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each adapted module, by its name on disk, lora_A (r, in) and lora_B (out, r) as in torch, float32.
+
+    Raises UserError where there is none, one is not finite, or the folder is not that of the model.
+    """
+    if model.lora is None:
+        raise UserError("export: the model carries no LoRA; train one first.")
+    entries, config = read_folder(base_folder), model.lora.config
+    adapters, problems = {}, []
+    for target in config.targets:
+        pair = model.lora.pair(target)
+        lora_a, lora_b = np.asarray(pair.lora_a[...]), np.asarray(pair.lora_b[...])
+        for place in range(lora_a.shape[0]):
+            module = table.linears[target].format(i=config.first_layer + place)
+            a, b = lora_a[place].T, lora_b[place].T
+            entry = entries.get(f"{module}.weight")
+            if entry is None:
+                problems.append(f"{module}.weight is missing")
+            elif entry.shape != (b.shape[0], a.shape[1]):
+                problems.append(f"{module}.weight has the shape {entry.shape} in place of {(b.shape[0], a.shape[1])}")
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                problems.append(f"the LoRA of {module} is not finite")
+            adapters[module] = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    if problems:
+        raise UserError(
+            f"{base_folder}: the LoRA cannot be exported onto it: {some_of(problems)}. Give the folder that was trained."
+        )
+    return adapters
+
+
+def _merge_shard(
+    source: Path, target: Path, touched: dict[str, TensorEntry], adapters: dict, scale: float, progress: Progress
+) -> None:
+    """Copies one shard, header and all, with new bytes in place of the touched tensors."""
+    with source.open("rb") as original, target.open("wb") as copy:
+        for module, entry in sorted(touched.items(), key=lambda item: item[1].start):
+            _copy_bytes(original, copy, entry.start - original.tell())
+            weight, (lora_a, lora_b) = entry.array(), adapters[module]
+            step = max(CHUNK // weight[0].nbytes, 1)
+            for rows in (slice(start, start + step) for start in range(0, len(weight), step)):
+                merged = merge(weight[rows], lora_a, lora_b[rows], scale)
+                if not np.isfinite(merged.astype(np.float32)).all():
+                    raise UserError(
+                        f"{source}: {module}.weight with the LoRA merged in is not finite in {entry.dtype}; "
+                        "use the adapter, or a base in float32 or bfloat16."
+                    )
+                copy.write(merged.view(np.uint8))
+            original.seek(entry.end)
+            progress.update()
+        shutil.copyfileobj(original, copy, CHUNK)
+
+
+def merge(weight: np.ndarray, lora_a: np.ndarray, lora_b: np.ndarray, scale: float) -> np.ndarray:
+    """W (out, in) + scale · lora_b (out, r) · lora_a (r, in), computed in float32, in W's dtype."""
+    delta = np.float32(scale) * (lora_b @ lora_a)
+    wide = weight.astype(np.promote_types(np.float32, weight.dtype))
+    with np.errstate(over="ignore"):  # the caller looks for what is not finite
+        merged = (wide + delta).astype(weight.dtype)
+    # -0.0 + 0.0 is +0.0: without the condition, an adapter of zeros would change bits.
+    return np.where(delta == 0, weight, merged)
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count:
+        data = source.read(min(count, CHUNK))
+        target.write(data)
+        count -= len(data)
+
+
+def _other_files(folder: Path) -> list[Path]:
+    """Every file but the weights and what is hidden, in subfolders too."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return [
+        file
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and not any(file.match(pattern) for pattern in OTHER_WEIGHTS)
+        and file.name != MARKER
+    ]
+
+
+def _write_tied(path: Path, model: nnx.Module) -> None:
+    values = read_json(path)
+    config_class = ARCHITECTURES[values["model_type"]][0]
+    tied = config_class.from_hf(values).text.tie_word_embeddings and model.config.text.tie_word_embeddings
+    values["tie_word_embeddings"] = tied
+    values.setdefault("text_config", {})["tie_word_embeddings"] = tied
+    write_json(path, values)
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path, base_folder: Path, size: int, record: dict) -> Iterator[Path]:
+    """Yields a folder beside `out` that takes its name in the end: `out` is the old one or the whole new one.
+
+    Args:
+      size: bytes that will be written, which the disk must have free.
+      record: what the marker file says.
+    """
+    out, base = out.resolve(), base_folder.resolve()
+    if out == base or base in out.parents or out in base.parents:
+        raise UserError(f"{out}: the export would overwrite or lie in the base model's folder {base}; choose another.")
+    ours_or_empty = out.is_dir() and ((out / MARKER).is_file() or not any(out.iterdir()))
+    if out.exists() and not ours_or_empty:
+        raise UserError(f"{out}: exists and was not made by an export; choose another folder or remove it.")
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "replaced"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)  # of an export that was killed
+        free = shutil.disk_usage(out.parent).free
+        if free < size:
+            raise UserError(
+                f"{out}: the export takes {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+                "free space or choose another folder."
+            )
+        partial.mkdir()
+        yield partial
+        write_json(partial / MARKER, {"made_by": "rrs_jax", **record})
+        if out.exists():
+            _remove(old)
+            out.rename(old)
+        partial.rename(out)
+        _remove(old)
+    except OSError as error:
+        raise UserError(f"{out}: the export failed ({error}); free space, check its rights or choose another folder.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

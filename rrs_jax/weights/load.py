@@ -1,0 +1,161 @@
+"""A Hugging Face folder into a model: tensor by tensor, straight into its place and sharding."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import read_json
+from rrs_jax.models.lora import LoRAConfig, LoRAParam
+from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from rrs_jax.parallel import make_mesh, parameter_sharding
+from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
+from rrs_jax.weights.table import Row, WeightTable, qwen2_audio_table
+
+ARCHITECTURES = {"qwen2_audio": (Qwen2AudioConfig, Qwen2Audio, qwen2_audio_table)}
+
+
+def resolve_folder(path: str) -> Path:
+    """A local folder, or a hub id through `huggingface_hub`. Raises UserError where neither is there."""
+    if Path(path).is_dir():
+        return Path(path)
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken"]))
+    except Exception as error:  # huggingface_hub raises a dozen kinds, all of which mean: not to be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"model.path: {path} is no folder and could not be fetched from the hub ({reason}).") from error
+
+
+def read_config(folder: Path) -> dict:
+    """The folder's config.json. Raises UserError where there is none, or for an architecture that is not known."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: holds no config.json; give a Hugging Face model folder.")
+    values = read_json(folder / "config.json")
+    architecture = values.get("model_type") if isinstance(values, dict) else None
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{folder / 'config.json'}: model_type is {architecture!r}; "
+            f"supported: {', '.join(sorted(ARCHITECTURES))}."
+        )
+    return values
+
+
+def abstract_model(
+    values: dict, dtype, lora: LoRAConfig | None = None, entries: dict[str, TensorEntry] | None = None
+) -> tuple[nnx.Module, WeightTable]:
+    """The model of a config.json with shapes in place of arrays, and its weight table.
+
+    With the folder's tensors at hand, they and not the config say whether the head is tied: releases of
+    transformers differ in the flag's default, and in whether a tied head is stored.
+    """
+    config_class, model_class, make_table = ARCHITECTURES[values["model_type"]]
+    config = config_class.from_hf(values)
+    if entries is not None:
+        table = make_table(config)
+        tied = config.text.tie_word_embeddings and table.head not in entries or _same_bytes(table, entries)
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=tied))
+    return nnx.eval_shape(lambda: model_class(config, dtype=dtype, lora=lora)), make_table(config)
+
+
+def _same_bytes(table: WeightTable, entries: dict[str, TensorEntry]) -> bool:
+    head, embedding = entries.get(table.head), entries.get(table.embedding)
+    if head is None or embedding is None or (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return False
+    one, other, step = head.array().view(np.uint8), embedding.array().view(np.uint8), 1024
+    return all(np.array_equal(one[i : i + step], other[i : i + step]) for i in range(0, len(one), step))
+
+
+def load_weights(
+    folder: Path, *, dtype=jnp.float32, lora: LoRAConfig | None = None, mesh: Mesh | None = None, seed: int = 0
+) -> nnx.Module:
+    """The model of a folder, each parameter in its sharding over `mesh` (default: all devices as `data`).
+
+    Host memory holds the mapped pages of a shard and one stacked tensor at a time. LoRA starts as PEFT starts
+    it, from `seed`. Raises UserError naming every missing, surplus and misshapen tensor before one is read.
+    """
+    mesh = mesh or make_mesh()
+    values = read_config(folder)
+    entries = read_folder(folder)
+    model, table = abstract_model(values, dtype, lora, entries)
+    graphdef, lora_state, state = nnx.split(model, LoRAParam, ...)
+    flat = {tuple(path): leaf for path, leaf in nnx.to_flat_state(state)}
+    check_tensors(folder, table, entries, flat)
+
+    for row in table.rows:
+        leaf = flat[row.path]
+        array = _read_stacked(row, entries, leaf.shape, dtype, parameter_sharding(mesh, ".".join(row.path), leaf.shape))
+        flat[row.path] = leaf.replace(array)
+    flat_lora = nnx.to_flat_state(lora_state)
+    zeros = [(path, leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))) for path, leaf in flat_lora]
+    model = nnx.merge(graphdef, nnx.from_flat_state(zeros), nnx.from_flat_state(flat.items()))
+    if lora is not None:
+        model.lora.initialise(jax.random.key(seed))
+        shard_lora(model, mesh)
+    return model
+
+
+def shard_lora(model: nnx.Module, mesh: Mesh) -> None:
+    """Puts the adapters where the partition rules want them."""
+    state = nnx.state(model, LoRAParam)
+    placed = [
+        (path, leaf.replace(jax.device_put(leaf[...], parameter_sharding(mesh, ".".join(map(str, path)), leaf.shape))))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    nnx.update(model, nnx.from_flat_state(placed))
+
+
+def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEntry], flat: dict) -> None:
+    """Compares names, shapes and dtypes of all tensors with what the architecture wants."""
+    problems, expected = [], {table.head}
+    for row in table.rows:
+        shape = flat[row.path].shape[1:] if row.layers else flat[row.path].shape
+        wanted = row.convert(np.broadcast_to(np.int8(0), shape)).shape
+        for name in row.names():
+            expected.add(name)
+            if name not in entries:
+                problems.append(f"{name} is missing")
+            elif entries[name].shape != wanted:
+                problems.append(f"{name} has the shape {entries[name].shape} in place of {wanted}")
+            elif not jnp.issubdtype(entries[name].dtype, jnp.floating):
+                problems.append(f"{name} has the dtype {entries[name].dtype}; quantised weights are not supported")
+    problems += [f"{name} is surplus" for name in sorted(entries.keys() - expected)]
+    if problems:
+        raise UserError(
+            f"{folder}: the weights do not fit config.json: {some_of(problems)}. Download the folder again."
+        )
+
+
+def _read_stacked(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding) -> jax.Array:
+    """One parameter on its devices; each device's slice is read from the memory map on its own, and slices that
+    several devices hold are read once."""
+    parts: dict[str, np.ndarray] = {}
+
+    def slice_of(index: tuple[slice, ...]) -> np.ndarray:
+        key = str(index)
+        if key not in parts:
+            parts[key] = _read_slice(row, entries, index, dtype)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, sharding, slice_of)
+
+
+def _read_slice(row: Row, entries: dict[str, TensorEntry], index: tuple[slice, ...], dtype) -> np.ndarray:
+    if row.layers is None:
+        return np.ascontiguousarray(row.convert(entries[row.name].array())[index].astype(dtype))
+    layers = range(row.layers)[index[0]]
+    part = None
+    for place, i in enumerate(layers):
+        tensor = row.convert(entries[row.name.format(i=i)].array())[index[1:]]
+        if part is None:
+            part = np.empty((len(layers), *tensor.shape), dtype)
+        part[place] = tensor
+    return part

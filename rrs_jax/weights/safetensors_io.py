@@ -1,0 +1,144 @@
+"""Safetensors shards as memory maps: names, dtypes and shapes from the headers, data only where it is used.
+
+The `safetensors` package's NumPy reader knows no bfloat16 and reads a tensor whole; a header and a memory map
+give any dtype, and slices that stay on disk until they are copied to their device.
+"""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import read_json
+
+DTYPES = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: file, byte range in it, dtype, shape."""
+
+    file: Path
+    start: int
+    end: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        """A read-only view of the file; nothing is read until it is used."""
+        return np.memmap(self.file, self.dtype, "r", self.start, self.shape) if self.shape else self._scalar()
+
+    def _scalar(self) -> np.ndarray:
+        return np.frombuffer(self.raw(), self.dtype).reshape(())
+
+    def raw(self) -> bytes:
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.end - self.start)
+
+
+def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """The tensors and the metadata of one shard. Raises UserError where the file is damaged or cut short."""
+    try:
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        metadata = header.pop("__metadata__", {})
+        rows = [(name, *value["data_offsets"], value["dtype"], tuple(value["shape"])) for name, value in header.items()]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); download it again.") from error
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file}: is no safetensors file ({error}); download it again.") from error
+    entries, problems = {}, []
+    for name, first, last, dtype, shape in rows:
+        start, end = first + 8 + length, last + 8 + length
+        if dtype not in DTYPES:
+            problems.append(f"tensor {name} has the dtype {dtype}, which is not supported")
+            continue
+        if end > size:
+            problems.append(f"is cut short, tensor {name} ends at byte {end} of {size}")
+        elif end - start != int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize:
+            problems.append(f"tensor {name} has {end - start} bytes, which its shape {shape} in {dtype} does not have")
+        entries[name] = TensorEntry(file, start, end, DTYPES[dtype], shape)
+    if problems:
+        raise UserError(f"{file}: {some_of(problems)}; download it again.")
+    return entries, metadata
+
+
+def some_of(problems: list[str]) -> str:
+    """The first eight of a list of problems, and how many more there are."""
+    return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The folder's shards, as its index names them. Raises UserError where there are none or one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: holds no weight_map; download the folder again.") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder}: the shards {', '.join(missing)} are missing; download the folder again.")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: holds no *.safetensors file; give a Hugging Face model folder in that format.")
+    return files
+
+
+def read_folder(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of all shards by name."""
+    entries: dict[str, TensorEntry] = {}
+    problems = []
+    for file in shard_files(folder):
+        try:
+            entries.update(read_header(file)[0])
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(" ".join(problems))
+    return entries
+
+
+def write_shard(file: Path, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], object]], metadata: dict) -> None:
+    """Writes one shard, one tensor in memory at a time.
+
+    `tensors` yields (name, dtype, shape, make), `make()` giving the tensor's bytes or array when its turn comes.
+    """
+    tensors = list(tensors)
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, dtype, shape, _ in tensors:
+        end = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the format wants the data aligned
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(encoded)))
+        stream.write(encoded)
+        for _, _, _, make in tensors:
+            data = make()
+            stream.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes())
+
+
+def save_file(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Writes arrays that are in memory already."""
+    rows = [(name, array.dtype, array.shape, lambda array=array: array) for name, array in tensors.items()]
+    write_shard(file, rows, metadata or {})

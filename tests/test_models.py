@@ -1,0 +1,186 @@
+"""Our modules against transformers, float32, small random models with every quirk switched on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from conftest import make_reference, relative_error
+
+from rrs_jax.models.audio_encoder import audio_token_count
+from rrs_jax.models.batch import Batch, right_padded
+from rrs_jax.weights.load import load_weights
+
+AUDIO = 130
+FRAMES = np.array([97, 38, 211, 6])  # valid mel frames of four clips: odd, even, long, very short
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """The features as the released model sees them, 3000 frames a clip, with something behind each clip's end."""
+    features = np.random.default_rng(0).normal(size=(4, 12, 3000)).astype(np.float32)
+    for feature, frames in zip(features, FRAMES, strict=True):
+        feature[:, frames + 2 :] = -1.2
+    return features
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_weights(folder)
+
+
+def prompts(rng) -> tuple[list[list[int]], list[list[int]]]:
+    """Two clips in one prompt, one clip, no clip, one clip; all of different length. Also each row's clips."""
+    text = lambda n: rng.integers(3, 120, n).tolist()
+    tokens = [AUDIO] * audio_token_count(int(FRAMES[0])), [AUDIO] * audio_token_count(int(FRAMES[1]))
+    others = [AUDIO] * audio_token_count(int(FRAMES[2])), [AUDIO] * audio_token_count(int(FRAMES[3]))
+    rows = [text(5) + tokens[0] + text(3) + tokens[1] + text(7), text(2) + others[0] + text(4), text(9),
+            text(3) + others[1] + text(11)]  # fmt: skip
+    return rows, [[0, 1], [2], [], [3]]
+
+
+def audio_bank(model, clips) -> tuple[np.ndarray, list[int]]:
+    """The bank of all clips and each clip's first row; row 0 belongs to none."""
+    frames = 256
+    output = np.asarray(model.encode_audio(jnp.asarray(clips[:, :, :frames]), jnp.asarray(FRAMES)))
+    rows, offsets = [np.zeros((1, output.shape[-1]), np.float32)], []
+    for clip, length in zip(output, FRAMES, strict=True):
+        offsets.append(sum(len(part) for part in rows))
+        rows.append(clip[: audio_token_count(int(length))])
+    return np.concatenate(rows), offsets
+
+
+def make_batch(rows, row_clips, offsets) -> Batch:
+    width = max(map(len, rows)) + 3
+    ids, index = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), -1, np.int32)
+    for r, (row, clip_ids) in enumerate(zip(rows, row_clips, strict=True)):
+        ids[r, : len(row)] = row
+        bank_rows = [offsets[c] + i for c in clip_ids for i in range(audio_token_count(int(FRAMES[c])))]
+        index[r, np.flatnonzero(ids[r] == AUDIO)] = bank_rows
+    return Batch(jnp.asarray(ids), jnp.asarray([len(row) for row in rows], jnp.int32), jnp.asarray(index))
+
+
+def torch_inputs(rows, clips, side: str) -> dict:
+    width = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
+    for r, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[r, where], mask[r, where] = row, 1
+    feature_mask = (np.arange(3000)[None] < FRAMES[:, None]).astype(np.int64)
+    return dict(
+        input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask),
+        position_ids=torch.tensor(np.maximum(mask.cumsum(1) - 1, 0)),
+        input_features=torch.tensor(clips), feature_attention_mask=torch.tensor(feature_mask),
+    )  # fmt: skip
+
+
+def test_encoder_with_the_clips_own_frames_equals_thirty_seconds(reference, model, clips):
+    seen = []
+    hook = reference.model.multi_modal_projector.register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        reference(**torch_inputs(prompts(np.random.default_rng(0))[0], clips, "right"))
+    hook.remove()
+    counts = [audio_token_count(int(frames)) for frames in FRAMES]
+    expected = np.concatenate([clip[:count] for clip, count in zip(seen[0].numpy(), counts, strict=True)])
+    bank, _ = audio_bank(model, clips)
+    assert relative_error(bank[1:], expected) < 1e-5
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_every_hidden_state_representation_and_logits(reference, model, clips, side):
+    rows, row_clips = prompts(np.random.default_rng(1))
+    inputs = torch_inputs(rows, clips, side)
+    with torch.no_grad():
+        expected = reference(**inputs, output_hidden_states=True)
+    mask = inputs["attention_mask"].numpy().astype(bool)
+    bank, offsets = audio_bank(model, clips)
+    batch = make_batch(rows, row_clips, offsets)
+    real = np.arange(batch.input_ids.shape[1])[None] < np.asarray(batch.lengths)[:, None]
+
+    x = model.embed(batch.input_ids, batch.audio_index, bank)
+    layers = model.language_model.layer_outputs(x, batch.lengths, None)
+    hidden = model.hidden_states(batch, bank)
+    for ours, theirs in zip([x, *layers[:-1], hidden], expected.hidden_states, strict=True):
+        assert relative_error(np.asarray(ours)[real], theirs.numpy()[mask]) < 1e-4
+    last = np.stack([row[keep][-1] for row, keep in zip(expected.hidden_states[-1].numpy(), mask, strict=True)])
+    assert relative_error(model.representations(batch, bank), last) < 1e-4
+    assert relative_error(np.asarray(model.logits(hidden))[real], expected.logits.numpy()[mask]) < 1e-4
+    assert relative_error(model.head_row(40), reference.lm_head.weight[40].detach()) == 0
+
+
+def test_left_padded_rows_are_moved_to_the_right():
+    ids = np.array([[0, 0, 5, 6], [7, 8, 9, 0]])
+    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 0]])
+    moved, lengths = right_padded(ids, mask)
+    assert moved[0, :2].tolist() == [5, 6] and moved[1, :3].tolist() == [7, 8, 9] and lengths.tolist() == [2, 3]
+
+
+def test_cached_decoding_equals_the_whole_sequence(model, clips):
+    """Prompts of unequal length, then five tokens one by one: logits as of one pass over everything."""
+    rng = np.random.default_rng(2)
+    rows, row_clips = prompts(rng)
+    bank, offsets = audio_bank(model, clips)
+    batch = make_batch(rows, row_clips, offsets)
+    continuation = rng.integers(3, 120, (len(rows), 5))
+    width = batch.input_ids.shape[1]
+    logits, cache = model.prefill(batch, bank, width + 5)
+    stepwise = [logits]
+    for step in range(5):
+        tokens = jnp.asarray(continuation[:, step])
+        logits, cache = model.decode(tokens, batch.lengths + step, jnp.int32(width + step), cache)
+        stepwise.append(logits)
+    whole = make_batch([row + more.tolist() for row, more in zip(rows, continuation, strict=True)], row_clips, offsets)
+    full = np.asarray(model.logits(model.hidden_states(whole, bank)))
+    for step in range(6):
+        expected = np.stack([full[r, len(row) - 1 + step] for r, row in enumerate(rows)])
+        assert relative_error(stepwise[step], expected) < 1e-5
+
+
+@pytest.mark.parametrize("head_on_disk", [False, True])
+def test_tied_head(tmp_path, head_on_disk):
+    """transformers 5 stores a tied head as a tensor of its own, transformers 4 leaves it out."""
+    reference = make_reference(tie_word_embeddings=True, num_key_value_heads=3)
+    reference.lm_head.weight = torch.nn.Parameter(reference.model.language_model.embed_tokens.weight.detach().clone())
+    reference.save_pretrained(tmp_path)
+    if not head_on_disk:
+        tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+        del tensors["language_model.lm_head.weight"]
+        safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load_weights(tmp_path)
+    assert model.language_model.lm_head is None
+    check_text_logits(reference, model)
+
+
+def test_a_head_on_disk_that_differs_is_used_although_the_config_says_tied(tmp_path):
+    reference = make_reference(tie_word_embeddings=True)
+    reference.save_pretrained(tmp_path)
+    check_text_logits(reference, load_weights(tmp_path))
+
+
+def check_text_logits(reference, model):
+    ids = np.random.default_rng(3).integers(3, 120, (2, 9))
+    with torch.no_grad():
+        expected = reference(input_ids=torch.tensor(ids)).logits.numpy()
+    batch = Batch(jnp.asarray(ids), jnp.array([9, 9]), jnp.full((2, 9), -1))
+    assert relative_error(model.logits(model.hidden_states(batch, jnp.zeros((1, 48)))), expected) < 1e-4
+
+
+def test_padding_has_no_influence_and_no_gradient(model):
+    """Causality through gradients: what stands behind a row's last token changes nothing."""
+    lengths = jnp.array([4, 7])
+
+    def representation(x):
+        return (model.language_model.last_hidden_state(x, lengths, None) ** 2).sum(axis=1)
+
+    x = jax.random.normal(jax.random.key(0), (2, 7, 48))
+    gradient = jax.grad(lambda x: representation(x).sum())(x)
+    assert np.all(np.asarray(gradient)[0, 4:] == 0) and np.all(np.abs(np.asarray(gradient)[0, :4]).sum(-1) > 0)
+
+
+def test_bfloat16_is_close_to_float32(folder, model, clips):
+    rows, row_clips = prompts(np.random.default_rng(4))
+    bank, offsets = audio_bank(model, clips)
+    batch = make_batch(rows, row_clips, offsets)
+    low = load_weights(folder, dtype=jnp.bfloat16)
+    assert relative_error(low.representations(batch, bank), model.representations(batch, bank)) < 2e-2
