@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rrs_jax.config import FIELDS, config_error, unknown_field
@@ -39,7 +39,10 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
         lock_config=True, flag_values=flag_values, sys_argv=None if arguments is None else list(arguments),
     )  # fmt: skip
     flags.DEFINE_string(
-        "stages", ",".join(STAGES), "Stages to run, in this order whatever the order given.", flag_values=flag_values
+        "stages",
+        ",".join(STAGES),
+        "Stages to run, in this order whatever the order given.",
+        flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "dry_run", False, "Print stages, sizes, memory and estimated time, and end.", flag_values=flag_values
@@ -58,12 +61,14 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
     except UserError:
         raise
     except flags.IllegalFlagValueError as error:
-        # A config file's own TypeError or ValueError comes with its whole traceback, the cause in the last line.
+        # A config file's own TypeError or ValueError comes with its whole traceback, the cause last.
         raise UserError(f"{path or 'command line'}: {str(error).strip().splitlines()[-1]}.") from error
     except flags.Error as error:
         raise UserError(f"command line: {str(error).strip()}.") from error
     except Exception as error:  # whatever the user's config file, which is a program, does wrong
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {_one_line(error)}).") from error
+    if "verbosity" in flag_values and flag_values["verbosity"].using_default_value:
+        flag_values.verbosity = logging.WARNING  # absl's choice, INFO, has the libraries talk
     if len(rest) > 1:
         raise UserError(f"command line: {rest[1]!r} is no flag; write --name=value.")
     return rest
@@ -122,7 +127,8 @@ def config_path(arguments: Sequence[str]) -> str | None:
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
     """Ends the program with 2 for a user's mistake and 1 for an interruption, in one sentence each."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal ends the run as Ctrl-C does
+    # A scheduler's signal ends the run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except UserError as error:

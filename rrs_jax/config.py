@@ -57,7 +57,7 @@ FIELDS = {field.name: field for field in (
           "`lora`: squared distance of the LoRA arrays from their start."),
     Field("loss.reduction", "sum", choice("sum", "mean"),
           "Over features, of the squared distance to the target: `sum` is the equation as written. "
-          "Its scale against the penalty is not in the paper: `mean` makes the penalty hidden_size times heavier."),
+          "Its scale against the penalty is not in the paper; `mean` makes that hidden_size times heavier."),
     Field("lora.rank", 8, whole(1), "Not in the paper; 8 is PEFT's default."),
     Field("lora.alpha", 16.0, number(0, above=True),
           "Not in the paper; adapters are scaled by alpha / rank."),
@@ -144,7 +144,7 @@ def default_config() -> ConfigDict:
 
 
 def choose_variant(config: ConfigDict, variant: str, **variants: Callable[[ConfigDict], None]) -> None:
-    """Applies what stands behind the colon in `--config=FILE:VARIANT`; raises UserError where it is unknown."""
+    """Applies what stands behind the colon of `--config=FILE:VARIANT`. Raises UserError for an unknown one."""
     if variant and variant not in variants:
         raise UserError(f"--config: {variant!r} is no variant of this file; it has {', '.join(variants)}.")
     if variant:

@@ -63,7 +63,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
     """One object a line; empty lines are passed over. Raises UserError with the line's number."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold U+2028
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:

@@ -1,9 +1,7 @@
-"""The dry run: what a run would do, how large it is, and about how long it takes. Nothing is loaded or written."""
+"""The dry run: what a run would do, its size, and about how long it takes. Nothing is loaded or written."""
 
 import dataclasses
 import math
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,29 +11,28 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.config import MINI, flatten
+from rrs_jax.costs import (
+    EFFICIENCY,
+    DeviceRate,
+    Sizes,
+    count_questions,
+    device_memory,
+    measure_device,
+    memory_bytes,
+    stage_seconds,
+)
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
-from rrs_jax.parallel import make_mesh, parameter_sharding
-from rrs_jax.run_folder import RunFolder
+from rrs_jax.parallel import make_mesh, rows_multiple
+from rrs_jax.run_folder import stage_is_done
 from rrs_jax.stages import STAGES
-from rrs_jax.weights.load import ARCHITECTURES, abstract_model, read_config
+from rrs_jax.weights.load import abstract_model, read_config
 
-# What nothing on disk says yet; the page of numbers is labelled an estimate for their sake.
-CATEGORIES, PAIRS, EVAL_PAIRS, BORDERLINE = 14, 20, 10, 120  # the starter set
-CLIP_SECONDS = 3.0
-PROMPT_TOKENS = 45  # chat template, system prompt and t
-AUDIO_TOKENS_A_SECOND = 25
-ENCODER_POSITIONS_A_SECOND = 50
-SPEECH_TIMES_REAL_TIME = 38.0  # one core
-EFFICIENCY = 0.5  # of the measured matrix product, reached by whole layers
-# Elements of a layer's activations that wait for the backward pass, as multiples of (hidden, mlp) width, a token.
-SAVED = {"none": (16, 6), "dots": (8, 5), "full": (2, 0)}
 MINI_CONFIG = {
     "model_type": "qwen2_audio",
     "audio_config": {
-        "d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048, "num_mel_bins": 80,
-        "max_source_positions": 1500,
+        "d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048,
+        "num_mel_bins": 80, "max_source_positions": 1500,
     },
     "text_config": {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -45,35 +42,11 @@ MINI_CONFIG = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Counts of questions. `measured`: the seconds come from a manifest, not from an assumption."""
-
-    train: int
-    harmful: int
-    benign: int
-    borderline: int
-    seconds: float
-    measured: bool
-
-    @property
-    def tokens(self) -> int:
-        """Decoder tokens of a spoken question with its prompt."""
-        return round(PROMPT_TOKENS + AUDIO_TOKENS_A_SECOND * self.seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceRate:
-    """Measured on one device: FLOP a second in a matrix product, bytes a second through memory."""
-
-    flops: float
-    bandwidth: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
-    """All bytes are a device's. `stages`: (name, what, "done" or "to do", seconds)."""
+    """`done` and `seconds` by stage; parameter counts; `memory` and `memory_there` in bytes of one device."""
 
-    stages: tuple[tuple[str, str, str, float], ...]
+    done: dict[str, bool]
+    seconds: dict[str, float]
     sizes: Sizes
     steps: int
     responses: int
@@ -81,13 +54,17 @@ class Plan:
     trainable: int
     memory: dict[str, float]
     memory_there: float
-    devices: str
     rate: DeviceRate
+    devices: str
 
     @property
     def memory_needed(self) -> float:
-        weights = self.memory["weights"] + self.memory["adapter, gradient, moments"] + self.memory["audio embeddings"]
-        return weights + max(self.memory["activations of a training step"], self.memory["key-value cache"])
+        """Training and generation follow one another, so the larger of the two counts."""
+        training, generation = (
+            self.memory["activations of a training step"],
+            self.memory["key-value cache and logits"],
+        )
+        return sum(self.memory.values()) - min(training, generation)
 
 
 def print_plan(config: ConfigDict, stages: Sequence[str]) -> None:
@@ -95,53 +72,119 @@ def print_plan(config: ConfigDict, stages: Sequence[str]) -> None:
 
 
 def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None = None) -> Plan:
-    """Reads small files only: the model folder's config.json (for a hub id, fetched), manifests, marks of stages."""
-    values = model_config(config.model.path)
-    dtype = jnp.dtype(config.model.dtype)
-    lora = None
-    if config.strategy != "vanilla":
-        first = 0 if config.lora.layers == "all" else config.lora.layers
-        lora = LoRAConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets), first)
-    model, _ = abstract_model(values, dtype, lora)
+    """Reads small files: the model's config.json (fetched for a hub id), manifests, the run folder's marks.
+
+    rate: of the device; measured where it is None.
+    Raises UserError for a model, LoRA target, mesh or manifest that a run would refuse.
+    """
+    trained = config.strategy != "vanilla"
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    multiple = rows_multiple(mesh) * config.train.gradient_accumulation
+    if trained and config.train.batch_size % multiple:
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is no multiple of mesh.data × mesh.fsdp × "
+            f"train.gradient_accumulation = {multiple}; change one of them."
+        )
+    dtype = jnp.dtype(config.model.dtype)
+    model, _ = abstract_model(
+        model_config(config.model.path), dtype, lora_config(config.lora) if trained else None
+    )
     _, adapter, frozen = nnx.split(model, LoRAParam, ...)
-    frozen, adapter = (_leaves(state) for state in (frozen, adapter))
-    sizes = data_sizes(config)
-    rate = rate or measure_device(dtype)
-    steps = math.ceil(sizes.train / config.train.batch_size) * config.train.epochs
-    spoken = len([mode for mode in config.evaluate.over_refusal_modes])
-    responses = sizes.harmful * len(config.evaluate.modes) + (sizes.benign + sizes.borderline) * spoken
-    responses *= config.evaluate.samples * (1 + (config.evaluate.vanilla and lora is not None))
-    seconds = stage_seconds(config, model.config, sizes, responses, rate, mesh.size)
+    adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)
+    written = folder / "data" / "manifest.jsonl", folder / "data" / "eval" / "manifest.jsonl"
+    sizes = count_questions(config.data, config.evaluate.limit, *written)
+    queries = sizes.harmful * len(config.evaluate.modes)
+    queries += (sizes.benign + sizes.borderline) * len(config.evaluate.over_refusal_modes)
+    responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
+    rate = rate or measure_device(dtype)
+    seconds = stage_seconds(config, model.config, sizes, responses, rate, mesh.size)
     return Plan(
-        stages=tuple((name, STAGES[name].what, _state(folder, config, name), seconds[name]) for name in stages),
+        done={name: stage_is_done(folder, name, flatten(config)) for name in stages},
+        seconds={name: seconds[name] for name in stages},
         sizes=sizes,
-        steps=steps if lora else 0,
+        steps=math.ceil(sizes.train / config.train.batch_size) * config.train.epochs if trained else 0,
         responses=responses,
         frozen=sum(math.prod(leaf.shape) for _, leaf in frozen),
         trainable=sum(math.prod(leaf.shape) for _, leaf in adapter),
         memory=memory_bytes(config, model.config, frozen, adapter, sizes, mesh),
         memory_there=device_memory(),
-        devices=f"{mesh.size} × {jax.devices()[0].device_kind}, " + " × ".join(f"{a} {n}" for a, n in mesh.shape.items()),
         rate=rate,
+        devices=f"{mesh.size} × {jax.devices()[0].device_kind} ("
+        + ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
+        + ")",
     )
 
 
+def lora_config(lora: ConfigDict) -> LoRAConfig:
+    """The config's group `lora` as the model takes it."""
+    return LoRAConfig(lora.rank, lora.alpha, tuple(lora.targets), 0 if lora.layers == "all" else lora.layers)
+
+
 def model_config(path: str) -> dict:
-    """config.json of a folder, of a hub id, or of mini before it is made."""
+    """config.json of a folder, of a hub id, or of mini, made or not."""
     if path == MINI:
         return MINI_CONFIG
     if Path(path).is_dir():
         return read_config(Path(path))
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME.")
+        raise UserError(
+            f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME."
+        )
     from huggingface_hub import hf_hub_download
 
     try:
-        return read_config(Path(hf_hub_download(path, "config.json")).parent)
-    except UserError:
-        raise
+        file = hf_hub_download(path, "config.json")
     except Exception as error:  # huggingface_hub raises a dozen kinds, all of which mean: not to be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model.path: {path} is no folder and could not be fetched from the hub ({reason}).") from error
+        raise UserError(
+            f"model.path: {path} is no folder and could not be fetched from the hub ({reason})."
+        ) from error
+    return read_config(Path(file).parent)
+
+
+def format_plan(plan: Plan, config: ConfigDict) -> str:
+    sizes, rate = plan.sizes, plan.rate
+    sets = f"{sizes.harmful} harmful, {sizes.benign} benign and {sizes.borderline} borderline"
+    lines = [
+        f"run        {config.run_dir}: {config.strategy} on {config.model.path} in {config.model.dtype}",
+        f"model      {plan.frozen:,} parameters frozen, {plan.trainable:,} trained",
+        f"devices    {plan.devices}; measured on one: "
+        f"{rate.flops / 1e12:.3g} TFLOP/s, {rate.bandwidth / 1e9:.3g} GB/s",
+        f"questions  {sizes.train} to train on; {sets} to evaluate; about {sizes.tokens} tokens each",
+        f"steps      {plan.steps} of {config.train.batch_size} questions",
+        f"answers    {plan.responses} of at most {config.generate.max_new_tokens} tokens",
+        "",
+        f"{'stage':<10}{'state':<8}{'estimate':>9}  gives",
+    ]
+    for name, done in plan.done.items():
+        estimate = "" if done else duration(plan.seconds[name])
+        lines.append(f"{name:<10}{'done' if done else 'to do':<8}{estimate:>9}  {STAGES[name].what}")
+    total = duration(sum(plan.seconds[name] for name, done in plan.done.items() if not done))
+    lines += [
+        f"{'sum':<18}{total:>9}  at {EFFICIENCY:.0%} of the measured rate, as if no answer ended early;",
+        f"{'':<29}loading and compilation are not in it",
+        "",
+        "memory of one device (estimate)",
+    ]
+    for what, size in plan.memory.items():
+        lines.append(f"{size / 2**30:>16.2f} GiB  {what}")
+    verdict = "it fits"
+    if plan.memory_needed > plan.memory_there:
+        verdict = (
+            "IT DOES NOT FIT: lower train.batch_size or generate.batch_size, raise train.gradient_accumulation, "
+            "set train.remat=full, or cut weights with mesh.fsdp"
+        )
+    lines.append(f"{plan.memory_needed / 2**30:>16.2f} GiB  at the same time")
+    lines.append(f"{plan.memory_there / 2**30:>16.2f} GiB  are there: {verdict}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _leaves(state: nnx.State) -> list[tuple[str, jax.ShapeDtypeStruct]]:
+    return [(".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(state)]

@@ -20,8 +20,8 @@ from rrs_jax.files import content_hash, read_json, write_json
 from rrs_jax.stages import FIXED_STAGES, PLACEMENT_FIELDS, STAGES, belongs, dependents_of, fields_of, needs_of
 
 PACKAGES = (
-    "rrs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "safetensors", "numpy",
-    "librosa", "soundfile",
+    "rrs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "safetensors",
+    "numpy", "librosa", "soundfile",
 )  # fmt: skip
 MANIFESTS = ("data.manifest", "data.eval_manifest")
 LEAST_FREE_BYTES = 500_000_000
@@ -35,8 +35,8 @@ class RunFolder:
 
     Args:
       needed_bytes: disk space that the run will take.
-    Raises UserError where the folder cannot be written, its disk is too full, it is another run's, or a manifest
-    is not the one that the run began with.
+    Raises UserError where the folder cannot be written, its disk is too full, it is another run's, or a
+    manifest is not the one that the run began with.
     """
 
     def __init__(self, path: str | Path, config: ConfigDict, *, needed_bytes: int = LEAST_FREE_BYTES):
@@ -45,6 +45,7 @@ class RunFolder:
         self.strategy = self.values["strategy"]
         self.config_file = self.path / "config.json"
         self.manifest = self.path / "data" / "manifest.jsonl"
+        self.evaluation_manifest = self.path / "data" / "eval" / "manifest.jsonl"
         self.representations = self.path / "representations.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
@@ -64,30 +65,33 @@ class RunFolder:
             sessions.append(session)
         write_json(
             self.config_file,
-            {"config": config.to_dict(), "seed": self.values["seed"], "inputs": self.inputs, "sessions": sessions},
+            {
+                "config": config.to_dict(),
+                "seed": self.values["seed"],
+                "inputs": self.inputs,
+                "sessions": sessions,
+            },
         )
 
     def stage_done(self, name: str) -> bool:
         """Whether the stage was finished with the values that now decide its output."""
-        mark = self._mark(name)
-        return mark.is_file() and read_json(mark).get("hash") == self._hash(name)
+        return stage_is_done(self.path, name, self.values)
 
     def mark_done(self, name: str, **facts: object) -> None:
         """Records that a stage is finished, with facts worth keeping (seconds, counts); stages that read its
         output are no longer done."""
         for dependent in dependents_of(name):
-            self._mark(dependent).unlink(missing_ok=True)
+            _mark(self.path, dependent).unlink(missing_ok=True)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self._mark(name), {"hash": self._hash(name), "finished": finished, **facts})
+        write_json(_mark(self.path, name), {"hash": _hash(name, self.values), "finished": finished, **facts})
 
     def check_order(self, stages: Sequence[str]) -> None:
         """Raises UserError where a stage needs another that is neither done nor among `stages`."""
-        absent = {
-            need: name
-            for name in reversed(stages)
-            for need in needs_of(name, self.strategy)
-            if need not in stages and not self.stage_done(need)
-        }
+        absent = {}  # each stage that is not done, and the first that needs it
+        for name in stages:
+            for need in needs_of(name, self.strategy):
+                if need not in stages and not self.stage_done(need):
+                    absent.setdefault(need, name)
         if absent:
             wanted = ",".join(stage for stage in STAGES if stage in absent)
             what = "; ".join(f"{name} needs {need}" for need, name in absent.items())
@@ -103,7 +107,9 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"run_dir: another process works in {self.path}; wait for it or end it.") from error
+                raise UserError(
+                    f"run_dir: another process works in {self.path}; wait for it or end it."
+                ) from error
             except OSError:  # a file system without locks: nothing is known of others
                 pass
             yield
@@ -114,7 +120,9 @@ class RunFolder:
         differing = [
             name
             for name, value in self.values.items()
-            if belongs(name, groups) and not belongs(name, PLACEMENT_FIELDS) and _plain(value) != before.get(name)
+            if belongs(name, groups)
+            and not belongs(name, PLACEMENT_FIELDS)
+            and _plain(value) != before.get(name)
         ]
         if differing:
             shown = ", ".join(f"{name} {before.get(name)!r} there and {_plain(self.values[name])!r} now"
@@ -127,20 +135,19 @@ class RunFolder:
         changed = [name for name, value in self.inputs.items() if record.get("inputs", {}).get(name) != value]
         if changed:
             raise UserError(
-                f"{changed[0]}: {self.values[changed[0]]} is no longer what the run in {self.path} began with; "
+                f"{changed[0]}: {self.values[changed[0]]} is not what the run in {self.path} began with; "
                 "restore it or give another --config.run_dir."
             )
 
-    def _mark(self, name: str) -> Path:
-        return self.path / ".done" / f"{name}.json"
 
-    def _hash(self, name: str) -> str:
-        values = fields_of(name, self.values, self.strategy)
-        return content_hash({field: _plain(value) for field, value in values.items()})
+def stage_is_done(path: Path, name: str, values: dict[str, object]) -> bool:
+    """The same for a folder that need not exist; `values` by dotted names."""
+    mark = _mark(path, name)
+    return mark.is_file() and read_json(mark).get("hash") == _hash(name, values)
 
 
 def check_disk(path: Path, needed_bytes: int) -> None:
-    """Makes the folder, and writes and removes a file in it. Raises UserError where that or the space fails."""
+    """Makes the folder, writes and removes a file in it. Raises UserError where that or the space fails."""
     probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -149,7 +156,9 @@ def check_disk(path: Path, needed_bytes: int) -> None:
         free = shutil.disk_usage(path).free
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        raise UserError(f"run_dir: {path} cannot be written ({reason}); give another --config.run_dir.") from error
+        raise UserError(
+            f"run_dir: {path} cannot be written ({reason}); give another --config.run_dir."
+        ) from error
     if free < needed_bytes:
         raise UserError(
             f"run_dir: the disk of {path} has {free / 1e9:.2f} GB free and the run needs about "
@@ -176,7 +185,7 @@ def describe_machine() -> dict:
 
 
 def source_commit() -> str | None:
-    """Commit of the program's own clone, "+changes" where tracked files differ from it; None outside a clone."""
+    """Commit of the program's own clone, with "+changes" where tracked files differ; None outside a clone."""
     folder = Path(__file__).parent.parent
     try:
         if not (folder / ".git").exists():
@@ -203,7 +212,17 @@ def _file_hash(field: str, path: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """As JSON gives it back, and 25 as 25.0, so that values compare and hash alike however they were written."""
+    """As JSON gives it back, and 25 as 25.0: values compare and hash alike however they were written."""
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return json.loads(json.dumps(value))
+
+
+def _mark(path: Path, name: str) -> Path:
+    return path / ".done" / f"{name}.json"
+
+
+def _hash(name: str, values: dict[str, object]) -> str:
+    return content_hash(
+        {field: _plain(value) for field, value in fields_of(name, values, values["strategy"]).items()}
+    )

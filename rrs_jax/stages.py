@@ -21,15 +21,16 @@ STAGES = {stage.name: stage for stage in (
     Stage("data", "questions and speech", (), ("data", "seed")),
     Stage("extract", "representations and safety vector", ("data",), ("model", "strategy", "rrs")),
     Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train")),
-    Stage("evaluate", "answers, judgements and rates", ("data", "train"), ("model", "strategy", "evaluate", "generate")),
+    Stage("evaluate", "answers, judgements and rates", ("data", "train"),
+          ("model", "strategy", "evaluate", "generate")),
     Stage("export", "adapter and model for other programs", ("train",), ("export",)),
     Stage("report", "tables and page", ("evaluate",), ("report",)),
 )}  # fmt: skip
 
 # They change where and how fast a run is done, not what it gives, so a run may go on with other values.
 PLACEMENT_FIELDS = (
-    "run_dir", "mesh", "extract.batch_size", "generate.batch_size", "train.remat", "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
+    "run_dir", "mesh", "extract.batch_size", "generate.batch_size", "train.remat",
+    "train.checkpoint_every_steps", "train.keep_checkpoints",
 )  # fmt: skip
 
 # Later stages may be repeated with other values in the same run folder; what these fix, a run folder keeps.
@@ -81,5 +82,7 @@ def fields_of(name: str, values: dict[str, object], strategy: str) -> dict[str, 
     for need in needs_of(name, strategy):
         groups.update(fields_of(need, values, strategy))
     return {
-        field: value for field, value in values.items() if belongs(field, groups) and not belongs(field, PLACEMENT_FIELDS)
+        field: value
+        for field, value in values.items()
+        if belongs(field, groups) and not belongs(field, PLACEMENT_FIELDS)
     }

@@ -69,13 +69,18 @@ def attention(q, k, v, *, causal: bool, key_lengths=None, mask=None) -> jax.Arra
     cuDNN's flash attention on a GPU in 16 bit, XLA elsewhere. `key_lengths` (B,) hides keys past a row's
     end. Causal attention over right-padded rows needs it only to skip work, so it is passed to cuDNN alone.
     """
-    flash = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and mask is None and q.shape[1] > 1
-    if flash:
+    sixteen_bit = q.dtype in (jnp.bfloat16, jnp.float16)
+    if jax.default_backend() == "gpu" and sixteen_bit and mask is None and q.shape[1] > 1:
         query_lengths = key_lengths if causal else None
-        return jax.nn.dot_product_attention(
-            q, k, v, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="cudnn",
-            query_seq_lengths=query_lengths,
-        )
+        attended = jax.nn.dot_product_attention(
+            q, k, v, is_causal=causal, query_seq_lengths=query_lengths, key_value_seq_lengths=key_lengths,
+            implementation="cudnn",
+        )  # fmt: skip
+        if query_lengths is None:
+            return attended
+        # cuDNN leaves rows past the length as it found them; a NaN there would spread through 0 * NaN.
+        real = jnp.arange(q.shape[1])[None] < query_lengths[:, None]
+        return jnp.where(real[..., None, None], attended, 0)
     if causal and mask is None:
         key_lengths = None
     return jax.nn.dot_product_attention(

@@ -56,8 +56,8 @@ def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_n
     """PEFT's configuration with the keys that every release since 0.9 knows, and no other.
 
     `layers` are the decoder layers that carry an adapter. `target_modules` selects exactly the modules in the
-    file: a bare list of names would also put (zero) adapters into the audio encoder. It ends with the group of
-    names by which vLLM checks it.
+    file: a bare list of names would also put (zero) adapters into the audio encoder. It ends with a group
+    of the names, the form that vLLM knows.
     """
     numbers = "[0-9]+" if layers.start == 0 else f"(?:{'|'.join(map(str, layers))})"
     alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
@@ -112,11 +112,15 @@ def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
 def _table(model: nnx.Module, base_folder: Path) -> WeightTable:
     _, model_class, make_table = ARCHITECTURES[read_config(base_folder)["model_type"]]
     if not isinstance(model, model_class):
-        raise UserError(f"{base_folder}: holds another architecture than the trained model; give the model's own folder.")
+        raise UserError(
+            f"{base_folder}: holds another architecture than the trained model; give the model's own folder."
+        )
     return make_table(model.config)
 
 
-def _adapters(model: nnx.Module, base_folder: Path, table: WeightTable) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _adapters(
+    model: nnx.Module, base_folder: Path, table: WeightTable
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each adapted module, by its name on disk, lora_A (r, in) and lora_B (out, r) as in torch, float32.
 
     Raises UserError where there is none, one is not finite, or the folder is not that of the model.
@@ -135,7 +139,9 @@ def _adapters(model: nnx.Module, base_folder: Path, table: WeightTable) -> dict[
             if entry is None:
                 problems.append(f"{module}.weight is missing")
             elif entry.shape != (b.shape[0], a.shape[1]):
-                problems.append(f"{module}.weight has the shape {entry.shape} in place of {(b.shape[0], a.shape[1])}")
+                problems.append(
+                    f"{module}.weight has the shape {entry.shape} in place of {(b.shape[0], a.shape[1])}"
+                )
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 problems.append(f"the LoRA of {module} is not finite")
             adapters[module] = np.ascontiguousarray(a), np.ascontiguousarray(b)
@@ -147,7 +153,12 @@ def _adapters(model: nnx.Module, base_folder: Path, table: WeightTable) -> dict[
 
 
 def _merge_shard(
-    source: Path, target: Path, touched: dict[str, TensorEntry], adapters: dict, scale: float, progress: Progress
+    source: Path,
+    target: Path,
+    touched: dict[str, TensorEntry],
+    adapters: dict,
+    scale: float,
+    progress: Progress,
 ) -> None:
     """Copies one shard, header and all, with new bytes in place of the touched tensors."""
     with source.open("rb") as original, target.open("wb") as copy:
@@ -216,7 +227,9 @@ def _new_folder(out: Path, base_folder: Path, size: int, record: dict) -> Iterat
     """
     out, base = out.resolve(), base_folder.resolve()
     if out == base or base in out.parents or out in base.parents:
-        raise UserError(f"{out}: the export would overwrite or lie in the base model's folder {base}; choose another.")
+        raise UserError(
+            f"{out}: the export would overwrite or lie in the base model's folder {base}; choose another."
+        )
     ours_or_empty = out.is_dir() and ((out / MARKER).is_file() or not any(out.iterdir()))
     if out.exists() and not ours_or_empty:
         raise UserError(f"{out}: exists and was not made by an export; choose another folder or remove it.")
@@ -239,7 +252,9 @@ def _new_folder(out: Path, base_folder: Path, size: int, record: dict) -> Iterat
         partial.rename(out)
         _remove(old)
     except OSError as error:
-        raise UserError(f"{out}: the export failed ({error}); free space, check its rights or choose another folder.") from error
+        raise UserError(
+            f"{out}: the export failed ({error}); free space, check its rights or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

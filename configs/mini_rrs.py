@@ -1,0 +1,60 @@
+"""RRS on the small real model, on any computer.
+
+    python launch.py --config=configs/mini_rrs.py          part of the starter set
+    python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
+    python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
+
+Hardware: 2 CPU cores and 8 GiB of memory.
+"""
+
+from ml_collections import ConfigDict
+
+from rrs_jax.config import choose_variant, default_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = default_config()
+    config.model.path = "mini"
+    config.model.dtype = "float32"
+    config.run_dir = "runs/mini_rrs"
+
+    config.data.pairs_per_category = 3
+    config.data.eval_pairs_per_category = 3
+    config.data.borderline = 40
+
+    # The upper half of the 24 layers: no backward pass below. Few steps, so a higher rate than the paper's.
+    config.lora.layers = 12
+    config.train.epochs = 3
+    config.train.batch_size = 8
+    config.train.learning_rate = 4e-4
+    config.extract.batch_size = 8
+
+    config.generate.greedy = True
+    config.generate.max_new_tokens = 24
+    config.evaluate.samples = 1
+    choose_variant(config, variant, full=full, smoke=smoke)
+    return config
+
+
+def full(config: ConfigDict) -> None:
+    """Section 5.1, on all 280 + 280 training questions."""
+    config.run_dir = "runs/mini_rrs_full"
+    config.data.pairs_per_category = None
+    config.data.eval_pairs_per_category = None
+    config.data.borderline = None
+    config.lora.layers = "all"
+    config.train.epochs = 10
+    config.train.batch_size = 16
+    config.train.learning_rate = 5e-5
+    config.extract.batch_size = 16
+
+
+def smoke(config: ConfigDict) -> None:
+    config.run_dir = "runs/mini_rrs_smoke"
+    config.data.categories = 4
+    config.data.pairs_per_category = 1
+    config.data.eval_pairs_per_category = 1
+    config.data.borderline = 2
+    config.train.epochs = 1
+    config.train.batch_size = 4
+    config.generate.max_new_tokens = 8

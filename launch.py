@@ -1,0 +1,36 @@
+"""Runs the stages of RRS in one run folder; the same command resumes it.
+
+    python launch.py --config=configs/mini_rrs.py
+    python launch.py --config=configs/qwen2_rrs.py --config.model.path=FOLDER --config.run_dir=RUN
+    python launch.py --config=configs/mini_rrs.py --stages=evaluate,report --dry_run
+
+Every field is set by `--config.NAME=VALUE`; `python -m rrs_jax.config` lists them. Exit status: 0 when all
+stages asked for are done, 2 for a mistake in the input, which one sentence names, 1 otherwise.
+"""
+
+from absl import app, flags
+
+from rrs_jax import command_line
+from rrs_jax.config import validate
+
+command_line.define_flags()
+flags.adopt_module_key_flags(command_line)  # `--help` shows them
+
+
+def main(_: list[str]) -> None:
+    config, stages = command_line.read()
+    validate(config)
+    # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
+    if flags.FLAGS.dry_run:
+        from rrs_jax.plan import print_plan
+
+        print_plan(config, stages)
+    else:
+        from rrs_jax import pipeline
+
+        pipeline.run(config, stages)
+
+
+if __name__ == "__main__":
+    with command_line.exit_status():
+        app.run(main, flags_parser=command_line.parse)

@@ -1,0 +1,99 @@
+"""The few functions that others script against."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rrs_jax.audio_bank import empty_audio_bank, make_audio_bank
+from rrs_jax.inputs.audio import check_audios
+from rrs_jax.inputs.batching import collate
+from rrs_jax.inputs.processor import Processor
+from rrs_jax.models.batch import Batch
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.parallel import rows_multiple
+from rrs_jax.representations import extract_reps as extract_from_arrays
+from rrs_jax.representations import safety_vector
+from rrs_jax.weights.load import load_weights, resolve_folder
+
+__all__ = ["LoadedModel", "PreparedBatch", "extract_reps", "load_model", "make_batch", "safety_vector"]
+
+
+@dataclasses.dataclass
+class LoadedModel:
+    """A model on its devices with what its folder says about inputs."""
+
+    module: nnx.Module
+    processor: Processor
+    folder: Path
+    mesh: Mesh
+
+    def head_row(self, token: str = "I") -> jax.Array:
+        """The output head's weights (D,), float32, for a text of one token."""
+        return self.module.head_row(self.processor.token_id(token))
+
+
+@dataclasses.dataclass
+class PreparedBatch:
+    """`batch` may end in repeated rows that fill it up to the devices; `rows` are real."""
+
+    batch: Batch
+    audio_bank: jax.Array
+    rows: int
+
+
+def load_model(
+    path: str | Path, dtype: str = "float32", *, lora: LoRAConfig | None = None, mesh: Mesh | None = None, seed: int = 0
+) -> LoadedModel:
+    """Loads a Hugging Face folder or hub id of a supported architecture onto all devices, or onto `mesh`.
+
+    Raises UserError for a folder that is missing, incomplete or of another architecture.
+    """
+    from rrs_jax.parallel import make_mesh
+
+    folder = resolve_folder(str(path))
+    mesh = mesh or make_mesh()
+    processor = Processor.from_folder(folder)
+    module = load_weights(folder, dtype=jnp.dtype(dtype), lora=lora, mesh=mesh, seed=seed)
+    return LoadedModel(module, processor, folder, mesh)
+
+
+def make_batch(
+    model: LoadedModel, questions: Sequence[str | Path | np.ndarray | dict], prompt: str | None = None
+) -> PreparedBatch:
+    """Questions to model inputs.
+
+    Args:
+      questions: each an audio file or a 16 kHz mono waveform, asked with the text `prompt`; or a dict with
+        `text` (str or None) and `audio` (a file, a waveform, or a list of them; absent for text alone).
+      prompt: the text beside the audio; None asks with audio alone.
+    Raises UserError that lists every clip that cannot be used.
+    """
+    texts, clips = [], []
+    for question in questions:
+        text, audio = (question.get("text", prompt), question.get("audio")) if isinstance(question, dict) else (prompt, question)
+        audio = [] if audio is None else list(audio) if isinstance(audio, list | tuple) else [audio]
+        texts.append(text)
+        clips.append(audio)
+    flat = [audio for audios in clips for audio in audios]
+    check_audios(flat)
+    bank = make_audio_bank(model.module, model.processor.mel, flat) if flat else empty_audio_bank(model.module)
+    rows, first = [], 0
+    for text, audios in zip(texts, clips, strict=True):
+        offsets, counts = bank.clips(range(first, first + len(audios)))
+        first += len(audios)
+        rows.append((model.processor.encode(text, counts), offsets, counts))
+    multiple = rows_multiple(model.mesh)
+    filled = rows + [rows[-1]] * (-len(rows) % multiple)
+    length = -(-max(len(ids) for ids, _, _ in filled) // 8) * 8
+    return PreparedBatch(collate(filled, length, model.processor.audio_token_id), bank.array, len(rows))
+
+
+def extract_reps(model: LoadedModel, batch: PreparedBatch) -> jax.Array:
+    """(B, D) float32: the final-norm hidden state at each question's last input token (section 3.1)."""
+    return extract_from_arrays(model.module, batch.batch, batch.audio_bank)[: batch.rows]

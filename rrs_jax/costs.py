@@ -1,0 +1,176 @@
+"""Arithmetic of a run: questions, floating-point operations, seconds, bytes. Estimates, from shapes alone."""
+
+import dataclasses
+import math
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rrs_jax.files import read_jsonl
+from rrs_jax.parallel import parameter_sharding
+
+STARTER = {"categories": 14, "pairs_per_category": 20, "eval_pairs_per_category": 10, "borderline": 120}
+CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
+PROMPT_TOKENS = 45  # chat template, system prompt and t
+AUDIO_TOKENS_A_SECOND = 25
+ENCODER_POSITIONS_A_SECOND = 50
+SPEECH_TIMES_REAL_TIME = 38.0  # the starter set's voice on one core
+EFFICIENCY = 0.5  # what a whole model reaches of the measured matrix product
+
+# Elements a token and layer that wait for the backward pass, as multiples of (hidden, mlp) width; fitted to
+# the temporary memory of compiled 7 B steps: 18.2, 12.0 and 1.3 GiB at 2,304 tokens.
+SAVED = {"none": (16, 6), "dots": (8, 5), "full": (2, 0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Counts of questions, and their clips' mean seconds. `spoken`: the clips are there already."""
+
+    train: int
+    harmful: int
+    benign: int
+    borderline: int
+    seconds: float
+    spoken: bool
+
+    @property
+    def evaluated(self) -> int:
+        return self.harmful + self.benign + self.borderline
+
+    @property
+    def tokens(self) -> int:
+        """Decoder tokens of a spoken question with its prompt."""
+        return round(PROMPT_TOKENS + AUDIO_TOKENS_A_SECOND * self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceRate:
+    """Measured on one device: FLOP a second in a matrix product, bytes a second through memory."""
+
+    flops: float
+    bandwidth: float
+
+
+def count_questions(data: ConfigDict, limit: int | None, written: Path, written_eval: Path) -> Sizes:
+    """From the run's own manifests where they are written, or the config's, or the starter set's numbers."""
+
+    def starter(name: str) -> int:
+        return min(STARTER[name] if data[name] is None else data[name], STARTER[name])
+
+    categories = starter("categories")
+    training = written if written.is_file() else data.manifest
+    rows = read_jsonl(training) if training else []
+    train = len(rows) if training else 2 * categories * starter("pairs_per_category")
+    evaluation = written_eval if written_eval.is_file() else data.eval_manifest
+    if evaluation:
+        asked = read_jsonl(evaluation)
+        sets = [
+            sum(row.get("label") == label for row in asked) for label in ("harmful", "benign", "borderline")
+        ]
+    else:
+        asked, pairs = [], categories * starter("eval_pairs_per_category")
+        sets = [pairs, pairs, starter("borderline")]
+    seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
+    return Sizes(
+        train,
+        *(size if limit is None else min(size, limit) for size in sets),
+        seconds=sum(seconds) / len(seconds) if seconds else CLIP_SECONDS,
+        spoken=bool(rows) and bool(asked) and all(row.get("audio") for row in rows + asked),
+    )
+
+
+def stage_seconds(
+    config: ConfigDict, model_config, sizes: Sizes, responses: int, rate: DeviceRate, devices: int
+) -> dict:
+    """Seconds of each stage, without loading and compilation; evaluation as if no answer ended early."""
+    text, audio = model_config.text, model_config.audio
+    layer = sum(rows * columns for rows, columns in text.linears().values())
+    forward = 2 * layer * text.num_hidden_layers  # a token
+    differentiated = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
+    backward = 2 * layer * differentiated  # frozen matrices pass a gradient on and have none of their own
+    encoder = 2 * audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim)
+    encode = encoder * ENCODER_POSITIONS_A_SECOND * sizes.seconds  # a clip
+    flops = rate.flops * EFFICIENCY * devices
+    weights = forward / 2 * jnp.dtype(config.model.dtype).itemsize
+    rows = config.generate.batch_size
+    token = max(forward * rows / flops, weights / (rate.bandwidth * devices))  # one more token for every row
+    clips = 0 if sizes.spoken else sizes.train + sizes.evaluated
+    return {
+        "data": clips * sizes.seconds / SPEECH_TIMES_REAL_TIME,
+        # Harmful questions under t and with the request to refuse, benign ones under t.
+        "extract": sizes.train * (encode + 1.5 * sizes.tokens * forward) / flops,
+        "train": config.train.epochs * sizes.train * sizes.tokens * (forward + backward) / flops,
+        "evaluate": (sizes.evaluated * encode + responses * sizes.tokens * forward) / flops
+        + math.ceil(responses / rows) * config.generate.max_new_tokens * token,
+        "export": 2 * weights / rate.bandwidth if config.export.merged else 0.0,
+        "report": 0.0,
+    }
+
+
+def memory_bytes(
+    config: ConfigDict, model_config, frozen: list, adapter: list, sizes: Sizes, mesh: Mesh
+) -> dict:
+    """Bytes on one device, by purpose. `frozen`, `adapter`: (dotted path, shape-dtype) of each parameter."""
+    text, item = model_config.text, jnp.dtype(config.model.dtype).itemsize
+
+    def shard_bytes(path: str, leaf) -> int:
+        sharding = parameter_sharding(mesh, path, leaf.shape)
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = math.ceil(config.train.batch_size / config.train.gradient_accumulation / parts)
+    layers = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
+    hidden, mlp = SAVED[config.train.remat]
+    saved = layers * (hidden * text.hidden_size + mlp * text.intermediate_size)
+    if config.train.remat == "full":  # and one layer at a time computed again
+        saved += SAVED["none"][0] * text.hidden_size + SAVED["none"][1] * text.intermediate_size
+    activations = rows * sizes.tokens * saved * item
+    if (
+        jax.default_backend() != "gpu" or item == 4
+    ):  # no flash attention: scores and weights are whole matrices
+        scores = 2 * rows * text.num_attention_heads * sizes.tokens**2 * 4
+        activations += scores * (1 if config.train.remat == "full" else layers)
+    slots = sizes.tokens + config.generate.max_new_tokens
+    entry = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * item
+    flight = math.ceil(config.generate.batch_size / parts)
+    clips = sizes.train + sizes.evaluated
+    return {
+        "weights": sum(shard_bytes(*leaf) for leaf in frozen),
+        "adapter, gradient, moments": 4 * sum(shard_bytes(*leaf) for leaf in adapter),
+        "audio embeddings": clips * AUDIO_TOKENS_A_SECOND * sizes.seconds * text.hidden_size * item,
+        "activations of a training step": activations if adapter else 0,
+        "key-value cache and logits": flight * (slots * entry + 2 * text.vocab_size * 4),
+    }
+
+
+def device_memory() -> float:
+    """Bytes that one device offers; of a CPU, the machine's memory."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def measure_device(dtype) -> DeviceRate:
+    """Times one matrix product and one copy, well under a second each."""
+    width, elements = (8192, 2**28) if jax.default_backend() == "gpu" else (1024, 2**24)
+    matrix, vector = jnp.ones((width, width), dtype), jnp.ones((elements,), jnp.float32)
+    product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    return DeviceRate(
+        flops=2 * width**3 / _seconds(lambda: product(matrix, matrix)),
+        bandwidth=2 * 4 * elements / _seconds(lambda: copy(vector)),
+    )
+
+
+def _seconds(call) -> float:
+    """The best of three, after the compilation."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return min(times)

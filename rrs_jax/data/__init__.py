@@ -1,0 +1,1 @@
+"""Questions and their speech: manifests, the starter set, offline voices."""

@@ -1,0 +1,157 @@
+"""The starter set: questions written for this project, and their spoken manifests.
+
+`starter/train.jsonl` (14 categories x 20) and `starter/eval.jsonl` (14 x 10) hold pairs of a harmful question and
+its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 words changed). `starter/borderline.jsonl`
+holds 120 harmless questions with alarming words. Questions only, never answers.
+"""
+
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import zip_longest
+from pathlib import Path
+
+from rrs_jax.data.speech import speak_all
+from rrs_jax.data.voices import draw_voice, read_voices
+from rrs_jax.errors import UserError
+from rrs_jax.files import atomic_path, content_hash, read_jsonl, write_jsonl
+
+CATEGORIES = (  # BeaverTails' keys; commas belong to the names
+    "animal_abuse",
+    "child_abuse",
+    "controversial_topics,politics",
+    "discrimination,stereotype,injustice",
+    "drug_abuse,weapons,banned_substance",
+    "financial_crime,property_crime,theft",
+    "hate_speech,offensive_language",
+    "misinformation_regarding_ethics,laws_and_safety",
+    "non_violent_unethical_behavior",
+    "privacy_violation",
+    "self_harm",
+    "sexually_explicit,adult_content",
+    "terrorism,organized_crime",
+    "violence,aiding_and_abetting,incitement",
+)
+STYLES = (  # of the borderline questions
+    "double_meaning",
+    "figure_of_speech",
+    "fiction",
+    "history",
+    "definition",
+    "safety_advice",
+    "public_figure",
+    "imaginary_group",
+)
+SPLITS = ("train", "eval")
+
+
+def starter_pairs(split: str) -> list[dict]:
+    """`pair_id`, `category`, `harmful`, `benign` of every pair. split: "train" or "eval"."""
+    return read_jsonl(Path(__file__).parent / "starter" / f"{split}.jsonl")
+
+
+def starter_borderline() -> list[dict]:
+    """`id`, `style`, `question` of every borderline question."""
+    return read_jsonl(Path(__file__).parent / "starter" / "borderline.jsonl")
+
+
+def choose_rows(
+    split: str, *, pairs_per_category: int | None, borderline: int | None = 0, categories: int | None = None, seed: int = 0
+) -> list[dict]:
+    """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the borderline ones.
+
+    With the same seed a smaller choice is a part of a larger one. None is all; `categories` takes the first so many.
+    Raises UserError for more than there are.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {SPLITS}")
+    if split == "train" and borderline:
+        raise ValueError("borderline questions are for evaluation alone")
+    chosen = CATEGORIES[: _count("categories", categories, len(CATEGORIES))]
+    pairs = [pair for pair in starter_pairs(split) if pair["category"] in chosen]
+    each = _count("pairs_per_category", pairs_per_category, len(pairs) // len(chosen))
+    rows = []
+    for pair in _by_turns(pairs, "category", "pair_id", seed)[: each * len(chosen)]:
+        for label in ("harmful", "benign"):
+            rows.append(_row(f"{pair['pair_id']}-{label}", pair["pair_id"], label, pair["category"], pair[label]))
+    questions = starter_borderline()
+    for question in _by_turns(questions, "style", "id", seed)[: _count("borderline", borderline, len(questions))]:
+        rows.append(_row(question["id"], question["id"], "borderline", question["style"], question["question"]))
+    return rows
+
+
+def build_starter(
+    folder: str | Path,
+    *,
+    pairs_per_category: int | None,
+    seed: int,
+    split: str,
+    borderline: int | None = 0,
+    voices: str | Iterable[str] = "",
+    categories: int | None = None,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Speaks a part of the starter set (`choose_rows`); writes `folder`/audio and returns `folder`/manifest.jsonl.
+
+    Every question has a voice of its own, drawn at random from `voices` (`read_voices`) as appendix B does, so twins
+    may have different ones. The manifest is written last. Clips are links into the cache where the disk allows it.
+    Raises UserError.
+    """
+    rows = choose_rows(
+        split, pairs_per_category=pairs_per_category, borderline=borderline, categories=categories, seed=seed
+    )
+    folder = Path(folder)
+    drawn = read_voices(voices)
+    chosen = [draw_voice(row["question"], seed, drawn) for row in rows]
+    clips = speak_all([(row["question"], voice) for row, voice in zip(rows, chosen, strict=True)], cache, workers)
+    for row, voice, (clip, seconds) in zip(rows, chosen, clips, strict=True):
+        row |= {"audio": f"audio/{row['id']}.flac", "voice": voice.name, "seconds": round(seconds, 3)}
+        _place(clip, folder / row["audio"])
+    write_jsonl(folder / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"
+
+
+def changed_words(one: str, other: str) -> int:
+    """Words to replace, insert or delete between two texts (Levenshtein), case and punctuation aside."""
+    one, other = (re.findall(r"[\w']+", text.lower()) for text in (one, other))
+    row = list(range(len(other) + 1))
+    for i, word in enumerate(one, start=1):
+        before, row[0] = row[0], i
+        for j, candidate in enumerate(other, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != candidate))
+    return row[-1]
+
+
+def _by_turns(items: list[dict], group: str, name: str, seed: int) -> list[dict]:
+    """One of every group, then a second one, and so on; within a group in an order that the seed draws."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[item[group]].append(item)
+    for members in groups.values():
+        members.sort(key=lambda item: content_hash(seed, item[name]))
+    return [item for turn in zip_longest(*groups.values()) for item in turn if item is not None]
+
+
+def _count(field: str, wanted: int | None, there: int) -> int:
+    if wanted is None:
+        return there
+    if not 0 <= wanted <= there:
+        raise UserError(f"{field}: {wanted} is not between 0 and {there}, all that the starter set has; choose fewer.")
+    return wanted
+
+
+def _row(name: str, pair: str, label: str, category: str, question: str) -> dict:
+    return {"id": name, "pair_id": pair, "label": label, "category": category, "question": question, "response": None}
+
+
+def _place(clip: Path, target: Path) -> None:
+    """A hard link, or a copy where the cache lies on another disk."""
+    with atomic_path(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(clip, temporary)
+        except OSError:
+            shutil.copyfile(clip, temporary)

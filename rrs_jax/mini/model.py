@@ -1,0 +1,121 @@
+"""The mini as users run it: the base with the bridge of `checkpoints/mini/` merged.
+
+A bridge is one or several safetensors files: whole tensors (`multi_modal_projector.linear.weight`, `.bias`) that replace the
+base's, and LoRA pairs `NAME.lora_A.weight` (rank, in), `NAME.lora_B.weight` (out, rank) that add
+lora_alpha/rank · B·A to `NAME.weight`; `lora_alpha` and `rank` stand in the files' metadata.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+import rrs_jax
+from rrs_jax.errors import UserError
+from rrs_jax.files import content_hash, write_json
+from rrs_jax.mini.base import atomic_folder, cache_folder, ensure_base, locked, source_of
+from rrs_jax.mini.lazy_tensor import LazyTensor, write_tensors
+from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, read_header
+
+PATTERN = "bridge-*.safetensors"
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+TIED = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+
+
+def ensure_mini(cache: Path | None = None, bridge: Path | None = None) -> Path:
+    """The folder `<cache>/mini-HASH` with base and bridge merged, made on the first call; HASH is the bridge's.
+
+    `cache` as in ensure_base. `bridge` is the folder with the bridge's files, by default the shipped one.
+    Raises UserError where there is no bridge, its tensors do not fit the base, or ensure_base fails.
+    """
+    files = bridge_files(bridge)
+    base = ensure_base(cache)
+    cache = cache_folder(cache)
+    # The base's source is part of the name: the hub's and the index's bases differ in their bits.
+    digest = content_hash(*(file.read_bytes() for file in files), source_of(base))
+    mini = cache / f"mini-{digest}"
+    if (mini / "SOURCE.json").is_file():
+        return mini
+    with locked(cache):
+        if not (mini / "SOURCE.json").is_file():
+            merge_bridge(base, files, mini)
+    return mini
+
+
+def bridge_files(folder: Path | None = None) -> list[Path]:
+    """The bridge's files, from `folder`, the repository's checkpoints/mini or the installed package's."""
+    package = Path(rrs_jax.__file__).parent
+    folders = [Path(folder)] if folder else [package.parent / "checkpoints/mini", package / "checkpoints/mini"]
+    for place in folders:
+        if files := sorted(place.glob(PATTERN)):
+            return files
+    raise UserError(f"{folders[0]}: holds no {PATTERN}; get it from the repository, "
+                    "or train one with: python -m rrs_jax.mini.train_bridge")
+
+
+def merge_bridge(base: Path, files: list[Path], target: Path) -> None:
+    """Writes the folder `target`: the base's files, with the bridge in its weights, in the base's dtype.
+
+    Sums are taken in float32, one tensor at a time. Raises UserError naming every tensor of the bridge that does not fit.
+    """
+    entries = read_folder(base)
+    whole, pairs, scale = read_bridge(files, entries)
+
+    def merged(name: str, entry: TensorEntry) -> LazyTensor:
+        def make() -> np.ndarray:
+            values = whole.get(name, entry).array()
+            if name not in pairs:
+                return values
+            lora_a, lora_b = (part.array().astype(np.float32) for part in pairs[name])
+            return values.astype(np.float32) + scale * (lora_b @ lora_a)
+
+        return LazyTensor(name, entry.shape, make)
+
+    with atomic_folder(target) as folder:
+        write_tensors(folder / "model.safetensors", [merged(*item) for item in entries.items()],
+                      "merging the bridge into mini")
+        for file in base.iterdir():
+            if file.suffix != ".safetensors":
+                shutil.copyfile(file, folder / file.name)
+        write_json(folder / "SOURCE.json", source_of(base) | {"bridge": [file.name for file in files]})
+
+
+def read_bridge(
+    files: list[Path], base: dict[str, TensorEntry]
+) -> tuple[dict[str, TensorEntry], dict[str, tuple[TensorEntry, TensorEntry]], float]:
+    """Whole tensors and LoRA pairs under the names of the base tensors that they change, and the pairs' scale."""
+    tensors: dict[str, TensorEntry] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        header = read_header(file)
+        tensors |= header[0]
+        metadata |= header[1]
+    lora = {name for name in tensors if name.endswith((LORA_A, LORA_B))}
+    problems = []
+    whole = {name: tensors[name] for name in tensors.keys() - lora}
+    for name in sorted(whole):
+        if name not in base or name in TIED:
+            problems.append(f"{name} is no tensor that a bridge changes")
+        elif whole[name].shape != base[name].shape:
+            problems.append(f"{name} has the shape {whole[name].shape} in place of {base[name].shape}")
+    pairs = {}
+    for stem in sorted({name.removesuffix(LORA_A).removesuffix(LORA_B) for name in lora}):
+        name = f"{stem}.weight"
+        if not {stem + LORA_A, stem + LORA_B} <= lora:
+            problems.append(f"{stem} has only one of lora_A and lora_B")
+        elif name not in base or name in TIED:
+            problems.append(f"{name} is no tensor that a bridge changes")
+        else:
+            pairs[name] = tensors[stem + LORA_A], tensors[stem + LORA_B]
+            (rank, width), (height, other_rank) = (part.shape for part in pairs[name])
+            if (height, width) != base[name].shape or rank != other_rank or str(rank) != metadata.get("rank"):
+                problems.append(f"{stem} has LoRA shapes {(rank, width)} and {(height, other_rank)} that do not fit "
+                                f"{base[name].shape} at rank {metadata.get('rank')}")
+    if lora and not {"lora_alpha", "rank"} <= metadata.keys():
+        problems.append(f"the metadata {json.dumps(metadata)} lacks lora_alpha or rank")
+    if problems:
+        raise UserError(f"{files[0].parent}: the bridge does not fit the base: {'; '.join(problems)}; "
+                        "get it again from the repository or train it anew: python -m rrs_jax.mini.train_bridge")
+    scale = float(metadata["lora_alpha"]) / float(metadata["rank"]) if lora else 0.0
+    return whole, pairs, scale

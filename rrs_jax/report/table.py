@@ -1,0 +1,201 @@
+"""The table of rates of one or more runs, as plain text and as Markdown.
+
+    python -m rrs_jax.report.table RUN [RUN ...]                        prints the text table
+    python -m rrs_jax.report.table RUN --markdown                       prints the Markdown table
+    python -m rrs_jax.report.table RUN --paste README.md --name mini    replaces what stands between
+        <!-- table:mini --> and <!-- /table --> in README.md
+
+It reads RUN/eval/NAME/summary.json of every evaluation in a run: the vanilla model first, then the others.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import read_json, write_atomic
+
+HEADER = (
+    "Model",
+    "ASR audio-text",
+    "ASR text-only",
+    "ASR audio-only",
+    "ORR",
+    "ORR borderline",
+    "NSI average",
+)
+MODES = {"audio_text": "audio-text", "text_only": "text-only", "audio_only": "audio-only"}
+FIELDS = ("judge", "modes", "orr", "borderline_orr", "nsi")
+ABSENT = "N/A"
+
+
+def read_summaries(runs: Sequence[str | Path]) -> list[dict]:
+    """Every summary of these run folders with "run" added: vanilla first in each run, then by name.
+
+    Raises UserError where a run has no evaluation or a summary lacks a field.
+    """
+    summaries = []
+    for run in map(Path, runs):
+        paths = sorted(
+            run.glob("eval/*/summary.json"), key=lambda path: (path.parent.name != "vanilla", path)
+        )
+        if not paths:
+            raise UserError(f"{run}: holds no eval/NAME/summary.json; run the evaluate stage on it first.")
+        for path in paths:
+            summary = read_json(path)
+            lacking = [field for field in FIELDS if field not in summary]
+            if lacking:
+                raise UserError(f"{path}: has no {', '.join(lacking)}; run the evaluate stage again.")
+            summaries.append({"name": path.parent.name, **summary, "run": run.name})
+    return summaries
+
+
+def text_table(runs: Sequence[str | Path]) -> str:
+    """The table for a terminal: columns padded with spaces, notes below."""
+    summaries = read_summaries(runs)
+    rows = [HEADER, *_rows(summaries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = []
+    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return "\n".join([*lines, "", *notes(summaries)]) + "\n"
+
+
+def markdown_table(runs: Sequence[str | Path]) -> str:
+    """The same table in GitHub's Markdown."""
+    summaries = read_summaries(runs)
+    rule = ("---", *["---:"] * (len(HEADER) - 1))
+    rows = [_markdown_row(row) for row in (HEADER, rule, *_rows(summaries))]
+    # Two spaces and a line's end are Markdown's line break.
+    return "\n".join(rows) + "\n\n" + "  \n".join(notes(summaries)) + "\n"
+
+
+def notes(summaries: Sequence[dict]) -> list[str]:
+    """What the numbers are: unit, judge, sizes, and how many responses were neither answer nor refusal."""
+    lines = [
+        "Percent of responses, in brackets the 95 % interval over questions; NSI in points.",
+        *dict.fromkeys(_judge_note(summary) for summary in summaries),
+        *dict.fromkeys(_size_note(summary) for summary in summaries),
+    ]
+    several = len({summary["run"] for summary in summaries}) > 1
+    for summary in summaries:
+        label = _label(summary, several)
+        if counts := _non_answers(summary):
+            lines.append(f"Neither answer nor refusal, {label}: {'; '.join(counts)}.")
+        if shares := _first_token(summary):
+            lines.append(f"Begin with the refusal token (diagnostic), {label}: {', '.join(shares)}.")
+    return lines
+
+
+def paste(path: str | Path, name: str, table: str) -> None:
+    """Replaces the text between `<!-- table:NAME -->` and the next `<!-- /table -->` in the file `path`.
+
+    Raises UserError where the file or one of the markers is missing, or the first marker occurs twice.
+    """
+    path, start, end = Path(path), f"<!-- table:{name} -->", "<!-- /table -->"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name an existing Markdown file.") from error
+    if text.count(start) != 1:
+        raise UserError(
+            f"{path}: holds {start} {text.count(start)} times; write it once, with {end} after it."
+        )
+    before, after = text.split(start)
+    if end not in after or "<!-- table:" in after.split(end)[0]:
+        raise UserError(f"{path}: {start} has no {end} after it; add it where the table ends.")
+    write_atomic(path, before + start + "\n" + table + after[after.index(end) :])
+
+
+def _rows(summaries: Sequence[dict]) -> list[tuple[str, ...]]:
+    several = len({summary["run"] for summary in summaries}) > 1
+    return [
+        (
+            _label(summary, several),
+            *(_cell(summary["modes"].get(mode), "asr") for mode in MODES),
+            _cell(summary["orr"], "rate"),
+            _cell(summary["borderline_orr"], "rate"),
+            _nsi_cell(summary["nsi"]),
+        )
+        for summary in summaries
+    ]
+
+
+def _label(summary: dict, several_runs: bool) -> str:
+    return f"{summary['run']}: {summary['name']}" if several_runs else summary["name"]
+
+
+def _cell(block: dict | None, field: str) -> str:
+    if block is None or block[field] is None:
+        return ABSENT
+    low, high = block["ci95"]
+    return f"{block[field]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _nsi_cell(nsi: dict | None) -> str:
+    return "-" if nsi is None else f"{nsi['average']:+.1f}"
+
+
+def _judge_note(summary: dict) -> str:
+    version = f" (version {summary['judge_version']})" if "judge_version" in summary else ""
+    meaning = f"; ASR is {summary['asr_is']}" if "asr_is" in summary else ""
+    return f"Judge: {summary['judge']}{version}{meaning}."
+
+
+def _size_note(summary: dict) -> str:
+    harmful = next((block for block in summary["modes"].values() if block), None)
+    sets = {"harmful": harmful, "benign": summary["orr"], "borderline": summary["borderline_orr"]}
+    sizes = [f"{block['queries']} {name}" for name, block in sets.items() if block]
+    samples = f", {summary['samples']} response(s) each" if "samples" in summary else ""
+    return f"Questions: {', '.join(sizes)}{samples}."
+
+
+def _non_answers(summary: dict) -> list[str]:
+    blocks = {f"harmful {label}": summary["modes"].get(mode) for mode, label in MODES.items()}
+    blocks |= {"benign": summary["orr"], "borderline": summary["borderline_orr"]}
+    found = []
+    for label, block in blocks.items():
+        kinds = ("empty", "transcription", "gibberish", "unjudged")
+        counts = [f"{block[kind]} {kind}" for kind in kinds if block and block.get(kind)]
+        if counts:
+            found.append(f"{label} {', '.join(counts)} of {block['responses'] + block.get('unjudged', 0)}")
+    return found
+
+
+def _first_token(summary: dict) -> list[str]:
+    block = summary.get("other_judges", {}).get("first_token")
+    if not block:
+        return []
+    shares = {f"harmful {label}": block["modes"].get(mode) for mode, label in MODES.items()}
+    shares |= {"benign": block["orr"], "borderline": block["borderline_orr"]}
+    return [f"{name} {100 * b['refusals'] / b['responses']:.1f} %" for name, b in shares.items() if b]
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 with one sentence on standard error for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m rrs_jax.report.table", description="Rates of runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder with eval/NAME/summary.json")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
+    parser.add_argument("--paste", metavar="FILE", help="Markdown file whose table is replaced")
+    parser.add_argument("--name", default="rates", help="marker <!-- table:NAME --> (default: rates)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.paste:
+            paste(options.paste, options.name, markdown_table(options.runs))
+            print(f"{options.paste}: table {options.name} replaced")
+        else:
+            print(markdown_table(options.runs) if options.markdown else text_table(options.runs), end="")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

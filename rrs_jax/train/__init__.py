@@ -1,0 +1,1 @@
+"""Training of the adapters: `step` (one sharded jit), `loop`, `checkpoints`, `metrics`."""

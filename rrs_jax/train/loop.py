@@ -1,0 +1,244 @@
+"""Epochs over the samples: what is drawn, what is dispatched, what is written down."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import content_hash
+from rrs_jax.inputs.batching import Selection, bucket_lengths, collate, make_batches
+from rrs_jax.models.lora import LoRAParam
+from rrs_jax.progress import Progress
+from rrs_jax.representations import Row, mesh_of
+from rrs_jax.strategies import Strategy
+from rrs_jax.train.checkpoints import Checkpoints, Position
+from rrs_jax.train.metrics import MetricsLog
+from rrs_jax.train.step import OptimiserConfig, Rows, StepMetrics, TrainState, TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training half of a run's config.
+
+    Attributes:
+      epochs, batch_size: the paper's are 10 and 16; a batch is what one update sees.
+      gradient_accumulation: micro-batches a batch is cut into.
+      max_buckets: most lengths to which prompts are padded, and so most compilations.
+      bucket_multiple: lengths are multiples of this.
+      checkpoint_every_steps: steps between checkpoints, beside the one at the end of each epoch.
+      keep_checkpoints: how many of them are kept, beside the best.
+      seed: of all draws: order of the samples, and prompt of each sample in each step.
+    """
+
+    epochs: int = 10
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    max_buckets: int = 5
+    bucket_multiple: int = 8
+    checkpoint_every_steps: int = 50
+    keep_checkpoints: int = 2
+    seed: int = 0
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+
+    def steps_per_epoch(self, samples: int) -> int:
+        micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))
+        return -(-micro_batches // self.gradient_accumulation)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The samples.
+
+    Attributes:
+      sample_ids: names of the N samples, for messages.
+      harmful: bool (N,).
+      encode: (sample, prompt of the pool) to that prompt's row; called for all of them at the start and again
+        for each batch, so it should look up a table.
+      num_prompts: size of the pool.
+      audio_bank: (rows, D), all clips' embeddings.
+    """
+
+    sample_ids: Sequence[str]
+    harmful: np.ndarray
+    encode: Callable[[int, int], Row]
+    num_prompts: int
+    audio_bank: jax.Array
+
+
+def train(
+    model: nnx.Module, strategy: Strategy, data: TrainingData, config: TrainConfig, folder: Path, *, mesh: Mesh | None = None
+) -> TrainState:
+    """Trains the model's adapters in place and returns the last state; goes on where `folder` shows a run stopped.
+
+    The model comes with its adapters at their start, also when a run goes on. Writes `folder/checkpoints`,
+    `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient are not finite,
+    naming the samples, and where the folder's checkpoints are of other settings.
+    """
+    if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
+        raise UserError(
+            f"train.gradient_accumulation: {config.gradient_accumulation} does not divide train.batch_size {config.batch_size}; choose a divisor."
+        )
+    if any(np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"):
+        raise ValueError("the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin")
+    total_steps = config.steps_per_epoch(len(data.sample_ids)) * config.epochs
+    step = TrainStep(model, strategy, config.optimiser, mesh or mesh_of(model), total_steps)
+    settings = content_hash(dataclasses.asdict(config), list(data.sample_ids), np.asarray(data.harmful).tolist())
+
+    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
+        state, position = _start(step, checkpoints, Position(0, 0, 0, config.seed, 0.0, settings))
+        if position.step < total_steps:
+            with MetricsLog(folder, position.step) as log:
+                run = Run(step, Plan(data, config, model.config.audio_token_id), data, log, checkpoints)
+                state = run.until(total_steps, state, position)
+    nnx.update(model, jax.tree.map(lambda array: array.copy(), state.lora))
+    return state
+
+
+def _start(step: TrainStep, checkpoints: Checkpoints, fresh: Position) -> tuple[TrainState, Position]:
+    """The folder's latest checkpoint, else the beginning."""
+    state = step.init()
+    latest = checkpoints.latest()
+    if latest is None:
+        return state, fresh
+    state, position = checkpoints.restore(latest, state)
+    if position.settings != fresh.settings:
+        raise UserError(
+            f"{checkpoints.folder}: was made with other training settings or samples; choose another run_dir, "
+            "restore the settings, or delete the folder."
+        )
+    return state, position
+
+
+class Plan:
+    """Which samples, prompts and padding every step has. A function of seed and epoch alone, so that a run
+    that goes on sees what it would have seen."""
+
+    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int):
+        self.data, self.config, self.audio_token_id = data, config, audio_token_id
+        samples, prompts = range(len(data.sample_ids)), range(data.num_prompts)
+        self.lengths = np.array([[len(data.encode(i, p)[0]) for p in prompts] for i in samples])  # (N, prompts)
+        self.buckets = bucket_lengths(self.lengths.ravel(), config.max_buckets, config.bucket_multiple)
+
+    def epoch(self, epoch: int) -> tuple[np.ndarray, list[list[Selection]]]:
+        """The prompt drawn for each sample (N,), and each step's micro-batches."""
+        samples, prompts = self.lengths.shape
+        order, draw = np.random.SeedSequence([self.config.seed, epoch]).generate_state(2)
+        chosen = np.random.default_rng(draw).integers(prompts, size=samples)
+        lengths = self.lengths[np.arange(samples), chosen]
+        parts = self.config.gradient_accumulation
+        micro_batches = make_batches(lengths, self.config.batch_size // parts, int(order), self.buckets)
+        return chosen, [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
+
+    def rows(self, selection: Selection, chosen: np.ndarray, strategy: Strategy) -> Rows:
+        """One micro-batch as host arrays."""
+        indices = selection.indices
+        encoded = [self.data.encode(int(i), int(chosen[i])) for i in indices]
+        batch = collate(encoded, selection.length, self.audio_token_id)
+        return Rows(batch, strategy.examples(indices), np.asarray(self.data.harmful)[indices], selection.weights)
+
+
+@dataclasses.dataclass
+class Dispatched:
+    """A step that the devices may still be computing."""
+
+    step: int
+    epoch: int
+    selections: list[Selection]
+    metrics: StepMetrics
+    row_losses: list[jax.Array]
+
+
+class Run:
+    """The loop proper. A step's metrics are read after the next step is dispatched, so that the devices never
+    wait for the host and never have more than two steps before them."""
+
+    def __init__(self, step: TrainStep, plan: Plan, data: TrainingData, log: MetricsLog, checkpoints: Checkpoints):
+        self.step, self.plan, self.data, self.log, self.checkpoints = step, plan, data, log, checkpoints
+        self.steps_per_epoch = plan.config.steps_per_epoch(len(data.sample_ids))
+        self.compiled: set[tuple[int, ...]] = set()
+        self.waiting: Dispatched | None = None
+        self.clock = time.perf_counter()  # since when the devices work on the step that is read next
+        self.epoch_loss = 0.0
+
+    def until(self, total_steps: int, state: TrainState, position: Position) -> TrainState:
+        audio_bank = jax.device_put(self.data.audio_bank, self.step.replicated)
+        self.epoch_loss = position.epoch_loss
+        with Progress(total_steps - position.step, "training", unit="steps") as self.progress:
+            for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
+                chosen, batches = self.plan.epoch(epoch)
+                first = position.batch if epoch == position.epoch else 0
+                for batch in range(first, self.steps_per_epoch):
+                    state = self._dispatch(state, audio_bank, epoch, batch, chosen, batches[batch])
+                    self._save_where_due(state, epoch, batch, position)
+        return state
+
+    def _dispatch(self, state, audio_bank, epoch: int, batch: int, chosen, selections) -> TrainState:
+        rows = [self.step.place(self.plan.rows(selection, chosen, self.step.strategy)) for selection in selections]
+        shapes = {(len(selections) > 1, place > 0, selection.length) for place, selection in enumerate(selections)}
+        compiling = not shapes <= self.compiled
+        self.compiled |= shapes
+        if compiling:
+            self._record()
+        state, metrics, row_losses = self.step(state, audio_bank, rows)
+        if compiling:  # which is nobody's samples per second
+            self.clock = time.perf_counter()
+        self._record()
+        number = epoch * self.steps_per_epoch + batch + 1
+        self.waiting = Dispatched(number, epoch, selections, metrics, row_losses)
+        return state
+
+    def _record(self) -> None:
+        """Waits for the step that is not yet read and writes its line. Raises UserError where it was not finite."""
+        if self.waiting is None:
+            return
+        done, self.waiting = self.waiting, None
+        metrics = jax.device_get(done.metrics)
+        started, self.clock = self.clock, time.perf_counter()
+        if not metrics.finite:
+            raise UserError(self._not_finite(done, metrics))
+        loss, (harmful, benign) = float(metrics.loss), zip(metrics.losses, metrics.weights, strict=True)
+        self.epoch_loss += loss
+        self.log.write(
+            step=done.step,
+            epoch=done.epoch + 1,
+            loss=loss,
+            loss_harmful=_mean(*harmful),
+            loss_benign=_mean(*benign),
+            penalty=float(metrics.penalty),
+            grad_norm=float(metrics.grad_norm),
+            samples_per_second=round(float(metrics.weights.sum()) / (self.clock - started), 3),
+        )
+        self.progress.update(1, loss=f"{loss:.4g}")
+
+    def _not_finite(self, done: Dispatched, metrics: StepMetrics) -> str:
+        samples = np.concatenate([selection.indices for selection in done.selections])
+        losses = [np.asarray(part)[: len(s.indices)] for part, s in zip(done.row_losses, done.selections, strict=True)]
+        bad = ~np.isfinite(np.concatenate(losses))
+        names = ", ".join(sorted({self.data.sample_ids[i] for i in (samples[bad] if bad.any() else samples)}))
+        what = "gradient" if np.isfinite(metrics.loss) else "loss"
+        return (
+            f"training: the {what} of step {done.step} is not finite, with the samples {names}; it was not applied. "
+            "Check those clips, lower train.learning_rate, or set model.dtype to float32."
+        )
+
+    def _save_where_due(self, state: TrainState, epoch: int, batch: int, position: Position) -> None:
+        number, epoch_ends = epoch * self.steps_per_epoch + batch + 1, batch + 1 == self.steps_per_epoch
+        if not epoch_ends and number % self.plan.config.checkpoint_every_steps:
+            return
+        self._record()  # what a checkpoint holds is also in metrics.jsonl, and was finite
+        mean_loss = self.epoch_loss / (batch + 1)
+        if epoch_ends:
+            epoch, batch, self.epoch_loss = epoch + 1, -1, 0.0
+        where = dataclasses.replace(position, step=number, epoch=epoch, batch=batch + 1, epoch_loss=self.epoch_loss)
+        self.checkpoints.save(state, where, mean_loss)
+        self.clock = time.perf_counter()
+
+
+def _mean(total: float, count: float) -> float | None:
+    return float(total / count) if count else None

@@ -1,0 +1,38 @@
+"""`RUN/metrics.jsonl` and TensorBoard: a line a step, each step once, however often a run was started."""
+
+import json
+from pathlib import Path
+
+from rrs_jax.files import append_jsonl, write_jsonl
+
+FIELDS = ("step", "epoch", "loss", "loss_harmful", "loss_benign", "penalty", "grad_norm", "samples_per_second")
+
+
+class MetricsLog:
+    """Appends the metrics of steps behind `last_step`, the one from which the run goes on."""
+
+    def __init__(self, folder: Path, last_step: int):
+        from tensorboardX import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            write_jsonl(self.path, [row for row in self._whole_lines() if row["step"] <= last_step])
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.writer.close()
+
+    def write(self, **values: float | int | None) -> None:
+        """One step's `FIELDS`; a loss over no rows is None and is left out of TensorBoard."""
+        append_jsonl(self.path, [{name: values[name] for name in FIELDS}])
+        for name in FIELDS[2:]:
+            if values[name] is not None:
+                self.writer.add_scalar(f"train/{name}", values[name], values["step"])
+
+    def _whole_lines(self) -> list[dict]:
+        """A kill can cut the last line short; what it said is computed anew."""
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]

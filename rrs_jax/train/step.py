@@ -1,0 +1,246 @@
+"""One optimiser step as one jitted function over a mesh."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from rrs_jax.models.batch import Batch
+from rrs_jax.models.lora import LoRAParam
+from rrs_jax.parallel import batch_sharding, parameter_sharding, replicated, rows_multiple
+from rrs_jax.representations import pad_rows
+from rrs_jax.strategies import Strategy
+from rrs_jax.strategies.penalty import penalty
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW and what it minimises.
+
+    Attributes:
+      learning_rate: highest rate; the paper's is 5e-5.
+      schedule: `constant`, or `linear` or `cosine` down to 0 at the last step.
+      warmup_steps: steps in which the rate rises linearly from 0.
+      clip_norm: largest norm of the adapters' gradient, None for no clipping.
+      penalty_weight, penalty_space: see `rrs_jax.strategies.penalty`.
+      remat: what is kept for the backward pass, see `rrs_jax.models.decoder.rematerialise`.
+    """
+
+    learning_rate: float = 5e-5
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    penalty_weight: float = 1.0
+    penalty_space: str = "weights"
+    remat: str = "dots"
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+      lora: the adapters, float32.
+      opt_state: of `optax.masked`, moments for the adapters alone.
+      step: int32, number of updates made.
+    """
+
+    lora: nnx.State
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+@flax.struct.dataclass
+class Rows:
+    """A micro-batch of B rows.
+
+    Attributes:
+      batch: the prompts.
+      examples: the strategy's arrays, (B, ...).
+      harmful: bool (B,).
+      weights: float32 (B,), 1 for a sample and 0 for filling.
+    """
+
+    batch: Batch
+    examples: dict[str, jax.Array]
+    harmful: jax.Array
+    weights: jax.Array
+
+
+@flax.struct.dataclass
+class Sums:
+    """Weighted sums over rows, harmful and benign apart: losses (2,), weights (2,), and their gradients."""
+
+    losses: jax.Array
+    weights: jax.Array
+    gradients: nnx.State
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """Scalars on the device. `losses` and `weights` (2,) are sums over harmful and benign rows; `finite` says
+    whether loss and gradient were, without which nothing was updated."""
+
+    loss: jax.Array
+    losses: jax.Array
+    weights: jax.Array
+    penalty: jax.Array
+    grad_norm: jax.Array
+    finite: jax.Array
+
+
+def make_optimiser(config: OptimiserConfig, total_steps: int) -> optax.GradientTransformation:
+    """One masked chain over the tree {"base": frozen, "lora": adapters}; nothing in it ever sees the base."""
+    decay_steps = max(total_steps - config.warmup_steps, 1)
+    schedule = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, decay_steps),
+    }[config.schedule]
+    if config.warmup_steps:
+        rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+        schedule = optax.join_schedules([rise, schedule], [config.warmup_steps])
+    adamw = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    return optax.masked(optax.chain(*clip, adamw), {"base": False, "lora": True})
+
+
+class TrainStep:
+    """Gradients, accumulation and update; compiled once for each shape of a micro-batch.
+
+    A step of one micro-batch is one jit. A step of several adds up the gradient sums of each in float32 and
+    divides by the number of rows at the end, so that it equals one large batch although the micro-batches
+    have different lengths and some rows are filling.
+    """
+
+    def __init__(self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int):
+        self.strategy, self.config, self.mesh = strategy, config, mesh
+        self.optimiser = make_optimiser(config, total_steps)
+        self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
+        # The jitted functions donate their state, so it must not share buffers with the model's adapters.
+        self.initial = jax.device_put(jax.tree.map(jnp.copy, lora), self._shardings(lora))
+        self.replicated = replicated(mesh)
+        state, rows, all_of_it = self._state_shardings(), batch_sharding(mesh), self.replicated
+        base = self._shardings(self.base)
+        sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora))
+        inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None)
+        self._step = jax.jit(
+            self._fused, donate_argnums=0,
+            in_shardings=(state, *inputs, all_of_it, rows), out_shardings=(state, all_of_it, all_of_it),
+        )  # fmt: skip
+        self._first = jax.jit(
+            self._sums, in_shardings=(state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it)
+        )  # fmt: skip
+        self._next = jax.jit(
+            self._add, donate_argnums=0,
+            in_shardings=(sums, state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it),
+        )  # fmt: skip
+        self._apply = jax.jit(
+            self._update, donate_argnums=0, in_shardings=(state, sums, *inputs), out_shardings=(state, all_of_it)
+        )
+
+    def init(self) -> TrainState:
+        """The state before the first step."""
+        lora = jax.tree.map(jnp.copy, self.initial)
+        make = jax.jit(self._initial_optimiser, out_shardings=self._state_shardings().opt_state)
+        return TrainState(lora, make(lora), jax.device_put(np.int32(0), self.replicated))
+
+    def place(self, rows: Rows) -> Rows:
+        """Host arrays onto the devices, filled up to what the mesh divides."""
+        multiple = rows_multiple(self.mesh)
+        weights = np.pad(np.asarray(rows.weights, np.float32), (0, -len(rows.weights) % multiple))
+        return jax.device_put(pad_rows(rows, multiple).replace(weights=weights), batch_sharding(self.mesh))
+
+    def __call__(
+        self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]
+    ) -> tuple[TrainState, StepMetrics, list[jax.Array]]:
+        """The next state (the old one's buffers are gone), metrics, and each micro-batch's row losses (B,)."""
+        initial = self.initial if self.config.penalty_space == "lora" else None
+        if len(micro_batches) == 1:
+            state, metrics, losses = self._step(state, self.base, initial, audio_bank, micro_batches[0])
+            return state, metrics, [losses]
+        sums, losses = self._first(state.lora, self.base, audio_bank, micro_batches[0])
+        row_losses = [losses]
+        for rows in micro_batches[1:]:
+            sums, losses = self._next(sums, state.lora, self.base, audio_bank, rows)
+            row_losses.append(losses)
+        state, metrics = self._apply(state, sums, self.base, initial)
+        return state, metrics, row_losses
+
+    def model(self, state: TrainState) -> nnx.Module:
+        """The model with the state's adapters; it shares their buffers, which the next step gives away."""
+        return nnx.merge(self.graphdef, state.lora, self.base)
+
+    def compilations(self) -> int:
+        """Shapes for which the step of one micro-batch was compiled."""
+        return self._step._cache_size()
+
+    def lower(self, state: TrainState, audio_bank: jax.Array, rows: Rows):
+        """The single-batch step, lowered for these arrays or shapes; `.compile().memory_analysis()` tells its memory."""
+        initial = self.initial if self.config.penalty_space == "lora" else None
+        return self._step.lower(state, self.base, initial, audio_bank, rows)
+
+    def _fused(self, state: TrainState, base, initial, audio_bank, rows: Rows):
+        sums, row_losses = self._sums(state.lora, base, audio_bank, rows)
+        return *self._update(state, sums, base, initial), row_losses
+
+    def _sums(self, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
+        groups = jnp.stack([rows.harmful, ~rows.harmful]) * rows.weights  # (2, B)
+
+        def total(lora):
+            model = nnx.merge(self.graphdef, lora, base)
+            losses = self.strategy.row_losses(model, rows.batch, audio_bank, rows.examples, remat=self.config.remat)
+            return jnp.sum(losses * rows.weights), losses
+
+        gradients, losses = jax.grad(total, has_aux=True)(lora)
+        return Sums(losses=jnp.sum(groups * losses, axis=1), weights=groups.sum(axis=1), gradients=gradients), losses
+
+    def _add(self, sums: Sums, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
+        more, losses = self._sums(lora, base, audio_bank, rows)
+        return jax.tree.map(jnp.add, sums, more), losses
+
+    def _update(self, state: TrainState, sums: Sums, base, initial) -> tuple[TrainState, StepMetrics]:
+        count = sums.weights.sum()
+
+        def distance(lora):
+            return penalty(nnx.merge(self.graphdef, lora, base), self.config.penalty_space, initial)
+
+        moved, pull = jax.value_and_grad(distance)(state.lora)
+        gradients = jax.tree.map(lambda g, p: g / count + self.config.penalty_weight * p, sums.gradients, pull)
+        loss = sums.losses.sum() / count + self.config.penalty_weight * moved
+        grad_norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        parameters = {"base": base, "lora": state.lora}
+        updates, opt_state = self.optimiser.update({"base": None, "lora": gradients}, state.opt_state, parameters)
+        updated = TrainState(optax.apply_updates(state.lora, updates["lora"]), opt_state, state.step + 1)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        return state, StepMetrics(loss, sums.losses, sums.weights, moved, grad_norm, finite)
+
+    def _initial_optimiser(self, lora) -> optax.OptState:
+        return self.optimiser.init({"base": self.base, "lora": lora})
+
+    def _state_shardings(self) -> TrainState:
+        shapes = jax.eval_shape(self._initial_optimiser, self.initial)
+        return TrainState(self._shardings(self.initial), self._shardings(shapes), replicated(self.mesh))
+
+    def _shardings(self, tree):
+        """By the partition rules; a moment's path ends as its parameter's."""
+
+        def sharding(path, leaf):
+            dotted = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+            return parameter_sharding(self.mesh, dotted, leaf.shape)
+
+        return jax.tree_util.tree_map_with_path(sharding, tree)

@@ -1,0 +1,163 @@
+"""The config: defaults, variants, and what is refused."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rrs_jax.config import FIELDS, LINEARS, STRATEGIES, default_config, flatten, validate
+from rrs_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+VARIANTS = {"qwen2_rrs": ("", "smoke"), "mini_rrs": ("", "full", "smoke")}
+
+# Others script against these (shared layout, "Names that stay"), with the types of their values.
+STABLE = {
+    "model.path": str, "model.dtype": str, "data.manifest": None, "run_dir": str, "rrs.top_m": float,
+    "penalty.weight": float, "penalty.space": str, "lora.rank": int, "train.epochs": int, "train.batch_size": int,
+    "train.learning_rate": float, "strategy": str, "seed": int, "mesh.data": int, "mesh.fsdp": int, "mesh.tensor": int,
+}  # fmt: skip
+
+
+def config_of(name: str, variant: str = ""):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def usable_config():
+    config = default_config()
+    config.model.path = "mini"
+    return config
+
+
+def problems_of(**changes) -> str:
+    config = usable_config()
+    for name, value in changes.items():
+        *groups, leaf = name.split("__")
+        group = config
+        for each in groups:
+            group = group[each]
+        with group.ignore_type():
+            group[leaf] = value
+    with pytest.raises(UserError) as error:
+        validate(config)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, variant", [(name, variant) for name, all_ in VARIANTS.items() for variant in all_]
+)
+def test_every_config_file_and_variant_is_valid(name, variant):
+    validate(config_of(name, variant))
+
+
+def test_unknown_variant_names_those_there_are():
+    with pytest.raises(UserError, match="'fulll' is no variant of this file; it has full, smoke"):
+        config_of("mini_rrs", "fulll")
+
+
+def test_names_that_stay():
+    flat = flatten(default_config())
+    for name, kind in STABLE.items():
+        assert flat[name] is None if kind is None else type(flat[name]) is kind, name
+
+
+def test_the_papers_values_are_the_defaults():
+    config = default_config()
+    assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (10, 16, 5e-5)
+    assert (config.rrs.top_m, config.rrs.refusal_token, config.evaluate.samples) == (51, "I", 5)
+    assert config_of("mini_rrs", "full").train.to_dict() == config.train.to_dict()
+    assert config_of("mini_rrs", "full").lora.to_dict() == config.lora.to_dict()
+
+
+def test_words_are_those_of_the_rooms_that_use_them():
+    from rrs_jax.models.decoder import DecoderConfig
+    from rrs_jax.strategies import STRATEGIES as TRAINED
+    from rrs_jax.strategies.penalty import SPACES
+
+    decoder = DecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False)
+    assert set(LINEARS) == set(decoder.linears())
+    assert set(STRATEGIES) == {"vanilla", *TRAINED}
+    assert all(FIELDS["penalty.space"].kind.accepts(space) for space in SPACES)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("rrs__top_m", 0), ("rrs__top_m", 100.5), ("rrs__top_m", -1), ("rrs__top_m", "all"), ("rrs__top_m", True),
+        ("rrs__top_m", float("nan")), ("rrs__top_m", None), ("train__epochs", 0), ("train__epochs", "3"),
+        ("train__epochs", 2.0), ("train__learning_rate", 0.0), ("train__learning_rate", float("inf")),
+        ("train__b2", 1.0), ("strategy", "rss"), ("model__path", " "), ("model__dtype", "float16"),
+        ("lora__targets", ()), ("lora__targets", ("q_proj", "q_proj")), ("lora__targets", ("c_attn",)),
+        ("lora__targets", "q_proj"), ("lora__layers", -1), ("lora__layers", "upper"), ("mesh__data", 0),
+        ("generate__top_p", 1.5), ("generate__greedy", 1), ("evaluate__modes", ("audio",)), ("evaluate__judges", ()),
+        ("evaluate__limit", 0), ("seed", -1), ("data__audio_max_seconds", 2400.0), ("penalty__weight", -1.0),
+    ],
+)  # fmt: skip
+def test_wrong_value_is_refused_by_name(name, value):
+    message = problems_of(**{name: value})
+    assert message.startswith(f"config: {name.replace('__', '.')} is {value!r}, give "), message
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("rrs.top_m", 100), ("rrs.top_m", 12.5), ("rrs.top_m", "positive"), ("lora.layers", 12), ("seed", 0),
+        ("train.learning_rate", 1), ("train.clip_norm", None), ("generate.top_k", 0), ("mesh.fsdp", -1),
+        ("lora.targets", ("q_proj",)), ("evaluate.over_refusal_modes", ()), ("penalty.weight", 0),
+    ],
+)  # fmt: skip
+def test_right_value_is_accepted(name, value):
+    config = usable_config()
+    config.mesh.data = 1
+    config.update_from_flattened_dict({name: value})
+    validate(config)
+
+
+def test_all_wrong_values_are_named_at_once():
+    message = problems_of(rrs__top_m=101, train__epochs=0, strategy="rss")
+    assert all(name in message for name in ("rrs.top_m is 101", "train.epochs is 0", "strategy is 'rss'"))
+
+
+def test_a_config_of_other_fields_is_refused():
+    config = usable_config().to_dict()
+    config["trian"] = {"epochs": 3}
+    del config["loss"]
+    from ml_collections import ConfigDict
+
+    with pytest.raises(UserError) as error:
+        validate(ConfigDict(config))
+    assert "trian.epochs is no field, the nearest is train.epochs" in str(error.value)
+    assert "loss.reduction is missing" in str(error.value)
+
+
+def test_a_misspelt_field_in_a_config_file_fails_where_it_stands():
+    with pytest.raises(AttributeError, match="epochs"):
+        default_config().train.epoch = 3
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data__manifest": "no/such.jsonl"}, "data.manifest is 'no/such.jsonl' and there is no such file"),
+        ({"mesh__fsdp": -1}, "mesh has more than one -1"),
+        ({"train__gradient_accumulation": 3}, "does not divide train.batch_size 16"),
+        ({"generate__greedy": True}, "evaluate.samples is 5 with generate.greedy"),
+        ({"evaluate__modes": ("text_only",)}, "evaluate.over_refusal_modes has audio_text"),
+    ],
+)
+def test_contradiction_is_refused(changes, words):
+    assert words in problems_of(**changes)
+
+
+def test_the_list_of_fields_has_each_of_them():
+    listed = subprocess.run(
+        [sys.executable, "-m", "rrs_jax.config"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [
+        line.split("=")[0].removeprefix("--config.") for line in listed.stdout.splitlines() if line[0] == "-"
+    ] == list(FIELDS)

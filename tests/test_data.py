@@ -1,0 +1,215 @@
+"""The starter questions keep the rules of the paper's Mirror set; manifests are checked whole."""
+
+import difflib
+import itertools
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.starter import changed_words, choose_rows, starter_borderline, starter_pairs
+from rrs_jax.errors import UserError
+
+BEAVERTAILS = {
+    "animal_abuse", "child_abuse", "controversial_topics,politics", "discrimination,stereotype,injustice",
+    "drug_abuse,weapons,banned_substance", "financial_crime,property_crime,theft", "hate_speech,offensive_language",
+    "misinformation_regarding_ethics,laws_and_safety", "non_violent_unethical_behavior", "privacy_violation",
+    "self_harm", "sexually_explicit,adult_content", "terrorism,organized_crime", "violence,aiding_and_abetting,incitement",
+}  # fmt: skip
+
+
+def words(question):
+    return re.findall(r"[a-z']+", question.lower())
+
+
+def questions(split):
+    return [pair[label] for pair in starter_pairs(split) for label in ("harmful", "benign")]
+
+
+EVERY_QUESTION = [*questions("train"), *questions("eval"), *(row["question"] for row in starter_borderline())]
+
+
+@pytest.mark.parametrize(("split", "each"), [("train", 20), ("eval", 10)])
+def test_every_category_has_its_pairs(split, each):
+    counts = Counter(pair["category"] for pair in starter_pairs(split))
+    assert counts == dict.fromkeys(BEAVERTAILS, each)
+    assert all(set(pair) == {"pair_id", "category", "harmful", "benign"} for pair in starter_pairs(split))
+
+
+def test_borderline_has_eight_styles():
+    rows = starter_borderline()
+    assert len(rows) == 120
+    assert set(Counter(row["style"] for row in rows).values()) == {15}
+    assert all(set(row) == {"id", "style", "question"} for row in rows)
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_twins_differ_in_one_to_three_words(split):
+    changes = {pair["pair_id"]: changed_words(pair["harmful"], pair["benign"]) for pair in starter_pairs(split)}
+    assert {name: n for name, n in changes.items() if not 1 <= n <= 3} == {}
+
+
+def test_changed_words_counts_as_levenshtein():
+    assert changed_words("How do I kill cats?", "how do I befriend cats") == 1
+    assert changed_words("a b c d", "b c d e f") == 3
+    assert changed_words("", "one two") == 2
+    # An independent bound: no alignment of unchanged blocks needs fewer changes than the distance.
+    for pair in starter_pairs("eval"):
+        one, other = words(pair["harmful"]), words(pair["benign"])
+        blocks = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+        aligned = sum(max(b - a, d - c) for tag, a, b, c, d in blocks if tag != "equal")
+        assert abs(len(one) - len(other)) <= changed_words(pair["harmful"], pair["benign"]) <= aligned
+
+
+def test_questions_can_be_spoken():
+    """Letters, commas and apostrophes alone: digits and signs are read out differently by each voice."""
+    assert [q for q in EVERY_QUESTION if not re.fullmatch(r"[A-Z][A-Za-z', ]*\?", q)] == []
+    assert [q for q in EVERY_QUESTION if not 5 <= len(words(q)) <= 20] == []
+
+
+def test_no_question_twice():
+    repeated = [q for q, n in Counter(" ".join(words(q)) for q in EVERY_QUESTION).items() if n > 1]
+    assert repeated == []
+    names = [pair["pair_id"] for split in ("train", "eval") for pair in starter_pairs(split)]
+    names += [row["id"] for row in starter_borderline()]
+    assert len(set(names)) == len(names)
+
+
+def nearly_equal(first, second):
+    """Jaccard index of the sets of words of 0.8 or more, or one word's difference, which 0.8 misses in short questions."""
+    a, b = first[1], second[1]
+    return len(a & b) >= 0.8 * len(a | b) or (len(a ^ b) <= 2 and changed_words(first[0], second[0]) <= 1)
+
+
+def with_words(questions):
+    return [(question, frozenset(words(question))) for question in questions]
+
+
+def test_evaluation_is_disjoint_from_training():
+    """No near-duplicate across the sets, so that none of the evaluation's questions is a training question's twin."""
+    train, evaluation = with_words(questions("train")), with_words(questions("eval"))
+    borderline = with_words(row["question"] for row in starter_borderline())
+    near = [
+        (first[0], second[0])
+        for one, other in itertools.combinations((train, evaluation, borderline), 2)
+        for first, second in itertools.product(one, other)
+        if nearly_equal(first, second)
+    ]
+    assert near == []
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_no_question_is_the_twin_of_another_pair(split):
+    asked = with_words(questions(split))
+    near = [(asked[i][0], asked[j][0]) for i, j in itertools.combinations(range(len(asked)), 2)
+            if i // 2 != j // 2 and nearly_equal(asked[i], asked[j])]  # fmt: skip
+    assert near == []
+    twins = [nearly_equal(asked[i], asked[i + 1]) for i in range(0, len(asked), 2)]
+    assert any(twins)  # the measure does see twins
+
+
+def ids(**choice):
+    return [row["id"] for row in choose_rows(**choice)]
+
+
+def test_a_smaller_choice_is_part_of_a_larger_one():
+    small = ids(split="eval", pairs_per_category=2, borderline=10, seed=3)
+    large = ids(split="eval", pairs_per_category=5, borderline=33, seed=3)
+    assert set(small) < set(large)
+    assert small[:56] == large[:56]
+    assert set(ids(split="eval", pairs_per_category=2, borderline=10, categories=4, seed=3)) < set(small)
+    assert ids(split="eval", pairs_per_category=2, borderline=10, seed=4) != small
+
+
+def test_a_choice_is_balanced():
+    rows = choose_rows("eval", pairs_per_category=3, borderline=16, seed=0)
+    assert Counter(row["label"] for row in rows) == {"harmful": 42, "benign": 42, "borderline": 16}
+    assert set(Counter(row["category"] for row in rows if row["label"] != "borderline").values()) == {6}
+    assert set(Counter(row["category"] for row in rows if row["label"] == "borderline").values()) == {2}
+    twins = Counter(row["pair_id"] for row in rows if row["label"] != "borderline")
+    assert set(twins.values()) == {2}
+
+
+def test_everything_is_chosen_by_none():
+    assert len(choose_rows("train", pairs_per_category=None)) == 560
+    assert len(choose_rows("eval", pairs_per_category=None, borderline=None)) == 400
+
+
+@pytest.mark.parametrize("wrong", [{"pairs_per_category": 11}, {"borderline": 121}, {"categories": 15}])
+def test_a_choice_beyond_the_set_is_refused(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}: "):
+        choose_rows("eval", **{"pairs_per_category": 1, **wrong})
+
+
+def test_no_borderline_question_is_trained_on():
+    with pytest.raises(ValueError, match="evaluation alone"):
+        choose_rows("train", pairs_per_category=1, borderline=1)
+
+
+def write(path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_manifest_is_completed(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"x")
+    row = {"id": "1", "label": "benign", "question": "Why?", "audio": "a.wav", "note": "mine"}
+    path = write(tmp_path / "m.jsonl", row)
+    (loaded,) = load_manifest(path)
+    assert loaded == row | {"pair_id": "1", "category": "none", "response": None, "voice": None, "seconds": None}
+    assert audio_paths(path, [loaded]) == [tmp_path / "a.wav"]
+
+
+def test_manifest_faults_come_all_at_once(tmp_path):
+    good = {"id": "1", "pair_id": "1", "label": "harmful", "category": "self_harm", "question": "Why?", "seconds": 1}
+    path = write(
+        tmp_path / "m.jsonl",
+        good | {"audio": "missing.wav"},
+        good | {"audio": " "},
+        "",
+        "{broken",
+        "[1]",
+        {"id": "6", "label": "evil", "question": None, "pair_id": ""},
+        good | {"id": "7", "category": 3, "seconds": -1, "label": 5},
+        good | {"id": "8", "category": None, "seconds": "two"},
+    )
+    with pytest.raises(UserError) as error:
+        load_manifest(path)
+    lines = str(error.value).splitlines()
+    expected = [
+        f"line 1: audio file {tmp_path / 'missing.wav'} does not exist",
+        'line 2: audio is " ", no text',
+        "line 2: id '1' is that of line 1 too",
+        "line 3: is empty",
+        "line 4: is not JSON",
+        "line 5: holds no JSON object",
+        "line 6: question is missing",
+        "line 6: audio is missing",
+        'line 6: pair_id is "", no text',
+        "line 6: label 'evil' is none of harmful, benign, borderline",
+        "line 7: audio is missing",
+        "line 7: label is 5, no text",
+        "line 7: category is 3, no text",
+        "line 7: seconds is -1, no positive number",
+        "line 8: audio is missing",
+        "line 8: category is null, no text",
+        'line 8: seconds is "two", no positive number',
+    ]
+    assert lines[0].startswith(f"{path}: {len(expected)} faults")
+    assert [line.strip()[: len(want)] for line, want in zip(lines[1:], expected, strict=True)] == expected
+
+
+def test_manifest_without_audio(tmp_path):
+    path = write(tmp_path / "m.jsonl", {"id": "1", "label": "benign", "question": "Why?"})
+    assert load_manifest(path, need_audio=False)[0]["audio"] is None
+    with pytest.raises(UserError, match="line 1: audio is missing"):
+        load_manifest(path)
+
+
+def test_manifest_missing_or_empty(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        load_manifest(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="is empty"):
+        load_manifest(write(tmp_path / "m.jsonl", "", ""))

@@ -1,0 +1,205 @@
+"""The command line: overrides, mistakes, stages, exit status."""
+
+import errno
+import importlib
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from rrs_jax import command_line
+from rrs_jax.config import FIELDS, validate
+from rrs_jax.errors import UserError
+from rrs_jax.stages import STAGES, parse_stages
+
+ROOT = Path(__file__).parent.parent
+MINI = "--config=configs/mini_rrs.py"
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def read(*arguments: str):
+    """What launch.py reads from these arguments."""
+    values = flags.FlagValues()
+    command_line.define_flags(values, ["launch.py", *arguments])
+    command_line.parse(["launch.py", *arguments], values)
+    config, stages = command_line.read(values)
+    validate(config)
+    return config, stages, values
+
+
+def mistake(*arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        read(*arguments)
+    message = str(error.value)
+    assert "\n" not in message and "Traceback" not in message
+    return message
+
+
+def test_overrides_reach_the_config():
+    config, stages, values = read(
+        MINI, "--config.train.epochs=7", "--config.train.learning_rate=1", "--config.rrs.top_m=12.5",
+        "--config.lora.targets=q_proj,v_proj", "--config.lora.layers=all", "--noconfig.generate.greedy",
+        "--config.train.clip_norm=1.5", "--config.data.borderline=None", "--config.seed", "3",
+        "--config.run_dir=5", "--stages=report,data", "--dry_run",
+    )  # fmt: skip
+    assert (config.train.epochs, config.train.learning_rate, config.rrs.top_m) == (7, 1.0, 12.5)
+    assert (config.lora.targets, config.lora.layers) == (("q_proj", "v_proj"), "all")
+    assert (config.generate.greedy, config.train.clip_norm, config.data.borderline) == (False, 1.5, None)
+    assert (config.seed, config.run_dir) == (3, "5")
+    assert stages == ("data", "report") and values.dry_run
+
+
+def test_the_text_of_every_default_reads_back():
+    def written(value):
+        return ",".join(value) if isinstance(value, tuple) else str(value)
+
+    arguments = [
+        f"--config.{name}={written(field.default)}" for name, field in FIELDS.items() if field.default != ""
+    ]
+    config, _, _ = read(MINI, *arguments)
+    for name, field in FIELDS.items():
+        group, _, leaf = name.rpartition(".")
+        value = (config[group] if group else config)[leaf]
+        assert value == field.default or name == "model.path", name
+
+
+def test_a_variant_is_chosen_behind_the_colon():
+    config, stages, _ = read(MINI + ":full", "--config.strategy=rrs")
+    assert config.train.epochs == 10 and config.data.pairs_per_category is None
+    assert stages == tuple(STAGES)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([MINI, "--config.trian.epochs=3"], "trian.epochs is no field, the nearest is train.epochs"),
+        ([MINI, "--config.epochs=3"], "epochs is no field, the nearest is train.epochs"),
+        ([MINI, "--noconfig.generate.gredy"], "generate.gredy is no field, the nearest is generate.greedy"),
+        ([MINI, "--config.train=3"], "train is a group, give one of its fields such as train.epochs"),
+        ([MINI, "--config.train.epochs=three"], "train.epochs is 'three', give a whole number of 1 or more"),
+        ([MINI, "--config.train.epochs=2.5"], "train.epochs is '2.5'"),
+        ([MINI, "--config.train.epochs", "x"], "train.epochs is 'x'"),
+        ([MINI, "--config.train.epochs"], "train.epochs is ''"),
+        ([MINI, "--config.train.learning_rate=nan"], "train.learning_rate is nan"),
+        ([MINI, "--config.generate.greedy=maybe"], "generate.greedy is 'maybe', give true or false"),
+        (
+            [MINI, "--config.rrs.top_m=0"],
+            "rrs.top_m is 0.0, give a number above 0 and at most 100, or positive",
+        ),
+        ([MINI, "--config.lora.targets=up"], "lora.targets is ('up',)"),
+        ([MINI + ":smok"], "'smok' is no variant of this file; it has full, smoke"),
+        ([MINI, "--stages=data,evalute"], "--stages: evalute is no stage, the nearest is evaluate"),
+        ([MINI, "--stages="], "--stages: is empty"),
+        ([MINI, "--dryrun"], "dry_run"),
+        ([MINI, "data"], "'data' is no flag"),
+        (["--config.seed=1", MINI], "before a value for --config"),
+        (["--config=configs/mini.py"], "'configs/mini.py' is no file; there are configs/mini_rrs.py"),
+        (["--config"], "'' is no file"),
+        ([], "--config: give a config file"),
+    ],
+)
+def test_mistake_is_one_sentence(arguments, words):
+    assert words in mistake(*arguments)
+
+
+def test_all_wrong_overrides_are_named_at_once():
+    message = mistake(MINI, "--config.trian.epochs=3", "--config.lora.rank=0", "--config.model.dtype=fp8")
+    assert all(words in message for words in ("trian.epochs", "lora.rank is 0", "model.dtype is 'fp8'"))
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("config.train.epochs = '3'", "'epochs'"),
+        ("config.train.epoch = 3", '"epochs"'),
+        ("import nowhere", "No module named 'nowhere'"),
+        ("config.train.epochs =", "invalid syntax"),
+        ("raise ValueError('broken')", "broken"),
+    ],
+)
+def test_a_broken_config_file_is_named(tmp_path, body, words):
+    path = tmp_path / "broken.py"
+    path.write_text(
+        "from rrs_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+        f"    {body}\n    return config\n"
+    )
+    message = mistake(f"--config={path}")
+    assert str(path) in message and words in message
+
+
+def test_vanilla_trains_nothing():
+    assert parse_stages(",".join(STAGES), "vanilla") == ("data", "evaluate", "report")
+
+
+@pytest.fixture
+def restore_signal():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize(
+    "error, status, sentence",
+    [
+        (UserError("train.epochs: is 0."), 2, "train.epochs: is 0.\n"),
+        (KeyboardInterrupt(), 1, "interrupted; the same command resumes\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "RUN/x"), 2, "RUN/x: no space is left; free some"),
+        (
+            ValueError("RESOURCE_EXHAUSTED: pwrite: No space left on device"),
+            2,
+            "the run folder's disk: no space",
+        ),
+    ],
+)
+def test_exit_status(error, status, sentence, capsys, restore_signal):
+    with pytest.raises(SystemExit) as leaving, command_line.exit_status():
+        raise error
+    assert leaving.value.code == status
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_termination_is_an_interruption(capsys, restore_signal):
+    with pytest.raises(SystemExit) as leaving, command_line.exit_status():
+        signal.raise_signal(signal.SIGTERM)
+    assert leaving.value.code == 1 and "resumes" in capsys.readouterr().err
+
+
+def test_our_own_failure_keeps_its_traceback(restore_signal):
+    with pytest.raises(ZeroDivisionError), command_line.exit_status():
+        _ = 1 / 0
+
+
+def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
+    called = []
+    pipeline = types.ModuleType("rrs_jax.pipeline")
+    pipeline.run = lambda config, stages: called.append((config.seed, stages))
+    monkeypatch.setitem(sys.modules, "rrs_jax.pipeline", pipeline)
+    monkeypatch.setattr(importlib.import_module("rrs_jax"), "pipeline", pipeline, raising=False)
+    arguments = ["launch.py", MINI, "--config.seed=4", "--stages=data"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    launch = importlib.import_module("launch")
+    command_line.parse(arguments)
+    launch.main([])
+    assert called == [(4, ("data",))]
+
+
+def test_program_ends_with_2_and_one_line_before_jax_is_imported(tmp_path):
+    """A whole process, in which an import of JAX is an error."""
+    (tmp_path / "jax.py").write_text("raise RuntimeError('JAX was imported')\n")
+    command = [sys.executable, "launch.py", MINI, "--config.train.epochs=0", "--config.trian.epochs=3"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "config: train.epochs is 0, give a whole number of 1 or more; trian.epochs is no field, the nearest is "
+        "train.epochs.\n"
+    )

@@ -1,0 +1,130 @@
+"""A run folder: what it records, what it lets change, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+
+from rrs_jax.config import default_config
+from rrs_jax.errors import UserError
+from rrs_jax.run_folder import RunFolder
+from rrs_jax.stages import STAGES
+
+
+@pytest.fixture
+def config():
+    config = default_config()
+    config.model.path = "mini"
+    return config
+
+
+def finish(folder: RunFolder, *stages: str) -> None:
+    for stage in stages or STAGES:
+        folder.mark_done(stage)
+
+
+def test_config_json_says_what_the_run_is(tmp_path, config):
+    config.seed = 7
+    RunFolder(tmp_path / "run", config)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["config"]["train"]["learning_rate"] == 5e-5 and record["seed"] == 7
+    (session,) = record["sessions"]
+    assert session["versions"]["jax"] and session["device"]["platform"] == "cpu"
+    RunFolder(tmp_path / "run", config)
+    assert len(json.loads((tmp_path / "run" / "config.json").read_text())["sessions"]) == 1
+
+
+def test_the_same_config_goes_on_however_it_is_written(tmp_path, config):
+    finish(RunFolder(tmp_path, config), "data")
+    config.rrs.top_m = 51  # an int where the default is 51.0
+    config.lora.targets = tuple(list(config.lora.targets))
+    assert RunFolder(tmp_path, config).stage_done("data")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("train.epochs", 3),
+        ("rrs.top_m", "positive"),
+        ("seed", 1),
+        ("data.borderline", 5),
+        ("strategy", "vanilla"),
+    ],
+)
+def test_another_config_is_refused_by_field(tmp_path, config, name, value):
+    RunFolder(tmp_path, config)
+    before = (tmp_path / "config.json").read_bytes()
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError) as error:
+        RunFolder(tmp_path, config)
+    assert f"({name} " in str(error.value) and "--config.run_dir" in str(error.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_where_and_how_fast_may_change(tmp_path, config):
+    finish(RunFolder(tmp_path, config))
+    config.mesh.fsdp = 4
+    config.train.remat = "full"
+    config.train.keep_checkpoints = 9
+    config.extract.batch_size = 3
+    config.generate.batch_size = 3
+    config.run_dir = "elsewhere"
+    folder = RunFolder(tmp_path, config)
+    assert all(folder.stage_done(stage) for stage in STAGES)
+
+
+def test_another_evaluation_is_done_again_and_its_report(tmp_path, config):
+    finish(RunFolder(tmp_path, config))
+    config.evaluate.samples = 2
+    folder = RunFolder(tmp_path, config)
+    assert [stage for stage in STAGES if not folder.stage_done(stage)] == ["evaluate", "report"]
+
+
+def test_a_stage_done_again_makes_later_ones_undone(tmp_path, config):
+    folder = RunFolder(tmp_path, config)
+    finish(folder)
+    folder.mark_done("train", seconds=3.5)
+    assert [stage for stage in STAGES if not folder.stage_done(stage)] == ["evaluate", "export", "report"]
+    assert json.loads((tmp_path / ".done" / "train.json").read_text())["seconds"] == 3.5
+
+
+def test_a_stage_without_what_it_needs_is_refused(tmp_path, config):
+    folder = RunFolder(tmp_path, config)
+    with pytest.raises(
+        UserError, match="extract needs data; export needs train, not done in .*; add data,train"
+    ):
+        folder.check_order(("extract", "export"))
+    finish(folder, "data")
+    folder.check_order(("extract", "train", "evaluate"))
+
+
+def test_a_changed_manifest_is_refused(tmp_path, config):
+    manifest = tmp_path / "questions.jsonl"
+    manifest.write_text("{}\n")
+    config.data.manifest = str(manifest)
+    RunFolder(tmp_path / "run", config)
+    RunFolder(tmp_path / "run", config)
+    manifest.write_text("{}\n{}\n")
+    with pytest.raises(UserError, match="data.manifest: .* is not what the run in .* began with"):
+        RunFolder(tmp_path / "run", config)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, config):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"run_dir: .*file/run cannot be written \(Not a directory"):
+        RunFolder(tmp_path / "file" / "run", config)
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10**8))
+    with pytest.raises(UserError, match="has 0.10 GB free and the run needs about 16.00 GB"):
+        RunFolder(tmp_path, config, needed_bytes=16 * 10**9)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path, config):
+    folder = RunFolder(tmp_path, config)
+    with folder.locked():
+        with pytest.raises(UserError, match="another process works in"), RunFolder(tmp_path, config).locked():
+            pass
+    with folder.locked():
+        pass

@@ -1,0 +1,256 @@
+"""The loop: what is drawn, what is written, and a run that is stopped and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
+
+from rrs_jax.errors import UserError
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.parallel import make_mesh
+from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train.checkpoints import Checkpoints, named_leaves
+from rrs_jax.train.loop import Plan, TrainConfig, TrainingData, train
+from rrs_jax.train.step import OptimiserConfig, TrainStep, make_optimiser
+from rrs_jax.weights.load import load_weights
+
+SAMPLES, PROMPTS, AUDIO = 10, 3, 130
+OPTIMISER = OptimiserConfig(learning_rate=5e-3, schedule="cosine", warmup_steps=2, clip_norm=5.0)
+CONFIG = TrainConfig(epochs=4, batch_size=4, max_buckets=2, checkpoint_every_steps=5, seed=3, optimiser=OPTIMISER)
+FIELDS = ["step", "epoch", "loss", "loss_harmful", "loss_benign", "penalty", "grad_norm", "samples_per_second"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The runs below compile the same programs, one of them in a process of its own."""
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        compilation_cache_module.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache_module.reset_cache()
+
+
+def make_data() -> tuple[TrainingData, RRS]:
+    rng = np.random.default_rng(0)
+    table = []
+    for sample in range(SAMPLES):
+        clip = [AUDIO] * int(rng.integers(2, 6))
+        for _ in range(PROMPTS):
+            ids = rng.integers(3, 120, 2).tolist() + clip + rng.integers(3, 120, rng.integers(2, 9)).tolist()
+            table.append((ids, [1 + sample], [len(clip)]))
+    bank = rng.normal(size=(20, 48)).astype(np.float32)
+    targets = rng.normal(size=(SAMPLES, 48)).astype(np.float32)
+    data = TrainingData(
+        sample_ids=[f"sample-{i}" for i in range(SAMPLES)],
+        harmful=np.arange(SAMPLES) % 2 == 0,
+        encode=lambda sample, prompt: table[sample * PROMPTS + prompt],
+        num_prompts=PROMPTS,
+        audio_bank=bank,
+    )
+    return data, RRS(targets)
+
+
+def make_model(folder):
+    return load_weights(folder, lora=LoRAConfig(rank=2), mesh=make_mesh(devices=jax.devices()[:1]), seed=3)
+
+
+def run(folder, run_dir, config=CONFIG, strategy=None):
+    """The trained adapters as arrays by name."""
+    data, default = make_data()
+    state = train(make_model(folder), strategy or default, data, config, run_dir)
+    return {name: np.asarray(array) for name, array in named_leaves(state.lora).items()}
+
+
+def read_metrics(run_dir) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A run that nobody interrupts: 4 epochs of 3 steps."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    steps = []
+    original = TrainStep.__init__
+
+    def remember(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        steps.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "__init__", remember)
+        return run_dir, run(folder, run_dir), steps[0]
+
+
+def test_metrics_and_checkpoints_of_a_run(whole):
+    run_dir, adapters, step = whole
+    rows = read_metrics(run_dir)
+    assert [list(row) for row in rows] == [FIELDS] * 12
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["epoch"] for row in rows] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert np.isfinite([row["loss"] for row in rows]).all() and all(row["samples_per_second"] > 0 for row in rows)
+    means = [np.mean([row["loss"] for row in rows if row["epoch"] == epoch]) for epoch in range(1, 5)]
+    assert means[3] < 0.95 * means[0]
+    assert step.compilations() <= 2  # one for each bucket
+    assert list((run_dir / "tensorboard").glob("events*"))
+    with Checkpoints(run_dir / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest() == 12
+        best = checkpoints.best()
+        assert best == 3 * (int(np.argmin(means)) + 1)
+        assert {int(path.name) for path in (run_dir / "checkpoints").iterdir()} == {10, 12, best}
+
+
+class Worsening(RRS):
+    """Its targets run away from the model."""
+
+    def examples(self, indices):
+        object.__setattr__(self, "distance", getattr(self, "distance", 0) + 1)
+        return {"target": self.distance * self.targets[indices]}
+
+
+def test_the_best_checkpoint_outlives_the_last(folder, tmp_path):
+    run(folder, tmp_path, replace(CONFIG, keep_checkpoints=1), Worsening(make_data()[1].targets))
+    losses = np.reshape([row["loss"] for row in read_metrics(tmp_path)], (4, 3))
+    assert losses.mean(1).argmin() == 0
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "12"}
+
+
+class Stop(Exception):
+    pass
+
+
+class Stopping(RRS):
+    """Raises while the eighth batch is put together, that is when step 7 runs."""
+
+    def examples(self, indices):
+        object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
+        if self.calls == 8:
+            raise Stop
+        return super().examples(indices)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(folder, whole, tmp_path):
+    _, expected, _ = whole
+    with pytest.raises(Stop):
+        run(folder, tmp_path, CONFIG, Stopping(make_data()[1].targets))
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest() == 6
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "epo')  # as a kill in the middle of a line leaves it
+    adapters = run(folder, tmp_path)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(adapters[name], array)
+    ours, theirs = read_metrics(tmp_path), read_metrics(whole[0])
+    assert [row["step"] for row in ours] == list(range(1, 13))
+    assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
+    again = run(folder, tmp_path)  # nothing is left to do
+    np.testing.assert_array_equal(again["lora.q_proj.lora_b"], expected["lora.q_proj.lora_b"])
+    assert len(read_metrics(tmp_path)) == 12
+    with pytest.raises(UserError, match="other training settings"):
+        run(folder, tmp_path, replace(CONFIG, seed=4))
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_train import RRS, make_data, run
+
+class Slow(RRS):
+    def examples(self, indices):
+        time.sleep(0.1)
+        return super().examples(indices)
+
+run(Path(sys.argv[1]), Path(sys.argv[2]), strategy=Slow(make_data()[1].targets))
+"""
+
+
+def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path):
+    """SIGKILL somewhere behind step 6, whatever is being written then."""
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(tests.parent)}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(tmp_path), str(tests)], env=environment)
+    metrics = tmp_path / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 7:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert metrics.read_text().count("\n") < 12
+    adapters = run(folder, tmp_path)
+    for name, array in whole[1].items():
+        np.testing.assert_array_equal(adapters[name], array)
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
+    data, _ = make_data()
+    plan = Plan(data, replace(CONFIG, gradient_accumulation=2), AUDIO)
+    assert len(plan.buckets) <= 2
+    drawn = []
+    for epoch in range(30):
+        chosen, batches = plan.epoch(epoch)
+        assert len(batches) == plan.config.steps_per_epoch(SAMPLES) == 3
+        seen = np.concatenate([s.indices[s.weights > 0] for batch in batches for s in batch])
+        assert sorted(seen) == list(range(SAMPLES))
+        drawn.append(chosen)
+    counts = [np.count_nonzero(np.array(drawn) == prompt) for prompt in range(PROMPTS)]
+    assert min(counts) > 70  # of 300 draws, 100 expected
+    assert len({tuple(chosen) for chosen in drawn}) == 30
+    np.testing.assert_array_equal(plan.epoch(7)[0], drawn[7])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(folder, tmp_path):
+    data, strategy = make_data()
+    strategy.targets[4] = np.inf
+    model = make_model(folder)
+    with pytest.raises(UserError, match=r"loss of step [123] is not finite, with the samples sample-4;"):
+        train(model, strategy, data, CONFIG, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest() is None
+
+
+def test_adapters_that_were_trained_before_are_refused(folder, tmp_path):
+    data, strategy = make_data()
+    model = make_model(folder)
+    model.lora.q_proj.lora_b.set_value(model.lora.q_proj.lora_b[...] + 1)
+    with pytest.raises(ValueError, match="zero"):
+        train(model, strategy, data, CONFIG, tmp_path)
+
+
+def test_optimiser_follows_adamw_and_its_schedule():
+    """Loshchilov & Hutter 2019 written out in NumPy: warm-up of two steps, then linear decay to zero at step 6."""
+    config = OptimiserConfig(learning_rate=0.1, schedule="linear", warmup_steps=2, weight_decay=0.01, clip_norm=1.0)
+    tx = make_optimiser(config, total_steps=6)
+    rng = np.random.default_rng(0)
+    parameter, m, v = rng.normal(size=5), np.zeros(5), np.zeros(5)
+    tree = {"base": np.ones(3, np.float32), "lora": parameter.astype(np.float32)}
+    state = tx.init(tree)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 13  # two moments of five numbers and counters
+    for t, rate in enumerate([0.0, 0.05, 0.1, 0.075, 0.05, 0.025], start=1):
+        gradient = rng.normal(size=5) * (10 if t % 2 else 0.1)
+        updates, state = tx.update({"base": None, "lora": gradient.astype(np.float32)}, state, tree)
+        tree["lora"] = tree["lora"] + np.asarray(updates["lora"])
+        gradient = gradient / max(np.linalg.norm(gradient), 1.0)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.01 * parameter
+        parameter = parameter - rate * step
+        np.testing.assert_allclose(tree["lora"], parameter, rtol=1e-4, atol=1e-6)
