@@ -10,6 +10,7 @@ Hardware: 2 CPU cores and 8 GiB of memory.
 from ml_collections import ConfigDict
 
 from rrs_jax.config import choose_variant, default_config
+from rrs_jax.inputs.prompts import PROMPT_T
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -21,6 +22,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.pairs_per_category = 3
     config.data.eval_pairs_per_category = 3
     config.data.borderline = 40
+
+    # The paper's refusal prompt makes this small decoder begin with "I" for 21 % of the harmful questions only, so that
+    # the safety vector would hardly point to refusal. Under this one it is 95 % or more (the extract stage prints it).
+    config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful."
 
     # The upper half of the 24 layers: no backward pass below. Few steps, so a higher rate than the paper's.
     config.lora.layers = 12

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FieldReference
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import JUDGES
 from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
-from rrs_jax.inputs.prompts import MODES, TEXT_ONLY_VARIANTS
+from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
 
 STRATEGIES = ("vanilla", "rrs")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -48,6 +48,9 @@ FIELDS = {field.name: field for field in (
     Field("rrs.top_m", 51.0, either(number(0, 100, above=True), "positive"),
           "Percent of features kept in the safety vector (section 4.1), by contribution to the refusal "
           "token's logit; `positive` keeps those that raise it, about 51 %."),
+    Field("rrs.refusal_prompt", PROMPT_REFUSAL, text("a prompt"),
+          "t̃ of equation 8, under which the model is to refuse harmful questions; the default is the paper's. "
+          "Whether it does is printed by the extract stage."),
     Field("rrs.refusal_token", "I", text("the text of one token"),
           "Its row of the output head is w in equation 10."),
     Field("penalty.weight", 1.0, number(0),
@@ -84,7 +87,7 @@ FIELDS = {field.name: field for field in (
     Field("train.checkpoint_every_steps", 50, whole(1),
           "Steps between checkpoints; a killed run loses at most these."),
     Field("train.keep_checkpoints", 2, whole(1), "Latest checkpoints kept, beside the best."),
-    Field("train.remat", "none", choice("none", "dots", "full"),
+    Field("train.remat", "dots", choice("none", "dots", "full"),
           "Activations computed again in the backward pass: none, all but matrix products, or all."),
     Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient."),
 
@@ -122,9 +125,6 @@ FIELDS = {field.name: field for field in (
     Field("evaluate.vanilla", True, switch(), "Evaluate the model before training too; NSI needs it."),
     Field("export.merged", False, switch(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
-    Field("export.layout", "4.x", choice("4.x", "5.x"),
-          "Whose module names the adapter carries; 4.x loads in transformers 4.57 and 5, 5.x in 5."),
-    Field("report.samples", 3, whole(0), "Answers of each set shown in the page."),
 )}  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from rrs_jax.config import MINI, flatten
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
@@ -19,7 +20,7 @@ from rrs_jax.files import content_hash, read_json, write_atomic, write_jsonl
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.batching import bucket_lengths
-from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
+from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_T
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress
 from rrs_jax.report.table import markdown_table, text_table
@@ -101,7 +102,7 @@ def extract(session: Session) -> dict:
     config, rows, bank = session.config, session.training_rows, session.training_bank
     harmful = [i for i, row in enumerate(rows) if row["label"] == "harmful"]
     benign = [i for i, row in enumerate(rows) if row["label"] == "benign"]
-    wanted = [(harmful, PROMPT_T), (harmful, PROMPT_REFUSAL), (benign, PROMPT_T)]
+    wanted = [(harmful, PROMPT_T), (harmful, config.rrs.refusal_prompt), (benign, PROMPT_T)]
     prompts = [session.encode(bank, [i], text) for indices, text in wanted for i in indices]
     buckets = bucket_lengths([len(ids) for ids, _, _ in prompts])
     with Progress(len(prompts), "representations", "prompts") as progress:
@@ -117,7 +118,7 @@ def extract(session: Session) -> dict:
     shares = premise(session.vanilla, representations, token)
     save_representations(
         session.folder.representations, representations, vector,
-        {"model": config.model.path, "prompts": [PROMPT_T, PROMPT_REFUSAL], "top_m": config.rrs.top_m, "refusal_token_id": token},
+        {"model": config.model.path, "prompts": [PROMPT_T, config.rrs.refusal_prompt], "top_m": config.rrs.top_m, "refusal_token_id": token},
     )  # fmt: skip
     facts = {
         "refusal_token_id": token,
@@ -185,7 +186,8 @@ def evaluate(session: Session) -> dict:
 
 def trained_model(session: Session) -> nnx.Module:
     """The session's model with its trained adapters, restored where another process trained them."""
-    if not any(np.any(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(session.model, LoRAParam)) if path[-1] == "lora_b"):
+    adapters = nnx.to_flat_state(nnx.state(session.model, LoRAParam))
+    if not any(np.any(leaf[...]) for path, leaf in adapters if path[-1] == "lora_b"):
         train_adapter(session)  # all steps are done: it only reads the last checkpoint
     return session.model
 
@@ -237,18 +239,13 @@ def export(session: Session) -> dict:
     """The adapter for PEFT and, where asked for, the merged folder; each with a model card."""
     config, folder = session.config, session.folder
     model, base = trained_model(session), session.model_folder
-    name = config.model.path if config.model.path != "mini" else str(base)
+    name = config.model.path if config.model.path != MINI else str(base)
     targets = [folder.adapter]
     export_adapter(model, base, folder.adapter, base_name=name)
     if config.export.merged:
         export_merged(model, base, folder.merged)
         targets.append(folder.merged)
-    settings = {
-        "strategy": config.strategy, "rrs.top_m": config.rrs.top_m, "lora.rank": config.lora.rank, "lora.alpha": config.lora.alpha,
-        "penalty.weight": config.penalty.weight, "train.epochs": config.train.epochs, "seed": config.seed,
-        "train.batch_size": config.train.batch_size, "train.learning_rate": config.train.learning_rate,
-        "training questions": len(session.training_rows),
-    }  # fmt: skip
+    settings = flatten(config) | {"data.questions": len(session.training_rows)}
     results = markdown_table([folder.path]) if list(folder.evaluations.glob("*/summary.json")) else None
     for target in targets:
         write_model_card(target, base_folder=base, base_name=name, settings=settings, results=results)
@@ -273,10 +270,13 @@ def print_summary(folder: RunFolder) -> None:
     marks = [(name, folder.path / ".done" / f"{name}.json") for name in STAGE_FUNCTIONS]
     seconds = {name: read_json(mark).get("seconds") for name, mark in marks if mark.is_file()}
     print("seconds: " + ", ".join(f"{name} {value}" for name, value in seconds.items()))
-    places = (folder.manifest, folder.representations, folder.metrics, folder.evaluations, folder.adapter, folder.merged, folder.report)
-    for place in places:
+    print(f"in {folder.path}:")
+    for place in (
+        folder.manifest, folder.representations, folder.metrics, folder.evaluations, folder.adapter, folder.merged,
+        folder.report,
+    ):  # fmt: skip
         if place.exists():
-            print(place)
+            print(f"  {place.relative_to(folder.path)}")
 
 
 def say(text: str) -> None:

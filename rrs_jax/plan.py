@@ -22,9 +22,10 @@ from rrs_jax.costs import (
     stage_seconds,
 )
 from rrs_jax.errors import UserError
-from rrs_jax.models.lora import LoRAConfig, LoRAParam
+from rrs_jax.models.lora import LoRAParam
 from rrs_jax.parallel import make_mesh, rows_multiple
 from rrs_jax.run_folder import stage_is_done
+from rrs_jax.session import lora_config
 from rrs_jax.stages import STAGES
 from rrs_jax.weights.load import abstract_model, read_config
 
@@ -87,7 +88,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
         )
     dtype = jnp.dtype(config.model.dtype)
     model, _ = abstract_model(
-        model_config(config.model.path), dtype, lora_config(config.lora) if trained else None
+        model_config(config.model.path), dtype, lora_config(config) if trained else None
     )
     _, adapter, frozen = nnx.split(model, LoRAParam, ...)
     adapter, frozen = _leaves(adapter), _leaves(frozen)
@@ -114,11 +115,6 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
         + ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
         + ")",
     )
-
-
-def lora_config(lora: ConfigDict) -> LoRAConfig:
-    """The config's group `lora` as the model takes it."""
-    return LoRAConfig(lora.rank, lora.alpha, tuple(lora.targets), 0 if lora.layers == "all" else lora.layers)
 
 
 def model_config(path: str) -> dict:

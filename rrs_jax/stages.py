@@ -24,7 +24,7 @@ STAGES = {stage.name: stage for stage in (
     Stage("evaluate", "answers, judgements and rates", ("data", "train"),
           ("model", "strategy", "evaluate", "generate")),
     Stage("export", "adapter and model for other programs", ("train",), ("export",)),
-    Stage("report", "tables and page", ("evaluate",), ("report",)),
+    Stage("report", "tables and page", ("evaluate",), ()),
 )}  # fmt: skip
 
 # They change where and how fast a run is done, not what it gives, so a run may go on with other values.

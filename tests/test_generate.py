@@ -60,7 +60,8 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours(model, prompts):
         generator.generate([request], jnp.zeros((1, 48)), alone.__setitem__)
     assert {key: together[key] for key in alone} == alone
     other = {}
-    generator.generate([Prompt(key=i, row=p.row, seed=999 + i) for i, p in enumerate(requests)], jnp.zeros((1, 48)), other.__setitem__)
+    reseeded = [Prompt(key=i, row=request.row, seed=999 + i) for i, request in enumerate(requests)]
+    generator.generate(reseeded, jnp.zeros((1, 48)), other.__setitem__)
     assert other != together
 
 

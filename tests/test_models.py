@@ -32,7 +32,10 @@ def model(folder):
 
 def prompts(rng) -> tuple[list[list[int]], list[list[int]]]:
     """Two clips in one prompt, one clip, no clip, one clip; all of different length. Also each row's clips."""
-    text = lambda n: rng.integers(3, 120, n).tolist()
+
+    def text(n):
+        return rng.integers(3, 120, n).tolist()
+
     tokens = [AUDIO] * audio_token_count(int(FRAMES[0])), [AUDIO] * audio_token_count(int(FRAMES[1]))
     others = [AUDIO] * audio_token_count(int(FRAMES[2])), [AUDIO] * audio_token_count(int(FRAMES[3]))
     rows = [text(5) + tokens[0] + text(3) + tokens[1] + text(7), text(2) + others[0] + text(4), text(9),

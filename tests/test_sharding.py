@@ -1,5 +1,7 @@
 """Eight devices against one; what the compiled step keeps in memory and computes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,7 @@ def test_eight_devices_give_the_losses_of_one(folder):
 LAYERS, ROWS, LENGTH = 8, 2, 16
 
 
+@functools.cache
 def compiled_step(remat: str, first_layer: int = 0):
     """A decoder whose weights are large beside its activations: 32 MB against 32 tokens."""
     text = DecoderConfig(256, 1024, LAYERS, 4, 2, 64, 512, 1e-5, 1000.0, False)
@@ -111,4 +114,4 @@ def test_a_step_that_is_not_finite_changes_nothing(folder):
     state, metrics, losses = step(step.init(), jnp.zeros((9, 48)), [rows])
     assert not metrics.finite and np.isnan(losses[0]).tolist() == [False, False, True, False]
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, state), before)
-    assert nnx.state(model)  # the model's own adapters were not given away
+    jax.tree.map(np.asarray, nnx.state(model))  # the model's own adapters were not given away

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
@@ -18,9 +20,9 @@ from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
 from rrs_jax.strategies.rrs import RRS
-from rrs_jax.train.checkpoints import Checkpoints, named_leaves
+from rrs_jax.train.checkpoints import Checkpoints, Position, named_leaves
 from rrs_jax.train.loop import Plan, TrainConfig, TrainingData, train
-from rrs_jax.train.step import OptimiserConfig, TrainStep, make_optimiser
+from rrs_jax.train.step import OptimiserConfig, TrainState, TrainStep, make_optimiser
 from rrs_jax.weights.load import load_weights
 
 SAMPLES, PROMPTS, AUDIO = 10, 3, 130
@@ -161,7 +163,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, whole, tmp_path):
     ours, theirs = read_metrics(tmp_path), read_metrics(whole[0])
     assert [row["step"] for row in ours] == list(range(1, 13))
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
-    again = run(folder, tmp_path)  # nothing is left to do
+    again = run(folder, tmp_path, replace(CONFIG, keep_checkpoints=3))  # nothing is left to do
     np.testing.assert_array_equal(again["lora.q_proj.lora_b"], expected["lora.q_proj.lora_b"])
     assert len(read_metrics(tmp_path)) == 12
     with pytest.raises(UserError, match="other training settings"):
@@ -226,6 +228,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(folder, tm
         train(model, strategy, data, CONFIG, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
         assert checkpoints.latest() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own thread
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """A limit on the size of files stands for it."""
+    array = jnp.asarray(np.random.default_rng(0).normal(size=(256, 400)), "float32")
+    state = TrainState({"a": array}, {}, jnp.int32(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(UserError, match="checkpoints: writing a checkpoint failed .*; free space"):
+        try:
+            with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+                checkpoints.save(state, Position(1, 0, 1, 0, 1.0, "settings"), 1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_adapters_that_were_trained_before_are_refused(folder, tmp_path):

@@ -37,7 +37,7 @@ flags.DEFINE_string("dtype", "bfloat16", "of the frozen weights: bfloat16 or flo
 flags.DEFINE_integer("samples", 40_000, "openings that the decoder is asked to continue")
 flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
 flags.DEFINE_integer("batch_size", 64, "examples a step")
-flags.DEFINE_integer("projector_steps", 1500, "steps of the projector alone, the first half of them repeating")
+flags.DEFINE_integer("projector_steps", 1500, "steps of the projector alone; the first half repeat the question, then three in ten")
 flags.DEFINE_integer("adapter_steps", 1500, "steps of projector and LoRA")
 flags.DEFINE_integer("seed", 0, "of everything random")
 
@@ -67,7 +67,7 @@ def main(_):
         half = FLAGS.projector_steps // 2
         trainable = run(bridge, bridge.initial, processor, rows, bank, steps=half, repeat=1.0, rate=1e-3, name="repeat")
         trainable = run(
-            bridge, trainable, processor, rows, bank, steps=FLAGS.projector_steps - half, repeat=0.0, rate=1e-3,
+            bridge, trainable, processor, rows, bank, steps=FLAGS.projector_steps - half, repeat=0.3, rate=1e-3,
             name="projector",
         )  # fmt: skip
         save_bridge({"projector": trainable["projector"], "lora": None}, work / "projector")

@@ -1,6 +1,8 @@
 """Checkpoints of a run under `RUN/checkpoints/STEP/`, written by Orbax in the background."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -53,18 +55,21 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        try:
+        with self._written():
             folder.mkdir(parents=True, exist_ok=True)
             self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); check the folder and its rights.") from error
         self.args = ocp.args
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.manager.close()
+    def __exit__(self, kind, *_) -> None:
+        with self._written():
+            try:
+                if kind is None:
+                    self.manager.wait_until_finished()
+            finally:
+                self.manager.close()
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
@@ -80,7 +85,8 @@ class Checkpoints:
             state=self.args.StandardSave(arrays), position=self.args.JsonSave(dataclasses.asdict(position))
         )
         metrics = {"loss": mean_loss, "epoch_ends": position.batch == 0}
-        self.manager.save(position.step, args=items, metrics=metrics, force=True)
+        with self._written():
+            self.manager.save(position.step, args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         """The state in the shardings of `like`, which gives its structure."""
@@ -96,6 +102,22 @@ class Checkpoints:
             ) from error
         leaves = [restored.state[name] for name in names]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), Position(**restored.position)
+
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """What goes wrong in the background is raised by the next call; the storage library beneath Orbax
+        reports errors of the file system as ValueError."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1]
+            raise UserError(
+                f"{self.folder}: writing a checkpoint failed ({reason}); free space or check the folder's rights, "
+                "then start the same command again."
+            ) from error
 
 
 def named_leaves(tree) -> dict[str, jax.Array]:

@@ -46,6 +46,12 @@ class TrainConfig:
     seed: int = 0
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
 
+    def result_settings(self) -> dict:
+        """What shapes the adapters; the rest may change while a run is under way."""
+        values = dataclasses.asdict(self)
+        del values["checkpoint_every_steps"], values["keep_checkpoints"], values["optimiser"]["remat"]
+        return values
+
     def steps_per_epoch(self, samples: int) -> int:
         micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))
         return -(-micro_batches // self.gradient_accumulation)
@@ -82,13 +88,14 @@ def train(
     """
     if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
         raise UserError(
-            f"train.gradient_accumulation: {config.gradient_accumulation} does not divide train.batch_size {config.batch_size}; choose a divisor."
+            f"train.gradient_accumulation: {config.gradient_accumulation} does not divide train.batch_size "
+            f"{config.batch_size}; choose a divisor."
         )
     if any(np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"):
         raise ValueError("the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin")
     total_steps = config.steps_per_epoch(len(data.sample_ids)) * config.epochs
     step = TrainStep(model, strategy, config.optimiser, mesh or mesh_of(model), total_steps)
-    settings = content_hash(dataclasses.asdict(config), list(data.sample_ids), np.asarray(data.harmful).tolist())
+    settings = content_hash(config.result_settings(), list(data.sample_ids), np.asarray(data.harmful).tolist())
 
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         state, position = _start(step, checkpoints, Position(0, 0, 0, config.seed, 0.0, settings))

@@ -9,12 +9,17 @@ FIELDS = ("step", "epoch", "loss", "loss_harmful", "loss_benign", "penalty", "gr
 
 
 class MetricsLog:
-    """Appends the metrics of steps behind `last_step`, the one from which the run goes on."""
+    """Appends the metrics of steps behind `last_step`, the one from which the run goes on. Of several
+    processes only the first writes."""
 
     def __init__(self, folder: Path, last_step: int):
+        import jax
         from tensorboardX import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
+        self.writer = None
+        if jax.process_index() != 0:
+            return
         if self.path.exists():
             write_jsonl(self.path, [row for row in self._whole_lines() if row["step"] <= last_step])
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None)
@@ -23,10 +28,13 @@ class MetricsLog:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def write(self, **values: float | int | None) -> None:
         """One step's `FIELDS`; a loss over no rows is None and is left out of TensorBoard."""
+        if self.writer is None:
+            return
         append_jsonl(self.path, [{name: values[name] for name in FIELDS}])
         for name in FIELDS[2:]:
             if values[name] is not None:

@@ -1,6 +1,6 @@
 """Times the training step on random weights of Qwen2-Audio-7B's size (or smaller) and prints a JSON line a setting.
 
-    python -m rrs_jax.train.benchmark --batch=16 --length=144 --remat=none,dots,full
+    python benchmarks/train_step.py --batch=16 --length=144 --remat=none,dots,full
 """
 
 import argparse
