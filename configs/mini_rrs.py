@@ -19,9 +19,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.dtype = "float32"
     config.run_dir = "runs/mini_rrs"
 
-    config.data.pairs_per_category = 3
-    config.data.eval_pairs_per_category = 3
-    config.data.borderline = 40
+    config.data.pairs_per_category = 10
+    config.data.eval_pairs_per_category = 2
+    config.data.borderline = 24
 
     # The paper's refusal prompt makes this small decoder begin with "I" for 21 % of the harmful questions only, so that
     # the safety vector would hardly point to refusal. Under this one it is 95 % or more (the extract stage prints it).
@@ -29,13 +29,15 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The upper half of the 24 layers: no backward pass below. Few steps, so a higher rate than the paper's.
     config.lora.layers = 12
-    config.train.epochs = 3
-    config.train.batch_size = 8
-    config.train.learning_rate = 4e-4
+    config.train.epochs = 1
+    config.train.batch_size = 4
+    config.train.learning_rate = 6e-4
+    config.train.schedule = "cosine"
+    config.train.warmup_steps = 10
     config.extract.batch_size = 8
 
     config.generate.greedy = True
-    config.generate.max_new_tokens = 24
+    config.generate.max_new_tokens = 20
     config.evaluate.samples = 1
     choose_variant(config, variant, full=full, smoke=smoke)
     return config
@@ -51,6 +53,8 @@ def full(config: ConfigDict) -> None:
     config.train.epochs = 10
     config.train.batch_size = 16
     config.train.learning_rate = 5e-5
+    config.train.schedule = "constant"
+    config.train.warmup_steps = 0
     config.extract.batch_size = 16
 
 
@@ -60,6 +64,6 @@ def smoke(config: ConfigDict) -> None:
     config.data.pairs_per_category = 1
     config.data.eval_pairs_per_category = 1
     config.data.borderline = 2
-    config.train.epochs = 1
+    config.train.warmup_steps = 0
     config.train.batch_size = 4
     config.generate.max_new_tokens = 8

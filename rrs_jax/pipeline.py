@@ -118,7 +118,10 @@ def extract(session: Session) -> dict:
     shares = premise(session.vanilla, representations, token)
     save_representations(
         session.folder.representations, representations, vector,
-        {"model": config.model.path, "prompts": [PROMPT_T, config.rrs.refusal_prompt], "top_m": config.rrs.top_m, "refusal_token_id": token},
+        {
+            "model": config.model.path, "prompts": [PROMPT_T, config.rrs.refusal_prompt], "top_m": config.rrs.top_m,
+            "refusal_token_id": token,
+        },
     )  # fmt: skip
     facts = {
         "refusal_token_id": token,

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path
 from rrs_jax.inputs.batching import batches_in_buckets, collate, restore_order
 from rrs_jax.models.batch import Batch
-from rrs_jax.parallel import batch_sharding, make_mesh, replicated, rows_multiple
+from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
 # A prompt: token ids, each clip's first row in the audio bank, each clip's number of audio tokens.
@@ -116,14 +116,6 @@ def _representations(graphdef, mesh: Mesh):
         return nnx.merge(graphdef, state).representations(batch, audio_bank)
 
     return jax.jit(representations, out_shardings=replicated(mesh))
-
-
-def mesh_of(model: nnx.Module) -> Mesh:
-    """The mesh on which the model's parameters lie; one made of its device where they lie on no mesh."""
-    sharding = jax.tree.leaves(nnx.state(model))[0].sharding
-    if isinstance(sharding, NamedSharding):
-        return sharding.mesh
-    return make_mesh(devices=sorted(sharding.device_set, key=lambda device: device.id))
 
 
 def pad_rows(tree, multiple: int):

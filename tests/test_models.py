@@ -8,7 +8,7 @@ import safetensors.numpy
 import torch
 from conftest import make_reference, relative_error
 
-from rrs_jax.models.audio_encoder import audio_token_count
+from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.batch import Batch, right_padded
 from rrs_jax.weights.load import load_weights
 

@@ -9,7 +9,7 @@ from test_models import FRAMES, audio_bank, make_batch, prompts
 
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.batching import bucket_lengths
-from rrs_jax.models.audio_encoder import audio_token_count
+from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.parallel import make_mesh
 from rrs_jax.representations import (
     Representations,

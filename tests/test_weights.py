@@ -16,7 +16,7 @@ from flax import nnx
 
 from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
-from rrs_jax.models.qwen2_audio import Qwen2Audio
+from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.parallel import make_mesh, parameter_sharding
 from rrs_jax.weights.load import abstract_model, load_weights, read_config, resolve_folder
 from rrs_jax.weights.safetensors_io import read_folder, save_file
@@ -257,3 +257,11 @@ def test_our_files_are_read_by_the_safetensors_package(tmp_path):
         assert read[name].double().numpy().tolist() == array.astype(np.float64).tolist()
         ours = read_folder(tmp_path)[name].array()
         assert ours.dtype == array.dtype and ours.tolist() == array.tolist()
+
+
+def test_settings_that_are_not_computed_are_refused(folder, tmp_path):
+    """Silently ignored, they would give other numbers than transformers."""
+    values = json.loads((folder / "config.json").read_text())
+    values["text_config"] |= {"use_sliding_window": True, "hidden_act": "relu"}
+    with pytest.raises(UserError, match="hidden_act.*use_sliding_window"):
+        Qwen2AudioConfig.from_hf(values)

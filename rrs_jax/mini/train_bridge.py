@@ -37,8 +37,10 @@ flags.DEFINE_string("dtype", "bfloat16", "of the frozen weights: bfloat16 or flo
 flags.DEFINE_integer("samples", 40_000, "openings that the decoder is asked to continue")
 flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
 flags.DEFINE_integer("batch_size", 64, "examples a step")
-flags.DEFINE_integer("projector_steps", 1500, "steps of the projector alone; the first half repeat the question, then three in ten")
-flags.DEFINE_integer("adapter_steps", 1500, "steps of projector and LoRA")
+flags.DEFINE_integer(
+    "projector_steps", 1600, "steps of the projector alone; the first half repeat the question, then three in ten"
+)
+flags.DEFINE_integer("adapter_steps", 1600, "steps of projector and LoRA")
 flags.DEFINE_integer("seed", 0, "of everything random")
 
 ANSWER_TOKENS = 64

@@ -93,8 +93,3 @@ class AudioEncoder(nnx.Module):
         clips, positions, width = x.shape
         x = x.reshape(clips, positions // 2, 2, width).mean(axis=2)
         return self.layer_norm(x)
-
-
-def audio_token_count(feature_length):
-    """Audio tokens of a clip with so many valid mel frames; works on ints and arrays."""
-    return ((feature_length - 1) // 2 + 1 - 2) // 2 + 1

@@ -14,8 +14,9 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
 from rrs_jax.inputs.batching import Selection, bucket_lengths, collate, make_batches
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.parallel import mesh_of
 from rrs_jax.progress import Progress
-from rrs_jax.representations import Row, mesh_of
+from rrs_jax.representations import Row
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import MetricsLog
