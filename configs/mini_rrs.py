@@ -4,7 +4,7 @@
     python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
     python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
 
-Hardware: 2 CPU cores and 8 GiB of memory.
+Hardware: 2 CPU cores and 8 GiB of memory; the first takes about 14 minutes, the download of 640 MB apart.
 """
 
 from ml_collections import ConfigDict
@@ -19,21 +19,23 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.dtype = "float32"
     config.run_dir = "runs/mini_rrs"
 
-    config.data.pairs_per_category = 10
+    config.data.pairs_per_category = 3
     config.data.eval_pairs_per_category = 2
     config.data.borderline = 24
 
     # The paper's refusal prompt makes this small decoder begin with "I" for 21 % of the harmful questions only, so that
-    # the safety vector would hardly point to refusal. Under this one it is 95 % or more (the extract stage prints it).
+    # the safety vector would hardly point to refusal. Under this one it is all of them (the extract stage prints it).
     config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful."
 
-    # The upper half of the 24 layers: no backward pass below. Few steps, so a higher rate than the paper's.
+    # The upper half of the 24 layers: no backward pass below. Few and small steps, so a higher rate
+    # than the paper's: harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss
+    # did not fall at all.
     config.lora.layers = 12
-    config.train.epochs = 1
+    config.train.epochs = 5
     config.train.batch_size = 4
-    config.train.learning_rate = 6e-4
+    config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
-    config.train.warmup_steps = 10
+    config.train.warmup_steps = 5
     config.extract.batch_size = 8
 
     config.generate.greedy = True
@@ -64,6 +66,6 @@ def smoke(config: ConfigDict) -> None:
     config.data.pairs_per_category = 1
     config.data.eval_pairs_per_category = 1
     config.data.borderline = 2
+    config.train.epochs = 1
     config.train.warmup_steps = 0
-    config.train.batch_size = 4
     config.generate.max_new_tokens = 8

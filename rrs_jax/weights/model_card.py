@@ -135,7 +135,7 @@ def _training(settings: Mapping[str, object]) -> str:
 
 def _value(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _licence_sentence(base: str, licence: str | None) -> str:
