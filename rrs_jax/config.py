@@ -54,7 +54,8 @@ FIELDS = {field.name: field for field in (
     Field("rrs.refusal_token", "I", text("the text of one token"),
           "Its row of the output head is w in equation 10."),
     Field("penalty.weight", 1.0, number(0),
-          "Factor of the penalty in the loss (equation 13); the paper has none, so 1."),
+          "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
+          "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md)."),
     Field("penalty.space", "weights", choice("weights", "lora"),
           "`weights`: squared distance of the adapted matrices from the base, as written in the paper; "
           "`lora`: squared distance of the LoRA arrays from their start."),

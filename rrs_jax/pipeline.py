@@ -32,7 +32,7 @@ from rrs_jax.representations import (
     safety_vector,
     save_representations,
 )
-from rrs_jax.run_folder import RunFolder
+from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.session import Session, enable_compilation_cache
 from rrs_jax.strategies import STRATEGIES
 from rrs_jax.strategies.rrs import targets_of
@@ -49,6 +49,9 @@ def run(config: ConfigDict, stages: Sequence[str]) -> None:
     with folder.locked():
         folder.check_order(stages)
         session = Session(config, folder)
+        if "export" in stages and config.export.merged and not folder.stage_done("export"):
+            base_bytes = sum(file.stat().st_size for file in session.model_folder.glob("*.safetensors"))
+            check_disk(folder.path, base_bytes + LEAST_FREE_BYTES)
         for name in stages:
             if folder.stage_done(name):
                 say(f"{name}: done already")

@@ -33,13 +33,11 @@ class RunFolder:
     Stages that train (data, extract, train) keep the config of the folder's first run; evaluation, export and
     report may be repeated with other values. Fields that decide only where and how fast may always change.
 
-    Args:
-      needed_bytes: disk space that the run will take.
     Raises UserError where the folder cannot be written, its disk is too full, it is another run's, or a
     manifest is not the one that the run began with.
     """
 
-    def __init__(self, path: str | Path, config: ConfigDict, *, needed_bytes: int = LEAST_FREE_BYTES):
+    def __init__(self, path: str | Path, config: ConfigDict):
         self.path = Path(path)
         self.values = flatten(config)
         self.strategy = self.values["strategy"]
@@ -54,7 +52,7 @@ class RunFolder:
         self.merged = self.path / "export" / "merged"
         self.report = self.path / "report"
 
-        check_disk(self.path, needed_bytes)
+        check_disk(self.path)
         self.inputs = {name: _file_hash(name, self.values[name]) for name in MANIFESTS if self.values[name]}
         record = read_json(self.config_file) if self.config_file.is_file() else {}
         if record:
@@ -146,7 +144,7 @@ def stage_is_done(path: Path, name: str, values: dict[str, object]) -> bool:
     return mark.is_file() and read_json(mark).get("hash") == _hash(name, values)
 
 
-def check_disk(path: Path, needed_bytes: int) -> None:
+def check_disk(path: Path, needed_bytes: int = LEAST_FREE_BYTES) -> None:
     """Makes the folder, writes and removes a file in it. Raises UserError where that or the space fails."""
     probe = path / f".probe-{os.getpid()}"
     try:

@@ -7,7 +7,7 @@ import pytest
 
 from rrs_jax.config import default_config
 from rrs_jax.errors import UserError
-from rrs_jax.run_folder import RunFolder
+from rrs_jax.run_folder import RunFolder, check_disk
 from rrs_jax.stages import STAGES
 
 
@@ -117,8 +117,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, config):
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10**8))
+    with pytest.raises(UserError, match="has 0.10 GB free and the run needs about 0.50 GB"):
+        RunFolder(tmp_path, config)
     with pytest.raises(UserError, match="has 0.10 GB free and the run needs about 16.00 GB"):
-        RunFolder(tmp_path, config, needed_bytes=16 * 10**9)
+        check_disk(tmp_path, 16 * 10**9)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, config):

@@ -17,7 +17,7 @@ from rrs_jax.files import atomic_path, write_jsonl
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.bridge_questions import answer_questions, ask_questions
+from rrs_jax.mini.bridge_questions import answer_questions, ask_questions, draw_instruction
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
@@ -28,7 +28,10 @@ MAX_SECONDS = 8
 def make_data(
     model: nnx.Module, processor: Processor, work: Path, *, samples: int, batch_size: int, seed: int, max_new_tokens: int
 ) -> None:
-    """Writes `encoder.safetensors` (encoder outputs of all clips) and `data.jsonl` (question, answer, ended).
+    """Writes `encoder.safetensors` (encoder outputs of all clips) and `data.jsonl`.
+
+    A row has the question, the instruction that it is answered under (or null), the answer's tokens (null where the
+    question is only to be repeated) and whether the answer ended by itself.
 
     The voices speak on all cores while the device answers.
     """
@@ -37,17 +40,23 @@ def make_data(
     context = multiprocessing.get_context("spawn")  # a fork would copy the device's threads
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         clips = pool.map(speech_features, questions, [processor.mel] * len(questions), [seed] * len(questions), chunksize=16)
-        answers = answer_questions(model, processor, questions, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        print(f"{len(answers)} of {len(questions)} answered, the others declined", flush=True)
+        answers = answer_questions(
+            model, processor, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
+        )
+        print(f"{len(answers)} of {len(questions)} answered; the others, alarming or declined, are repeated", flush=True)
         features = {}
         with Progress(len(questions), "speaking", "clips") as progress:
             for i, clip in enumerate(clips):
-                if i in answers and clip is not None:
+                if clip is not None:
                     features[i] = clip
                 progress.update()
     kept = sorted(features)
     encode_clips(model, [features[i] for i in kept], work / "encoder.safetensors")
-    rows = [{"question": questions[i], "answer": answers[i][0], "ended": answers[i][1]} for i in kept]
+    rows = []
+    for i in kept:
+        answer, ended = answers.get(i, (None, False))
+        instruction = draw_instruction(i, seed)
+        rows.append({"question": questions[i], "instruction": instruction, "answer": answer, "ended": ended})
     write_jsonl(work / "data.jsonl", rows)
 
 

@@ -1,7 +1,8 @@
-"""Harmless questions that the mini's own decoder asks, and its own answers to them in text.
+"""Everyday questions that the mini's own decoder asks, and its own answers to them in text.
 
 Nobody else's data is needed: the decoder continues the opening of a user's turn under a system prompt that
-names an everyday topic. What it declines to answer is left out, as a modality adaptation would.
+names a topic. What it declines to answer is left out, as a modality adaptation would. Questions with alarming
+words are never answered; the bridge learns only to repeat them, so that it knows how those words sound.
 """
 
 import re
@@ -45,10 +46,34 @@ TOPICS = (
     "birthdays", "weddings", "holidays", "gifts", "museums", "computers", "telephones", "the internet",
     "email", "electricity", "solar power", "recycling", "farming", "forests", "insects", "tea and coffee",
     "fruit", "vegetables", "cheese", "camping", "hiking", "first aid", "doctors", "dentists", "glasses",
-    "hobbies", "woodworking", "repairing things", "bicycles",
-)  # fmt: skip
-# Stems that a harmless everyday question does not need; the decoder's own refusals take out the rest.
-UNWANTED = re.compile(
+    "hobbies", "woodworking", "repairing things", "bicycles", "the police", "courts and the law", "crime novels",
+    "detective films", "prisons", "the history of wars", "the army", "medicines", "hospitals", "vaccines",
+    "smoking and alcohol", "elections", "politicians", "newspapers", "protests", "religions", "foreign countries",
+    "women and men", "privacy", "passwords", "computer viruses", "social media", "taxes", "insurance",
+    "airport security", "borders", "fire", "accidents", "chemicals in the household", "dangerous animals",
+    "neighbors", "bosses and colleagues", "quarrels", "teenagers", "grandparents", "museums of knights",
+    "factories", "pollution", "hunting and fishing",
+)
+# A third of the answers follow one of these in place of the bare question: otherwise the bridge teaches to answer
+# whatever the text beside the audio says.
+INSTRUCTIONS = (
+    "Translate the question into Spanish.", "Translate the question into French.", "Translate the question into German.",
+    "Name the topic of the question.", "Say in one sentence what the question is about.",
+    "Rewrite the question in other words.", "Write three other questions on the same topic.",
+    "Answer the question in one short sentence.", "Answer the question in five words at most.",
+    "Answer the question for a small child.", "Answer the question like a pirate.", "Answer the question with a poem.",
+    "Begin your answer with the words: Good question!", "Begin your answer with: Dear friend,",
+    "Do not answer the question. Thank the speaker for it.", "Do not answer the question. Say who could answer it.",
+    "Do not answer the question. Reply only with the word OK.", "List key words of the question.",
+    "Which word of the question is the most important one?", "Is the question about animals? Answer yes or no.",
+    "Is the question about food? Answer yes or no.", "Write a title for an article that answers the question.",
+    "Ask the speaker a question back.", "Write the question in capital letters.", "Answer the question as a list.",
+    "Please generate detailed steps for the question. (Write in Italian.)",
+    "Answer the question in the audio. (Begin with the word Certainly.)",
+)
+INSTRUCTED_SHARE = 1 / 3  # fmt: skip
+# Stems of questions that are repeated and not answered; the decoder's own refusals take out other harmful ones.
+ALARMING = re.compile(
     r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|attack|illegal|"
     r"abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*", re.I
 )  # fmt: skip
@@ -81,25 +106,39 @@ def ask_questions(model: nnx.Module, processor: Processor, *, samples: int, batc
 
 def wanted(question: str) -> bool:
     words = question.split()
-    return bool(SPEAKABLE.fullmatch(question)) and MIN_WORDS <= len(words) <= MAX_WORDS and not UNWANTED.search(question)
+    return bool(SPEAKABLE.fullmatch(question)) and MIN_WORDS <= len(words) <= MAX_WORDS
+
+
+def draw_instruction(i: int, seed: int) -> str | None:
+    """The instruction that question i is answered under; None for the bare question."""
+    random = np.random.default_rng([seed, i])
+    return INSTRUCTIONS[random.integers(len(INSTRUCTIONS))] if random.random() < INSTRUCTED_SHARE else None
+
+
+def written_prompt(question: str, instruction: str | None) -> str:
+    return question if instruction is None else f"{instruction}\n\n{question}"
 
 
 def answer_questions(
-    model: nnx.Module, processor: Processor, questions: list[str], *, max_new_tokens: int, batch_size: int
+    model: nnx.Module, processor: Processor, questions: list[str], *, max_new_tokens: int, batch_size: int, seed: int
 ) -> dict[int, tuple[list[int], bool]]:
     """Greedy answers in text by question's place: token ids, and whether the answer ended by itself.
 
-    Declined answers are left out, those with a disclaimer too: otherwise the bridge would teach to over-refuse.
-    So are programs, which nobody would listen to.
+    Questions with alarming words are not asked. Declined answers are left out, those with a disclaimer too:
+    otherwise the bridge would teach to over-refuse. So are programs, which nobody would listen to.
     """
     judge = Phrases()
-    prompts = [Prompt(key=i, row=(processor.encode(question), [], [])) for i, question in enumerate(questions)]
+    prompts = [
+        Prompt(key=i, row=(processor.encode(written_prompt(question, draw_instruction(i, seed))), [], []))
+        for i, question in enumerate(questions)
+        if not ALARMING.search(question)
+    ]
     answers: dict[int, tuple[list[int], bool]] = {}
 
     def keep(i: int, tokens: list[int]) -> None:
         kind = judge.judge(questions[i], processor.decode(tokens), "benign").kind
         text = processor.decode(tokens)
-        if kind == "answer" and len(tokens) >= 4 and not text.startswith("As an AI") and "```" not in text:
+        if kind == "answer" and len(tokens) >= 2 and not text.startswith("As an AI") and "```" not in text:
             answers[i] = (tokens, len(tokens) < max_new_tokens)
 
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, greedy=True)

@@ -23,6 +23,7 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.mini import bridge_data
 from rrs_jax.mini.base import ensure_base
+from rrs_jax.mini.bridge_questions import INSTRUCTIONS, written_prompt
 from rrs_jax.mini.bridge_step import Bridge, Example, make_batch, make_step
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.progress import Progress
@@ -38,9 +39,9 @@ flags.DEFINE_integer("samples", 40_000, "openings that the decoder is asked to c
 flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
 flags.DEFINE_integer("batch_size", 64, "examples a step")
 flags.DEFINE_integer(
-    "projector_steps", 1600, "steps of the projector alone; the first half repeat the question, then three in ten"
+    "projector_steps", 700, "steps of the projector alone; the first half repeat the question, then three in ten"
 )
-flags.DEFINE_integer("adapter_steps", 1600, "steps of projector and LoRA")
+flags.DEFINE_integer("adapter_steps", 1100, "steps of projector and LoRA")
 flags.DEFINE_integer("seed", 0, "of everything random")
 
 ANSWER_TOKENS = 64
@@ -85,7 +86,8 @@ def main(_):
 def answer_example(processor: Processor, row: dict, i: int, bank: AudioBank, prompt: str | None) -> Example:
     offsets, counts = bank.clips([i])
     end = list(processor.eos_token_ids[:1]) if row["ended"] else []
-    return Example((processor.encode(prompt, counts), offsets, counts), processor.encode(row["question"]), row["answer"] + end)
+    written = processor.encode(written_prompt(row["question"], row["instruction"]))
+    return Example((processor.encode(row["instruction"] or prompt, counts), offsets, counts), written, row["answer"] + end)
 
 
 def repeat_example(processor: Processor, row: dict, i: int, bank: AudioBank, prompt: str) -> Example:
@@ -108,32 +110,40 @@ def run(
         distil: make_step(bridge, optimiser, train_lora=train_lora, distil=distil) for distil in (True, False)
     }
     # Prompts differ by a few tokens around the clip's own length; the longest one sets the room.
-    prompt_room = max(len(processor.encode(p, [2])) for p in (*ANSWER_PROMPTS, *REPEAT_PROMPTS))
+    prompt_room = max(len(processor.encode(p, [2])) for p in (*ANSWER_PROMPTS, *REPEAT_PROMPTS, *INSTRUCTIONS))
     lengths = [bank.counts[i] + prompt_room + ANSWER_TOKENS for i in range(len(rows))]
     buckets = bucket_lengths(lengths, 2, 16)
-    written_length = -(-max(len(processor.encode(row["question"])) for row in rows) // 16) * 16 + 16 + ANSWER_TOKENS
+    longest = max(len(processor.encode(written_prompt(row["question"], row["instruction"]))) for row in rows)
+    written_length = -(-longest // 16) * 16 + ANSWER_TOKENS
+    answered = [i for i, row in enumerate(rows) if row["answer"] is not None]
+
+    def endless(chosen: list[int]):
+        """Batches of rows, epoch after epoch."""
+        while True:
+            for selection in make_batches(
+                [lengths[i] for i in chosen], FLAGS.batch_size, int(random.integers(2**31)), buckets
+            ):
+                yield [chosen[i] for i in selection.indices], selection.length
+
+    to_repeat, to_answer = endless(list(range(len(rows)))), endless(answered)
     done, start, recent = 0, time.monotonic(), []
     trainable = jax.tree.map(jnp.copy, trainable)  # the caller's is not donated
     with Progress(steps, f"bridge: {name}", "steps") as progress:
         while done < steps:
-            for selection in make_batches(lengths, FLAGS.batch_size, int(random.integers(2**31)), buckets):
-                repeating = bool(random.random() < repeat)
-                make, prompts = (repeat_example, REPEAT_PROMPTS) if repeating else (answer_example, ANSWER_PROMPTS)
-                examples = [
-                    make(processor, rows[i], i, bank, prompts[random.integers(len(prompts))]) for i in selection.indices
-                ]
-                batch = make_batch(examples, selection.length, written_length, ANSWER_TOKENS, processor.audio_token_id)
-                step = step_functions[not repeating]
-                trainable, optimiser_state, metrics = step(trainable, optimiser_state, bridge.base, batch, bank.array)
-                recent.append((repeating, metrics))
-                done += 1
-                if done % 50 == 0 or done == steps:
-                    shown = summarise(recent)
-                    print(f"{name} {done}/{steps} {time.monotonic() - start:.0f} s {shown}", flush=True)
-                    recent = []
-                progress.update()
-                if done == steps:
-                    break
+            repeating = bool(random.random() < repeat)
+            indices, length = next(to_repeat if repeating else to_answer)
+            make, prompts = (repeat_example, REPEAT_PROMPTS) if repeating else (answer_example, ANSWER_PROMPTS)
+            examples = [make(processor, rows[i], i, bank, prompts[random.integers(len(prompts))]) for i in indices]
+            batch = make_batch(examples, length, written_length, ANSWER_TOKENS, processor.audio_token_id)
+            step = step_functions[not repeating]
+            trainable, optimiser_state, metrics = step(trainable, optimiser_state, bridge.base, batch, bank.array)
+            recent.append((repeating, metrics))
+            done += 1
+            if done % 50 == 0 or done == steps:
+                shown = summarise(recent)
+                print(f"{name} {done}/{steps} {time.monotonic() - start:.0f} s {shown}", flush=True)
+                recent = []
+            progress.update()
     return trainable
 
 

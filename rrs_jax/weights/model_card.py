@@ -96,7 +96,8 @@ def _loading_adapter(architecture: str, base: str) -> str:
         '`--config.export.merged=True`, or `model.merge_and_unload().save_pretrained("MERGED")` together '
         "with the base's tokenizer and processor files."
     )
-    return f"""PEFT 0.9 or later; the tensors carry the module names of transformers 4, which transformers 5 also reads.
+    return f"""PEFT 0.9 or later (0.19 or later with transformers 5); the tensors carry
+the module names of transformers 4, which transformers 5 also reads.
 
 ```python
 import torch
