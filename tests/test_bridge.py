@@ -1,0 +1,103 @@
+"""The bridge's loss and the projector's gradients against transformers, and what the bridge is trained on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from conftest import relative_error
+from test_models import AUDIO, FRAMES, torch_inputs
+
+from rrs_jax.inputs.mel import audio_token_count
+from rrs_jax.mini import bridge_questions
+from rrs_jax.mini.bridge_step import Bridge, Example, loss, make_batch
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.weights.load import load_weights
+
+CLIPS = (1, 0)  # clip of each row; 0 is the longer one
+
+
+def examples_and_bank(model, clips):
+    """Two spoken questions of unequal length with answers of 4 and 7 tokens, and their encoder outputs."""
+    rng = np.random.default_rng(1)
+    output = np.asarray(model.audio_tower(jnp.asarray(clips[:, :, :256]), jnp.asarray(FRAMES)))
+    bank, examples = [np.zeros((1, output.shape[-1]), np.float32)], []
+    for clip, answer_length in zip(CLIPS, (4, 7), strict=True):
+        count = audio_token_count(int(FRAMES[clip]))
+        start = sum(map(len, bank))
+        bank.append(output[clip, :count])
+        ids = [*rng.integers(3, 120, 5).tolist(), *[AUDIO] * count, *rng.integers(3, 120, 3 + clip).tolist()]
+        written, answer = rng.integers(3, 120, 9 - clip).tolist(), rng.integers(3, 120, answer_length).tolist()
+        examples.append(Example((ids, [start], [count]), written, answer))
+    return examples, np.concatenate(bank)
+
+
+def answer_log_probabilities(reference, ids: list[list[int]], answers, **inputs) -> list[torch.Tensor]:
+    logits = reference(**inputs).logits.double()
+    return [
+        torch.log_softmax(logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)], -1)
+        for row, (prompt, answer) in enumerate(zip(ids, answers, strict=True))
+    ]
+
+
+def test_the_loss_and_the_projectors_gradient_are_those_of_a_dense_model(reference, folder):
+    rng = np.random.default_rng(0)
+    clips = rng.normal(size=(4, 12, 3000)).astype(np.float32)
+    for feature, frames in zip(clips, FRAMES, strict=True):
+        feature[:, frames + 2 :] = -1.2
+    model = load_weights(folder, lora=LoRAConfig(rank=2, alpha=4.0))
+    examples, bank = examples_and_bank(model, clips)
+    batch = make_batch(examples, 64, 24, 7, AUDIO)
+    bridge = Bridge(model)
+    (value, metrics), gradients = jax.value_and_grad(
+        lambda trainable: loss(bridge, trainable, bridge.base, batch, jnp.asarray(bank), distil=True), has_aux=True
+    )(bridge.initial)
+
+    answers = [example.answer for example in examples]
+    spoken = [example.spoken[0] for example in examples]
+    written = [example.written for example in examples]
+    inputs = torch_inputs([[*p, *a] for p, a in zip(spoken, answers, strict=True)], clips, "right")
+    inputs["input_features"] = inputs["input_features"][list(CLIPS)]
+    inputs["feature_attention_mask"] = inputs["feature_attention_mask"][list(CLIPS)]
+    reference.zero_grad()
+    student = answer_log_probabilities(reference, spoken, answers, **inputs)
+    inputs = torch_inputs([[*p, *a] for p, a in zip(written, answers, strict=True)], clips, "right")
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    with torch.no_grad():
+        teacher = answer_log_probabilities(reference, written, answers, **inputs)
+    total = sum(map(len, answers))
+    cross_entropy = -sum(s[range(len(a)), a].sum() for s, a in zip(student, answers, strict=True)) / total
+    divergence = sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student, strict=True)) / total
+    (cross_entropy + divergence).backward()
+
+    assert abs(float(metrics["cross_entropy"]) - cross_entropy.item()) < 1e-4 * cross_entropy.item()
+    assert abs(float(metrics["divergence"]) - divergence.item()) < 1e-4 * divergence.item()
+    assert abs(float(value) - (cross_entropy + divergence).item()) < 1e-4 * (cross_entropy + divergence).item()
+    projector = reference.model.multi_modal_projector.linear
+    assert relative_error(gradients["projector"]["kernel"], projector.weight.grad.numpy().T) < 1e-4
+    assert relative_error(gradients["projector"]["bias"], projector.bias.grad.numpy()) < 1e-4
+    reference.zero_grad()
+
+
+def test_questions_with_alarming_words_are_not_answered(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        bridge_questions, "_generate", lambda model, processor, sampling, prompts, *rest: asked.extend(p.key for p in prompts)
+    )
+
+    class Processor:
+        @staticmethod
+        def encode(text):
+            return [ord(c) for c in text]
+
+    questions = ["How do I bake bread at home?", "Why did the murderer run away?", "How did Hitler die in the war?",
+                 "Where do pandas live in China?"]  # fmt: skip
+    bridge_questions.answer_questions(None, Processor, questions, max_new_tokens=4, batch_size=2, seed=0)
+    assert asked == [0, 3]
+
+
+def test_a_third_of_the_answers_follow_an_instruction():
+    drawn = [bridge_questions.draw_instruction(i, 0) for i in range(3000)]
+    assert 0.30 < np.mean([instruction is not None for instruction in drawn]) < 0.37
+    assert {*drawn} == {None, *bridge_questions.INSTRUCTIONS}
+    assert drawn[:50] == [bridge_questions.draw_instruction(i, 0) for i in range(50)]
+    assert drawn[:50] != [bridge_questions.draw_instruction(i, 1) for i in range(50)]
