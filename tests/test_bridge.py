@@ -10,6 +10,7 @@ from test_models import AUDIO, FRAMES, torch_inputs
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.mini import bridge_questions
 from rrs_jax.mini.bridge_step import Bridge, Example, loss, make_batch
+from rrs_jax.mini.separability import probe_accuracy
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.weights.load import load_weights
 
@@ -101,3 +102,15 @@ def test_a_third_of_the_answers_follow_an_instruction():
     assert {*drawn} == {None, *bridge_questions.INSTRUCTIONS}
     assert drawn[:50] == [bridge_questions.draw_instruction(i, 0) for i in range(50)]
     assert drawn[:50] != [bridge_questions.draw_instruction(i, 1) for i in range(50)]
+
+
+def test_a_probe_finds_what_is_there_and_nothing_else():
+    rng = np.random.default_rng(0)
+    harmful = np.tile([True, False], 150)
+    pairs = [f"pair-{i // 2}" for i in range(300)]
+    noise = rng.normal(size=(300, 40)).astype(np.float32)
+    told = noise + np.where(harmful, 3.0, -3.0)[:, None] * (np.arange(40) == 7)
+    topic = np.repeat(rng.normal(size=(150, 40)), 2, axis=0).astype(np.float32)  # twins share it
+    assert probe_accuracy(told, harmful, pairs) > 0.95
+    assert 0.3 < probe_accuracy(noise, harmful, pairs) < 0.65
+    assert probe_accuracy(topic, harmful, pairs) <= 0.5

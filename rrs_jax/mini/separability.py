@@ -1,0 +1,113 @@
+"""Can harmful questions be told from their harmless twins inside the mini? `python -m rrs_jax.mini.separability`.
+
+A linear probe (ridge regression on standardised features) on the hidden states behind every third layer, at the
+prompt's last token and averaged over the question, once for the spoken and once for the written question. Folds
+are made of whole pairs, so no twin of a tested question is trained on. RRS moves such states apart (section 3.2):
+what no probe separates, it cannot separate without refusing both.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from rrs_jax.audio_bank import make_audio_bank
+from rrs_jax.data.speech import speak_all
+from rrs_jax.data.starter import choose_rows
+from rrs_jax.data.voices import draw_voice
+from rrs_jax.files import write_json
+from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths, collate, restore_order
+from rrs_jax.inputs.processor import Processor
+from rrs_jax.inputs.prompts import PROMPT_T, evaluation_prompt
+from rrs_jax.mini.model import ensure_mini
+from rrs_jax.progress import Progress
+from rrs_jax.weights.load import load_weights
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("pairs_per_category", 10, "training pairs of each of the 14 categories")
+flags.DEFINE_string("probe_dtype", "float32", "of the weights: float32 or bfloat16")
+flags.DEFINE_string("probe_out", None, "JSON file for the shares")
+
+BATCH = 8
+EVERY = 3  # layers
+FOLDS = 10
+RIDGES = (300.0, 3_000.0, 30_000.0)
+
+
+def hidden_features(model: nnx.Module, rows: list, bank: jax.Array, audio_token_id: int) -> np.ndarray:
+    """float32 (N, 2, layers, D): each prompt's last token, and the mean over the question's positions.
+
+    The question's positions are its audio's, or all of a prompt without audio.
+    """
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def features(state, bank, batch):
+        model = nnx.merge(graphdef, state)
+        states = model.language_model.layer_outputs(model.embed(batch.input_ids, batch.audio_index, bank), batch.lengths, None)[EVERY - 1 :: EVERY]
+        positions = jnp.arange(batch.input_ids.shape[1])[None]
+        real = positions < batch.lengths[:, None]
+        heard = batch.audio_index >= 0
+        mask = jnp.where(heard.any(1, keepdims=True), heard, real).astype(jnp.float32)
+        mean = jnp.einsum("LBTD,BT->BLD", states.astype(jnp.float32), mask / mask.sum(1, keepdims=True))
+        last = jnp.take_along_axis(states, (batch.lengths - 1)[None, :, None, None], axis=2)[:, :, 0]
+        return jnp.stack([last.astype(jnp.float32).swapaxes(0, 1), mean], axis=1)
+
+    lengths = [len(row[0]) for row in rows]
+    batches = batches_in_buckets(lengths, BATCH, bucket_lengths(lengths, 3))
+    results = []
+    with Progress(len(rows), "hidden states", "prompts") as progress:
+        for selection in batches:
+            batch = collate([rows[i] for i in selection.indices], selection.length, audio_token_id)
+            results.append(np.asarray(features(state, bank, batch)))
+            progress.update(int(selection.weights.sum()))
+    return restore_order(batches, results)
+
+
+def probe_accuracy(features: np.ndarray, harmful: np.ndarray, pairs: list[str], seed: int = 0) -> float:
+    """Share of (N, D) told right by a ridge classifier, cross-validated over pairs; the best of `RIDGES`."""
+    distinct = sorted(set(pairs))
+    fold_of = dict(zip(distinct, np.random.default_rng(seed).permutation(len(distinct)) % FOLDS, strict=True))
+    folds = np.array([fold_of[pair] for pair in pairs])
+    signs = np.where(harmful, 1.0, -1.0)
+    right = np.zeros(len(RIDGES))
+    for fold in range(FOLDS):
+        train, test = folds != fold, folds == fold
+        mean, scale = features[train].mean(0), features[train].std(0) + 1e-4
+        known, new = ((features[chosen].astype(np.float64) - mean) / scale for chosen in (train, test))
+        gram = known @ known.T
+        for place, ridge in enumerate(RIDGES):
+            weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), signs[train])
+            right[place] += np.sum((new @ known.T @ weights) * signs[test] > 0)
+    return float(right.max() / len(features))
+
+
+def main(_) -> None:
+    folder = ensure_mini()
+    processor = Processor.from_folder(folder)
+    model = load_weights(folder, dtype=jnp.dtype(FLAGS.probe_dtype))
+    rows = choose_rows("train", pairs_per_category=FLAGS.pairs_per_category)
+    clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
+    bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)
+    spoken = [(processor.encode(PROMPT_T, bank.clips([i])[1]), *bank.clips([i])) for i in range(len(rows))]
+    written = [(processor.encode(evaluation_prompt("text_only", row["question"], "prompted")), [], []) for row in rows]
+    harmful, pairs = np.array([row["label"] == "harmful" for row in rows]), [row["pair_id"] for row in rows]
+    shares = {"pairs": len(set(pairs))}
+    for name, prompts in (("spoken", spoken), ("written", written)):
+        features = hidden_features(model, prompts, bank.array, processor.audio_token_id)
+        for place, where in enumerate(("last_token", "question_mean")):
+            shares[f"{name}_{where}"] = {
+                (layer + 1) * EVERY: round(100 * probe_accuracy(features[:, place, layer], harmful, pairs), 1)
+                for layer in range(features.shape[2])
+            }
+    print(json.dumps(shares, indent=2))
+    if FLAGS.probe_out:
+        write_json(Path(FLAGS.probe_out), shares)
+
+
+if __name__ == "__main__":
+    app.run(main)
