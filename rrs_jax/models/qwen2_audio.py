@@ -9,7 +9,8 @@ from flax import nnx
 from rrs_jax.errors import UserError
 from rrs_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from rrs_jax.models.batch import Batch
-from rrs_jax.models.decoder import Cache, Decoder, DecoderConfig
+from rrs_jax.models.cache import Cache, Store
+from rrs_jax.models.decoder import Decoder, DecoderConfig
 from rrs_jax.models.layers import Linear
 from rrs_jax.models.lora import LoRA, LoRAConfig
 
@@ -99,16 +100,16 @@ class Qwen2Audio(nnx.Module):
     def head_row(self, token_id: int) -> jax.Array:
         return self.language_model.head_row(token_id)
 
-    def prefill(self, batch: Batch, audio_bank: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
-        """Next-token logits (B, V) of the prompts, and the cache with room for `slots` tokens."""
+    def prefill(self, batch: Batch, audio_bank: jax.Array, cache_dtype=None) -> tuple[jax.Array, jax.Array, Store]:
+        """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        hidden, cache = self.language_model.prefill(x, batch.lengths, self.lora, slots)
-        return self.logits(hidden), cache
+        hidden, store = self.language_model.prefill(x, batch.lengths, self.lora, cache_dtype)
+        return self.logits(hidden), batch.lengths, store
 
     def decode(
-        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache
+        self, tokens: jax.Array, positions: jax.Array, active: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in the cache's `slot`."""
+        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in the cache where `active` (B,)."""
         x = self.language_model.embed_tokens[...][tokens]
-        hidden, cache = self.language_model.decode(x, positions, slot, cache, self.lora)
+        hidden, cache = self.language_model.decode(x, positions, active, cache, self.lora)
         return self.logits(hidden), cache
