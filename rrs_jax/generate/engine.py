@@ -187,7 +187,7 @@ def resize_to_need(state: DecodingState, places: list) -> DecodingState:
         for answer, finished in zip(place.answers, place.finished, strict=True) if not finished
     )  # fmt: skip
     slots = CHUNK_STEPS
-    while slots < longest + CHUNK_STEPS:
+    while slots < longest - 1 + CHUNK_STEPS:  # the newest token is not in the cache yet
         slots *= 2
     have = state.cache.valid.shape[1]
     return state if slots == have else resize(state, state.cache.prompts.keys.shape[3], slots)

@@ -8,6 +8,7 @@ product of two matrices.
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
 @flax.struct.dataclass
@@ -71,6 +72,7 @@ def cached_attention(
     def by_head(x):  # (B, K, ...) to (Q, K, n, ...)
         return jnp.moveaxis(x.reshape(queries, n, heads, *x.shape[2:]), 1, 2)
 
+    prompts, answers = jax.tree.map(_row_major, (prompts, answers))
     q, k, v = by_head(q.reshape(-1, heads, groups, size)), by_head(k), by_head(v)
     to_prompt = jnp.einsum(
         "QKMH,QKPH->QKMP", q.reshape(queries, heads, n * groups, size), prompts.keys.astype(q.dtype),
@@ -96,6 +98,10 @@ def cached_attention(
     attended = attended + _weighted(for_answer.astype(q.dtype), answers.values.astype(q.dtype))
     attended = attended + for_self * v[:, :, :, None].astype(jnp.float32)
     return jnp.moveaxis(attended.astype(q.dtype), 2, 1).reshape(queries * n, heads * groups, size)
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _inner(q: jax.Array, keys: jax.Array) -> jax.Array:
