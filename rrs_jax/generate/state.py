@@ -44,14 +44,7 @@ def empty_state(entered: Entered, queries: int, width: int, slots: int) -> Decod
     """Places for as many prompts of at most `width` tokens, all idle, with room for `slots` tokens an answer."""
     n = entered.tokens.shape[0] // entered.lengths.shape[0]
 
-    def empty(leaf, *sizes):
-        layers, _, heads, _, *rest = leaf.shape
-        return jnp.zeros((layers, queries, heads, *sizes, *rest), leaf.dtype)
-
-    cache = Cache(
-        jax.tree.map(lambda leaf: empty(leaf, width), entered.prompts), jnp.zeros((queries,), jnp.int32),
-        jax.tree.map(lambda leaf: empty(leaf, n, slots), entered.prompts), jnp.zeros((queries * n, slots), bool),
-    )  # fmt: skip
+    cache = Cache.empty(entered.prompts, queries, width, n, slots)
     rows = {
         name: jnp.zeros((queries * n, *getattr(entered, name).shape[1:]), getattr(entered, name).dtype)
         for name in ROW_FIELDS
