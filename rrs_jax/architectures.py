@@ -9,7 +9,11 @@ from types import ModuleType
 
 from rrs_jax.errors import UserError
 
-ARCHITECTURES = {"qwen2_audio": "qwen2_audio"}
+ARCHITECTURES = {
+    "qwen2_audio": "qwen2_audio",
+    "qwen2_5_omni": "qwen2_5_omni",
+    "qwen2_5_omni_thinker": "qwen2_5_omni",
+}
 
 
 def check_architecture(values: object, source: object) -> None:

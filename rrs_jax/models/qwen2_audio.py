@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 
-from rrs_jax.errors import UserError
 from rrs_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.decoder import DecoderConfig
+from rrs_jax.models.hf_config import picked, refuse_what_is_not_computed, with_rotary_base
 from rrs_jax.models.layers import Linear
 from rrs_jax.models.lora import LoRAConfig
 
@@ -31,30 +31,12 @@ class Qwen2AudioConfig:
             "num_key_value_heads": 32, "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
             "tie_word_embeddings": values.get("tie_word_embeddings", False),
         } | values.get("text_config", {})  # fmt: skip
-        _refuse_what_is_not_computed(text, audio)
-        # transformers 5 writes the rotary base one level deeper.
-        text["rope_theta"] = (text.get("rope_parameters") or {}).get("rope_theta", text["rope_theta"])
-        text["head_dim"] = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        refuse_what_is_not_computed(text, audio)
         return cls(
-            audio=AudioEncoderConfig(**{field.name: audio[field.name] for field in dataclasses.fields(AudioEncoderConfig)}),
-            text=DecoderConfig(**{field.name: text[field.name] for field in dataclasses.fields(DecoderConfig)}),
+            audio=picked(AudioEncoderConfig, audio),
+            text=picked(DecoderConfig, with_rotary_base(text)),
             audio_token_id=values.get("audio_token_index", values.get("audio_token_id", 151646)),
         )
-
-
-def _refuse_what_is_not_computed(text: dict, audio: dict) -> None:
-    """Raises UserError for settings under which transformers computes something else than this file does."""
-    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    wanted = {
-        "text_config.hidden_act": (text.get("hidden_act", "silu"), "silu"),
-        "text_config.use_sliding_window": (bool(text.get("use_sliding_window")), False),
-        "text_config.rope_scaling": (scaling.get("rope_type", scaling.get("type", "default")), "default"),
-        "audio_config.activation_function": (audio.get("activation_function", "gelu"), "gelu"),
-        "audio_config.scale_embedding": (bool(audio.get("scale_embedding")), False),
-    }
-    wrong = [f"{name} is {value!r} in place of {only!r}" for name, (value, only) in wanted.items() if value != only]
-    if wrong:
-        raise UserError(f"config.json: {'; '.join(wrong)}, which is not supported; use a model of the released settings.")
 
 
 class Qwen2Audio(AudioLanguageModel):
