@@ -218,7 +218,7 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
     before, and the new ones of the row, left-aligned."""
     model = nnx.merge(graphdef, params)
     if model.lora is not None:  # once, not in every step
-        model.lora = model.lora.fixed(model.language_model.embed_tokens.dtype)
+        model.lora = model.lora.fixed(model.dtype)
     rows = state.tokens.shape[0]
 
     def unfinished(carry):
