@@ -115,13 +115,13 @@ SAMPLED = dict(max_new_tokens=20, temperature=0.9, top_k=20, top_p=0.8, repetiti
 def test_a_sampled_answer_does_not_depend_on_its_neighbours(model, texts):
     """Neither on other prompts nor on whether the prompt is shared with other samples: so a restarted run, which
     has fewer prompts, gives the answers of an unbroken one."""
-    requests = [Prompt(key=(i, n), row=(ids, [], []), seed=100 * i + n) for i, ids in enumerate(texts[:6]) for n in range(3)]
-    together = answer(model, requests, batch_size=9, **SAMPLED)
-    for chosen in ([requests[4]], requests[1:17:3], requests[::-1]):
+    requests = [Prompt(key=(i, n), row=(ids, [], []), seed=100 * i + n) for i, ids in enumerate(texts[:4]) for n in range(3)]
+    together = answer(model, requests, batch_size=6, **SAMPLED)
+    for chosen in ([requests[4]], requests[1:11:3]):
         assert answer(model, chosen, batch_size=5, **SAMPLED) == {request.key: together[request.key] for request in chosen}
     assert len({tuple(together[2, n]) for n in range(3)}) == 3
     reseeded = [Prompt(key=request.key, row=request.row, seed=9999 + i) for i, request in enumerate(requests)]
-    assert answer(model, reseeded, batch_size=9, **SAMPLED) != together
+    assert answer(model, reseeded[:3], batch_size=6, **SAMPLED) != {request.key: together[request.key] for request in requests[:3]}
 
 
 def test_equal_prompts_form_groups_of_the_size_that_needs_the_fewest_slots(texts):

@@ -79,11 +79,12 @@ def test_what_is_kept_equals_transformers(settings, ties, vocabulary):
     draws = 48
     repeated = [jnp.repeat(x, draws, axis=0) for x in (jnp.asarray(logits), jnp.asarray(seen_of(prompt, vocabulary)))]
     drawn = np.asarray(next_tokens(*repeated, jax.random.split(jax.random.key(1), 6 * draws), config)).reshape(6, draws)
-    least = np.where(np.isfinite(expected), expected, np.inf).min(axis=1)
-    assert (np.take_along_axis(np.asarray(scaled), drawn, axis=1) >= least[:, None]).all()
-    for row in range(6):
-        likely = np.exp(np.asarray(scaled)[row] - np.logaddexp.reduce(expected[row][np.isfinite(expected[row])])) > 0.25
-        assert set(np.flatnonzero(likely)) <= set(drawn[row])
+    scaled = np.asarray(scaled)
+    least = np.where(np.isfinite(expected), expected, np.inf).min(axis=1, keepdims=True)
+    assert (np.take_along_axis(scaled, drawn, axis=1) >= least - 1e-4).all()
+    for row, own in enumerate(np.where(scaled >= least - 1e-4, scaled, -np.inf)):
+        likely = np.flatnonzero((np.exp(own - np.logaddexp.reduce(own)) > 0.25) & (own > least[row] + 1e-4))
+        assert set(likely) <= set(drawn[row])
 
 
 @pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
@@ -99,7 +100,7 @@ def test_a_hundred_thousand_draws_follow_transformers_probabilities(settings, vo
     """Chi-square; tokens expected fewer than five times count as one."""
     rng = np.random.default_rng(6)
     logits = rng.normal(size=(1, vocabulary)).astype(np.float32) * 2
-    logits[0, :12] += 7 - 0.3 * np.arange(12)
+    logits[0, :12] += 12 - 0.3 * np.arange(12)
     prompt = np.array([[3, 17, 17, 41]])
     config = SamplingConfig(**settings)
     probabilities = torch.softmax(torch.tensor(transformers_scores(logits, prompt, config)), -1)[0].double().numpy()

@@ -87,7 +87,8 @@ def candidates(logits: jax.Array, config: SamplingConfig) -> tuple[jax.Array, ja
     values, places = jax.lax.top_k(parts[0].reshape(-1, count * PART), count)
     tokens = jnp.take_along_axis(parts[1].reshape(-1, count * PART), places, axis=-1)
     kept, tokens = _filtered(values, tokens, logits, config)
-    least = jnp.min(jnp.where(jnp.isfinite(kept), kept, jnp.inf), axis=-1)
+    # Top-p needs everything that top-k keeps, since that adds up to 1; by itself it knows the sum of all.
+    least = values[:, config.top_k - 1] if config.top_k else jnp.min(jnp.where(jnp.isfinite(kept), kept, jnp.inf), axis=-1)
     return kept, tokens, (first < least) & (second < least) & (values[:, -1] < least)
 
 
