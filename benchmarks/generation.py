@@ -41,6 +41,7 @@ def random_prompts(queries: int, vocabulary: int) -> list[list[int]]:
 
 
 def ours(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     import jax
     import jax.numpy as jnp
 
