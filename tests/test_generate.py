@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_reference
+from flax import nnx
 from test_models import FRAMES, audio_bank, clips, prompts  # noqa: F401 (clips is a fixture)
 
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.generate.engine import group_prompts
+from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count
+from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
 from rrs_jax.weights.load import load_weights
@@ -136,27 +139,27 @@ def test_equal_prompts_form_groups_of_the_size_that_needs_the_fewest_slots(texts
 
 
 def test_int8_cache_is_close_and_smaller(model, texts):
-    """Relative error of the next token's logits behind 20 tokens whose keys and values were rounded."""
-    from rrs_jax.inputs.batching import collate
-    from rrs_jax.models.cache import Cache
-
+    """Relative error of the next token's logits behind eight tokens, their keys and values and the prompt's rounded."""
     batch = jax.tree.map(jnp.asarray, collate([(ids, [], []) for ids in texts], 24, 130))
-    forced = jax.random.randint(jax.random.key(0), (20, len(texts)), 3, 120)
+    forced = jax.random.randint(jax.random.key(0), (8, len(texts)), 3, 120)
+    graphdef, state = nnx.split(model)
+    decode = jax.jit(lambda *inputs: nnx.merge(graphdef, state).decode(*inputs))
     logits, sizes = {}, {}
     for dtype in ("float32", "int8"):
         _, positions, store = model.prefill(batch, jnp.zeros((1, 48)), jnp.dtype(dtype))
-        cache = Cache.empty(store, len(texts), 24, 1, 20).replace(prompts=store, prompt_lengths=batch.lengths)
+        cache = Cache.empty(store, len(texts), 24, 1, 8).replace(prompts=store, prompt_lengths=batch.lengths)
         for step, tokens in enumerate(forced):
-            logits[dtype], cache = model.decode(tokens, positions + step, jnp.int32(step), cache)
+            logits[dtype], cache = decode(tokens, positions + step, jnp.int32(step), cache)
         sizes[dtype] = sum(leaf.nbytes for leaf in jax.tree.leaves((cache.prompts, cache.answers)))
     error = jnp.linalg.norm(logits["int8"] - logits["float32"]) / jnp.linalg.norm(logits["float32"])
     assert 1e-5 < error < 1e-2
-    assert sizes["int8"] < 0.4 * sizes["float32"]  # 8 numbers a head here, so half as many scales as of 128 wide heads
+    assert sizes["int8"] == 0.375 * sizes["float32"]  # 8 + 4 bytes for 8 numbers of 4 bytes
 
 
-def test_an_int8_cache_gives_whole_answers(model, texts):
+def test_an_int8_cache_gives_whole_answers(reference, model, texts):
+    """The first tokens are those of transformers; later ones may differ."""
     requests = [Prompt(key=(i, n), row=(ids, [], [])) for i, ids in enumerate(texts) for n in range(2)]
-    answers = answer(model, requests, greedy=True, max_new_tokens=24, cache_dtype="int8")
-    exact = answer(model, requests, greedy=True, max_new_tokens=24)
-    assert answers.keys() == exact.keys()
-    assert np.mean([answers[key][:3] == exact[key][:3] for key in exact]) > 0.8
+    answers = answer(model, requests, greedy=True, max_new_tokens=12, cache_dtype="int8")
+    expected = [expected_answer(reference, ids, max_new_tokens=4) for ids in texts]
+    equal = [answers[i, n][:4] == expected[i][:4] or answers[i, n] == expected[i] for i in range(len(texts)) for n in range(2)]
+    assert len(answers) == 2 * len(texts) and np.mean(equal) > 0.8
