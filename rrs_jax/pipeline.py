@@ -210,8 +210,9 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
         generator = Generator(
-            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size
-        )
+            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size,
+            cache_dtype=config.generate.cache_dtype,
+        )  # fmt: skip
         prompts = []
         for i, request in enumerate(requests):
             clips = [] if request.audio is None else [clip_of[request.audio]]
@@ -224,11 +225,12 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
         "model": config.model.path,
         "adapter": None if model.lora is None else adapter_hash(model),
         "sampling": vars(sampling),
+        "cache_dtype": config.generate.cache_dtype,
         "seed": config.seed,
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
     }
     return evaluate_model(
-        name, rows, generate, modes=config.evaluate.modes, samples=config.evaluate.samples,
+        name, rows, generate, modes=session.modes, samples=config.evaluate.samples,
         judge_names=config.evaluate.judges, folder=session.folder.evaluations,
         text_only_variant=config.evaluate.text_only_variant, over_refusal_modes=config.evaluate.over_refusal_modes,
         audio_folder=session.folder.evaluation_manifest.parent, made_by=made_by, model=config.model.path, strategy=name,
@@ -247,7 +249,7 @@ def export(session: Session) -> dict:
     model, base = trained_model(session), session.model_folder
     name = config.model.path if config.model.path != MINI else str(base)
     targets = [folder.adapter]
-    export_adapter(model, base, folder.adapter, base_name=name)
+    export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
     if config.export.merged:
         export_merged(model, base, folder.merged)
         targets.append(folder.merged)
