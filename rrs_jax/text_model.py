@@ -1,0 +1,52 @@
+"""A model of this project as a writer of text: prompts in, answers out, through the project's own generation."""
+
+from collections.abc import Callable, Sequence
+
+from rrs_jax.api import load_model
+from rrs_jax.audio_bank import empty_audio_bank
+from rrs_jax.config import MINI
+from rrs_jax.data.writers import Request
+from rrs_jax.files import content_hash
+from rrs_jax.generate import Generator, Prompt, SamplingConfig
+from rrs_jax.progress import Progress
+
+
+class LocalWriter:
+    """A folder, a hub id, or `mini`. The first attempt at a prompt is greedy, later ones are sampled.
+
+    One model may be asked in several runs: an attempt's answer depends on the prompt and the attempt alone.
+    """
+
+    def __init__(self, path: str, dtype: str = "bfloat16", batch_size: int = 16, max_new_tokens: int = 64):
+        self.name = f"local:{path}"
+        if path == MINI:
+            from rrs_jax.mini.model import ensure_mini
+
+            path = str(ensure_mini())
+        self.model = load_model(path, dtype=dtype)
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+
+    def ask(self, requests: Sequence[Request], on_answer: Callable[[Request, str], None]) -> None:
+        processor = self.model.processor
+        bank = empty_audio_bank(self.model.module)
+        with Progress(len(requests), "writing", unit="answers") as progress:
+            for greedy in (True, False):
+                chosen = [request for request in requests if (request.attempt == 0) == greedy]
+                sampling = SamplingConfig.from_generation_config(
+                    processor.generation, greedy=greedy, max_new_tokens=self.max_new_tokens
+                )
+                generator = Generator(
+                    self.model.module, sampling, eos_token_ids=processor.eos_token_ids, batch_size=self.batch_size
+                )
+                prompts = [Prompt(key=i, row=(processor.encode(request.prompt), [], []), seed=_seed(request))
+                           for i, request in enumerate(chosen)]  # fmt: skip
+
+                def finished(i: int, tokens: list[int], chosen=chosen) -> None:
+                    on_answer(chosen[i], processor.decode(tokens))
+                    progress.update()
+
+                generator.generate(prompts, bank.array, finished)
+
+
+def _seed(request: Request) -> int:
+    return int(content_hash(request.prompt, request.attempt)[:8], 16)
