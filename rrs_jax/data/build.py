@@ -5,7 +5,7 @@
 
 The same command goes on where a killed one stopped; no answer and no clip is bought twice. What it makes:
 
-    DATASET/settings.json                      what was asked for; another command in the same folder is refused
+    DATASET/settings.json                      seed, source, writer, voices; a command with others is refused
     DATASET/ledger.jsonl                       every answer of the writer, as it came
     DATASET/for_a_person.jsonl                 questions without an accepted rewrite; with `benign` filled in, lines for --edits
     DATASET/{basic,mirror,parallel}/manifest.jsonl, audio/
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from absl import app, flags
+from absl import app, flags, logging
 
 from rrs_jax.data.beavertails import REPOSITORY, SPLITS, Question, read_beavertails
 from rrs_jax.data.check import MAX_LISTED, check_excluded, clip_faults, text_faults
@@ -29,7 +29,7 @@ from rrs_jax.data.rewrite import Failure, Pair, choose_benign, read_edits, write
 from rrs_jax.data.selection import Pool, make_pool, take
 from rrs_jax.data.spoken import SpeechOptions, speak_rows
 from rrs_jax.data.tables import read_questions
-from rrs_jax.data.voices import read_voices
+from rrs_jax.data.voices import Voice, read_voices
 from rrs_jax.data.writers import Ledger, OpenAIWriter, Writer
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_json, write_jsonl
@@ -70,7 +70,7 @@ def build(
 
 def _build(out: Path, questions, writer, options: BuildOptions, speech: SpeechOptions) -> dict[str, Path]:
     excluded = [text for path in options.exclude for text in read_questions(path)]
-    voices = _keep_settings(out, questions, writer, options, speech, excluded)
+    voices = _keep_settings(out, questions, writer, options, speech)
     pool = make_pool(questions, excluded, seed=options.seed, max_words=options.max_words)
     ledger = Ledger(out / "ledger.jsonl", writer) if writer else None
     rows, facts = _choose(out, pool, ledger, options, excluded)
@@ -82,31 +82,32 @@ def _build(out: Path, questions, writer, options: BuildOptions, speech: SpeechOp
     for name, manifest in manifests.items():
         clips = [manifest.parent / row["audio"] for row in rows[name]]
         if faults := clip_faults([row["question"] for row in rows[name]], clips):
-            raise UserError(f"{manifest.parent}: {len(faults)} clips are damaged; delete them:\n" + "\n".join(faults[:MAX_LISTED]))
+            listed = "\n".join(faults[:MAX_LISTED])
+            raise UserError(f"{manifest.parent}: {len(faults)} clips are damaged; delete them and the cache's:\n{listed}")
     write_json(out / "summary.json", facts | {"dropped": dict(pool.dropped)} | spoken)
     return manifests
 
 
-def _keep_settings(out: Path, questions, writer, options: BuildOptions, speech: SpeechOptions, excluded) -> tuple:
-    """Writes the settings, or compares them with those of the folder; the voices are those of the first command."""
+def _keep_settings(out: Path, questions, writer, options: BuildOptions, speech: SpeechOptions) -> tuple[Voice, ...]:
+    """The voices of the folder's first command: a live list may have changed since, and every draw with it.
+
+    Sizes, exclusions and edits may change from command to command. Raises UserError where what decides the draws does.
+    """
     path = out / "settings.json"
-    before = read_json(path) if path.exists() else None
     settings = {
-        "sets": list(options.sets), "basic": options.basic, "per_category": options.per_category, "seed": options.seed,
-        "max_words": options.max_words, "tries": options.tries, "exclude": content_hash(sorted(set(excluded))),
-        "source": content_hash([vars(question) for question in questions]), "writer": writer.name if writer else None,
-        "voices_asked": list(speech.voices), "max_word_errors": speech.max_word_errors if speech.listener else None,
+        "seed": options.seed, "source": content_hash([vars(question) for question in questions]),
+        "writer": writer.name if writer else None, "voices_asked": list(speech.voices),
     }  # fmt: skip
-    if before is not None:
-        before_asked = {name: value for name, value in before.items() if name != "voices"}
-        if changed := sorted(name for name in settings if before_asked.get(name) != settings[name]):
-            raise UserError(
-                f"{out}: was begun with another {', '.join(changed)} (settings.json); give the same or choose another --out."
-            )
-        return read_voices(before["voices"])  # a live list may have changed, and the draw with it
-    voices = read_voices(speech.voices)
-    write_json(path, settings | {"voices": [voice.name for voice in voices]})
-    return voices
+    if not path.exists():
+        voices = read_voices(speech.voices)
+        write_json(path, settings | {"voices": [voice.name for voice in voices]})
+        return voices
+    before = read_json(path)
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
+        raise UserError(
+            f"{out}: was begun with another {', '.join(changed)} (settings.json); give the same or choose another --out."
+        )
+    return read_voices(before["voices"])
 
 
 def _choose(out: Path, pool: Pool, ledger: Ledger | None, options: BuildOptions, excluded) -> tuple[dict, dict]:
@@ -180,6 +181,7 @@ def make_writer(asked) -> Writer | None:
 
 def main(_) -> None:
     asked = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)  # absl's choice, INFO, has the clients write a line for every call
     if not asked.out:
         raise UserError("--out: give the folder that the data set is to be written to.")
     if unknown := [name for name in asked.sets if name not in SETS]:
@@ -203,7 +205,7 @@ def main(_) -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("source", REPOSITORY, "BeaverTails: a hub repository, or a .jsonl, .jsonl.gz, .jsonl.xz or .parquet file.")
+    flags.DEFINE_string("source", REPOSITORY, "A hub repository, or a .jsonl, .jsonl.gz, .jsonl.xz or .parquet file.")
     flags.DEFINE_enum("split", SPLITS[0], SPLITS, "Of the hub repository.")
     flags.DEFINE_string("out", "", "Folder of the data set.")
     flags.DEFINE_list("sets", list(SETS), "Which of basic, mirror, parallel.")
