@@ -5,8 +5,8 @@
 One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with other clips and the field `variant`:
 
     silence     zeros, as long as the row's clip; the question is asked in text
-    noise       Gaussian noise with the mean and variance of the set's harmful clips
-    unit_noise  Gaussian noise of mean 0 and variance 1, in 32-bit float WAV, since it goes beyond full scale
+    noise       Gaussian noise with the mean and variance of the set's harmful clips, in 32-bit float WAV
+    unit_noise  the same with mean 0 and variance 1
     spelled     spoken again, the words in which a pair's twins differ letter by letter (of a harmful question alone)
     speed       played `--speed` times as fast, pitch with it
     snr         with white noise, `--snr` dB below the speech
@@ -139,8 +139,8 @@ def make_variant(
 
 
 def _written(row: dict, waveform: np.ndarray, folder: Path, kind: str) -> dict:
-    # FLAC holds nothing beyond full scale.
-    name, form, subtype = ("wav", "WAV", "FLOAT") if kind == "unit_noise" else ("flac", "FLAC", "PCM_16")
+    # FLAC holds nothing beyond full scale, where Gaussian noise goes.
+    name, form, subtype = ("wav", "WAV", "FLOAT") if kind in ("noise", "unit_noise") else ("flac", "FLAC", "PCM_16")
     audio = f"audio/{row['id']}.{name}"
     with atomic_path(folder / audio) as temporary:
         soundfile.write(temporary, waveform, SAMPLING_RATE, format=form, subtype=subtype)

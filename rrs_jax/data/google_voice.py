@@ -37,13 +37,16 @@ class Google:
 
     def __init__(self, *, timeout: float = SECONDS_A_CALL, first_wait: float = 1.0, tries: int = 6, concurrency: int = 8):
         try:
+            import requests
             from google.api_core import client_options
             from google.api_core import exceptions as errors
             from google.auth import credentials, exceptions
             from google.cloud import texttospeech
+            from google.protobuf import json_format
         except ImportError as error:
             raise UserError(f"Google's voices need the package google-cloud-texttospeech; run: {INSTALL}") from error
-        self.api, self.errors, self.auth_errors = texttospeech, errors, exceptions
+        self.api, self.errors, self.auth_errors, self.requests = texttospeech, errors, exceptions, requests
+        self.malformed = (json_format.Error, ValueError, KeyError, TypeError)  # the client's, over no answer of the protocol
         self.timeout = timeout
         endpoint = os.environ.get(ENDPOINT_VARIABLE)
         insecure = (endpoint or "").startswith("http://")
@@ -59,9 +62,7 @@ class Google:
                 "gcloud auth application-default login"
             ) from error
         # 8 at once stay far below 1,000 requests a minute and below the bandwidth limit that comes sooner.
-        self.service = Service(
-            "Google Text-to-Speech", concurrency=concurrency, tries=tries, first_wait=first_wait
-        )
+        self.service = Service("Google Text-to-Speech", concurrency=concurrency, tries=tries, first_wait=first_wait)
         self._voices: tuple[str, ...] | None = None
 
     @property
@@ -118,24 +119,21 @@ class Google:
 
     def _call(self, function):
         """The service's answer, with the client's many errors as Busy, Refused or a sentence for the user."""
-        import requests
-
-        errors = self.errors
+        errors, requests = self.errors, self.requests
 
         def once():
             try:
                 return function()
             except (errors.Unauthorized, errors.Forbidden, self.auth_errors.GoogleAuthError) as error:
                 raise UserError(f"Google Text-to-Speech refuses the credentials or the project ({_said(error)}).") from error
-            except errors.TooManyRequests as error:
-                raise Busy(f"quota: {_said(error)}", _retry_after(error), everyone=True) from error
-            except (errors.ServerError, errors.RequestTimeout) as error:
-                raise Busy(f"status {error.code}: {_said(error)}", _retry_after(error)) from error
             except errors.GoogleAPICallError as error:
-                raise Refused(f"status {error.code}: {_said(error)}") from error
+                said = f"status {error.code}: {_said(error)}"
+                if error.code == 429 or error.code == 408 or (error.code or 0) >= 500:
+                    raise Busy(said, _retry_after(error), everyone=error.code == 429) from error
+                raise Refused(said) from error
             except requests.exceptions.RequestException as error:
                 raise Busy(f"the connection broke ({type(error).__name__})") from error
-            except (ValueError, KeyError, TypeError) as error:  # the client's own, over what is no answer of the protocol
+            except self.malformed as error:
                 raise Busy(f"the answer is not what the protocol says ({type(error).__name__})") from error
 
         return self.service.call(once)

@@ -79,11 +79,11 @@ def check_cost(texts_with_voices: Sequence[tuple[str, Voice]], max_cost_usd: flo
     if cost > max_cost_usd:
         # Rounded up, so that the number in the sentence is enough.
         raise UserError(
-            f"these voices cost about ${cost:.2f} ({characters} characters that are not in the cache); to agree, give "
+            f"these voices cost about ${cost:.3f} ({characters} characters that are not in the cache); to agree, give "
             f"{math.ceil(cost * 100) / 100:.2f} or more as max_cost_usd."
         )
     if cost:
-        print(f"speaking {characters} characters for about ${cost:.2f}", file=sys.stderr, flush=True)
+        print(f"speaking {characters} characters for about ${cost:.3f}", file=sys.stderr, flush=True)
     return cost
 
 
