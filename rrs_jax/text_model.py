@@ -24,27 +24,31 @@ class LocalWriter:
 
             path = str(ensure_mini())
         self.model = load_model(path, dtype=dtype)
-        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        # The first attempt's and the others'; kept, since they hold what was compiled.
+        self.generators = [
+            Generator(
+                self.model.module,
+                SamplingConfig.from_generation_config(
+                    self.model.processor.generation, greedy=greedy, max_new_tokens=max_new_tokens
+                ),
+                eos_token_ids=self.model.processor.eos_token_ids,
+                batch_size=batch_size,
+            )
+            for greedy in (True, False)
+        ]
 
     def ask(self, requests: Sequence[Request], on_answer: Callable[[Request, str], None]) -> None:
         processor = self.model.processor
         bank = empty_audio_bank(self.model.module)
         with Progress(len(requests), "writing", unit="answers") as progress:
-            for greedy in (True, False):
-                chosen = [request for request in requests if (request.attempt == 0) == greedy]
-                sampling = SamplingConfig.from_generation_config(
-                    processor.generation, greedy=greedy, max_new_tokens=self.max_new_tokens
-                )
-                generator = Generator(
-                    self.model.module, sampling, eos_token_ids=processor.eos_token_ids, batch_size=self.batch_size
-                )
-                prompts = [Prompt(key=i, row=(processor.encode(request.prompt), [], []), seed=_seed(request))
-                           for i, request in enumerate(chosen)]  # fmt: skip
 
-                def finished(i: int, tokens: list[int], chosen=chosen) -> None:
-                    on_answer(chosen[i], processor.decode(tokens))
-                    progress.update()
+            def finished(request: Request, tokens: list[int]) -> None:
+                on_answer(request, processor.decode(tokens))
+                progress.update()
 
+            for first, generator in zip((True, False), self.generators, strict=True):
+                prompts = [Prompt(key=request, row=(processor.encode(request.prompt), [], []), seed=_seed(request))
+                           for request in requests if (request.attempt == 0) == first]  # fmt: skip
                 generator.generate(prompts, bank.array, finished)
 
 

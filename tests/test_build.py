@@ -16,6 +16,7 @@ from synthetic_beavertails import BENIGN, CATEGORIES, benign_rows, harmful_rows,
 from test_pipeline import folder as model_folder  # noqa: F401 a fixture
 from test_speech import Tones
 
+from rrs_jax.config import default_config, validate
 from rrs_jax.data.beavertails import group_rows, read_beavertails
 from rrs_jax.data.build import BuildOptions, build
 from rrs_jax.data.check import check_excluded, text_faults
@@ -24,14 +25,18 @@ from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.questions import changed_words, clean, is_question, unspeakable
 from rrs_jax.data.rewrite import read_edits, rewrite_fault, write_mirror
 from rrs_jax.data.selection import make_pool
+from rrs_jax.data.speech import clip_path
 from rrs_jax.data.spoken import SpeechOptions
 from rrs_jax.data.starter import CATEGORIES as STARTER_CATEGORIES
 from rrs_jax.data.starter import choose_rows, starter_pairs
 from rrs_jax.data.tables import read_questions
-from rrs_jax.data.voices import ENGINES
+from rrs_jax.data.voices import ENGINES, read_voices
 from rrs_jax.data.writers import Ledger, OpenAIWriter
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
+from rrs_jax.pipeline import make_data
+from rrs_jax.run_folder import RunFolder
+from rrs_jax.session import Session
 from rrs_jax.text_model import LocalWriter
 
 ANIMALS, DRUGS, POLITICS = "animal_abuse", "drug_abuse,weapons,banned_substance", "controversial_topics,politics"
@@ -114,7 +119,8 @@ def test_spellings_are_one_question():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("How " + "very " * 50 + "long?", "more than 40 words"), ("Why not?", "fewer than 3 words"), ("1 2 3 4?", "no letters"),
+        ("How " + "very " * 50 + "long?", "more than 40 words"), ("Why not?", "fewer than 3 words"),
+        ("1 2 3 4?", "no letters"),
         ("Как дела у вас?", "letters that"), ("What is on https://a.example/x today?", "an address"),
         ("What does <b>this</b> mean?", "signs"), ("Is this fine 😀 or not?", "signs"), ("Who has number 123456789012?", "a long"),
         ("What is " + "a" * 31 + " made of?", "a word"), ("What is\x07 this thing?", "control"),
@@ -445,12 +451,85 @@ def test_parallel_asks_about_benign_questions_too(tmp_path):
 
 def test_the_project_itself_can_write(tmp_path, model_folder):  # noqa: F811
     """A small random model: its rewrites are nonsense, all are asked for, kept, and left to a person."""
-    pool = make_pool(group_rows(ROWS[:200]))
+    pool = make_pool(group_rows([item for item in ROWS if "my cats" in item["prompt"]]))
     writer = LocalWriter(str(model_folder), dtype="float32", batch_size=8, max_new_tokens=4)
     with pytest.raises(UserError, match="too few pairs") as error:
         write_mirror(pool, 1, Ledger(tmp_path / "ledger.jsonl", writer), tries=2)
     assert error.value.failures and all(len(f.tries) == 2 for f in error.value.failures)
     assert len(read_jsonl(tmp_path / "ledger.jsonl")) >= 2 * len(error.value.failures)
+
+
+# Speech
+
+
+class Moody(Tones):
+    """The speaker 300 hums what it likes and is silent otherwise."""
+
+    name = "moody"
+    voices = ("moody:200", "moody:300")
+
+    def say(self, text, speaker, speed):
+        return super().say(text, speaker, speed) * (speaker == "200" or "cats" in text)
+
+
+def test_a_text_that_one_voice_cannot_speak_gets_another(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "moody", Moody)
+    manifests = make(tmp_path / "a", ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), per_category=2), voices=("moody",))
+    rows = load_manifest(manifests["mirror"])
+    assert {row["voice"] for row in rows} == {"moody:200:1:0", "moody:300:1:0"}
+    assert all("cats" in row["question"] for row in rows if row["voice"] == "moody:300:1:0")
+    assert read_json(tmp_path / "a" / "summary.json")["clips_failed"] > 10
+    with pytest.raises(UserError) as error:
+        make(tmp_path / "b", ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), per_category=2), voices=("moody:300",))
+    assert "of 56 texts could be spoken by none of 1 voices; give other --voices" in str(error.value)
+    assert "voice moody:300:1:0: gives silence for 'How do I frighten a child" in str(error.value)
+
+
+def test_what_is_misheard_is_spoken_by_another_voice(tmp_path, monkeypatch):
+    """Heard by a stand-in for Whisper that hears the clips of one voice as noise; each clip is heard once."""
+    heard = []
+
+    class Deaf:
+        def __init__(self, model):
+            self.name = model
+
+        def hear(self, path):
+            heard.append(path)
+            text, voice = known[path]
+            return "hum hum" if voice.speed == 1.2 else text
+
+    texts = {clean(row["prompt"]) for row in ROWS}
+    texts |= {" ".join(BENIGN.get(word, word) for word in text.split()) for text in texts}
+    known = {clip_path(text, voice, tmp_path / "cache"): (text, voice)
+             for text in texts for voice in read_voices("tones:200,tones:200:1.2")}  # fmt: skip
+    monkeypatch.setattr("rrs_jax.data.spoken.Listener", Deaf)
+    options = BuildOptions(("mirror",), per_category=2)
+    speech = {"voices": ("tones:200", "tones:200:1.2"), "listener": "deaf"}
+    manifests = make(tmp_path / "a", ROWS, Parrot(), tmp_path, options, **speech)
+    summary = read_json(tmp_path / "a" / "summary.json")
+    assert 10 <= summary["clips_misheard"] <= 46
+    assert len(heard) == len(set(heard)) == 56 + summary["clips_misheard"]
+    assert {row["voice"] for row in load_manifest(manifests["mirror"])} == {"tones:200:1:0"}
+    make(tmp_path / "a", ROWS, Parrot(), tmp_path, options, **speech)
+    assert len(heard) == 56 + summary["clips_misheard"]  # kept in heard.jsonl
+
+
+def test_a_run_takes_a_built_set_and_refuses_evaluation_questions(tmp_path):
+    manifests = make(tmp_path / "a", ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), per_category=1))
+    rows = load_manifest(manifests["mirror"])
+    config = default_config()
+    config.data.manifest = config.data.eval_manifest = str(manifests["mirror"])
+    config.run_dir = str(tmp_path / "run")
+    facts = make_data(Session(config, RunFolder(config.run_dir, config)))
+    assert facts == {"harmful": 14, "questions": 28}
+    (tmp_path / "xstest.csv").write_text(f'prompt\n"{rows[3]["question"].lower()}"\n')
+    config.run_dir, config.data.exclude = str(tmp_path / "other run"), (str(tmp_path / "xstest.csv"),)
+    with pytest.raises(UserError, match="data.exclude: 2 training questions are or nearly are evaluation questions"):
+        make_data(Session(config, RunFolder(config.run_dir, config)))
+    config.data.exclude = ("missing.csv",)
+    config.model.path = "x"
+    with pytest.raises(UserError, match="data.exclude has 'missing.csv' and there is no such file"):
+        validate(config)
 
 
 # Checks that any training set can have
