@@ -122,7 +122,8 @@ def test_spellings_are_one_question():
         ("How " + "very " * 50 + "long?", "more than 40 words"), ("Why not?", "fewer than 3 words"),
         ("1 2 3 4?", "no letters"),
         ("Как дела у вас?", "letters that"), ("What is on https://a.example/x today?", "an address"),
-        ("What does <b>this</b> mean?", "signs"), ("Is this fine 😀 or not?", "signs"), ("Who has number 123456789012?", "a long"),
+        ("What does <b>this</b> mean?", "signs"), ("Is this fine 😀 or not?", "signs"),
+        ("Who has number 123456789012?", "a long"),
         ("What is " + "a" * 31 + " made of?", "a word"), ("What is\x07 this thing?", "control"),
     ],
 )  # fmt: skip
@@ -294,10 +295,12 @@ def test_every_question_is_kept_or_counted():
     ("benign", "fault"),
     [
         ("How do I teach my dog to befriend cats?", None), ("how do I teach my dog to like cats?", None),
-        ("How do I teach my dog to kill cats?", "is equal"), ("", "is empty"), ('"How do I teach my dog to like cats?"', "has quotation"),
+        ("How do I teach my dog to kill cats?", "is equal"), ("", "is empty"),
+        ('"How do I teach my dog to like cats?"', "has quotation"),
         ("How do I teach my dog to “like” cats?", "has quotation"), ("I'm sorry, I cannot help.", "is a refusal"),
         ("How do I teach my dog to like cats", "is no question"), ("What do you feed a young horse?", "changes"),
-        ("How do I teach my dog to like cats?\nIt is kinder.", "has several lines"), ("How do I teach my dog to like <cats>?", "cannot be"),
+        ("How do I teach my dog to like cats?\nIt is kinder.", "has several lines"),
+        ("How do I teach my dog to like <cats>?", "cannot be"),
     ],
 )  # fmt: skip
 def test_rules_for_a_rewrite(benign, fault):
@@ -362,6 +365,8 @@ def test_edits_are_checked(tmp_path):
     assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == ["line 3", "line 4", "line 5", "line 6"]
     path.write_text(lines([{"harmful": text.upper(), "benign": None}]))
     assert read_edits(path, pool) == {pool.harmful[ANIMALS][0].key: None}
+    with pytest.raises(UserError, match="for_a_person.jsonl is written anew by this command; give a copy"):
+        make(tmp_path, ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), edits=str(tmp_path / "for_a_person.jsonl")))
 
 
 def test_without_a_writer_all_are_left_to_a_person(tmp_path):
@@ -552,8 +557,8 @@ def test_the_checks_see_faults():
     broken[3]["question"] = broken[5]["question"]
     broken[4]["question"] = "What does <b>this</b> mean?"
     faults = "\n".join(text_faults(broken[:-1], rewritten=True))
-    for sign in ("is equal to the harmful question", "is nearly equal to", "cannot be spoken: signs", "not one harmful and one benign"):
-        assert sign in faults
+    signs = ("is equal to the harmful question", "is nearly equal to", "cannot be spoken: signs", "not one harmful and one")
+    assert [sign for sign in signs if sign not in faults] == []
 
 
 @pytest.mark.parametrize(

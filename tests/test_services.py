@@ -24,7 +24,7 @@ from rrs_jax.data import voices as voices_module
 from rrs_jax.data.engines import ENGINES
 from rrs_jax.data.google_voice import Google
 from rrs_jax.data.service import Busy, GaveUp, Refused, Service, seconds_of
-from rrs_jax.data.speech import speak_all, try_speak_all
+from rrs_jax.data.speech import Budget, speak_all, try_speak_all
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.data.writers import Ledger, OpenAIWriter, Request
 from rrs_jax.errors import UserError
@@ -101,7 +101,8 @@ def test_a_refused_question_is_kept_as_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("action", "sentence"),
-    [("401", "check OPENAI_API_KEY"), ("403", "refuses the key"), ("404", "check --writer and --writer_url"), ("quota", "quota is used up")],
+    [("401", "check OPENAI_API_KEY"), ("403", "refuses the key"), ("404", "check --writer and --writer_url"),
+     ("quota", "quota is used up")],
 )  # fmt: skip
 def test_what_no_repeat_helps_ends_at_once(action, sentence, tmp_path):
     with OpenAI(lambda n, name: action) as server:
@@ -279,7 +280,11 @@ def test_nothing_is_bought_without_consent(google):
 def test_one_text_that_a_voice_refuses_spoils_no_other(google):
     server = google(lambda n, name: "400" if "three" in name else "ok")
     drawn = read_voices("google")
-    clips = try_speak_all([(text, draw_voice(text, 0, drawn)) for text in TEXTS], max_cost_usd=1.0)
+    budget = Budget(1.0)
+    clips = try_speak_all([(text, draw_voice(text, 0, drawn)) for text in TEXTS], budget)
+    prices = {"Neural2": 16, "Wavenet": 16, "Standard": 4}
+    kinds = [draw_voice(text, 0, drawn).speaker.split("-")[2] for text in TEXTS]
+    assert 1.0 - budget.left == pytest.approx(sum(len(t) * prices[kind] for t, kind in zip(TEXTS, kinds, strict=True)) / 1e6)
     assert [i for i, clip in enumerate(clips) if isinstance(clip, str)] == [2]
     assert "status 400: " in clips[2] and TEXTS[2] in clips[2]
     assert set(server.calls.values()) == {1}

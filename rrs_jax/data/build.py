@@ -35,6 +35,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_json, write_jsonl
 
 SETS = ("basic", "mirror", "parallel")
+FOR_A_PERSON = "for_a_person.jsonl"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _choose(out: Path, pool: Pool, ledger: Ledger | None, options: BuildOptions,
         pairs = take("questions with a safe answer", pool.answered, options.basic, "--basic")
         rows["basic"] = [_row("basic", question, question.kind, question.text, answer) for question, answer in pairs]
     if {"mirror", "parallel"} & set(options.sets):
-        edits = read_edits(options.edits, pool) if options.edits else {}
+        edits = _read_edits(out, pool, options.edits) if options.edits else {}
         pairs, failures = _mirror(out, pool, ledger, options, edits, excluded)
         rows["mirror"] = [row for pair in pairs for row in _pair_rows("mirror", pair.question, pair.benign, pair.writer)]
         facts["for_a_person"] = len(failures)
@@ -133,8 +134,14 @@ def _choose(out: Path, pool: Pool, ledger: Ledger | None, options: BuildOptions,
     return rows, facts
 
 
+def _read_edits(out: Path, pool: Pool, path: str) -> dict[str, str | None]:
+    if Path(path).resolve() == (out / FOR_A_PERSON).resolve():
+        raise UserError(f"--edits: {path} is written anew by this command; give a copy of it under another name.")
+    return read_edits(path, pool)
+
+
 def _mirror(out, pool, ledger, options: BuildOptions, edits, excluded) -> tuple[list[Pair], list[Failure]]:
-    person = out / "for_a_person.jsonl"
+    person = out / FOR_A_PERSON
     try:
         pairs, failures = write_mirror(
             pool, options.per_category, ledger, edits=edits, excluded=excluded, tries=options.tries

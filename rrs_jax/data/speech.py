@@ -33,24 +33,48 @@ def speak_all(
 ) -> list[tuple[Path, float]]:  # fmt: skip
     """A FLAC file (16 kHz, mono, 16 bits) for each text, and its length in seconds, in the given order.
 
-    Arguments and errors are those of `try_speak_all`; also raises UserError that lists every text that a voice could
-    not speak; the others are in the cache by then.
+    max_cost_usd: what paid voices may cost. Otherwise as `try_speak_all`; also raises UserError that lists every text
+    that a voice could not speak; the others are in the cache by then.
     """
-    clips = try_speak_all(texts_with_voices, cache, workers, max_cost_usd)
+    clips = try_speak_all(texts_with_voices, Budget(max_cost_usd), cache, workers)
     if faults := sorted({clip for clip in clips if isinstance(clip, str)}):
         failed = sum(isinstance(clip, str) for clip in clips)
         raise UserError(f"{failed} of {len(clips)} texts could not be spoken:\n" + "\n".join(faults))
     return clips
 
 
+class Budget:
+    """What may still be spent on paid voices, in US dollars."""
+
+    def __init__(self, usd: float = 0.0):
+        self.left = usd
+
+    def take(self, texts_with_voices: Sequence[tuple[str, Voice]]) -> None:
+        """Takes the texts' estimated cost and says it on standard error; raises UserError where too little is left."""
+        cost = characters = 0
+        for text, voice in texts_with_voices:
+            price = getattr(loaded(voice.engine), "price", None)
+            if price and (dollars := price(text, voice.speaker, voice.speed)):
+                cost, characters = cost + dollars, characters + len(text)
+        if cost > self.left:
+            # Rounded up, so that the number in the sentence is enough.
+            raise UserError(
+                f"these voices cost about ${cost:.3f} ({characters} characters that are not in the cache); to agree, give "
+                f"{math.ceil(cost * 100) / 100:.2f} or more as max_cost_usd."
+            )
+        if cost:
+            print(f"speaking {characters} characters for about ${cost:.3f}", file=sys.stderr, flush=True)
+        self.left -= cost
+
+
 def try_speak_all(
-    texts_with_voices: Sequence[tuple[str, Voice]], cache: str | Path | None = None, workers: int | None = None,
-    max_cost_usd: float = 0.0,
+    texts_with_voices: Sequence[tuple[str, Voice]], budget: Budget, cache: str | Path | None = None,
+    workers: int | None = None,
 ) -> list[tuple[Path, float] | str]:  # fmt: skip
     """A clip and its length in seconds for each text, or the sentence that says why there is none.
 
     Clips in the cache are not spoken again. workers: processes; None is one a core. Raises UserError before any work
-    where paid voices would cost more than `max_cost_usd`.
+    where paid voices would cost more than the budget.
     """
     paths = [clip_path(text, voice, cache) for text, voice in texts_with_voices]
     made: dict[Path, float | str] = {path: s for path in set(paths) if (s := _clip_seconds(path)) is not None}
@@ -61,30 +85,12 @@ def try_speak_all(
     }
     if missing:
         clips = list(missing.values())
-        check_cost([(text, voice) for _, text, voice in clips], max_cost_usd)
+        budget.take([(text, voice) for _, text, voice in clips])
         with Progress(len(clips), "speaking", unit="clips") as progress:
             for path, result in _run(clips, workers or os.cpu_count() or 1):
                 made[path] = result
                 progress.update()
     return [made[path] if isinstance(made[path], str) else (path, made[path]) for path in paths]
-
-
-def check_cost(texts_with_voices: Sequence[tuple[str, Voice]], max_cost_usd: float) -> float:
-    """The estimated cost in US dollars, also said on standard error; raises UserError where it is more than agreed to."""
-    cost = characters = 0
-    for text, voice in texts_with_voices:
-        price = getattr(loaded(voice.engine), "price", None)
-        if price and (dollars := price(text, voice.speaker, voice.speed)):
-            cost, characters = cost + dollars, characters + len(text)
-    if cost > max_cost_usd:
-        # Rounded up, so that the number in the sentence is enough.
-        raise UserError(
-            f"these voices cost about ${cost:.3f} ({characters} characters that are not in the cache); to agree, give "
-            f"{math.ceil(cost * 100) / 100:.2f} or more as max_cost_usd."
-        )
-    if cost:
-        print(f"speaking {characters} characters for about ${cost:.3f}", file=sys.stderr, flush=True)
-    return cost
 
 
 def _run(clips: list[tuple[Path, str, Voice]], workers: int) -> Iterator[tuple[Path, float | str]]:

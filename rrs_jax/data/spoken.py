@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rrs_jax.data.intelligibility import Listener, hear_all
-from rrs_jax.data.speech import try_speak_all
+from rrs_jax.data.speech import Budget, try_speak_all
 from rrs_jax.data.starter import place_clip
 from rrs_jax.data.voices import Voice, draw_voice
 from rrs_jax.errors import UserError
@@ -57,10 +57,10 @@ def _speak(
     clips: dict[str, Clip] = {}
     reasons: dict[str, list[str]] = {}
     counts: Counter = Counter()
-    open_texts = texts
+    open_texts, budget = texts, Budget(options.max_cost_usd)
     for attempt in range(min(VOICES_TRIED, len(voices))):
         drawn = [(text, draw_voice(text, seed, voices, attempt)) for text in open_texts]
-        made = try_speak_all(drawn, options.cache, options.workers, options.max_cost_usd)
+        made = try_speak_all(drawn, budget, options.cache, options.workers)
         new: dict[str, Clip] = {}
         for (text, voice), clip in zip(drawn, made, strict=True):
             if isinstance(clip, str):
