@@ -4,7 +4,10 @@ import gzip
 import json
 import lzma
 import random
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -462,6 +465,24 @@ def test_the_project_itself_can_write(tmp_path, model_folder):  # noqa: F811
         write_mirror(pool, 1, Ledger(tmp_path / "ledger.jsonl", writer), tries=2)
     assert error.value.failures and all(len(f.tries) == 2 for f in error.value.failures)
     assert len(read_jsonl(tmp_path / "ledger.jsonl")) >= 2 * len(error.value.failures)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--writer=gpt"], "--writer: 'gpt' is none of openai:MODEL, local:FOLDER (or local:mini) and none."),
+        (["--sets=mirror,basics"], "--sets: basics is none of basic, mirror, parallel."),
+        (["--source=nowhere.jsonl"], "--source: 'nowhere.jsonl' is no file and no hub repository OWNER/NAME such as "
+                                     "PKU-Alignment/BeaverTails."),
+        (["--out="], "--out: give the folder that the data set is to be written to."),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line(flags, sentence, tmp_path):
+    (tmp_path / "source.jsonl").write_text(lines(ROWS[:9]))
+    command = [sys.executable, "-m", "rrs_jax.data.build", f"--source={tmp_path / 'source.jsonl'}", f"--out={tmp_path}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, sentence)
+    assert "Traceback" not in done.stderr
 
 
 # Speech

@@ -10,16 +10,20 @@ from collections.abc import Iterable, Sequence
 
 from rrs_jax.data.questions import changed_words, words
 from rrs_jax.errors import UserError
+from rrs_jax.progress import Progress
 
 NEAR = 0.8
 BANDS, ROWS = 32, 4
 
 
 def nearly_equal(one: str, other: str) -> bool:
-    first, second = set(words(one)), set(words(other))
-    if len(first & second) >= NEAR * len(first | second):
-        return True
-    return len(first ^ second) <= 2 and changed_words(one, other) <= 1
+    return _nearly_equal(one, frozenset(words(one)), other, frozenset(words(other)))
+
+
+def _nearly_equal(one: str, first: frozenset[str], other: str, second: frozenset[str]) -> bool:
+    common = len(first & second)
+    union = len(first) + len(second) - common
+    return common >= NEAR * union or (union - common <= 2 and changed_words(one, other) <= 1)
 
 
 class QuestionIndex:
@@ -32,7 +36,7 @@ class QuestionIndex:
             raise UserError("Finding near-duplicates needs the package datasketch; run: pip install 'rrs-jax[data]'") from error
         self._minhash = MinHash
         self._lsh = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
-        self._texts: list[tuple[object, str]] = []
+        self._texts: list[tuple[object, str, frozenset[str]]] = []
         self._shortened: dict[tuple, list[int]] = defaultdict(list)
         self._signatures: dict[frozenset[str], object] = {}
         for name, text in texts:
@@ -40,7 +44,7 @@ class QuestionIndex:
 
     def add(self, name: object, text: str) -> None:
         place = len(self._texts)
-        self._texts.append((name, text))
+        self._texts.append((name, text, frozenset(words(text))))
         self._lsh.insert(place, self._signature(text))
         for key in _shortened(text):
             self._shortened[key].append(place)
@@ -50,7 +54,8 @@ class QuestionIndex:
         places = set(self._lsh.query(self._signature(text)))
         for key in _shortened(text):
             places.update(self._shortened.get(key, ()))
-        return [self._texts[place][0] for place in sorted(places) if nearly_equal(text, self._texts[place][1])]
+        bag, candidates = frozenset(words(text)), (self._texts[place] for place in sorted(places))
+        return [name for name, other, others in candidates if _nearly_equal(text, bag, other, others)]
 
     def _signature(self, text: str):
         bag = frozenset(words(text))
@@ -78,10 +83,12 @@ def near_groups(texts: Sequence[str]) -> list[list[int]]:
         return i
 
     index = QuestionIndex()
-    for i, text in enumerate(texts):
-        for j in index.near(text):
-            parent[root(i)] = root(j)
-        index.add(i, text)
+    with Progress(len(texts), "comparing", unit="questions") as progress:
+        for i, text in enumerate(texts):
+            for j in index.near(text):
+                parent[root(i)] = root(j)
+            index.add(i, text)
+            progress.update()
     groups = defaultdict(list)
     for i in range(len(texts)):
         groups[root(i)].append(i)

@@ -14,6 +14,7 @@ from typing import Protocol
 from rrs_jax.data.service import Busy, Refused, Service, seconds_of
 from rrs_jax.errors import UserError
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
+from rrs_jax.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ class OpenAIWriter:
             # In the thread that paid: an interruption elsewhere cannot come between an answer and the disk.
             on_answer(request, self.service.call(lambda: self._once(request)))
 
-        for request, result in self.service.each(one, requests):
-            if type(result) is Refused:
-                on_answer(request, result)
+        with Progress(len(requests), f"asking {self.model}", unit="answers") as progress:
+            for request, result in self.service.each(one, requests):
+                if type(result) is Refused:
+                    on_answer(request, result)
+                progress.update()
 
     def _once(self, request: Request) -> str:
         openai = self.openai
