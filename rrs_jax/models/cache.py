@@ -118,6 +118,7 @@ def cached_attention(
 
 
 def _row_major(x: jax.Array) -> jax.Array:
+    """Keeps XLA from another order of axes inside a loop: it would turn the whole cache over before and behind it."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
