@@ -27,7 +27,6 @@ from rrs_jax.parallel import batch_sharding, mesh_of, rows_multiple
 
 CHUNK_STEPS = 16
 PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
-CACHE_DTYPES = ("auto", "bfloat16", "float32", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Generator:
       model: an audio language model of `rrs_jax.models`.
       eos_token_ids: any of them ends an answer and is not part of it.
       batch_size: answers in flight; rounded up to a multiple of the mesh's data axes and of a query's samples.
-      cache_dtype: one of CACHE_DTYPES; `auto` is the model's own, `int8` has a scale for each token and head.
+      cache_dtype: auto (the model's own), bfloat16, float32, or int8 with a scale for each token and head.
     """
 
     def __init__(

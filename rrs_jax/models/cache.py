@@ -88,12 +88,14 @@ def cached_attention(
         return jnp.moveaxis(x.reshape(queries, n, heads, *x.shape[2:]), 1, 2)
 
     prompts, answers = jax.tree.map(_row_major, (prompts, answers))
-    q, k, v = by_head(q.reshape(-1, heads, groups, size)), by_head(k), by_head(v)
+    # Barriers keep these from being computed again, and the sum over the keys from becoming a slow loop, in the kernel
+    # that puts the scores together.
+    q, k, v = jax.lax.optimization_barrier((by_head(q.reshape(-1, heads, groups, size)), by_head(k), by_head(v)))
     to_prompt = jnp.einsum(
         "QKMH,QKPH->QKMP", q.reshape(queries, heads, n * groups, size), prompts.keys.astype(q.dtype),
         preferred_element_type=jnp.float32,
     ).reshape(queries, heads, n, groups, width)  # fmt: skip
-    to_answer = _inner(q, answers.keys.astype(q.dtype))
+    to_answer = jax.lax.optimization_barrier(_inner(q, answers.keys.astype(q.dtype)))
     if prompts.key_scales is not None:
         to_prompt = to_prompt * prompts.key_scales[:, :, None, None]
         to_answer = to_answer * answers.key_scales[:, :, :, None]
@@ -116,6 +118,7 @@ def cached_attention(
 
 
 def _row_major(x: jax.Array) -> jax.Array:
+    """Keeps XLA from another order of axes inside a loop: it would turn the whole cache over before and behind it."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
