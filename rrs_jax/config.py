@@ -13,8 +13,8 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import JUDGES
 from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
 from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
+from rrs_jax.strategy_table import PLUS, STRATEGY_TABLE
 
-STRATEGIES = ("vanilla", "rrs")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MINI = "mini"  # a model.path of its own: the small real model, made on first use
 
@@ -35,13 +35,17 @@ FIELDS = {field.name: field for field in (
           "Starter set: evaluation pairs per category; None is all (10)."),
     Field("data.borderline", None, either(whole(0), None),
           "Starter set: harmless questions with alarming words, for over-refusal; None is all (120)."),
+    Field("data.everyday", 0, either(whole(0), None),
+          "Starter set: plain harmless training questions on which the model is to stay as it is; None is all (140)."),
+    Field("data.contrast", 0, either(whole(0), None),
+          "Starter set: the same with alarming words, in other styles than the rewrites; None is all (140)."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.audio_max_seconds", 30.0, number(0.1, 30),
           "Seconds; longer clips are refused, since the encoder hears 30 s at most."),
     Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here."),
-    Field("strategy", "rrs", choice(*STRATEGIES),
-          "`rrs` trains (section 4); `vanilla` evaluates the model as it is."),
+    Field("strategy", "rrs", choice(*STRATEGY_TABLE),
+          "; ".join(f"`{name}`: {entry.what}" for name, entry in STRATEGY_TABLE.items()) + "."),
     Field("seed", 0, whole(0, 2**31 - 1),
           "Of LoRA's start, data order, prompts t', voices and sampled answers."),
 
@@ -51,8 +55,24 @@ FIELDS = {field.name: field for field in (
     Field("rrs.refusal_prompt", PROMPT_REFUSAL, text("a prompt"),
           "t̃ of equation 8, under which the model is to refuse harmful questions; the default is the paper's. "
           "Whether it does is printed by the extract stage."),
-    Field("rrs.refusal_token", "I", text("the text of one token"),
-          "Its row of the output head is w in equation 10."),
+    Field("rrs.refusal_tokens", ("I",), names("different texts of one token each"),
+          "The token's row of the output head is w in equation 10; of several tokens it is the mean row."),
+    Field("rrs.target", "mean", choice("mean", "own", "category"),
+          "Of harmful questions: V0(d, t) moved by the safety vector (equation 12); `own`: its selected features taken "
+          "from the question's own V0(d, t̃); `category`: moved by a vector of the question's category."),
+    Field("rrs.benign_target", "mirror", choice("mirror", "keep", "hinge"),
+          "Of the rewrites: V0(d, t) moved against the safety vector (equation 12); `keep`: what the model has already, "
+          "under each prompt; `hinge`: pulled only while a refusal token's log-odds are above -rrs.margin."),
+    Field("rrs.margin", 5.0, number(0), "Of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
+    Field("rrs.keep_weight", 1.0, number(0, above=True),
+          "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a manifest)."),
+    Field("rrs.whiten", None, either(number(0, 1, above=True), None),
+          "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does not point "
+          "along what benign questions differ in; None leaves ΔV."),
+    Field("rrs.project", 0, whole(0), "Principal directions of the benign representations removed from ΔV."),
+    Field("rrs.positions", 1, whole(1, 64),
+          "Positions with a target: the prompt's last, then those behind the first tokens of the frozen model's own "
+          "refusal under t̃ or own answer, where it keeps what it has."),
     Field("penalty.weight", 1.0, number(0),
           "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
           "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md)."),
@@ -75,6 +95,8 @@ FIELDS = {field.name: field for field in (
     Field("train.gradient_accumulation", 1, whole(1),
           "Parts that a step's batch is cut into to save memory; must divide train.batch_size."),
     Field("train.learning_rate", 5e-5, number(0, above=True), "AdamW's highest rate (section 5.1)."),
+    Field("train.text_share", 0.0, number(0, 1),
+          "Share of the questions that a step asks in writing alone; the paper has none."),
     Field("train.schedule", "constant", choice("constant", "cosine", "linear"),
           "After the warm-up; cosine and linear fall to 0 at the last step. Not in the paper."),
     Field("train.warmup_steps", 0, whole(0), "Steps in which the rate rises from 0. Not in the paper."),
@@ -144,6 +166,17 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
+def with_preset(config: ConfigDict) -> ConfigDict:
+    """The config of a run. For `rrs_plus`: fields of `PLUS` that have their default take the preset's value."""
+    if config.strategy != "rrs_plus":
+        return config
+    values = flatten(config)
+    values |= {name: value for name, value in PLUS.items() if values[name] == FIELDS[name].default}
+    preset = default_config()
+    preset.update_from_flattened_dict(values)
+    return preset
+
+
 def choose_variant(config: ConfigDict, variant: str, **variants: Callable[[ConfigDict], None]) -> None:
     """Applies what stands behind the colon of `--config=FILE:VARIANT`. Raises UserError for an unknown one."""
     if variant and variant not in variants:
@@ -196,6 +229,8 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["train.batch_size"] % values["train.gradient_accumulation"]:
         yield (f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
                f"train.batch_size {values['train.batch_size']}")  # fmt: skip
+    if values["rrs.whiten"] is not None and values["rrs.project"]:
+        yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
     if values["generate.greedy"] and values["evaluate.samples"] > 1:
         yield (f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
                "the same each time, give evaluate.samples=1 or greedy=false")  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from rrs_jax.config import MINI, flatten
+from rrs_jax.config import MINI, flatten, with_preset
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
@@ -19,32 +19,23 @@ from rrs_jax.evaluate.run import GenerationRequest, OnFinished, evaluate_model
 from rrs_jax.files import content_hash, read_json, write_atomic, write_jsonl
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.audio import check_audios
-from rrs_jax.inputs.batching import bucket_lengths
-from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_T
+from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
-from rrs_jax.progress import Progress
 from rrs_jax.report.table import markdown_table, text_table
-from rrs_jax.representations import (
-    Representations,
-    extract_all,
-    load_representations,
-    premise,
-    safety_vector,
-    save_representations,
-)
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.session import Session, enable_compilation_cache
-from rrs_jax.strategies import STRATEGIES
-from rrs_jax.strategies.rrs import targets_of
+from rrs_jax.strategy_table import load_strategy
 from rrs_jax.train.loop import TrainConfig, TrainingData, train
 from rrs_jax.train.step import OptimiserConfig
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.model_card import write_model_card
+from rrs_jax.work import Work
 
 
 def run(config: ConfigDict, stages: Sequence[str]) -> None:
     """Runs the stages asked for that are not done yet, and prints the table of rates and where everything lies."""
     enable_compilation_cache()
+    config = with_preset(config)
     folder = RunFolder(config.run_dir, config)
     with folder.locked():
         folder.check_order(stages)
@@ -75,11 +66,12 @@ def make_data(session: Session) -> dict:
         if given:
             _take_manifest(Path(given), target, voices, config)
         else:
-            train_split = split == "train"
+            chosen = config.data
+            sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
+            if split == "train":
+                sizes = {name: chosen[name] for name in ("pairs_per_category", "everyday", "contrast")}
             build_starter(
-                target.parent, split=split, categories=config.data.categories, voices=voices, seed=config.seed,
-                pairs_per_category=config.data.pairs_per_category if train_split else config.data.eval_pairs_per_category,
-                borderline=0 if train_split else config.data.borderline,
+                target.parent, split=split, categories=chosen.categories, voices=voices, seed=config.seed, **sizes
             )  # fmt: skip
     rows = session.training_rows
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
@@ -101,65 +93,18 @@ def _take_manifest(source: Path, target: Path, voices: str, config: ConfigDict) 
 
 
 def extract(session: Session) -> dict:
-    """Representations of equations 6 to 8, the safety vector, and whether the method's premise holds."""
-    config, rows, bank = session.config, session.training_rows, session.training_bank
-    harmful = [i for i, row in enumerate(rows) if row["label"] == "harmful"]
-    benign = [i for i, row in enumerate(rows) if row["label"] == "benign"]
-    wanted = [(harmful, PROMPT_T), (harmful, config.rrs.refusal_prompt), (benign, PROMPT_T)]
-    prompts = [session.encode(bank, [i], text) for indices, text in wanted for i in indices]
-    buckets = bucket_lengths([len(ids) for ids, _, _ in prompts])
-    with Progress(len(prompts), "representations", "prompts") as progress:
-        values = extract_all(
-            session.vanilla, prompts, bank.array, batch_size=config.extract.batch_size, buckets=buckets, progress=progress
-        )
-    parts = np.split(values, np.cumsum([len(indices) for indices, _ in wanted])[:-1])
-    representations = Representations(harmful=parts[0], harmful_refusal=parts[1], benign=parts[2])
-    token = session.processor.token_id(config.rrs.refusal_token)
-    vector = safety_vector(
-        representations.harmful_refusal, representations.benign, session.vanilla.head_row(token), config.rrs.top_m
-    )
-    shares = premise(session.vanilla, representations, token)
-    save_representations(
-        session.folder.representations, representations, vector,
-        {
-            "model": config.model.path, "prompts": [PROMPT_T, config.rrs.refusal_prompt], "top_m": config.rrs.top_m,
-            "refusal_token_id": token,
-        },
-    )  # fmt: skip
-    facts = {
-        "refusal_token_id": token,
-        "positive_percent": round(100 * vector.positive_share, 1),
-        "delta_logit": round(vector.delta_logit, 2),
-        "delta_logit_selected": round(vector.delta_logit_selected, 2),
-        "first_token_percent": {
-            "harmful_refusal_prompt": round(100 * shares["harmful_refusal"], 1),
-            "harmful": round(100 * shares["harmful"], 1),
-            "benign": round(100 * shares["benign"], 1),
-        },
-    }
-    first = facts["first_token_percent"]
-    say(
-        f"premise: {config.rrs.refusal_token!r} (id {token}) comes first for {first['harmful_refusal_prompt']} % of harmful "
-        f"questions under the refusal prompt, {first['harmful']} % under t, {first['benign']} % of benign ones; "
-        f"{facts['positive_percent']} % of the features raise its logit, by {facts['delta_logit']} in all, "
-        f"{facts['delta_logit_selected']} after selection"
-    )
-    return facts
+    """What the strategy needs of the frozen model."""
+    return load_strategy(session.config.strategy).extract(Work(session))
 
 
 def train_adapter(session: Session) -> dict:
     """Section 4.2, from the last checkpoint where there is one."""
-    config, rows, bank = session.config, session.training_rows, session.training_bank
-    representations, vectors, _ = load_representations(session.folder.representations)
-    harmful = np.array([row["label"] == "harmful" for row in rows])
-    frozen = np.empty((len(rows), representations.harmful.shape[1]), np.float32)
-    frozen[harmful], frozen[~harmful] = representations.harmful, representations.benign
-    targets = targets_of(frozen, harmful, vectors["safety_vector"])
-    strategy = STRATEGIES[config.strategy](targets, config.loss.reduction)
-    table = [[session.encode(bank, [i], text) for text in PROMPT_POOL] for i in range(len(rows))]
+    config, work = session.config, Work(session)
+    strategy = load_strategy(config.strategy).build(work)
+    table = [[work.pool_prompt(i, place) for place in range(work.pool_size)] for i in range(len(work.harmful))]
     data = TrainingData(
-        sample_ids=[row["id"] for row in rows], harmful=harmful, encode=lambda i, prompt: table[i][prompt],
-        num_prompts=len(PROMPT_POOL), audio_bank=bank.array,
+        sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
+        encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
     )  # fmt: skip
     train(session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh)
     return {"adapter": adapter_hash(session.model)}
@@ -175,7 +120,7 @@ def train_config(config: ConfigDict) -> TrainConfig:
     return TrainConfig(
         epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,
         checkpoint_every_steps=values.checkpoint_every_steps, keep_checkpoints=values.keep_checkpoints,
-        seed=config.seed, optimiser=optimiser,
+        text_share=values.text_share, seed=config.seed, optimiser=optimiser,
     )  # fmt: skip
 
 

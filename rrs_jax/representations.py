@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -128,20 +128,26 @@ def pad_rows(tree, multiple: int):
     return jax.tree.map(pad, tree)
 
 
-def safety_vector(harmful_refusal, benign, head_row, top_m: float | str = 51) -> SafetyVector:
+def safety_vector(
+    harmful_refusal, benign, head_row, top_m: float | str = 51, reshape: Callable[[np.ndarray], np.ndarray] | None = None
+) -> SafetyVector:
     """The safety vector of representations (N, D) and the head's row (D,) of the refusal token.
 
     `top_m` keeps that many percent of the features, those that contribute most to the refusal token's logit;
-    "positive" keeps all that raise it. The two means need not be over equally many samples.
+    "positive" keeps all that raise it. The two means need not be over equally many samples. `reshape` changes the
+    mean change (D,) before features are selected.
     Raises UserError for a `top_m` outside 0 to 100.
     """
     count = _selected_count(top_m, np.shape(head_row)[0])
-    delta, contribution, order = jax.device_get(_contributions(jnp.asarray(harmful_refusal), jnp.asarray(benign), head_row))
+    delta = np.asarray(_mean_change(jnp.asarray(harmful_refusal), jnp.asarray(benign)))
+    if reshape is not None:
+        delta = reshape(delta)
+    contribution = np.asarray(head_row, np.float32) * delta
     positive = contribution > 0
     selected = positive
     if count is not None:
         selected = np.zeros(delta.shape, bool)
-        selected[order[:count]] = True
+        selected[np.argsort(-contribution, kind="stable")[:count]] = True
     return SafetyVector(
         delta_mean=delta,
         contribution=contribution,
@@ -162,18 +168,16 @@ def _selected_count(top_m: float | str, features: int) -> int | None:
 
 
 @jax.jit
-def _contributions(harmful_refusal: jax.Array, benign: jax.Array, head_row: jax.Array):
+def _mean_change(harmful_refusal: jax.Array, benign: jax.Array) -> jax.Array:
     """Means are taken of differences to a rough mean: sums of N large float32 numbers would lose digits that
     the small difference of the two means needs."""
     refusal, benign = harmful_refusal.astype(jnp.float32), benign.astype(jnp.float32)
     rough = jnp.mean(benign, axis=0)
-    delta = jnp.mean(refusal - rough, axis=0) - jnp.mean(benign - rough, axis=0)
-    contribution = head_row.astype(jnp.float32) * delta
-    return delta, contribution, jnp.argsort(-contribution, stable=True)
+    return jnp.mean(refusal - rough, axis=0) - jnp.mean(benign - rough, axis=0)
 
 
-def premise(model: nnx.Module, representations: Representations, token_id: int) -> dict[str, float]:
-    """Share of samples, 0 to 1, whose likeliest first token is the refusal token, by kind of representation.
+def premise(model: nnx.Module, representations: Representations, token_ids: int | Sequence[int]) -> dict[str, float]:
+    """Share of samples, 0 to 1, whose likeliest first token is a refusal token, by kind of representation.
 
     The method takes for granted that it comes first under the refusal prompt and not for benign questions.
     """
@@ -183,7 +187,7 @@ def premise(model: nnx.Module, representations: Representations, token_id: int) 
         rows = getattr(representations, field.name)
         slices = [rows[start : start + LOGIT_ROWS] for start in range(0, len(rows), LOGIT_ROWS)]
         tokens = [np.asarray(_likeliest(graphdef, state, pad_rows(part, LOGIT_ROWS)))[: len(part)] for part in slices]
-        shares[field.name] = float(np.mean(np.concatenate(tokens) == token_id))
+        shares[field.name] = float(np.isin(np.concatenate(tokens), token_ids).mean())
     return shares
 
 
@@ -193,18 +197,23 @@ def _likeliest(graphdef, state, hidden: jax.Array) -> jax.Array:
 
 
 def save_representations(
-    path: str | Path, representations: Representations, vector: SafetyVector, metadata: dict[str, object]
+    path: str | Path,
+    representations: Representations,
+    vector: SafetyVector,
+    metadata: dict[str, object],
+    extras: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes `RUN/representations.safetensors`; metadata (model, prompts, top_m, refusal_token_id) become strings."""
+    """Writes `RUN/representations.safetensors`; metadata (model, prompts, top_m, refusal_token_id) become strings,
+    `extras` are a strategy's own arrays."""
     tensors = {field.name: getattr(representations, field.name) for field in dataclasses.fields(representations)}
     tensors |= {"delta_mean": vector.delta_mean, "contribution": vector.contribution, "safety_vector": vector.vector}
-    tensors = {name: np.asarray(array, np.float32) for name, array in tensors.items()}
+    tensors = {name: np.asarray(array, np.float32) for name, array in tensors.items()} | (extras or {})
     with atomic_path(path) as temporary:
         save_file(temporary, tensors, {name: str(value) for name, value in metadata.items()})
 
 
 def load_representations(path: str | Path) -> tuple[Representations, dict[str, np.ndarray], dict[str, str]]:
-    """The file's representations, its vectors (delta_mean, contribution, safety_vector) and its metadata.
+    """The file's representations, its other arrays (delta_mean, contribution, safety_vector, extras) and its metadata.
 
     Raises UserError where the file is missing or damaged.
     """

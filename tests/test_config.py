@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rrs_jax.config import FIELDS, LINEARS, STRATEGIES, default_config, flatten, validate
+from rrs_jax.config import FIELDS, LINEARS, default_config, flatten, validate
 from rrs_jax.errors import UserError
+from rrs_jax.strategy_table import STRATEGY_TABLE
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = {"qwen2_rrs": ("", "smoke"), "mini_rrs": ("", "full", "smoke")}
@@ -69,19 +70,21 @@ def test_names_that_stay():
 def test_the_papers_values_are_the_defaults():
     config = default_config()
     assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (10, 16, 5e-5)
-    assert (config.rrs.top_m, config.rrs.refusal_token, config.evaluate.samples) == (51, "I", 5)
+    assert (config.rrs.top_m, config.rrs.refusal_tokens, config.evaluate.samples) == (51, ("I",), 5)
     assert config_of("mini_rrs", "full").train.to_dict() == config.train.to_dict()
     assert config_of("mini_rrs", "full").lora.to_dict() == config.lora.to_dict()
 
 
 def test_words_are_those_of_the_rooms_that_use_them():
     from rrs_jax.models.decoder import DecoderConfig
-    from rrs_jax.strategies import STRATEGIES as TRAINED
+    import importlib.util
     from rrs_jax.strategies.penalty import SPACES
 
     decoder = DecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False)
     assert set(LINEARS) == set(decoder.linears())
-    assert set(STRATEGIES) == {"vanilla", *TRAINED}
+    for entry in STRATEGY_TABLE.values():
+        assert entry.module is None or importlib.util.find_spec(f"rrs_jax.strategies.{entry.module}")
+    assert [name for name, entry in STRATEGY_TABLE.items() if entry.module is None] == ["vanilla"]
     assert all(FIELDS["penalty.space"].kind.accepts(space) for space in SPACES)
 
 

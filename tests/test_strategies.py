@@ -14,7 +14,8 @@ from test_models import FRAMES, audio_bank, make_batch, prompts, torch_inputs
 
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
-from rrs_jax.strategies.rrs import RRS, targets_of
+from rrs_jax.strategies.rrs import RRS
+from rrs_jax.strategies.rrs_targets import targets_of
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.load import load_weights
 

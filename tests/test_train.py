@@ -123,7 +123,7 @@ def test_metrics_and_checkpoints_of_a_run(whole):
 class Worsening(RRS):
     """Its targets run away from the model."""
 
-    def examples(self, indices):
+    def examples(self, indices, *draws):
         object.__setattr__(self, "distance", getattr(self, "distance", 0) + 1)
         return {"target": self.distance * self.targets[indices]}
 
@@ -142,11 +142,11 @@ class Stop(Exception):
 class Stopping(RRS):
     """Raises while the eighth batch is put together, that is when step 7 runs."""
 
-    def examples(self, indices):
+    def examples(self, indices, *draws):
         object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
         if self.calls == 8:
             raise Stop
-        return super().examples(indices)
+        return super().examples(indices, *draws)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(folder, whole, tmp_path):
@@ -177,9 +177,9 @@ sys.path.insert(0, sys.argv[3])
 from test_train import RRS, make_data, run
 
 class Slow(RRS):
-    def examples(self, indices):
+    def examples(self, indices, *draws):
         time.sleep(0.1)
-        return super().examples(indices)
+        return super().examples(indices, *draws)
 
 run(Path(sys.argv[1]), Path(sys.argv[2]), strategy=Slow(make_data()[1].targets))
 """
@@ -209,7 +209,7 @@ def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
     assert len(plan.buckets) <= 2
     drawn = []
     for epoch in range(30):
-        chosen, batches = plan.epoch(epoch)
+        (chosen, _), batches = plan.epoch(epoch)
         assert len(batches) == plan.config.steps_per_epoch(SAMPLES) == 3
         seen = np.concatenate([s.indices[s.weights > 0] for batch in batches for s in batch])
         assert sorted(seen) == list(range(SAMPLES))
@@ -217,7 +217,7 @@ def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
     counts = [np.count_nonzero(np.array(drawn) == prompt) for prompt in range(PROMPTS)]
     assert min(counts) > 70  # of 300 draws, 100 expected
     assert len({tuple(chosen) for chosen in drawn}) == 30
-    np.testing.assert_array_equal(plan.epoch(7)[0], drawn[7])
+    np.testing.assert_array_equal(plan.epoch(7)[0].prompts, drawn[7])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(folder, tmp_path):

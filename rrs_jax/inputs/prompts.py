@@ -36,4 +36,9 @@ def evaluation_prompt(mode: str, question: str, text_only: str = "plain") -> str
         raise ValueError(
             f"mode {mode!r} with text_only {text_only!r}: modes are {MODES}, variants {TEXT_ONLY_VARIANTS}"
         )
-    return question if text_only == "plain" else f"The audio content is: {question}. {PROMPT_T}"
+    return question if text_only == "plain" else written_prompt(question, PROMPT_T)
+
+
+def written_prompt(question: str, text: str) -> str:
+    """A question that is read, announced as an audio's content, with the text that would stand beside its audio."""
+    return f"The audio content is: {question}. {text}"

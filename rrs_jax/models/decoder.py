@@ -89,6 +89,13 @@ class Decoder(nnx.Module):
         x, _ = self._scan(x, lora, remat, self.config.num_hidden_layers, self._full_layer(x, lengths))
         return self.norm(x)
 
+    def states_at(
+        self, x: jax.Array, lengths: jax.Array, positions: jax.Array, lora: LoRA | None, *, remat: str = "none"
+    ) -> jax.Array:
+        """After the final norm at `positions` (B, K) of each row: (B, K, D), float32."""
+        x, _ = self._scan(x, lora, remat, self.config.num_hidden_layers, self._full_layer(x, lengths))
+        return self.norm(jnp.take_along_axis(x, positions[..., None], axis=1).astype(jnp.float32))
+
     def layer_outputs(self, x: jax.Array, lengths: jax.Array, lora: LoRA | None) -> jax.Array:
         """The hidden state behind each layer, before the final norm: (L, B, T, D)."""
         full = self._full_layer(x, lengths)

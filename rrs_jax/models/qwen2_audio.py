@@ -93,6 +93,11 @@ class Qwen2Audio(nnx.Module):
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
         return self.language_model.hidden_states(x, batch.lengths, self.lora, remat=remat)
 
+    def states_at(self, batch: Batch, audio_bank: jax.Array, positions: jax.Array, *, remat: str = "none") -> jax.Array:
+        """(B, K, D) float32, the final-norm hidden states at `positions` (B, K): what the tokens behind them are made of."""
+        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
+        return self.language_model.states_at(x, batch.lengths, positions, self.lora, remat=remat)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.language_model.logits(hidden)
 
