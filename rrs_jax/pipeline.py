@@ -17,13 +17,14 @@ from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.evaluate.run import GenerationRequest, OnFinished, evaluate_model
 from rrs_jax.files import content_hash, read_json, write_atomic, write_jsonl
-from rrs_jax.generate import Generator, Prompt, SamplingConfig
+from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.session import Session, enable_compilation_cache
+from rrs_jax.shared import Shared
 from rrs_jax.strategy_table import load_strategy
 from rrs_jax.train.loop import TrainConfig, TrainingData, train
 from rrs_jax.train.step import OptimiserConfig
@@ -32,14 +33,17 @@ from rrs_jax.weights.model_card import write_model_card
 from rrs_jax.work import Work
 
 
-def run(config: ConfigDict, stages: Sequence[str]) -> None:
-    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything lies."""
+def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None) -> None:
+    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything lies.
+
+    `shared` is what a sweep's runs have in common.
+    """
     enable_compilation_cache()
     config = with_preset(config)
     folder = RunFolder(config.run_dir, config)
     with folder.locked():
         folder.check_order(stages)
-        session = Session(config, folder)
+        session = Session(config, folder, shared)
         if "export" in stages and config.export.merged and not folder.stage_done("export"):
             base_bytes = sum(file.stat().st_size for file in session.model_folder.glob("*.safetensors"))
             check_disk(folder.path, base_bytes + LEAST_FREE_BYTES)
@@ -52,6 +56,7 @@ def run(config: ConfigDict, stages: Sequence[str]) -> None:
             seconds = round(time.monotonic() - start, 1)
             folder.mark_done(name, seconds=seconds, **facts)
             say(f"{name}: {seconds} s")
+    if shared is None:
         print_summary(folder)
 
 
@@ -106,7 +111,7 @@ def train_adapter(session: Session) -> dict:
         sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
         encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
     )  # fmt: skip
-    train(session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh)
+    train(session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh, steps=session.shared.steps)
     return {"adapter": adapter_hash(session.model)}
 
 
@@ -154,9 +159,8 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
     )  # fmt: skip
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
-        generator = Generator(
-            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size
-        )
+        eos = session.processor.eos_token_ids
+        generator = session.shared.generator(model, sampling, eos, config.generate.batch_size)
         prompts = []
         for i, request in enumerate(requests):
             clips = [] if request.audio is None else [clip_of[request.audio]]
@@ -172,13 +176,22 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
         "seed": config.seed,
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
     }
-    return evaluate_model(
+    answers = content_hash(
+        made_by, config.model.dtype, [[row["id"], row["label"], row["question"]] for row in rows],
+        config.evaluate.samples, config.evaluate.modes, config.evaluate.over_refusal_modes, config.evaluate.text_only_variant,
+    )  # fmt: skip
+    if name == "vanilla":
+        session.shared.borrow(answers, session.folder.evaluations / name)
+    summary = evaluate_model(
         name, rows, generate, modes=config.evaluate.modes, samples=config.evaluate.samples,
         judge_names=config.evaluate.judges, folder=session.folder.evaluations,
         text_only_variant=config.evaluate.text_only_variant, over_refusal_modes=config.evaluate.over_refusal_modes,
         audio_folder=session.folder.evaluation_manifest.parent, made_by=made_by, model=config.model.path, strategy=name,
         vanilla=vanilla,
     )  # fmt: skip
+    if name == "vanilla":
+        session.shared.lend(answers, session.folder.evaluations / name)
+    return summary
 
 
 def adapter_hash(model: nnx.Module) -> str:

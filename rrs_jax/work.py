@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rrs_jax.files import append_jsonl, content_hash, read_jsonl
-from rrs_jax.generate import Generator, Prompt, SamplingConfig
+from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.batching import bucket_lengths
 from rrs_jax.inputs.prompts import PROMPT_POOL, written_prompt
 from rrs_jax.progress import Progress
@@ -57,27 +57,44 @@ class Work:
 
     def representations(self, prompts: Sequence[Row]) -> np.ndarray:
         """float32 (len(prompts), D): the frozen model's final-norm state at each prompt's last token."""
-        buckets = bucket_lengths([len(ids) for ids, _, _ in prompts])
-        with Progress(len(prompts), "representations", "prompts") as progress:
-            return extract_all(
-                self.vanilla, prompts, self.session.training_bank.array,
-                batch_size=self.config.extract.batch_size, buckets=buckets, progress=progress,
-            )  # fmt: skip
+        keys = self._keys(prompts)
+        known = self.session.shared.states(keys)
+        wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
+        if wanted:
+            rows = list(wanted.values())
+            buckets = bucket_lengths([len(ids) for ids, _, _ in rows])
+            with Progress(len(rows), "representations", "prompts") as progress:
+                values = extract_all(
+                    self.vanilla, rows, self.session.training_bank.array,
+                    batch_size=self.config.extract.batch_size, buckets=buckets, progress=progress,
+                )  # fmt: skip
+            made = dict(zip(wanted, values, strict=True))
+            self.session.shared.keep_states(made)
+            known |= made
+        return np.stack([known[key] for key in keys])
+
+    def _keys(self, prompts: Sequence[Row], *more: object) -> list[str]:
+        """Hashes of the model and of what each prompt is made of."""
+        bank = self.session.training_bank
+        prints = dict(zip(bank.offsets, bank.prints, strict=True))
+        model = str(self.session.model_folder), self.config.model.dtype
+        return [content_hash(model, list(map(int, ids)), [prints[o] for o in offsets], *more) for ids, offsets, _ in prompts]
 
     def responses(self, prompts: Sequence[Row], max_new_tokens: int) -> list[list[int]]:
         """The frozen model's likeliest answers as token ids, at most so many, without an end token.
 
-        Kept in `RUN/responses.jsonl` as they are made, so that a killed run goes on.
+        Kept in `responses.jsonl` of the run, or of the sweep, as they are made, so that a killed run goes on.
         """
-        path = self.folder.path / "responses.jsonl"
+        shared = self.session.shared
+        path = (shared.folder or self.folder.path) / "responses.jsonl"
         made = {row["key"]: row["tokens"] for row in (read_jsonl(path) if path.is_file() else [])}
-        keys = [content_hash(max_new_tokens, [list(map(int, part)) for part in prompt]) for prompt in prompts]
+        keys = self._keys(prompts, max_new_tokens)
         wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in made}
         if wanted:
             processor = self.session.processor
             sampling = SamplingConfig(max_new_tokens=max_new_tokens, greedy=True)
-            generator = Generator(
-                self.vanilla, sampling, eos_token_ids=processor.eos_token_ids, batch_size=self.config.generate.batch_size
+            generator = shared.generator(
+                self.vanilla, sampling, processor.eos_token_ids, self.config.generate.batch_size
             )
             with Progress(len(wanted), "the frozen model's answers", "answers") as progress:
 

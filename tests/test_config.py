@@ -76,8 +76,9 @@ def test_the_papers_values_are_the_defaults():
 
 
 def test_words_are_those_of_the_rooms_that_use_them():
-    from rrs_jax.models.decoder import DecoderConfig
     import importlib.util
+
+    from rrs_jax.models.decoder import DecoderConfig
     from rrs_jax.strategies.penalty import SPACES
 
     decoder = DecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False)

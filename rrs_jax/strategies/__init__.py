@@ -23,6 +23,10 @@ class Strategy(Protocol):
     """Token ids that stand behind a sample's prompt: for each sample one tail or several, of which every step draws
     one; None for no tails."""
 
+    @property
+    def static(self) -> tuple:
+        """All that `row_losses` reads of the strategy itself, hashable: with the same, compiled steps serve again."""
+
     def examples(self, indices: np.ndarray, prompts: np.ndarray, tails: np.ndarray) -> dict[str, np.ndarray]:
         """What the loss needs of these samples (B,) beside their inputs: arrays with a leading axis B.
 

@@ -50,6 +50,11 @@ class RRS:
         if self.reduction not in ("sum", "mean"):
             raise ValueError(f"reduction is sum or mean, not {self.reduction!r}")
 
+    @property
+    def static(self) -> tuple:
+        places = None if self.positions is None else self.positions.shape[1]
+        return self.reduction, places, self.weights is not None, self.hinge
+
     def examples(self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None) -> dict:
         target = self.targets[indices]
         if self.kept is not None:

@@ -83,13 +83,15 @@ class TrainingData:
 
 
 def train(
-    model: nnx.Module, strategy: Strategy, data: TrainingData, config: TrainConfig, folder: Path, *, mesh: Mesh | None = None
-) -> TrainState:
+    model: nnx.Module, strategy: Strategy, data: TrainingData, config: TrainConfig, folder: Path, *,
+    mesh: Mesh | None = None, steps: dict | None = None,
+) -> TrainState:  # fmt: skip
     """Trains the model's adapters in place and returns the last state; goes on where `folder` shows a run stopped.
 
     The model comes with its adapters at their start, also when a run goes on. Writes `folder/checkpoints`,
     `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient are not finite,
-    naming the samples, and where the folder's checkpoints are of other settings.
+    naming the samples, and where the folder's checkpoints are of other settings. `steps` keeps compiled steps for
+    later calls.
     """
     if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
         raise UserError(
@@ -99,7 +101,7 @@ def train(
     if any(np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"):
         raise ValueError("the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin")
     total_steps = config.steps_per_epoch(len(data.sample_ids)) * config.epochs
-    step = TrainStep(model, strategy, config.optimiser, mesh or mesh_of(model), total_steps)
+    step = _make_step(model, strategy, config.optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps)
     settings = content_hash(config.result_settings(), list(data.sample_ids), np.asarray(data.harmful).tolist())
 
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
@@ -111,6 +113,17 @@ def train(
                 state = run.until(total_steps, state, position)
     nnx.update(model, jax.tree.map(lambda array: array.copy(), state.lora))
     return state
+
+
+def _make_step(model, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int, steps: dict) -> TrainStep:
+    """One out of `steps` where what is compiled would be the same."""
+    scheduled = total_steps if config.schedule != "constant" else None
+    key = (nnx.split(model)[0], type(strategy), strategy.static, config, mesh, scheduled)
+    if key in steps:
+        steps[key].renew(model, strategy)
+    else:
+        steps[key] = TrainStep(model, strategy, config, mesh, total_steps)
+    return steps[key]
 
 
 def _start(step: TrainStep, checkpoints: Checkpoints, fresh: Position) -> tuple[TrainState, Position]:
