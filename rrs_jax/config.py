@@ -13,7 +13,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import JUDGES
 from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
 from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
-from rrs_jax.strategy_table import PLUS, STRATEGY_TABLE
+from rrs_jax.strategy_table import DATA, PLUS, STRATEGY_TABLE
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MINI = "mini"  # a model.path of its own: the small real model, made on first use
@@ -25,6 +25,10 @@ FIELDS = {field.name: field for field in (
           "Of the frozen weights and activations; LoRA, loss and representations are float32 always."),
     Field("data.manifest", None, either(text("a JSON-lines file"), None),
           "Training questions; None takes the starter set. Audio paths in it are relative to its folder."),
+    Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),
+          "The same for sft_full: questions with safe responses; None takes the starter set, answered by the model itself."),
+    Field("data.parallel_manifest", None, either(text("a JSON-lines file"), None),
+          "The same for sft_shallow_parallel: harmful questions beside unrelated benign ones; None takes the starter set."),
     Field("data.eval_manifest", None, either(text("a JSON-lines file"), None),
           "Evaluation questions; None takes the starter set's own, none of them a training question."),
     Field("data.categories", None, either(whole(1), None),
@@ -73,6 +77,8 @@ FIELDS = {field.name: field for field in (
     Field("rrs.positions", 1, whole(1, 64),
           "Positions with a target: the prompt's last, then those behind the first tokens of the frozen model's own "
           "refusal under t̃ or own answer, where it keeps what it has."),
+    Field("sft.tokens", 128, whole(1), "Tokens of a response that sft_full and sft_deep train on at most."),
+    Field("sft.prefill", 10, whole(0), "Most tokens of an answer before the refusal of sft_deep (section 5.1: 0 to 10)."),
     Field("penalty.weight", 1.0, number(0),
           "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
           "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md)."),
@@ -221,7 +227,7 @@ def unknown_field(name: str) -> str:
 
 def _contradictions(values: dict[str, object]) -> Iterable[str]:
     """What is wrong although every field is right by itself."""
-    for name in ("data.manifest", "data.eval_manifest"):
+    for name in (*DATA.values(), "data.eval_manifest"):
         if values[name] is not None and not Path(values[name]).is_file():
             yield f"{name} is {values[name]!r} and there is no such file"
     if sum(values[f"mesh.{axis}"] == -1 for axis in ("data", "fsdp", "tensor")) > 1:
@@ -229,6 +235,9 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["train.batch_size"] % values["train.gradient_accumulation"]:
         yield (f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
                f"train.batch_size {values['train.batch_size']}")  # fmt: skip
+    needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
+    if values["data.manifest"] and values[needed] is None:
+        yield f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such questions"
     if values["rrs.whiten"] is not None and values["rrs.project"]:
         yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
     if values["generate.greedy"] and values["evaluate.samples"] > 1:

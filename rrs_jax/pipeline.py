@@ -25,7 +25,7 @@ from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.session import Session, enable_compilation_cache
 from rrs_jax.shared import Shared
-from rrs_jax.strategy_table import load_strategy
+from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
 from rrs_jax.train.loop import TrainConfig, TrainingData, train
 from rrs_jax.train.step import OptimiserConfig
 from rrs_jax.weights.export import export_adapter, export_merged
@@ -64,8 +64,9 @@ def make_data(session: Session) -> dict:
     """Manifests with speech: the starter set, or the user's own files with every question spoken that has no clip."""
     config, folder = session.config, session.folder
     voices = ",".join(config.data.voices)
+    kind = STRATEGY_TABLE[config.strategy].data
     for split, given, target in (
-        ("train", config.data.manifest, folder.manifest),
+        ("train", config[DATA[kind]], folder.manifest),
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
         if given:
@@ -75,6 +76,7 @@ def make_data(session: Session) -> dict:
             sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
             if split == "train":
                 sizes = {name: chosen[name] for name in ("pairs_per_category", "everyday", "contrast")}
+                sizes["parallel"] = kind != "mirror"
             build_starter(
                 target.parent, split=split, categories=chosen.categories, voices=voices, seed=config.seed, **sizes
             )  # fmt: skip

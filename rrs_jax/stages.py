@@ -19,8 +19,8 @@ class Stage:
 
 
 STAGES = {stage.name: stage for stage in (
-    Stage("data", "questions and speech", (), ("data", "seed")),
-    Stage("extract", "representations and safety vector", ("data",), ("model", "strategy", "rrs")),
+    Stage("data", "questions and speech", (), ("data", "seed", "strategy")),
+    Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft")),
     Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train")),
     Stage("evaluate", "answers, judgements and rates", ("data", "train"),
           ("model", "strategy", "evaluate", "generate")),

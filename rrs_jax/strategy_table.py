@@ -6,17 +6,25 @@ import importlib
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """`module`: of `rrs_jax.strategies`, None for the model as it is. `trains`: whether it has adapters; `extracts`:
-    whether it asks the frozen model for something first."""
+    """`module`: of `rrs_jax.strategies`, None for the model as it is. `data`: the training questions, one of DATA.
+    `trains`: whether it has adapters; `extracts`: whether it asks the frozen model for something first."""
 
     what: str
     module: str | None
+    data: str = "mirror"
     trains: bool = True
     extracts: bool = True
 
 
+# A training set of section 5.1 and the field that names a manifest of it.
+DATA = {"mirror": "data.manifest", "basic": "data.basic_manifest", "parallel": "data.parallel_manifest"}
+
 STRATEGY_TABLE = {
     "vanilla": Entry("the model as it is", None, trains=False, extracts=False),
+    "sft_full": Entry("cross-entropy on whole responses, on Basic", "sft_full", "basic"),
+    "sft_shallow_mirror": Entry("cross-entropy on the first token", "sft_shallow"),
+    "sft_shallow_parallel": Entry("the same on Parallel", "sft_shallow", "parallel"),
+    "sft_deep": Entry("refusals also behind a prefill (Qi et al. 2025)", "sft_deep"),
     "rrs": Entry("reshapes the representation space (section 4)", "rrs"),
     "rrs_plus": Entry("rrs with the values of PLUS where a field has its default", "rrs"),
 }

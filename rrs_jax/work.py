@@ -19,6 +19,7 @@ class Work:
     """Of one run. Samples are the rows of its training manifest, in their order.
 
     Attributes:
+      rows: of the training manifest.
       harmful, kept, mirrored: bool (N,); a benign row with the role "keep" is kept, another one mirrored.
       categories: of each sample.
       pool_size: prompts that training draws from: those of appendix A, and with `train.text_share` the same in
@@ -27,7 +28,7 @@ class Work:
 
     def __init__(self, session: Session):
         self.session, self.config, self.folder = session, session.config, session.folder
-        rows = session.training_rows
+        self.rows = rows = session.training_rows
         self.harmful = np.array([row["label"] == "harmful" for row in rows])
         self.kept = np.array([row.get("role") == "keep" for row in rows]) & ~self.harmful
         self.mirrored = ~self.harmful & ~self.kept
@@ -42,6 +43,18 @@ class Work:
     @functools.cached_property
     def refusal_ids(self) -> list[int]:
         return [self.session.processor.token_id(text) for text in self.config.rrs.refusal_tokens]
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends an answer."""
+        return self.session.processor.eos_token_ids[0]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of an answer's text."""
+        return self.session.processor.text_ids(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.session.processor.decode(ids)
 
     def prompt(self, sample: int, text: str) -> Row:
         """The spoken question beside `text`."""

@@ -67,12 +67,15 @@ def choose_rows(
     borderline: int | None = 0,
     everyday: int | None = 0,
     contrast: int | None = 0,
+    parallel: bool = False,
     categories: int | None = None,
     seed: int = 0,
 ) -> list[dict]:
     """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the borderline,
     everyday and contrast ones, each by turns of their styles. The last two are benign rows with the role "keep".
 
+    parallel: in place of each benign twin an everyday question, as the paper's Parallel set has; there are fewer of
+    them than of all pairs, so they come again.
     With the same seed a smaller choice is a part of a larger one. None is all; `categories` takes the first so many.
     Raises UserError for more than there are.
     """
@@ -89,6 +92,8 @@ def choose_rows(
     for pair in _by_turns(pairs, "category", "pair_id", seed)[: each * len(chosen)]:
         for label in ("harmful", "benign"):
             rows.append(_row(f"{pair['pair_id']}-{label}", pair["pair_id"], label, pair["category"], pair[label]))
+    if parallel:
+        _replace_twins(rows, _by_turns(starter_singles("everyday"), "style", "id", seed))
     for name, wanted in (("borderline", borderline), ("everyday", everyday), ("contrast", contrast)):
         label, role = ("benign", {"role": "keep"}) if name in KEPT_SETS else (name, {})
         questions = starter_singles(name)
@@ -135,6 +140,15 @@ def changed_words(one: str, other: str) -> int:
         for j, candidate in enumerate(other, start=1):
             before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != candidate))
     return row[-1]
+
+
+def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
+    """Benign rows become unrelated questions, in their order and again from the start where they do not suffice."""
+    for place, row in enumerate(row for row in rows if row["label"] == "benign"):
+        again, question = divmod(place, len(unrelated))
+        question = unrelated[question]
+        name = f"parallel-{question['id']}" + (f"-{again + 1}" if again else "")
+        row |= _row(name, name, "benign", question["style"], question["question"])
 
 
 def _by_turns(items: list[dict], group: str, name: str, seed: int) -> list[dict]:
