@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FieldReference
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import JUDGES
 from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
-from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
+from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.strategy_table import DATA, PLUS, STRATEGY_TABLE
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -79,6 +79,14 @@ FIELDS = {field.name: field for field in (
           "refusal under t̃ or own answer, where it keeps what it has."),
     Field("sft.tokens", 128, whole(1), "Tokens of a response that sft_full and sft_deep train on at most."),
     Field("sft.prefill", 10, whole(0), "Most tokens of an answer before the refusal of sft_deep (section 5.1: 0 to 10)."),
+    Field("rivals.layers", (), names("different numbers of layers", *map(str, range(256)), empty=True),
+          "Decoder layers, from 0, behind which rerouting and steering act; empty is those at 1/3 and 2/3 of the depth "
+          "for rerouting, the one at 1/2 for steering."),
+    Field("rivals.rerouting_weight", 10.0, number(0), "Of rerouting's harmful term against its benign one."),
+    Field("rivals.strength", 1.0, number(0, above=True), "Factor of the steering vector; 1 is the difference of means."),
+    Field("rivals.probe_threshold", 0.0, number(),
+          "Of steering_conditional's probe, which is near 1 for harmful and -1 for benign questions."),
+    Field("rivals.system_prompt", SAFETY_SYSTEM_PROMPT, text("a system prompt"), "Of the strategy system_prompt."),
     Field("penalty.weight", 1.0, number(0),
           "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
           "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md)."),

@@ -23,6 +23,7 @@ from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
+from rrs_jax.serving import Serving
 from rrs_jax.session import Session, enable_compilation_cache
 from rrs_jax.shared import Shared
 from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
@@ -136,10 +137,18 @@ def evaluate(session: Session) -> dict:
     config = session.config
     vanilla = None
     if config.evaluate.vanilla or config.strategy == "vanilla":
-        vanilla = _evaluate_one(session, "vanilla", session.vanilla, None)
+        vanilla = _evaluate_one(session, "vanilla", Serving([session.vanilla], {"adapter": None}), None)
     if config.strategy != "vanilla":
-        _evaluate_one(session, config.strategy, trained_model(session), vanilla)
+        _evaluate_one(session, config.strategy, served(session), vanilla)
     return {}
+
+
+def served(session: Session) -> Serving:
+    """What answers for the run's strategy."""
+    if not STRATEGY_TABLE[session.config.strategy].trains:
+        return load_strategy(session.config.strategy).serve(Work(session))
+    model = trained_model(session)
+    return Serving([model], {"adapter": adapter_hash(model)})
 
 
 def trained_model(session: Session) -> nnx.Module:
@@ -150,7 +159,7 @@ def trained_model(session: Session) -> nnx.Module:
     return session.model
 
 
-def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict | None) -> dict:
+def _evaluate_one(session: Session, name: str, serving: Serving, vanilla: dict | None) -> dict:
     config, rows, bank = session.config, session.evaluation_rows, session.evaluation_bank
     paths = audio_paths(session.folder.evaluation_manifest, rows)
     clip_of = {Path(path): i for i, path in enumerate(paths)}
@@ -162,18 +171,21 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
         eos = session.processor.eos_token_ids
-        generator = session.shared.generator(model, sampling, eos, config.generate.batch_size)
         prompts = []
         for i, request in enumerate(requests):
             clips = [] if request.audio is None else [clip_of[request.audio]]
             seed = int(content_hash(config.seed, list(request.key))[:8], 16)
-            prompts.append(Prompt(key=i, row=session.encode(bank, clips, request.text), seed=seed))
+            prompts.append(Prompt(key=i, row=session.encode(bank, clips, request.text, serving.system), seed=seed))
         decode = session.processor.decode
-        generator.generate(prompts, bank.array, lambda i, tokens: on_finished(requests[i], decode(tokens)))
+        chosen = serving.choose([prompt.row for prompt in prompts], bank.array) if serving.choose else np.zeros(len(prompts))
+        for place, model in enumerate(serving.models):
+            generator = session.shared.generator(model, sampling, eos, config.generate.batch_size)
+            own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
+            generator.generate(own, bank.array, lambda i, tokens: on_finished(requests[i], decode(tokens)))
 
     made_by = {
         "model": config.model.path,
-        "adapter": None if model.lora is None else adapter_hash(model),
+        **serving.made_by,
         "sampling": vars(sampling),
         "seed": config.seed,
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),

@@ -63,15 +63,17 @@ class SafetyVector:
 
 
 def extract_reps(
-    model: nnx.Module, batches: Batch | Sequence[Batch], audio_bank: jax.Array | None = None, *, mesh: Mesh | None = None
-) -> jax.Array:
+    model: nnx.Module, batches: Batch | Sequence[Batch], audio_bank: jax.Array | None = None, *, mesh: Mesh | None = None,
+    layers: tuple[int, ...] | None = None,
+) -> jax.Array:  # fmt: skip
     """Final-norm hidden states at each prompt's last token: (B, D) float32, of several batches one below the other.
 
     Compiled once for each model and shape; rows are cut over `data` and `fsdp` of `mesh` (default: the mesh on
-    which the model lies). `audio_bank` (rows, D) may be left out where no prompt has audio.
+    which the model lies). `audio_bank` (rows, D) may be left out where no prompt has audio. With `layers` it is
+    (B, len(layers), D), the states behind them, before the final norm.
     """
     if not isinstance(batches, Batch):
-        return jnp.concatenate([extract_reps(model, batch, audio_bank, mesh=mesh) for batch in batches])
+        return jnp.concatenate([extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers) for batch in batches])
     mesh = mesh or mesh_of(model)
     if audio_bank is None:
         audio_bank = jnp.zeros((1, model.config.text.hidden_size), jnp.float32)
@@ -79,7 +81,7 @@ def extract_reps(
     rows = batches.lengths.shape[0]
     batch = jax.device_put(pad_rows(batches, rows_multiple(mesh)), batch_sharding(mesh))
     audio_bank = jax.device_put(audio_bank, replicated(mesh))
-    output = _representations(graphdef, mesh)(state, batch, audio_bank)
+    output = _representations(graphdef, mesh, layers)(state, batch, audio_bank)
     return output if output.shape[0] == rows else output[:rows]
 
 
@@ -91,9 +93,10 @@ def extract_all(
     batch_size: int,
     buckets: Sequence[int],
     mesh: Mesh | None = None,
+    layers: tuple[int, ...] | None = None,
     progress=None,
 ) -> np.ndarray:
-    """Representations of many prompts, (N, D) float32 in the order given.
+    """Representations of many prompts, (N, D) float32 in the order given; with `layers` as `extract_reps` gives them.
 
     Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `progress` is a
     `rrs_jax.progress.Progress` over prompts, or None.
@@ -102,7 +105,7 @@ def extract_all(
     results: list[jax.Array | np.ndarray] = []
     for selection in selections:
         batch = collate([rows[i] for i in selection.indices], selection.length, model.config.audio_token_id)
-        results.append(extract_reps(model, batch, audio_bank, mesh=mesh))
+        results.append(extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers))
         if len(results) > 1:  # the host reads one batch while the device computes the next
             results[-2] = np.asarray(results[-2])
         if progress is not None:
@@ -111,9 +114,12 @@ def extract_all(
 
 
 @functools.lru_cache(maxsize=8)
-def _representations(graphdef, mesh: Mesh):
+def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None):
     def representations(state, batch, audio_bank):
-        return nnx.merge(graphdef, state).representations(batch, audio_bank)
+        model = nnx.merge(graphdef, state)
+        if layers is None:
+            return model.representations(batch, audio_bank)
+        return model.layer_states(batch, audio_bank, layers)
 
     return jax.jit(representations, out_shardings=replicated(mesh))
 

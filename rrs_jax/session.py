@@ -98,10 +98,10 @@ class Session:
     def evaluation_bank(self) -> AudioBank:
         return self._bank(self.folder.evaluation_manifest, self.evaluation_rows, "evaluation")
 
-    def encode(self, bank: AudioBank, clips: Sequence[int], text: str | None) -> Row:
-        """One prompt's token ids with the places of its clips in the bank."""
+    def encode(self, bank: AudioBank, clips: Sequence[int], text: str | None, system: str | None = None) -> Row:
+        """One prompt's token ids with the places of its clips in the bank. `system`: None for the model's own."""
         offsets, counts = bank.clips(clips)
-        return self.processor.encode(text, counts), offsets, counts
+        return self.processor.encode(text, counts, system), offsets, counts
 
     def _bank(self, manifest: Path, rows: list[dict], name: str) -> AudioBank:
         spoken = [row for row in rows if row["audio"]]

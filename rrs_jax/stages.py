@@ -20,10 +20,10 @@ class Stage:
 
 STAGES = {stage.name: stage for stage in (
     Stage("data", "questions and speech", (), ("data", "seed", "strategy")),
-    Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft")),
+    Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft", "rivals")),
     Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train")),
-    Stage("evaluate", "answers, judgements and rates", ("data", "train"),
-          ("model", "strategy", "evaluate", "generate")),
+    Stage("evaluate", "answers, judgements and rates", ("data", "extract", "train"),
+          ("model", "strategy", "rivals", "evaluate", "generate")),
     Stage("export", "adapter and model for other programs", ("train",), ("export",)),
     Stage("report", "tables and page", ("evaluate",), ()),
 )}  # fmt: skip

@@ -27,6 +27,10 @@ STRATEGY_TABLE = {
     "sft_deep": Entry("refusals also behind a prefill (Qi et al. 2025)", "sft_deep"),
     "rrs": Entry("reshapes the representation space (section 4)", "rrs"),
     "rrs_plus": Entry("rrs with the values of PLUS where a field has its default", "rrs"),
+    "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rerouting"),
+    "steering": Entry("a refusal vector added at inference", "steering", trains=False),
+    "steering_conditional": Entry("the same where a probe fires", "steering", trains=False),
+    "system_prompt": Entry("a system prompt that asks for safety", "system_prompt", trains=False, extracts=False),
 }
 
 # Fields that `rrs_plus` sets; another value than the field's default wins over them.
@@ -37,10 +41,6 @@ PLUS: dict[str, object] = {
 }
 
 
-def entry_of(strategy: str) -> Entry:
-    return STRATEGY_TABLE[strategy]
-
-
 def load_strategy(strategy: str):
-    """The strategy's module: `extract(work)` and `build(work)`, see `rrs_jax.strategies`."""
+    """The strategy's module, see `rrs_jax.strategies`."""
     return importlib.import_module(f"rrs_jax.strategies.{STRATEGY_TABLE[strategy].module}")

@@ -86,6 +86,19 @@ class Work:
             known |= made
         return np.stack([known[key] for key in keys])
 
+    def layer_states(self, prompts: Sequence[Row], layers: Sequence[int], audio_bank=None) -> np.ndarray:
+        """float32 (len(prompts), len(layers), D): the frozen model's state at each prompt's last token behind layers.
+
+        `audio_bank`: the array on which the prompts lie, where it is not the training questions'.
+        """
+        bank = self.session.training_bank.array if audio_bank is None else audio_bank
+        buckets = bucket_lengths([len(ids) for ids, _, _ in prompts])
+        with Progress(len(prompts), "hidden states", "prompts") as progress:
+            return extract_all(
+                self.vanilla, prompts, bank, batch_size=self.config.extract.batch_size, buckets=buckets,
+                layers=tuple(layers), progress=progress,
+            )  # fmt: skip
+
     def _keys(self, prompts: Sequence[Row], *more: object) -> list[str]:
         """Hashes of the model and of what each prompt is made of."""
         bank = self.session.training_bank

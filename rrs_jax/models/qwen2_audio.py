@@ -98,6 +98,13 @@ class Qwen2Audio(nnx.Module):
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
         return self.language_model.states_at(x, batch.lengths, positions, self.lora, remat=remat)
 
+    def layer_states(
+        self, batch: Batch, audio_bank: jax.Array, layers: tuple[int, ...], *, remat: str = "none"
+    ) -> jax.Array:
+        """(B, len(layers), D) float32, the last input token's hidden state behind each of these layers."""
+        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
+        return self.language_model.layer_states(x, batch.lengths, layers, self.lora, remat=remat)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.language_model.logits(hidden)
 

@@ -5,7 +5,8 @@ strategy needs to know nothing of devices, accumulation or optimisers.
 
 A strategy's file, named in `rrs_jax.strategy_table`, has two functions. `extract(work) -> facts` asks the frozen
 model for what the loss needs (representations, responses) and writes it into the run folder; `build(work)` reads
-it and gives the `Strategy`. Both get a `rrs_jax.work.Work`: the run's samples, prompts and frozen model.
+it and gives the `Strategy`. One that trains nothing has `serve(work) -> rrs_jax.serving.Serving` in place of
+`build`. All get a `rrs_jax.work.Work`: the run's samples, prompts and frozen model.
 """
 
 from collections.abc import Sequence
