@@ -101,7 +101,10 @@ class Session:
     def encode(self, bank: AudioBank, clips: Sequence[int], text: str | None, system: str | None = None) -> Row:
         """One prompt's token ids with the places of its clips in the bank. `system`: None for the model's own."""
         offsets, counts = bank.clips(clips)
-        return self.processor.encode(text, counts, system), offsets, counts
+        key = (self.model_folder, text, tuple(counts), system)
+        if key not in self.shared.encoded:  # the pool's prompts come again for every clip of the same length
+            self.shared.encoded[key] = self.processor.encode(text, counts, system)
+        return self.shared.encoded[key], offsets, counts
 
     def _bank(self, manifest: Path, rows: list[dict], name: str) -> AudioBank:
         spoken = [row for row in rows if row["audio"]]

@@ -29,6 +29,7 @@ class Shared:
         self.folder = folder
         self.clips: list[Path] = []  # of all runs, so that one bank serves them and shapes are the same
         self.steps: dict = {}  # compiled training steps, see `rrs_jax.train.loop.train`
+        self.encoded: dict[tuple, list[int]] = {}  # prompts' token ids, see `rrs_jax.session.Session.encode`
         self._models: dict = {}
         self._processors: dict = {}
         self._banks: dict = {}

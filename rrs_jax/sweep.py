@@ -3,7 +3,7 @@
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_index=3
 
-A sweep file has a function `runs()` that yields a name and a dict of fields for each run. A run lies in
+A sweep file has a function `runs(config)` that yields a name and a dict of fields for each run. A run lies in
 run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.shared`). The same command resumes.
 """
 
@@ -27,11 +27,11 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     if not Path(path).is_file():
         raise UserError(f"--sweep: {path!r} is no file; give a sweep such as configs/sweeps/paper.py.")
     try:
-        named = list(runpy.run_path(path)["runs"]())
+        named = list(runpy.run_path(path)["runs"](base))
     except Exception as error:  # whatever the user's file, which is a program, does wrong
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}).") from error
     if not named:
-        raise UserError(f"{path}: runs() yields nothing; yield a name and a dict of fields for each run.")
+        raise UserError(f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run.")
     found, problems = {}, []
     for name, overrides in named:
         if not isinstance(name, str) or not name or name in found or "/" in name or name in ("shared", "report"):

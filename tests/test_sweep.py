@@ -17,7 +17,7 @@ from rrs_jax.sweep import read_sweep, run_sweep, status
 from rrs_jax.weights.safetensors_io import read_header
 
 RUNS = """
-def runs():
+def runs(config):
     yield "vanilla", {"strategy": "vanilla"}
     yield "rrs", {}
     yield "top25", {"rrs.top_m": 25.0}
@@ -158,7 +158,7 @@ def test_a_failing_run_is_told_and_the_others_go_on(base, tmp_path, capsys):
     config = config.copy_and_resolve_references()
     config.run_dir = str(tmp_path / "runs")
     (tmp_path / "sweep.py").write_text(
-        "def runs():\n    yield 'bad', {'rrs.refusal_tokens': ('two words',)}\n    yield 'good', {}\n"
+        "def runs(config):\n    yield 'bad', {'rrs.refusal_tokens': ('two words',)}\n    yield 'good', {}\n"
     )
     with pytest.raises(UserError, match="bad: 'two words' is . tokens"):
         run_sweep(config, str(tmp_path / "sweep.py"), ("data", "extract"))
@@ -168,11 +168,11 @@ def test_a_failing_run_is_told_and_the_others_go_on(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("def runs():\n    yield 'a', {'rrs.topm': 3.0}", "a: rrs.topm is no field, the nearest is rrs.top_m"),
-        ("def runs():\n    yield 'a', {'rrs.top_m': 0}", "a: rrs.top_m is 0, give a number above 0"),
-        ("def runs():\n    yield 'a', {}\n    yield 'a', {}", "'a' is no name of a run, or given twice"),
-        ("def runs():\n    yield 'shared', {}", "'shared' is no name of a run"),
-        ("def runs():\n    return ()", "yields nothing"),
+        ("def runs(config):\n    yield 'a', {'rrs.topm': 3.0}", "a: rrs.topm is no field, the nearest is rrs.top_m"),
+        ("def runs(config):\n    yield 'a', {'rrs.top_m': 0}", "a: rrs.top_m is 0, give a number above 0"),
+        ("def runs(config):\n    yield 'a', {}\n    yield 'a', {}", "'a' is no name of a run, or given twice"),
+        ("def runs(config):\n    yield 'shared', {}", "'shared' is no name of a run"),
+        ("def runs(config):\n    return ()", "yields nothing"),
         ("def runs(:", "cannot be loaded (SyntaxError"),
         ("x = 3", "cannot be loaded (KeyError: 'runs')"),
     ],
@@ -186,7 +186,7 @@ def test_a_mistake_in_a_sweep_is_one_sentence(base, tmp_path, text, sentence):
 
 def test_index_and_file_are_checked(base, tmp_path):
     config, _ = base
-    (tmp_path / "sweep.py").write_text("def runs():\n    yield 'a', {}\n")
+    (tmp_path / "sweep.py").write_text("def runs(config):\n    yield 'a', {}\n")
     with pytest.raises(UserError, match="--sweep_index: 1 is none of 0 to 0"):
         run_sweep(config, str(tmp_path / "sweep.py"), ("data",), index=1)
     with pytest.raises(UserError, match="no file; give a sweep"):
@@ -198,4 +198,6 @@ def test_the_shipped_sweeps_are_right(file):
     config = default_config()
     config.model.path = "mini"
     runs = read_sweep(str(file), config)
-    assert len({json.dumps(run.to_dict(), sort_keys=True) for run in runs.values()}) == len(runs)
+    told = [json.dumps(run.to_dict() | {"run_dir": ""}, sort_keys=True) for run in runs.values()]
+    assert len(set(told)) == len(told) > 10  # no run is another one again
+    assert {"rrs", "sft_deep", "rrs_top12.5"} <= set(runs) or file.stem != "paper"

@@ -220,6 +220,38 @@ def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
     np.testing.assert_array_equal(plan.epoch(7)[0].prompts, drawn[7])
 
 
+def test_written_prompts_and_tails_are_drawn_too():
+    """And the samples' order and prompts stay those of a run without them."""
+    data, _ = make_data()
+    twice = replace(data, encode=lambda sample, prompt: data.encode(sample, prompt % PROMPTS))
+    tails = [[[1] * n for n in range(1 + sample % 4)] for sample in range(SAMPLES)]
+    plan, plain = Plan(twice, replace(CONFIG, text_share=0.3), AUDIO, tails), Plan(data, CONFIG, AUDIO)
+    prompts, drawn = (np.array(x) for x in zip(*(plan.epoch(epoch)[0] for epoch in range(200)), strict=True))
+    assert 0.27 < (prompts >= PROMPTS).mean() < 0.33
+    np.testing.assert_array_equal(prompts % PROMPTS, [plain.epoch(epoch)[0].prompts for epoch in range(200)])
+    for sample in range(SAMPLES):
+        assert set(drawn[:, sample]) == set(range(1 + sample % 4))
+    draws, steps = plan.epoch(3)
+    for (selection,) in steps:
+        rows = plan.rows(selection, draws, make_data()[1])
+        wanted = [[*twice.encode(i, draws.prompts[i])[0], *tails[i][draws.tails[i]]] for i in selection.indices]
+        assert [ids[:n].tolist() for ids, n in zip(rows.batch.input_ids, rows.batch.lengths, strict=True)] == wanted
+
+
+def test_a_compiled_step_serves_another_strategy_of_its_kind(folder, whole, tmp_path):
+    """The second run's adapters are those of a run of its own."""
+    steps, (data, strategy) = {}, make_data()
+    train(make_model(folder), RRS(strategy.targets + 1), data, CONFIG, tmp_path / "first", steps=steps)
+    (step,) = steps.values()
+    compiled = step.compilations()
+    state = train(make_model(folder), strategy, data, CONFIG, tmp_path / "second", steps=steps)
+    assert list(steps.values()) == [step] and step.compilations() == compiled
+    for name, array in named_leaves(state.lora).items():
+        np.testing.assert_array_equal(array, whole[1][name])
+    train(make_model(folder), RRS(strategy.targets, "mean"), data, CONFIG, tmp_path / "third", steps=steps)
+    assert len(steps) == 2
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(folder, tmp_path):
     data, strategy = make_data()
     strategy.targets[4] = np.inf

@@ -5,14 +5,17 @@
 
 from collections.abc import Iterator
 
+from ml_collections import ConfigDict
 
-def runs() -> Iterator[tuple[str, dict]]:
+
+def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
     yield "vanilla", {"strategy": "vanilla"}
     for strategy in ("sft_full", "sft_shallow_mirror", "sft_shallow_parallel", "sft_deep"):  # table 2
         yield strategy, {"strategy": strategy}
     yield "rrs", {}  # table 3
     yield "rrs_without_penalty", {"penalty.weight": 0.0}
     for share in (12.5, 25.0, 51.0):  # table 4
-        yield f"rrs_top{share:g}", {"rrs.top_m": share}
+        if share != config.rrs.top_m:  # which is `rrs`
+            yield f"rrs_top{share:g}", {"rrs.top_m": share}
     for strategy in ("rerouting", "steering", "steering_conditional", "system_prompt", "rrs_plus"):
         yield strategy, {"strategy": strategy}

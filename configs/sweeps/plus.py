@@ -9,7 +9,7 @@ KEPT = {"data.everyday": None, "data.contrast": None}
 KEEP = KEPT | {"rrs.benign_target": "keep"}
 
 
-def runs() -> Iterator[tuple[str, dict]]:
+def runs(_) -> Iterator[tuple[str, dict]]:
     yield "rrs", {}
     yield "everyday", {"data.everyday": None}
     yield "contrast", {"data.contrast": None}
