@@ -1,4 +1,4 @@
-"""RRS with each addition of docs/plus.md: what lessens over-refusal, and what it costs in safety.
+"""RRS with each addition of docs/strategies.md: what lessens over-refusal, and what it costs in safety.
 
     python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --config.run_dir=runs/plus
 """

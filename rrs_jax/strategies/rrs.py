@@ -1,4 +1,4 @@
-"""Reshaping the representation space (section 4.2 of the paper), and what was added to it (docs/plus.md)."""
+"""Reshaping the representation space (section 4.2 of the paper), and what was added to it (docs/strategies.md)."""
 
 import dataclasses
 from collections.abc import Sequence
