@@ -1,6 +1,7 @@
 """Every strategy through a sweep on a small random model: what is shared, resumed, told and refused."""
 
 import json
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,21 @@ def swept(base):
     assert states(base)["top25"] | {"data": "", "export": ""} == {
         "data": "", "extract": "done", "train": "to do", "evaluate": "to do", "export": "", "report": "to do"
     }  # fmt: skip
-    run_sweep(config, str(path / "sweep.py"), STAGES_ASKED)
+    made = {"generators": 0, "steps": 0, "models": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        counted = {"shared.Generator": "generators", "train.loop.TrainStep": "steps", "shared.load_weights": "models"}
+        for place, kind in counted.items():
+            whole = pkgutil.resolve_name(f"rrs_jax.{place}")
+
+            def counting(*args, whole=whole, kind=kind, **more):
+                made[kind] += 1
+                return whole(*args, **more)
+
+            patch.setattr(f"rrs_jax.{place}", counting)
+        run_sweep(config, str(path / "sweep.py"), STAGES_ASKED)
+    # Of the plain model for four lengths of answers, of one with adapters, of a steered one. Steps of top25 and rrs_plus;
+    # of all that train on tokens; of rerouting; of several positions.
+    assert made == {"generators": 6, "steps": 4, "models": 1}
     assert (path / "runs" / "rrs" / "metrics.jsonl").stat().st_mtime_ns == before  # not trained again
     return config, path
 
