@@ -8,7 +8,6 @@ run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.sh
 """
 
 import runpy
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,8 +78,9 @@ def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int |
             pipeline.run(run, asked, shared)
         except UserError as error:
             failed[name] = str(error)
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
-    print(_report(folder, runs))
+            pipeline.say(f"{name}: {error}")
+        table = _report(folder, runs)
+    print(table)
     pipeline.say(f"sweep: {time.monotonic() - start:.0f} s")
     if failed:
         raise UserError("\n".join(f"{name}: {error}" for name, error in failed.items()))

@@ -8,7 +8,7 @@ Lee et al. 2024 condition it).
 
 import numpy as np
 
-from rrs_jax.files import atomic_path
+from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.models.steering import steered
 from rrs_jax.parallel import replicated
@@ -46,7 +46,8 @@ def serve(work) -> Serving:
     entries, _ = read_header(_path(work))
     found = {name: np.array(entry.array()) for name, entry in entries.items()}
     model = steered(work.vanilla, layers, work.config.rivals.strength * found["vectors"], replicated(work.session.mesh))
-    made_by = {name: array.tolist() for name, array in found.items()} | {"strength": work.config.rivals.strength}
+    made_by = {"steering": content_hash(*(found[name].tobytes() for name in sorted(found))),
+               "strength": work.config.rivals.strength}  # fmt: skip
     if work.config.strategy == "steering":
         return Serving([model], made_by)
 
