@@ -179,7 +179,9 @@ def _evaluate_one(session: Session, name: str, serving: Serving, vanilla: dict |
         decode = session.processor.decode
         chosen = serving.choose([prompt.row for prompt in prompts], bank.array) if serving.choose else np.zeros(len(prompts))
         for place, model in enumerate(serving.models):
-            generator = session.shared.generator(model, sampling, eos, config.generate.batch_size)
+            generator = session.shared.generator(
+                model, sampling, eos, config.generate.batch_size, config.generate.cache_dtype
+            )
             own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
             generator.generate(own, bank.array, lambda i, tokens: on_finished(requests[i], decode(tokens)))
 
@@ -187,17 +189,18 @@ def _evaluate_one(session: Session, name: str, serving: Serving, vanilla: dict |
         "model": config.model.path,
         **serving.made_by,
         "sampling": vars(sampling),
+        "cache_dtype": config.generate.cache_dtype,
         "seed": config.seed,
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
     }
     answers = content_hash(
         made_by, config.model.dtype, [[row["id"], row["label"], row["question"]] for row in rows],
-        config.evaluate.samples, config.evaluate.modes, config.evaluate.over_refusal_modes, config.evaluate.text_only_variant,
+        config.evaluate.samples, session.modes, config.evaluate.over_refusal_modes, config.evaluate.text_only_variant,
     )  # fmt: skip
     if name == "vanilla":
         session.shared.borrow(answers, session.folder.evaluations / name)
     summary = evaluate_model(
-        name, rows, generate, modes=config.evaluate.modes, samples=config.evaluate.samples,
+        name, rows, generate, modes=session.modes, samples=config.evaluate.samples,
         judge_names=config.evaluate.judges, folder=session.folder.evaluations,
         text_only_variant=config.evaluate.text_only_variant, over_refusal_modes=config.evaluate.over_refusal_modes,
         audio_folder=session.folder.evaluation_manifest.parent, made_by=made_by, model=config.model.path, strategy=name,
@@ -219,7 +222,7 @@ def export(session: Session) -> dict:
     model, base = trained_model(session), session.model_folder
     name = config.model.path if config.model.path != MINI else str(base)
     targets = [folder.adapter]
-    export_adapter(model, base, folder.adapter, base_name=name)
+    export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
     if config.export.merged:
         export_merged(model, base, folder.merged)
         targets.append(folder.merged)

@@ -69,13 +69,15 @@ class Shared:
         return found.part([content_hash(path.read_bytes()) for path in paths])
 
     def generator(
-        self, model: nnx.Module, sampling: SamplingConfig, eos_token_ids: Sequence[int], batch_size: int
+        self, model: nnx.Module, sampling: SamplingConfig, eos_token_ids: Sequence[int], batch_size: int, cache_dtype: str
     ) -> Generator:
         """One of the same compiled functions for every model of the same structure."""
         graphdef, state = nnx.split(model)
-        key = (graphdef, sampling, tuple(eos_token_ids), batch_size)
+        key = (graphdef, sampling, tuple(eos_token_ids), batch_size, cache_dtype)
         if key not in self._generators:
-            self._generators[key] = Generator(model, sampling, eos_token_ids=eos_token_ids, batch_size=batch_size)
+            self._generators[key] = Generator(
+                model, sampling, eos_token_ids=eos_token_ids, batch_size=batch_size, cache_dtype=cache_dtype
+            )
         self._generators[key].state = state
         return self._generators[key]
 

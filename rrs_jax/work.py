@@ -120,7 +120,8 @@ class Work:
             processor = self.session.processor
             sampling = SamplingConfig(max_new_tokens=max_new_tokens, greedy=True)
             generator = shared.generator(
-                self.vanilla, sampling, processor.eos_token_ids, self.config.generate.batch_size
+                self.vanilla, sampling, processor.eos_token_ids, self.config.generate.batch_size,
+                self.config.generate.cache_dtype,
             )
             with Progress(len(wanted), "the frozen model's answers", "answers") as progress:
 

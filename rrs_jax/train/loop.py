@@ -152,7 +152,7 @@ class Plan:
     """Which samples, prompts, tails and padding every step has. A function of seed and epoch alone, so that a run
     that goes on sees what it would have seen."""
 
-    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int, tails=None):
+    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int], tails=None):
         self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
         samples = range(len(data.sample_ids))
         prompts = range(data.num_prompts * (2 if config.text_share else 1))
