@@ -7,9 +7,11 @@ import peft
 import pytest
 import torch
 from conftest import relative_error
-from test_models import audio_bank, make_batch, prompts, torch_inputs
+from test_models import FRAMES, audio_bank, make_batch, prompts, torch_inputs
 from test_strategies import HARMFUL, clips, compare  # noqa: F401 (a fixture)
 
+from rrs_jax.generate import Generator, Prompt, SamplingConfig
+from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.steering import steered
 from rrs_jax.parallel import make_mesh, replicated
 from rrs_jax.strategies.rerouting import Rerouting
@@ -102,6 +104,33 @@ def test_a_steered_model(reference, folder, clips):  # noqa: F811
     assert relative_error(changed.layer_states(batch, bank, (2, 0)), states[:, [2, 0]]) < 1e-4
     assert relative_error(changed.logits(changed.representations(batch, bank)), logits) < 1e-4
     assert relative_error(model.logits(model.representations(batch, bank)), plain_logits) < 1e-4  # it is as it was
+
+
+def test_a_steered_models_answers(reference, folder, clips):  # noqa: F811
+    """Decoding with a cache, against the whole sequence computed anew for every token."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    model = load_weights(folder, mesh=mesh)
+    rows, row_clips = prompts(np.random.default_rng(5))
+    bank, offsets = audio_bank(model, clips)
+    vectors = np.random.default_rng(1).normal(size=(1, 48)).astype(np.float32)
+    counts = [audio_token_count(int(frames)) for frames in FRAMES]
+    asked = [(row, [offsets[c] for c in own], [counts[c] for c in own]) for row, own in zip(rows, row_clips, strict=True)]
+    answers = {}
+    for name, each in (("plain", model), ("steered", steered(model, [1], vectors, replicated(mesh)))):
+        generator = Generator(each, SamplingConfig(max_new_tokens=5, greedy=True), eos_token_ids=[2], batch_size=4)
+        answers[name] = [[]] * 4
+        made = answers[name]
+        listed = [Prompt(key=i, row=row) for i, row in enumerate(asked)]
+        generator.generate(listed, jnp.asarray(bank), lambda i, tokens, made=made: made.__setitem__(i, list(tokens)))
+    expected = [list(row) for row in rows]
+    for _ in range(5):
+        _, logits = layer_states(reference, expected, clips, (1,), {1: vectors[0]})
+        for row, scores in zip(expected, logits, strict=True):
+            row.append(int(scores.argmax()))
+    expected = [row[-5:] for row in expected]
+    assert all(2 not in row for row in expected)  # no answer ends early
+    assert [list(map(int, row)) for row in answers["steered"]] == expected
+    assert answers["plain"] != answers["steered"]
 
 
 def test_probe():
