@@ -3,6 +3,7 @@
     python launch.py --config=configs/mini_rrs.py
     python launch.py --config=configs/qwen2_rrs.py --config.model.path=FOLDER --config.run_dir=RUN
     python launch.py --config=configs/mini_rrs.py --stages=evaluate,report --dry_run
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
 
 Every field is set by `--config.NAME=VALUE`; `python -m rrs_jax.config` lists them. Exit status: 0 when all
 stages asked for are done, 2 for a mistake in the input, which one sentence names, 1 otherwise.
@@ -12,6 +13,7 @@ from absl import app, flags
 
 from rrs_jax import command_line
 from rrs_jax.config import validate
+from rrs_jax.errors import UserError
 
 command_line.define_flags()
 flags.adopt_module_key_flags(command_line)  # `--help` shows them
@@ -20,11 +22,22 @@ flags.adopt_module_key_flags(command_line)  # `--help` shows them
 def main(_: list[str]) -> None:
     config, stages = command_line.read()
     validate(config)
+    sweep, index = flags.FLAGS.sweep, flags.FLAGS.sweep_index
+    if index is not None and sweep is None:
+        raise UserError("--sweep_index: has no meaning without --sweep; give both.")
     # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
-    if flags.FLAGS.dry_run:
+    if flags.FLAGS.dry_run and sweep is not None:
+        from rrs_jax.sweep import print_sweep
+
+        print_sweep(config, sweep)
+    elif flags.FLAGS.dry_run:
         from rrs_jax.plan import print_plan
 
         print_plan(config, stages)
+    elif sweep is not None:
+        from rrs_jax.sweep import run_sweep
+
+        run_sweep(config, sweep, stages, index)
     else:
         from rrs_jax import pipeline
 

@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.schedule = "cosine"
     config.train.warmup_steps = 5
     config.extract.batch_size = 8
+    config.sft.tokens = 32
 
     config.generate.greedy = True
     config.generate.max_new_tokens = 20
@@ -69,3 +70,4 @@ def smoke(config: ConfigDict) -> None:
     config.train.epochs = 1
     config.train.warmup_steps = 0
     config.generate.max_new_tokens = 8
+    config.sft.tokens = 8

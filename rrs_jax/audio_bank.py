@@ -24,12 +24,20 @@ from rrs_jax.weights.safetensors_io import read_header, save_file
 class AudioBank:
     """`array` (rows, D) on the device; clip i owns rows `offsets[i]` to `offsets[i] + counts[i]`.
 
-    Row 0 belongs to no clip, so that a bank without clips has a row too.
+    Row 0 belongs to no clip, so that a bank without clips has a row too. `prints` are hashes of the clips.
     """
 
     array: jax.Array
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
+    prints: tuple[str, ...] = ()
+
+    def part(self, prints: Sequence[str]) -> "AudioBank":
+        """The clips of these hashes, on the same array."""
+        place = {name: i for i, name in enumerate(self.prints)}
+        chosen = [place[name] for name in prints]
+        offsets, counts = self.clips(chosen)
+        return AudioBank(self.array, tuple(offsets), tuple(counts), tuple(prints))
 
     def clips(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
         """First rows and numbers of rows of some clips, as `collate` takes them."""
@@ -52,12 +60,13 @@ def make_audio_bank(
     """
     mesh = mesh_of(model)
     dtype, width = model.dtype, model.config.text.hidden_size
-    key = content_hash(str(dtype), cache_key, [_fingerprint(audio) for audio in audios])
+    prints = [_fingerprint(audio) for audio in audios]
+    key = content_hash(str(dtype), cache_key, prints)
     if cache is not None and cache.is_file():
         entries, metadata = read_header(cache)
         if metadata.get("key") == key:
             counts = entries["counts"].array()[1:].tolist()
-            return _bank(jax.device_put(entries["rows"].array(), replicated(mesh)), counts)
+            return _bank(jax.device_put(entries["rows"].array(), replicated(mesh)), counts, prints)
     features = clip_features(audios, mel)
     counts = [mel.token_count(frames) for _, frames in features]
     rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(features)
@@ -80,7 +89,7 @@ def make_audio_bank(
     if cache is not None:
         with atomic_path(cache) as temporary:
             save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
-    return _bank(jax.device_put(array, replicated(mesh)), counts)
+    return _bank(jax.device_put(array, replicated(mesh)), counts, prints)
 
 
 def empty_audio_bank(model: nnx.Module) -> AudioBank:
@@ -88,9 +97,9 @@ def empty_audio_bank(model: nnx.Module) -> AudioBank:
     return AudioBank(jnp.zeros((1, model.config.text.hidden_size), jnp.float32), (), ())
 
 
-def _bank(array: jax.Array, counts: Sequence[int]) -> AudioBank:
+def _bank(array: jax.Array, counts: Sequence[int], prints: Sequence[str]) -> AudioBank:
     offsets = np.cumsum([1, *counts])[:-1] if counts else []
-    return AudioBank(array, tuple(int(offset) for offset in offsets), tuple(int(count) for count in counts))
+    return AudioBank(array, tuple(map(int, offsets)), tuple(map(int, counts)), tuple(prints))
 
 
 def _fingerprint(audio: str | Path | np.ndarray) -> str:

@@ -44,6 +44,12 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
         "Stages to run, in this order whatever the order given.",
         flag_values=flag_values,
     )
+    flags.DEFINE_string(
+        "sweep", None, "File of runs with named overrides of the config: configs/sweeps/paper.py.", flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "sweep_index", None, "The one run of the sweep to do, from 0; without it all of them.", flag_values=flag_values
+    )
     flags.DEFINE_bool(
         "dry_run", False, "Print stages, sizes, memory and estimated time, and end.", flag_values=flag_values
     )

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict, FieldReference
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import JUDGES
 from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
-from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
+from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
+from rrs_jax.strategy_table import DATA, PLUS, STRATEGY_TABLE
 
-STRATEGIES = ("vanilla", "rrs")
 # Of all decoders.
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYOUTS = ("whole4", "thinker4", "whole5", "thinker5")
@@ -27,6 +27,10 @@ FIELDS = {field.name: field for field in (
           "Of the frozen weights and activations; LoRA, loss and representations are float32 always."),
     Field("data.manifest", None, either(text("a JSON-lines file"), None),
           "Training questions; None takes the starter set. Audio paths in it are relative to its folder."),
+    Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),
+          "The same for sft_full: questions with safe responses; None takes the starter set, answered by the model itself."),
+    Field("data.parallel_manifest", None, either(text("a JSON-lines file"), None),
+          "The same for sft_shallow_parallel: harmful questions beside unrelated benign ones; None takes the starter set."),
     Field("data.eval_manifest", None, either(text("a JSON-lines file"), None),
           "Evaluation questions; None takes the starter set's own, none of them a training question."),
     Field("data.categories", None, either(whole(1), None),
@@ -37,6 +41,10 @@ FIELDS = {field.name: field for field in (
           "Starter set: evaluation pairs per category; None is all (10)."),
     Field("data.borderline", None, either(whole(0), None),
           "Starter set: harmless questions with alarming words, for over-refusal; None is all (120)."),
+    Field("data.everyday", 0, either(whole(0), None),
+          "Starter set: plain harmless training questions on which the model is to stay as it is; None is all (140)."),
+    Field("data.contrast", 0, either(whole(0), None),
+          "Starter set: the same with alarming words, in other styles than the rewrites; None is all (140)."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.max_cost_usd", 0.0, number(0),
@@ -47,8 +55,8 @@ FIELDS = {field.name: field for field in (
     Field("data.audio_max_seconds", 30.0, number(0.1, 30),
           "Seconds; longer clips are refused, since the encoder hears 30 s at most."),
     Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here."),
-    Field("strategy", "rrs", choice(*STRATEGIES),
-          "`rrs` trains (section 4); `vanilla` evaluates the model as it is."),
+    Field("strategy", "rrs", choice(*STRATEGY_TABLE),
+          "; ".join(f"`{name}`: {entry.what}" for name, entry in STRATEGY_TABLE.items()) + "."),
     Field("seed", 0, whole(0, 2**31 - 1),
           "Of LoRA's start, data order, prompts t', voices and sampled answers."),
 
@@ -58,8 +66,34 @@ FIELDS = {field.name: field for field in (
     Field("rrs.refusal_prompt", PROMPT_REFUSAL, text("a prompt"),
           "t̃ of equation 8, under which the model is to refuse harmful questions; the default is the paper's. "
           "Whether it does is printed by the extract stage."),
-    Field("rrs.refusal_token", "I", text("the text of one token"),
-          "Its row of the output head is w in equation 10."),
+    Field("rrs.refusal_tokens", ("I",), names("different texts of one token each"),
+          "The token's row of the output head is w in equation 10; of several tokens it is the mean row."),
+    Field("rrs.target", "mean", choice("mean", "own", "category"),
+          "Of harmful questions: V0(d, t) moved by the safety vector (equation 12); `own`: its selected features taken "
+          "from the question's own V0(d, t̃); `category`: moved by a vector of the question's category."),
+    Field("rrs.benign_target", "mirror", choice("mirror", "keep", "hinge"),
+          "Of the rewrites: V0(d, t) moved against the safety vector (equation 12); `keep`: what the model has already, "
+          "under each prompt; `hinge`: pulled only while a refusal token's log-odds are above -rrs.margin."),
+    Field("rrs.margin", 5.0, number(0), "Of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
+    Field("rrs.keep_weight", 1.0, number(0, above=True),
+          "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a manifest)."),
+    Field("rrs.whiten", None, either(number(0, 1, above=True), None),
+          "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does not point "
+          "along what benign questions differ in; None leaves ΔV."),
+    Field("rrs.project", 0, whole(0), "Principal directions of the benign representations removed from ΔV."),
+    Field("rrs.positions", 1, whole(1, 64),
+          "Positions with a target: the prompt's last, then those behind the first tokens of the frozen model's own "
+          "refusal under t̃ or own answer, where it keeps what it has."),
+    Field("sft.tokens", 128, whole(1), "Tokens of a response that sft_full and sft_deep train on at most."),
+    Field("sft.prefill", 10, whole(0), "Most tokens of an answer before the refusal of sft_deep (section 5.1: 0 to 10)."),
+    Field("rivals.layers", (), names("different numbers of layers", *map(str, range(256)), empty=True),
+          "Decoder layers, from 0, behind which rerouting and steering act; empty is those at 1/3 and 2/3 of the depth "
+          "for rerouting, the one at 1/2 for steering."),
+    Field("rivals.rerouting_weight", 10.0, number(0), "Of rerouting's harmful term against its benign one."),
+    Field("rivals.strength", 1.0, number(0, above=True), "Factor of the steering vector; 1 is the difference of means."),
+    Field("rivals.probe_threshold", 0.0, number(),
+          "Of steering_conditional's probe, which is near 1 for harmful and -1 for benign questions."),
+    Field("rivals.system_prompt", SAFETY_SYSTEM_PROMPT, text("a system prompt"), "Of the strategy system_prompt."),
     Field("penalty.weight", 1.0, number(0),
           "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
           "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md)."),
@@ -83,6 +117,8 @@ FIELDS = {field.name: field for field in (
     Field("train.gradient_accumulation", 1, whole(1),
           "Parts that a step's batch is cut into to save memory; must divide train.batch_size."),
     Field("train.learning_rate", 5e-5, number(0, above=True), "AdamW's highest rate (section 5.1)."),
+    Field("train.text_share", 0.0, number(0, 1),
+          "Share of the questions that a step asks in writing alone; the paper has none."),
     Field("train.schedule", "constant", choice("constant", "cosine", "linear"),
           "After the warm-up; cosine and linear fall to 0 at the last step. Not in the paper."),
     Field("train.warmup_steps", 0, whole(0), "Steps in which the rate rises from 0. Not in the paper."),
@@ -159,6 +195,17 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
+def with_preset(config: ConfigDict) -> ConfigDict:
+    """The config of a run. For `rrs_plus`: fields of `PLUS` that have their default take the preset's value."""
+    if config.strategy != "rrs_plus":
+        return config
+    values = flatten(config)
+    values |= {name: value for name, value in PLUS.items() if values[name] == FIELDS[name].default}
+    preset = default_config()
+    preset.update_from_flattened_dict(values)
+    return preset
+
+
 def choose_variant(config: ConfigDict, variant: str, **variants: Callable[[ConfigDict], None]) -> None:
     """Applies what stands behind the colon of `--config=FILE:VARIANT`. Raises UserError for an unknown one."""
     if variant and variant not in variants:
@@ -203,7 +250,7 @@ def unknown_field(name: str) -> str:
 
 def _contradictions(values: dict[str, object]) -> Iterable[str]:
     """What is wrong although every field is right by itself."""
-    for name in ("data.manifest", "data.eval_manifest"):
+    for name in (*DATA.values(), "data.eval_manifest"):
         if values[name] is not None and not Path(values[name]).is_file():
             yield f"{name} is {values[name]!r} and there is no such file"
     for path in values["data.exclude"]:
@@ -214,6 +261,11 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["train.batch_size"] % values["train.gradient_accumulation"]:
         yield (f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
                f"train.batch_size {values['train.batch_size']}")  # fmt: skip
+    needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
+    if values["data.manifest"] and values[needed] is None:
+        yield f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such questions"
+    if values["rrs.whiten"] is not None and values["rrs.project"]:
+        yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
     if values["generate.greedy"] and values["evaluate.samples"] > 1:
         yield (f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
                "the same each time, give evaluate.samples=1 or greedy=false")  # fmt: skip

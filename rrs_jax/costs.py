@@ -14,7 +14,10 @@ from ml_collections import ConfigDict
 from rrs_jax.files import read_jsonl
 from rrs_jax.parallel import parameter_sharding
 
-STARTER = {"categories": 14, "pairs_per_category": 20, "eval_pairs_per_category": 10, "borderline": 120}
+STARTER = {
+    "categories": 14, "pairs_per_category": 20, "eval_pairs_per_category": 10, "borderline": 120, "everyday": 140,
+    "contrast": 140,
+}  # fmt: skip
 CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
 PROMPT_TOKENS = 45  # chat template, system prompt and t
 AUDIO_TOKENS_A_SECOND = 25
@@ -65,7 +68,8 @@ def count_questions(data: ConfigDict, limit: int | None, written: Path, written_
     categories = starter("categories")
     training = written if written.is_file() else data.manifest
     rows = read_jsonl(training) if training else []
-    train = len(rows) if training else 2 * categories * starter("pairs_per_category")
+    pairs = categories * starter("pairs_per_category")
+    train = len(rows) if training else 2 * pairs + starter("everyday") + starter("contrast")
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     if evaluation:
         asked = read_jsonl(evaluation)

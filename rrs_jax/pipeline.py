@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from rrs_jax.config import MINI, flatten
+from rrs_jax.config import MINI, flatten, with_preset
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech import speak_all
@@ -18,38 +18,34 @@ from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.evaluate.run import GenerationRequest, OnFinished, evaluate_model
 from rrs_jax.files import content_hash, read_json, write_atomic, write_jsonl
-from rrs_jax.generate import Generator, Prompt, SamplingConfig
+from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.audio import check_audios
-from rrs_jax.inputs.batching import bucket_lengths
-from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_T
+from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
-from rrs_jax.progress import Progress
 from rrs_jax.report.table import markdown_table, text_table
-from rrs_jax.representations import (
-    Representations,
-    extract_all,
-    load_representations,
-    premise,
-    safety_vector,
-    save_representations,
-)
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
+from rrs_jax.serving import Serving
 from rrs_jax.session import Session, enable_compilation_cache
-from rrs_jax.strategies import STRATEGIES
-from rrs_jax.strategies.rrs import targets_of
+from rrs_jax.shared import Shared
+from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
 from rrs_jax.train.loop import TrainConfig, TrainingData, train
 from rrs_jax.train.step import OptimiserConfig
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.model_card import write_model_card
+from rrs_jax.work import Work
 
 
-def run(config: ConfigDict, stages: Sequence[str]) -> None:
-    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything lies."""
+def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None) -> None:
+    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything lies.
+
+    `shared` is what a sweep's runs have in common.
+    """
     enable_compilation_cache()
+    config = with_preset(config)
     folder = RunFolder(config.run_dir, config)
     with folder.locked():
         folder.check_order(stages)
-        session = Session(config, folder)
+        session = Session(config, folder, shared)
         if "export" in stages and config.export.merged and not folder.stage_done("export"):
             base_bytes = sum(file.stat().st_size for file in session.model_folder.glob("*.safetensors"))
             check_disk(folder.path, base_bytes + LEAST_FREE_BYTES)
@@ -62,6 +58,7 @@ def run(config: ConfigDict, stages: Sequence[str]) -> None:
             seconds = round(time.monotonic() - start, 1)
             folder.mark_done(name, seconds=seconds, **facts)
             say(f"{name}: {seconds} s")
+    if shared is None:
         print_summary(folder)
 
 
@@ -69,18 +66,22 @@ def make_data(session: Session) -> dict:
     """Manifests with speech: the starter set, or the user's own files with every question spoken that has no clip."""
     config, folder = session.config, session.folder
     voices = ",".join(config.data.voices)
+    kind = STRATEGY_TABLE[config.strategy].data
     for split, given, target in (
-        ("train", config.data.manifest, folder.manifest),
+        ("train", config[DATA[kind]], folder.manifest),
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
         if given:
             _take_manifest(Path(given), target, voices, config)
         else:
-            train_split = split == "train"
+            chosen = config.data
+            sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
+            if split == "train":
+                sizes = {name: chosen[name] for name in ("pairs_per_category", "everyday", "contrast")}
+                sizes["parallel"] = kind != "mirror"
             build_starter(
-                target.parent, split=split, categories=config.data.categories, voices=voices, seed=config.seed,
-                pairs_per_category=config.data.pairs_per_category if train_split else config.data.eval_pairs_per_category,
-                borderline=0 if train_split else config.data.borderline, max_cost_usd=config.data.max_cost_usd,
+                target.parent, split=split, categories=chosen.categories, voices=voices, seed=config.seed,
+                max_cost_usd=chosen.max_cost_usd, **sizes,
             )  # fmt: skip
     rows = session.training_rows
     check_excluded([row["question"] for row in rows], config.data.exclude)
@@ -104,67 +105,20 @@ def _take_manifest(source: Path, target: Path, voices: str, config: ConfigDict) 
 
 
 def extract(session: Session) -> dict:
-    """Representations of equations 6 to 8, the safety vector, and whether the method's premise holds."""
-    config, rows, bank = session.config, session.training_rows, session.training_bank
-    harmful = [i for i, row in enumerate(rows) if row["label"] == "harmful"]
-    benign = [i for i, row in enumerate(rows) if row["label"] == "benign"]
-    wanted = [(harmful, PROMPT_T), (harmful, config.rrs.refusal_prompt), (benign, PROMPT_T)]
-    prompts = [session.encode(bank, [i], text) for indices, text in wanted for i in indices]
-    buckets = bucket_lengths([len(ids) for ids, _, _ in prompts])
-    with Progress(len(prompts), "representations", "prompts") as progress:
-        values = extract_all(
-            session.vanilla, prompts, bank.array, batch_size=config.extract.batch_size, buckets=buckets, progress=progress
-        )
-    parts = np.split(values, np.cumsum([len(indices) for indices, _ in wanted])[:-1])
-    representations = Representations(harmful=parts[0], harmful_refusal=parts[1], benign=parts[2])
-    token = session.processor.token_id(config.rrs.refusal_token)
-    vector = safety_vector(
-        representations.harmful_refusal, representations.benign, session.vanilla.head_row(token), config.rrs.top_m
-    )
-    shares = premise(session.vanilla, representations, token)
-    save_representations(
-        session.folder.representations, representations, vector,
-        {
-            "model": config.model.path, "prompts": [PROMPT_T, config.rrs.refusal_prompt], "top_m": config.rrs.top_m,
-            "refusal_token_id": token,
-        },
-    )  # fmt: skip
-    facts = {
-        "refusal_token_id": token,
-        "positive_percent": round(100 * vector.positive_share, 1),
-        "delta_logit": round(vector.delta_logit, 2),
-        "delta_logit_selected": round(vector.delta_logit_selected, 2),
-        "first_token_percent": {
-            "harmful_refusal_prompt": round(100 * shares["harmful_refusal"], 1),
-            "harmful": round(100 * shares["harmful"], 1),
-            "benign": round(100 * shares["benign"], 1),
-        },
-    }
-    first = facts["first_token_percent"]
-    say(
-        f"premise: {config.rrs.refusal_token!r} (id {token}) comes first for {first['harmful_refusal_prompt']} % of harmful "
-        f"questions under the refusal prompt, {first['harmful']} % under t, {first['benign']} % of benign ones; "
-        f"{facts['positive_percent']} % of the features raise its logit, by {facts['delta_logit']} in all, "
-        f"{facts['delta_logit_selected']} after selection"
-    )
-    return facts
+    """What the strategy needs of the frozen model."""
+    return load_strategy(session.config.strategy).extract(Work(session))
 
 
 def train_adapter(session: Session) -> dict:
     """Section 4.2, from the last checkpoint where there is one."""
-    config, rows, bank = session.config, session.training_rows, session.training_bank
-    representations, vectors, _ = load_representations(session.folder.representations)
-    harmful = np.array([row["label"] == "harmful" for row in rows])
-    frozen = np.empty((len(rows), representations.harmful.shape[1]), np.float32)
-    frozen[harmful], frozen[~harmful] = representations.harmful, representations.benign
-    targets = targets_of(frozen, harmful, vectors["safety_vector"])
-    strategy = STRATEGIES[config.strategy](targets, config.loss.reduction)
-    table = [[session.encode(bank, [i], text) for text in PROMPT_POOL] for i in range(len(rows))]
+    config, work = session.config, Work(session)
+    strategy = load_strategy(config.strategy).build(work)
+    table = [[work.pool_prompt(i, place) for place in range(work.pool_size)] for i in range(len(work.harmful))]
     data = TrainingData(
-        sample_ids=[row["id"] for row in rows], harmful=harmful, encode=lambda i, prompt: table[i][prompt],
-        num_prompts=len(PROMPT_POOL), audio_bank=bank.array,
+        sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
+        encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
     )  # fmt: skip
-    train(session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh)
+    train(session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh, steps=session.shared.steps)
     return {"adapter": adapter_hash(session.model)}
 
 
@@ -178,7 +132,7 @@ def train_config(config: ConfigDict) -> TrainConfig:
     return TrainConfig(
         epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,
         checkpoint_every_steps=values.checkpoint_every_steps, keep_checkpoints=values.keep_checkpoints,
-        seed=config.seed, optimiser=optimiser,
+        text_share=values.text_share, seed=config.seed, optimiser=optimiser,
     )  # fmt: skip
 
 
@@ -187,10 +141,18 @@ def evaluate(session: Session) -> dict:
     config = session.config
     vanilla = None
     if config.evaluate.vanilla or config.strategy == "vanilla":
-        vanilla = _evaluate_one(session, "vanilla", session.vanilla, None)
+        vanilla = _evaluate_one(session, "vanilla", Serving([session.vanilla], {"adapter": None}), None)
     if config.strategy != "vanilla":
-        _evaluate_one(session, config.strategy, trained_model(session), vanilla)
+        _evaluate_one(session, config.strategy, served(session), vanilla)
     return {}
+
+
+def served(session: Session) -> Serving:
+    """What answers for the run's strategy."""
+    if not STRATEGY_TABLE[session.config.strategy].trains:
+        return load_strategy(session.config.strategy).serve(Work(session))
+    model = trained_model(session)
+    return Serving([model], {"adapter": adapter_hash(model)})
 
 
 def trained_model(session: Session) -> nnx.Module:
@@ -201,7 +163,7 @@ def trained_model(session: Session) -> nnx.Module:
     return session.model
 
 
-def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict | None) -> dict:
+def _evaluate_one(session: Session, name: str, serving: Serving, vanilla: dict | None) -> dict:
     config, rows, bank = session.config, session.evaluation_rows, session.evaluation_bank
     paths = audio_paths(session.folder.evaluation_manifest, rows)
     clip_of = {Path(path): i for i, path in enumerate(paths)}
@@ -212,33 +174,45 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
     )  # fmt: skip
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
-        generator = Generator(
-            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size,
-            cache_dtype=config.generate.cache_dtype,
-        )  # fmt: skip
+        eos = session.processor.eos_token_ids
         prompts = []
         for i, request in enumerate(requests):
             clips = [] if request.audio is None else [clip_of[request.audio]]
             seed = int(content_hash(config.seed, list(request.key))[:8], 16)
-            prompts.append(Prompt(key=i, row=session.encode(bank, clips, request.text), seed=seed))
+            prompts.append(Prompt(key=i, row=session.encode(bank, clips, request.text, serving.system), seed=seed))
         decode = session.processor.decode
-        generator.generate(prompts, bank.array, lambda i, tokens: on_finished(requests[i], decode(tokens)))
+        chosen = serving.choose([prompt.row for prompt in prompts], bank.array) if serving.choose else np.zeros(len(prompts))
+        for place, model in enumerate(serving.models):
+            generator = session.shared.generator(
+                model, sampling, eos, config.generate.batch_size, config.generate.cache_dtype
+            )
+            own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
+            generator.generate(own, bank.array, lambda i, tokens: on_finished(requests[i], decode(tokens)))
 
     made_by = {
         "model": config.model.path,
-        "adapter": None if model.lora is None else adapter_hash(model),
+        **serving.made_by,
         "sampling": vars(sampling),
         "cache_dtype": config.generate.cache_dtype,
         "seed": config.seed,
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
     }
-    return evaluate_model(
+    answers = content_hash(
+        made_by, config.model.dtype, [[row["id"], row["label"], row["question"]] for row in rows],
+        config.evaluate.samples, session.modes, config.evaluate.over_refusal_modes, config.evaluate.text_only_variant,
+    )  # fmt: skip
+    if name == "vanilla":
+        session.shared.borrow(answers, session.folder.evaluations / name)
+    summary = evaluate_model(
         name, rows, generate, modes=session.modes, samples=config.evaluate.samples,
         judge_names=config.evaluate.judges, folder=session.folder.evaluations,
         text_only_variant=config.evaluate.text_only_variant, over_refusal_modes=config.evaluate.over_refusal_modes,
         audio_folder=session.folder.evaluation_manifest.parent, made_by=made_by, model=config.model.path, strategy=name,
         vanilla=vanilla,
     )  # fmt: skip
+    if name == "vanilla":
+        session.shared.lend(answers, session.folder.evaluations / name)
+    return summary
 
 
 def adapter_hash(model: nnx.Module) -> str:

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.architectures import part
-from rrs_jax.config import MINI, flatten
+from rrs_jax.config import MINI, flatten, with_preset
 from rrs_jax.costs import (
     EFFICIENCY,
     DeviceRate,
@@ -28,6 +28,7 @@ from rrs_jax.parallel import make_mesh, rows_multiple
 from rrs_jax.run_folder import stage_is_done
 from rrs_jax.session import lora_config, modes_of
 from rrs_jax.stages import STAGES
+from rrs_jax.strategy_table import STRATEGY_TABLE
 from rrs_jax.weights.load import abstract_model, read_config
 
 MINI_CONFIG = {
@@ -79,7 +80,8 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     rate: of the device; measured where it is None.
     Raises UserError for a model, LoRA target, mesh or manifest that a run would refuse.
     """
-    trained = config.strategy != "vanilla"
+    config = with_preset(config)
+    trained = STRATEGY_TABLE[config.strategy].trains
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     multiple = rows_multiple(mesh) * config.train.gradient_accumulation
     if trained and config.train.batch_size % multiple:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -63,15 +63,17 @@ class SafetyVector:
 
 
 def extract_reps(
-    model: nnx.Module, batches: Batch | Sequence[Batch], audio_bank: jax.Array | None = None, *, mesh: Mesh | None = None
-) -> jax.Array:
+    model: nnx.Module, batches: Batch | Sequence[Batch], audio_bank: jax.Array | None = None, *, mesh: Mesh | None = None,
+    layers: tuple[int, ...] | None = None,
+) -> jax.Array:  # fmt: skip
     """Final-norm hidden states at each prompt's last token: (B, D) float32, of several batches one below the other.
 
     Compiled once for each model and shape; rows are cut over `data` and `fsdp` of `mesh` (default: the mesh on
-    which the model lies). `audio_bank` (rows, D) may be left out where no prompt has audio.
+    which the model lies). `audio_bank` (rows, D) may be left out where no prompt has audio. With `layers` it is
+    (B, len(layers), D), the states behind them, before the final norm.
     """
     if not isinstance(batches, Batch):
-        return jnp.concatenate([extract_reps(model, batch, audio_bank, mesh=mesh) for batch in batches])
+        return jnp.concatenate([extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers) for batch in batches])
     mesh = mesh or mesh_of(model)
     if audio_bank is None:
         audio_bank = jnp.zeros((1, model.config.text.hidden_size), jnp.float32)
@@ -79,7 +81,7 @@ def extract_reps(
     rows = batches.lengths.shape[0]
     batch = jax.device_put(pad_rows(batches, rows_multiple(mesh)), batch_sharding(mesh))
     audio_bank = jax.device_put(audio_bank, replicated(mesh))
-    output = _representations(graphdef, mesh)(state, batch, audio_bank)
+    output = _representations(graphdef, mesh, layers)(state, batch, audio_bank)
     return output if output.shape[0] == rows else output[:rows]
 
 
@@ -91,9 +93,10 @@ def extract_all(
     batch_size: int,
     buckets: Sequence[int],
     mesh: Mesh | None = None,
+    layers: tuple[int, ...] | None = None,
     progress=None,
 ) -> np.ndarray:
-    """Representations of many prompts, (N, D) float32 in the order given.
+    """Representations of many prompts, (N, D) float32 in the order given; with `layers` as `extract_reps` gives them.
 
     Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `progress` is a
     `rrs_jax.progress.Progress` over prompts, or None.
@@ -102,7 +105,7 @@ def extract_all(
     results: list[jax.Array | np.ndarray] = []
     for selection in selections:
         batch = collate([rows[i] for i in selection.indices], selection.length, model.config.audio_token_id)
-        results.append(extract_reps(model, batch, audio_bank, mesh=mesh))
+        results.append(extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers))
         if len(results) > 1:  # the host reads one batch while the device computes the next
             results[-2] = np.asarray(results[-2])
         if progress is not None:
@@ -111,9 +114,12 @@ def extract_all(
 
 
 @functools.lru_cache(maxsize=8)
-def _representations(graphdef, mesh: Mesh):
+def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None):
     def representations(state, batch, audio_bank):
-        return nnx.merge(graphdef, state).representations(batch, audio_bank)
+        model = nnx.merge(graphdef, state)
+        if layers is None:
+            return model.representations(batch, audio_bank)
+        return model.layer_states(batch, audio_bank, layers)
 
     return jax.jit(representations, out_shardings=replicated(mesh))
 
@@ -128,20 +134,26 @@ def pad_rows(tree, multiple: int):
     return jax.tree.map(pad, tree)
 
 
-def safety_vector(harmful_refusal, benign, head_row, top_m: float | str = 51) -> SafetyVector:
+def safety_vector(
+    harmful_refusal, benign, head_row, top_m: float | str = 51, reshape: Callable[[np.ndarray], np.ndarray] | None = None
+) -> SafetyVector:
     """The safety vector of representations (N, D) and the head's row (D,) of the refusal token.
 
     `top_m` keeps that many percent of the features, those that contribute most to the refusal token's logit;
-    "positive" keeps all that raise it. The two means need not be over equally many samples.
+    "positive" keeps all that raise it. The two means need not be over equally many samples. `reshape` changes the
+    mean change (D,) before features are selected.
     Raises UserError for a `top_m` outside 0 to 100.
     """
     count = _selected_count(top_m, np.shape(head_row)[0])
-    delta, contribution, order = jax.device_get(_contributions(jnp.asarray(harmful_refusal), jnp.asarray(benign), head_row))
+    delta = np.asarray(_mean_change(jnp.asarray(harmful_refusal), jnp.asarray(benign)))
+    if reshape is not None:
+        delta = reshape(delta)
+    contribution = np.asarray(head_row, np.float32) * delta
     positive = contribution > 0
     selected = positive
     if count is not None:
         selected = np.zeros(delta.shape, bool)
-        selected[order[:count]] = True
+        selected[np.argsort(-contribution, kind="stable")[:count]] = True
     return SafetyVector(
         delta_mean=delta,
         contribution=contribution,
@@ -162,18 +174,16 @@ def _selected_count(top_m: float | str, features: int) -> int | None:
 
 
 @jax.jit
-def _contributions(harmful_refusal: jax.Array, benign: jax.Array, head_row: jax.Array):
+def _mean_change(harmful_refusal: jax.Array, benign: jax.Array) -> jax.Array:
     """Means are taken of differences to a rough mean: sums of N large float32 numbers would lose digits that
     the small difference of the two means needs."""
     refusal, benign = harmful_refusal.astype(jnp.float32), benign.astype(jnp.float32)
     rough = jnp.mean(benign, axis=0)
-    delta = jnp.mean(refusal - rough, axis=0) - jnp.mean(benign - rough, axis=0)
-    contribution = head_row.astype(jnp.float32) * delta
-    return delta, contribution, jnp.argsort(-contribution, stable=True)
+    return jnp.mean(refusal - rough, axis=0) - jnp.mean(benign - rough, axis=0)
 
 
-def premise(model: nnx.Module, representations: Representations, token_id: int) -> dict[str, float]:
-    """Share of samples, 0 to 1, whose likeliest first token is the refusal token, by kind of representation.
+def premise(model: nnx.Module, representations: Representations, token_ids: int | Sequence[int]) -> dict[str, float]:
+    """Share of samples, 0 to 1, whose likeliest first token is a refusal token, by kind of representation.
 
     The method takes for granted that it comes first under the refusal prompt and not for benign questions.
     """
@@ -183,7 +193,7 @@ def premise(model: nnx.Module, representations: Representations, token_id: int) 
         rows = getattr(representations, field.name)
         slices = [rows[start : start + LOGIT_ROWS] for start in range(0, len(rows), LOGIT_ROWS)]
         tokens = [np.asarray(_likeliest(graphdef, state, pad_rows(part, LOGIT_ROWS)))[: len(part)] for part in slices]
-        shares[field.name] = float(np.mean(np.concatenate(tokens) == token_id))
+        shares[field.name] = float(np.isin(np.concatenate(tokens), token_ids).mean())
     return shares
 
 
@@ -193,18 +203,23 @@ def _likeliest(graphdef, state, hidden: jax.Array) -> jax.Array:
 
 
 def save_representations(
-    path: str | Path, representations: Representations, vector: SafetyVector, metadata: dict[str, object]
+    path: str | Path,
+    representations: Representations,
+    vector: SafetyVector,
+    metadata: dict[str, object],
+    extras: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes `RUN/representations.safetensors`; metadata (model, prompts, top_m, refusal_token_id) become strings."""
+    """Writes `RUN/representations.safetensors`; metadata (model, prompts, top_m, refusal_token_id) become strings,
+    `extras` are a strategy's own arrays."""
     tensors = {field.name: getattr(representations, field.name) for field in dataclasses.fields(representations)}
     tensors |= {"delta_mean": vector.delta_mean, "contribution": vector.contribution, "safety_vector": vector.vector}
-    tensors = {name: np.asarray(array, np.float32) for name, array in tensors.items()}
+    tensors = {name: np.asarray(array, np.float32) for name, array in tensors.items()} | (extras or {})
     with atomic_path(path) as temporary:
         save_file(temporary, tensors, {name: str(value) for name, value in metadata.items()})
 
 
 def load_representations(path: str | Path) -> tuple[Representations, dict[str, np.ndarray], dict[str, str]]:
-    """The file's representations, its vectors (delta_mean, contribution, safety_vector) and its metadata.
+    """The file's representations, its other arrays (delta_mean, contribution, safety_vector, extras) and its metadata.
 
     Raises UserError where the file is missing or damaged.
     """

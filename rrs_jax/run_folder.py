@@ -18,12 +18,13 @@ from rrs_jax.config import flatten
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_json
 from rrs_jax.stages import FIXED_STAGES, PLACEMENT_FIELDS, STAGES, belongs, dependents_of, fields_of, needs_of
+from rrs_jax.strategy_table import DATA
 
 PACKAGES = (
     "rrs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "safetensors",
     "numpy", "librosa", "soundfile",
 )  # fmt: skip
-MANIFESTS = ("data.manifest", "data.eval_manifest")
+MANIFESTS = (*DATA.values(), "data.eval_manifest")
 LEAST_FREE_BYTES = 500_000_000
 
 

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from rrs_jax.audio_bank import AudioBank, make_audio_bank
+from rrs_jax.audio_bank import AudioBank
 from rrs_jax.config import MINI
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.lora import LoRA, LoRAConfig
 from rrs_jax.parallel import make_mesh
 from rrs_jax.representations import Row
 from rrs_jax.run_folder import RunFolder
-from rrs_jax.weights.load import load_weights, resolve_folder
+from rrs_jax.shared import Shared
+from rrs_jax.strategy_table import STRATEGY_TABLE
+from rrs_jax.weights.load import resolve_folder, shard_lora
 
 
 def enable_compilation_cache() -> None:
@@ -47,18 +48,22 @@ def modes_of(config: ConfigDict, modes: Sequence[str]) -> tuple[str, ...]:
     return kept
 
 
-def without_lora(model: nnx.Module) -> nnx.Module:
-    """The model before training: the same arrays, no adapters."""
-    clone = nnx.merge(*nnx.split(model))
-    clone.lora = None
-    return clone
+def with_lora(vanilla: nnx.Module, lora: LoRAConfig, mesh, seed: int) -> nnx.Module:
+    """The model with adapters at their start, as PEFT makes them from `seed`; the frozen arrays are shared."""
+    model = nnx.merge(*nnx.split(vanilla))
+    text = model.config.text
+    adapters = LoRA(lora, text.linears(), text.num_hidden_layers)
+    adapters.initialise(jax.random.key(seed))
+    model.lora = nnx.data(adapters)
+    shard_lora(model, mesh)
+    return model
 
 
 class Session:
     """One run's shared parts. `model` carries adapters at their start, until the train stage changes them."""
 
-    def __init__(self, config: ConfigDict, folder: RunFolder):
-        self.config, self.folder = config, folder
+    def __init__(self, config: ConfigDict, folder: RunFolder, shared: Shared | None = None):
+        self.config, self.folder, self.shared = config, folder, shared or Shared()
 
     @functools.cached_property
     def model_folder(self) -> Path:
@@ -70,7 +75,7 @@ class Session:
 
     @functools.cached_property
     def processor(self) -> Processor:
-        return Processor.from_folder(self.model_folder)
+        return self.shared.processor(self.model_folder)
 
     @functools.cached_property
     def modes(self) -> tuple[str, ...]:
@@ -83,13 +88,13 @@ class Session:
 
     @functools.cached_property
     def model(self) -> nnx.Module:
-        lora = None if self.config.strategy == "vanilla" else lora_config(self.config)
-        dtype = jnp.dtype(self.config.model.dtype)
-        return load_weights(self.model_folder, dtype=dtype, lora=lora, mesh=self.mesh, seed=self.config.seed)
+        if not STRATEGY_TABLE[self.config.strategy].trains:
+            return self.vanilla
+        return with_lora(self.vanilla, lora_config(self.config), self.mesh, self.config.seed)
 
     @functools.cached_property
     def vanilla(self) -> nnx.Module:
-        return without_lora(self.model)
+        return self.shared.vanilla(self.model_folder, self.config.model.dtype, self.mesh)
 
     @functools.cached_property
     def training_rows(self) -> list[dict]:
@@ -111,16 +116,19 @@ class Session:
     def evaluation_bank(self) -> AudioBank:
         return self._bank(self.folder.evaluation_manifest, self.evaluation_rows, "evaluation")
 
-    def encode(self, bank: AudioBank, clips: Sequence[int], text: str | None) -> Row:
-        """One prompt's token ids with the places of its clips in the bank."""
+    def encode(self, bank: AudioBank, clips: Sequence[int], text: str | None, system: str | None = None) -> Row:
+        """One prompt's token ids with the places of its clips in the bank. `system`: None for the model's own."""
         offsets, counts = bank.clips(clips)
-        return self.processor.encode(text, counts), offsets, counts
+        key = (self.model_folder, text, tuple(counts), system)
+        if key not in self.shared.encoded:  # the pool's prompts come again for every clip of the same length
+            self.shared.encoded[key] = self.processor.encode(text, counts, system)
+        return self.shared.encoded[key], offsets, counts
 
     def _bank(self, manifest: Path, rows: list[dict], name: str) -> AudioBank:
         spoken = [row for row in rows if row["audio"]]
         if len(spoken) < len(rows):
             raise AssertionError("the data stage gives every question a clip")
-        return make_audio_bank(
-            self.vanilla, self.processor.mel, audio_paths(manifest, rows), batch_size=self.config.extract.batch_size,
-            cache=self.folder.path / "data" / f"{name}_audio.safetensors", cache_key=str(self.model_folder),
+        return self.shared.audio_bank(
+            self.vanilla, self.processor, audio_paths(manifest, rows), batch_size=self.config.extract.batch_size,
+            cache=self.folder.path / "data" / f"{name}_audio.safetensors",
         )  # fmt: skip

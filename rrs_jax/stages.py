@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from rrs_jax.errors import UserError
 from rrs_jax.fields import nearest, split_names
+from rrs_jax.strategy_table import STRATEGY_TABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +19,11 @@ class Stage:
 
 
 STAGES = {stage.name: stage for stage in (
-    Stage("data", "questions and speech", (), ("data", "seed")),
-    Stage("extract", "representations and safety vector", ("data",), ("model", "strategy", "rrs")),
+    Stage("data", "questions and speech", (), ("data", "seed", "strategy")),
+    Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft", "rivals")),
     Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train")),
-    Stage("evaluate", "answers, judgements and rates", ("data", "train"),
-          ("model", "strategy", "evaluate", "generate")),
+    Stage("evaluate", "answers, judgements and rates", ("data", "extract", "train"),
+          ("model", "strategy", "rivals", "evaluate", "generate")),
     Stage("export", "adapter and model for other programs", ("train",), ("export",)),
     Stage("report", "tables and page", ("evaluate",), ()),
 )}  # fmt: skip
@@ -54,8 +55,12 @@ def parse_stages(written: str | Iterable[str], strategy: str = "rrs") -> tuple[s
 
 
 def stages_of(strategy: str) -> tuple[str, ...]:
-    """`vanilla` trains nothing."""
-    return tuple(name for name in STAGES if strategy != "vanilla" or name in ("data", "evaluate", "report"))
+    """A strategy without adapters trains and exports nothing, and one without a file extracts nothing either."""
+    entry = STRATEGY_TABLE.get(strategy)
+    absent = set() if entry is None or entry.trains else {"train", "export"}
+    if entry is not None and not entry.extracts:
+        absent.add("extract")
+    return tuple(name for name in STAGES if name not in absent)
 
 
 def needs_of(name: str, strategy: str) -> tuple[str, ...]:

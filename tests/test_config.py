@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rrs_jax.config import FIELDS, LINEARS, STRATEGIES, default_config, flatten, validate
+from rrs_jax.config import FIELDS, LINEARS, default_config, flatten, validate, with_preset
 from rrs_jax.errors import UserError
+from rrs_jax.strategy_table import PLUS, STRATEGY_TABLE
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = {"qwen2_rrs": ("", "smoke"), "mini_rrs": ("", "full", "smoke")}
@@ -69,19 +70,54 @@ def test_names_that_stay():
 def test_the_papers_values_are_the_defaults():
     config = default_config()
     assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (10, 16, 5e-5)
-    assert (config.rrs.top_m, config.rrs.refusal_token, config.evaluate.samples) == (51, "I", 5)
+    assert (config.rrs.top_m, config.rrs.refusal_tokens, config.evaluate.samples) == (51, ("I",), 5)
     assert config_of("mini_rrs", "full").train.to_dict() == config.train.to_dict()
     assert config_of("mini_rrs", "full").lora.to_dict() == config.lora.to_dict()
 
 
+def test_the_preset_gives_way_to_other_values():
+    config = config_of("mini_rrs", "full")
+    assert with_preset(config) is config  # any other strategy
+    config.strategy = "rrs_plus"
+    plus = flatten(with_preset(config))
+    assert PLUS and {name: plus[name] for name in PLUS} == PLUS
+    assert all(FIELDS[name].kind.accepts(value) and value != FIELDS[name].default for name, value in PLUS.items())
+    assert {name: value for name, value in plus.items() if name not in PLUS} == {
+        name: value for name, value in flatten(config).items() if name not in PLUS
+    }
+    config.data.everyday = 7
+    assert with_preset(config).data.everyday == 7
+    config = with_preset(config)
+    config.data.everyday = None  # its type is not lost
+    assert with_preset(config).data.everyday is None
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"rrs.whiten": 0.5, "rrs.project": 3}, "rrs.whiten and rrs.project are both given"),
+        ({"data.manifest": __file__, "strategy": "sft_full"}, "strategy sft_full needs data.basic_manifest"),
+        ({"data.parallel_manifest": "absent.jsonl"}, "data.parallel_manifest is 'absent.jsonl' and there is no such file"),
+    ],
+)
+def test_contradictions_of_strategies(changes, words):
+    config = config_of("mini_rrs")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        validate(config)
+
+
 def test_words_are_those_of_the_rooms_that_use_them():
+    import importlib.util
+
     from rrs_jax.models.decoder import DecoderConfig
-    from rrs_jax.strategies import STRATEGIES as TRAINED
     from rrs_jax.strategies.penalty import SPACES
 
     decoder = DecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False)
     assert set(LINEARS) == set(decoder.linears())
-    assert set(STRATEGIES) == {"vanilla", *TRAINED}
+    for entry in STRATEGY_TABLE.values():
+        assert entry.module is None or importlib.util.find_spec(f"rrs_jax.strategies.{entry.module}")
+    assert [name for name, entry in STRATEGY_TABLE.items() if entry.module is None] == ["vanilla"]
     assert all(FIELDS["penalty.space"].kind.accepts(space) for space in SPACES)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import changed_words
-from rrs_jax.data.starter import choose_rows, starter_borderline, starter_pairs
+from rrs_jax.data.starter import choose_rows, starter_pairs, starter_singles
 from rrs_jax.errors import UserError
 
 BEAVERTAILS = {
@@ -29,7 +29,12 @@ def questions(split):
     return [pair[label] for pair in starter_pairs(split) for label in ("harmful", "benign")]
 
 
-EVERY_QUESTION = [*questions("train"), *questions("eval"), *(row["question"] for row in starter_borderline())]
+def singles(name):
+    return [row["question"] for row in starter_singles(name)]
+
+
+SINGLES = ("borderline", "everyday", "contrast")
+EVERY_QUESTION = [*questions("train"), *questions("eval"), *(q for name in SINGLES for q in singles(name))]
 
 
 @pytest.mark.parametrize(("split", "each"), [("train", 20), ("eval", 10)])
@@ -39,11 +44,18 @@ def test_every_category_has_its_pairs(split, each):
     assert all(set(pair) == {"pair_id", "category", "harmful", "benign"} for pair in starter_pairs(split))
 
 
-def test_borderline_has_eight_styles():
-    rows = starter_borderline()
-    assert len(rows) == 120
-    assert set(Counter(row["style"] for row in rows).values()) == {15}
+@pytest.mark.parametrize(("name", "styles", "each"), [("borderline", 8, 15), ("everyday", 14, 10), ("contrast", 7, 20)])
+def test_every_style_has_its_questions(name, styles, each):
+    rows = starter_singles(name)
+    assert len(rows) == styles * each
+    assert set(Counter(row["style"] for row in rows).values()) == {each}
     assert all(set(row) == {"id", "style", "question"} for row in rows)
+
+
+def test_two_borderline_styles_are_not_trained_on():
+    """On them, what the contrast questions teach is seen to carry over."""
+    styles = [{row["style"] for row in starter_singles(name)} for name in ("borderline", "contrast")]
+    assert styles[0] - styles[1] == {"double_meaning", "public_figure"}
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -74,7 +86,7 @@ def test_no_question_twice():
     repeated = [q for q, n in Counter(" ".join(words(q)) for q in EVERY_QUESTION).items() if n > 1]
     assert repeated == []
     names = [pair["pair_id"] for split in ("train", "eval") for pair in starter_pairs(split)]
-    names += [row["id"] for row in starter_borderline()]
+    names += [row["id"] for name in SINGLES for row in starter_singles(name)]
     assert len(set(names)) == len(names)
 
 
@@ -90,14 +102,20 @@ def with_words(questions):
 
 def test_evaluation_is_disjoint_from_training():
     """No near-duplicate across the sets, so that none of the evaluation's questions is a training question's twin."""
-    train, evaluation = with_words(questions("train")), with_words(questions("eval"))
-    borderline = with_words(row["question"] for row in starter_borderline())
+    sets = [with_words(asked) for asked in (questions("train"), questions("eval"), *map(singles, SINGLES))]
     near = [
         (first[0], second[0])
-        for one, other in itertools.combinations((train, evaluation, borderline), 2)
+        for one, other in itertools.combinations(sets, 2)
         for first, second in itertools.product(one, other)
         if nearly_equal(first, second)
     ]
+    assert near == []
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_no_single_question_is_nearly_another(name):
+    near = [(one[0], other[0]) for one, other in itertools.combinations(with_words(singles(name)), 2)
+            if nearly_equal(one, other)]  # fmt: skip
     assert near == []
 
 
@@ -133,8 +151,17 @@ def test_a_choice_is_balanced():
     assert set(twins.values()) == {2}
 
 
+def test_kept_questions_are_benign_with_a_role():
+    rows = choose_rows("train", pairs_per_category=1, everyday=15, contrast=8, seed=0)
+    kept = [row for row in rows if row.get("role") == "keep"]
+    assert Counter(row["label"] for row in rows) == {"harmful": 14, "benign": 14 + 23}
+    assert [row["id"].split("-")[0] for row in kept] == ["everyday"] * 15 + ["contrast"] * 8
+    assert len({row["category"] for row in kept[:15]}) == 14 and len({row["category"] for row in kept[15:]}) == 7
+
+
 def test_everything_is_chosen_by_none():
     assert len(choose_rows("train", pairs_per_category=None)) == 560
+    assert len(choose_rows("train", pairs_per_category=None, everyday=None, contrast=None)) == 840
     assert len(choose_rows("eval", pairs_per_category=None, borderline=None)) == 400
 
 
@@ -147,6 +174,8 @@ def test_a_choice_beyond_the_set_is_refused(wrong):
 def test_no_borderline_question_is_trained_on():
     with pytest.raises(ValueError, match="evaluation alone"):
         choose_rows("train", pairs_per_category=1, borderline=1)
+    with pytest.raises(ValueError, match="training alone"):
+        choose_rows("eval", pairs_per_category=1, contrast=None)
 
 
 def write(path, *lines):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 from rrs_jax import command_line
 from rrs_jax.config import FIELDS, validate
@@ -189,6 +190,28 @@ def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
     command_line.parse(arguments)
     launch.main([])
     assert called == [(4, ("data",))]
+
+
+def test_a_sweep_index_needs_a_sweep(monkeypatch):
+    arguments = ["launch.py", MINI, "--sweep_index=1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    launch = importlib.import_module("launch")
+    with flagsaver.flagsaver():
+        command_line.parse(arguments)
+        with pytest.raises(UserError, match="--sweep_index: has no meaning without --sweep"):
+            launch.main([])
+
+
+def test_a_sweep_is_listed_without_running(monkeypatch, capsys, tmp_path):
+    arguments = ["launch.py", MINI, "--sweep=configs/sweeps/paper.py", "--dry_run", f"--config.run_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    launch = importlib.import_module("launch")
+    with flagsaver.flagsaver():
+        command_line.parse(arguments)
+        launch.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["0", "vanilla", "data", "to", "do,", "evaluate", "to", "do,", "report", "to", "do"]
+    assert lines[4].startswith("  4  sft_deep") and not list(tmp_path.iterdir())
 
 
 def test_program_ends_with_2_and_one_line_before_jax_is_imported(tmp_path):

@@ -14,7 +14,8 @@ from test_models import FRAMES, audio_bank, make_batch, prompts, torch_inputs
 
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
-from rrs_jax.strategies.rrs import RRS, targets_of
+from rrs_jax.strategies.rrs import RRS
+from rrs_jax.strategies.rrs_targets import targets_of
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.load import load_weights
 
@@ -43,8 +44,11 @@ def adapters(model) -> dict:
     }
 
 
-def dense(reference, start: dict, now: dict, rows, clips, targets, reduction: str, space: str):
-    """Row losses, penalty, loss and gradients as one would write them down, float64."""
+def dense(reference, start: dict, now: dict, rows, clips, row_losses_of, space: str):
+    """Row losses, penalty, loss and gradients as one would write them down, float64.
+
+    row_losses_of(hidden states (B, T, D), head (V, D)) gives the strategy's row losses.
+    """
     full = copy.deepcopy(reference).double()
     config = peft.LoraConfig(
         r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), layers_pattern="layers",
@@ -63,9 +67,7 @@ def dense(reference, start: dict, now: dict, rows, clips, targets, reduction: st
     inputs = torch_inputs(rows, clips, "right")
     inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
     hidden = full(**inputs, output_hidden_states=True).hidden_states[-1]
-    last = torch.stack([hidden[r, len(row) - 1] for r, row in enumerate(rows)])
-    squares = (last - torch.tensor(targets, dtype=torch.float64)) ** 2
-    row_losses = squares.sum(1) if reduction == "sum" else squares.mean(1)
+    row_losses = row_losses_of(hidden, full.lm_head.weight)
     if space == "lora":
         moved = sum(((p - torch.tensor(start[key], dtype=torch.float64)) ** 2).sum() for key, p in parameters.items())
     else:
@@ -75,6 +77,15 @@ def dense(reference, start: dict, now: dict, rows, clips, targets, reduction: st
     loss = (row_losses * weights).sum() / weights.sum() + STRENGTH * moved
     loss.backward()
     return row_losses.detach().numpy(), moved.item(), loss.item(), {key: p.grad.numpy() for key, p in parameters.items()}
+
+
+def squared_distances(rows, targets, reduction: str):
+    def row_losses(hidden, _):
+        last = torch.stack([hidden[r, len(row) - 1] for r, row in enumerate(rows)])
+        squares = (last - torch.tensor(targets, dtype=torch.float64)) ** 2
+        return squares.sum(1) if reduction == "sum" else squares.mean(1)
+
+    return row_losses
 
 
 def micro_batches(step, strategy, batch, parts: int) -> list[Rows]:
@@ -93,23 +104,35 @@ def micro_batches(step, strategy, batch, parts: int) -> list[Rows]:
     [("sum", "weights", 1, "none"), ("mean", "lora", 2, "dots"), ("mean", "weights", 2, "full"), ("sum", "lora", 1, "dots")],
 )
 def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduction, space, parts, remat):
-    """With plain gradient descent of rate 1 the step's own update is the gradient."""
-    sgd = optax.masked(optax.sgd(1.0), {"base": False, "lora": True})
-    monkeypatch.setattr("rrs_jax.train.step.make_optimiser", lambda *_: sgd)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    lora = LoRAConfig(RANK, ALPHA, TARGETS, FIRST_LAYER)
-    model = load_weights(folder, lora=lora, mesh=mesh, seed=1)
+    """Equation 12's targets, as a strategy is given them."""
     rows, row_clips = prompts(np.random.default_rng(5))
-    bank, offsets = audio_bank(model, clips)
-    batch = make_batch(rows, row_clips, offsets)
     rng = np.random.default_rng(6)
     delta = rng.normal(size=48).astype(np.float32)
     original = rng.normal(size=(4, 48)).astype(np.float32)
     targets = targets_of(original, HARMFUL, delta)
     for row in range(4):  # equation 12
         np.testing.assert_allclose(targets[row], original[row] + delta if HARMFUL[row] else original[row] - delta)
+    expected = squared_distances(rows, targets, reduction)
+    compare(
+        RRS(targets, reduction), expected, rows, row_clips, reference, folder, clips, monkeypatch,
+        space=space, parts=parts, remat=remat,
+    )  # fmt: skip
 
-    strategy = RRS(targets, reduction)
+
+def compare(
+    strategy, row_losses_of, rows, row_clips, reference, folder, clips, monkeypatch, space="weights", parts=1, remat="dots"
+):  # fmt: skip
+    """A step's losses, penalty and gradients with those of `dense`. With plain gradient descent of rate 1 the step's
+    own update is the gradient."""
+    sgd = optax.masked(optax.sgd(1.0), {"base": False, "lora": True})
+    monkeypatch.setattr("rrs_jax.train.step.make_optimiser", lambda *_: sgd)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    lora = LoRAConfig(RANK, ALPHA, TARGETS, FIRST_LAYER)
+    model = load_weights(folder, lora=lora, mesh=mesh, seed=1)
+    bank, offsets = audio_bank(model, clips)
+    batch = make_batch(rows, row_clips, offsets)
+    rng = np.random.default_rng(7)
+
     config = OptimiserConfig(penalty_weight=STRENGTH, penalty_space=space, remat=remat)
     step = TrainStep(model, strategy, config, mesh, 1)
     state, start = step.init(), adapters(model)
@@ -120,7 +143,7 @@ def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduc
     state, metrics, row_losses = step(state, jnp.asarray(bank), micro_batches(step, strategy, batch, parts))
     after = adapters(step.model(state))
 
-    losses, penalty, loss, gradients = dense(reference, start, now, rows, clips, targets, reduction, space)
+    losses, penalty, loss, gradients = dense(reference, start, now, rows, clips, row_losses_of, space)
     assert relative_error(np.concatenate(row_losses), losses) < 1e-4
     assert float(metrics.penalty) == pytest.approx(penalty, rel=1e-4)
     assert float(metrics.loss) == pytest.approx(loss, rel=1e-4)

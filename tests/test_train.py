@@ -123,7 +123,7 @@ def test_metrics_and_checkpoints_of_a_run(whole):
 class Worsening(RRS):
     """Its targets run away from the model."""
 
-    def examples(self, indices):
+    def examples(self, indices, *draws):
         object.__setattr__(self, "distance", getattr(self, "distance", 0) + 1)
         return {"target": self.distance * self.targets[indices]}
 
@@ -142,11 +142,11 @@ class Stop(Exception):
 class Stopping(RRS):
     """Raises while the eighth batch is put together, that is when step 7 runs."""
 
-    def examples(self, indices):
+    def examples(self, indices, *draws):
         object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
         if self.calls == 8:
             raise Stop
-        return super().examples(indices)
+        return super().examples(indices, *draws)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(folder, whole, tmp_path):
@@ -177,9 +177,9 @@ sys.path.insert(0, sys.argv[3])
 from test_train import RRS, make_data, run
 
 class Slow(RRS):
-    def examples(self, indices):
+    def examples(self, indices, *draws):
         time.sleep(0.1)
-        return super().examples(indices)
+        return super().examples(indices, *draws)
 
 run(Path(sys.argv[1]), Path(sys.argv[2]), strategy=Slow(make_data()[1].targets))
 """
@@ -209,7 +209,7 @@ def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
     assert len(plan.buckets) <= 2
     drawn = []
     for epoch in range(30):
-        chosen, batches = plan.epoch(epoch)
+        (chosen, _), batches = plan.epoch(epoch)
         assert len(batches) == plan.config.steps_per_epoch(SAMPLES) == 3
         seen = np.concatenate([s.indices[s.weights > 0] for batch in batches for s in batch])
         assert sorted(seen) == list(range(SAMPLES))
@@ -217,7 +217,39 @@ def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
     counts = [np.count_nonzero(np.array(drawn) == prompt) for prompt in range(PROMPTS)]
     assert min(counts) > 70  # of 300 draws, 100 expected
     assert len({tuple(chosen) for chosen in drawn}) == 30
-    np.testing.assert_array_equal(plan.epoch(7)[0], drawn[7])
+    np.testing.assert_array_equal(plan.epoch(7)[0].prompts, drawn[7])
+
+
+def test_written_prompts_and_tails_are_drawn_too():
+    """And the samples' order and prompts stay those of a run without them."""
+    data, _ = make_data()
+    twice = replace(data, encode=lambda sample, prompt: data.encode(sample, prompt % PROMPTS))
+    tails = [[[1] * n for n in range(1 + sample % 4)] for sample in range(SAMPLES)]
+    plan, plain = Plan(twice, replace(CONFIG, text_share=0.3), AUDIO, tails), Plan(data, CONFIG, AUDIO)
+    prompts, drawn = (np.array(x) for x in zip(*(plan.epoch(epoch)[0] for epoch in range(200)), strict=True))
+    assert 0.27 < (prompts >= PROMPTS).mean() < 0.33
+    np.testing.assert_array_equal(prompts % PROMPTS, [plain.epoch(epoch)[0].prompts for epoch in range(200)])
+    for sample in range(SAMPLES):
+        assert set(drawn[:, sample]) == set(range(1 + sample % 4))
+    draws, steps = plan.epoch(3)
+    for (selection,) in steps:
+        rows = plan.rows(selection, draws, make_data()[1])
+        wanted = [[*twice.encode(i, draws.prompts[i])[0], *tails[i][draws.tails[i]]] for i in selection.indices]
+        assert [ids[:n].tolist() for ids, n in zip(rows.batch.input_ids, rows.batch.lengths, strict=True)] == wanted
+
+
+def test_a_compiled_step_serves_another_strategy_of_its_kind(folder, whole, tmp_path):
+    """The second run's adapters are those of a run of its own."""
+    steps, (data, strategy) = {}, make_data()
+    train(make_model(folder), RRS(strategy.targets + 1), data, CONFIG, tmp_path / "first", steps=steps)
+    (step,) = steps.values()
+    compiled = step.compilations()
+    state = train(make_model(folder), strategy, data, CONFIG, tmp_path / "second", steps=steps)
+    assert list(steps.values()) == [step] and step.compilations() == compiled
+    for name, array in named_leaves(state.lora).items():
+        np.testing.assert_array_equal(array, whole[1][name])
+    train(make_model(folder), RRS(strategy.targets, "mean"), data, CONFIG, tmp_path / "third", steps=steps)
+    assert len(steps) == 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(folder, tmp_path):

@@ -2,7 +2,9 @@
 
 `starter/train.jsonl` (14 categories x 20) and `starter/eval.jsonl` (14 x 10) hold pairs of a harmful question and
 its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 words changed). `starter/borderline.jsonl`
-holds 120 harmless questions with alarming words. Questions only, never answers.
+holds 120 harmless questions with alarming words, for evaluation alone. `starter/everyday.jsonl` and
+`starter/contrast.jsonl` hold 140 harmless questions each for training, plain ones and ones with alarming words;
+no question of any file nearly is another one's. Questions only, never answers.
 """
 
 import os
@@ -44,6 +46,7 @@ STYLES = (  # of the borderline questions
     "imaginary_group",
 )
 SPLITS = ("train", "eval")
+KEPT_SETS = ("everyday", "contrast")  # harmless training questions on which the model is to stay as it is
 
 
 def starter_pairs(split: str) -> list[dict]:
@@ -51,23 +54,36 @@ def starter_pairs(split: str) -> list[dict]:
     return read_jsonl(Path(__file__).parent / "starter" / f"{split}.jsonl")
 
 
-def starter_borderline() -> list[dict]:
-    """`id`, `style`, `question` of every borderline question."""
-    return read_jsonl(Path(__file__).parent / "starter" / "borderline.jsonl")
+def starter_singles(name: str) -> list[dict]:
+    """`id`, `style`, `question` of every question without a twin. name: "borderline", "everyday" or "contrast"."""
+    return read_jsonl(Path(__file__).parent / "starter" / f"{name}.jsonl")
 
 
 def choose_rows(
-    split: str, *, pairs_per_category: int | None, borderline: int | None = 0, categories: int | None = None, seed: int = 0
+    split: str,
+    *,
+    pairs_per_category: int | None,
+    borderline: int | None = 0,
+    everyday: int | None = 0,
+    contrast: int | None = 0,
+    parallel: bool = False,
+    categories: int | None = None,
+    seed: int = 0,
 ) -> list[dict]:
-    """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the borderline ones.
+    """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the borderline,
+    everyday and contrast ones, each by turns of their styles. The last two are benign rows with the role "keep".
 
+    parallel: in place of each benign twin an everyday question, as the paper's Parallel set has; there are fewer of
+    them than of all pairs, so they come again.
     With the same seed a smaller choice is a part of a larger one. None is all; `categories` takes the first so many.
     Raises UserError for more than there are.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {SPLITS}")
-    if split == "train" and borderline:
+    if split == "train" and borderline != 0:
         raise ValueError("borderline questions are for evaluation alone")
+    if split == "eval" and (everyday, contrast) != (0, 0):
+        raise ValueError("everyday and contrast questions are for training alone")
     chosen = CATEGORIES[: _count("categories", categories, len(CATEGORIES))]
     pairs = [pair for pair in starter_pairs(split) if pair["category"] in chosen]
     each = _count("pairs_per_category", pairs_per_category, len(pairs) // len(chosen))
@@ -75,9 +91,13 @@ def choose_rows(
     for pair in _by_turns(pairs, "category", "pair_id", seed)[: each * len(chosen)]:
         for label in ("harmful", "benign"):
             rows.append(_row(f"{pair['pair_id']}-{label}", pair["pair_id"], label, pair["category"], pair[label]))
-    questions = starter_borderline()
-    for question in _by_turns(questions, "style", "id", seed)[: _count("borderline", borderline, len(questions))]:
-        rows.append(_row(question["id"], question["id"], "borderline", question["style"], question["question"]))
+    if parallel:
+        _replace_twins(rows, _by_turns(starter_singles("everyday"), "style", "id", seed))
+    for name, wanted in (("borderline", borderline), ("everyday", everyday), ("contrast", contrast)):
+        label, role = ("benign", {"role": "keep"}) if name in KEPT_SETS else (name, {})
+        questions = starter_singles(name)
+        for question in _by_turns(questions, "style", "id", seed)[: _count(name, wanted, len(questions))]:
+            rows.append(_row(question["id"], question["id"], label, question["style"], question["question"]) | role)
     return rows
 
 
@@ -87,22 +107,19 @@ def build_starter(
     pairs_per_category: int | None,
     seed: int,
     split: str,
-    borderline: int | None = 0,
     voices: str | Iterable[str] = "",
-    categories: int | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
     max_cost_usd: float = 0.0,
+    **others: int | None,
 ) -> Path:
-    """Speaks a part of the starter set (`choose_rows`); writes `folder`/audio and returns `folder`/manifest.jsonl.
+    """Speaks a part of the starter set (`choose_rows` takes `others`); writes `folder`/audio and returns `folder`/manifest.jsonl.
 
     Every question has a voice of its own, drawn at random from `voices` (`read_voices`) as appendix B does, so twins
     may have different ones. The manifest is written last. Clips are links into the cache where the disk allows it.
     Raises UserError.
     """
-    rows = choose_rows(
-        split, pairs_per_category=pairs_per_category, borderline=borderline, categories=categories, seed=seed
-    )
+    rows = choose_rows(split, pairs_per_category=pairs_per_category, seed=seed, **others)
     folder = Path(folder)
     drawn = read_voices(voices)
     chosen = [draw_voice(row["question"], seed, drawn) for row in rows]
@@ -113,6 +130,15 @@ def build_starter(
         place_clip(clip, folder / row["audio"])
     write_jsonl(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"
+
+
+def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
+    """Benign rows become unrelated questions, in their order and again from the start where they do not suffice."""
+    for place, row in enumerate(row for row in rows if row["label"] == "benign"):
+        again, question = divmod(place, len(unrelated))
+        question = unrelated[question]
+        name = f"parallel-{question['id']}" + (f"-{again + 1}" if again else "")
+        row |= _row(name, name, "benign", question["style"], question["question"])
 
 
 def _by_turns(items: list[dict], group: str, name: str, seed: int) -> list[dict]:

@@ -100,6 +100,10 @@ class Processor:
                 ids.extend(self._encode_plain(shield.show(text)))
         return ids
 
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of an answer's text; what looks like a special token stays text."""
+        return self._encode_plain(text)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids without special tokens."""
         return self.tokenizer.decode(

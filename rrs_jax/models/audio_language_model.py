@@ -76,6 +76,18 @@ class AudioLanguageModel(nnx.Module):
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
         return self.language_model.hidden_states(x, batch.lengths, self.lora, remat=remat)
 
+    def states_at(self, batch: Batch, audio_bank: jax.Array, positions: jax.Array, *, remat: str = "none") -> jax.Array:
+        """(B, K, D) float32, the final-norm hidden states at `positions` (B, K): what the tokens behind them are made of."""
+        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
+        return self.language_model.states_at(x, batch.lengths, positions, self.lora, remat=remat)
+
+    def layer_states(
+        self, batch: Batch, audio_bank: jax.Array, layers: tuple[int, ...], *, remat: str = "none"
+    ) -> jax.Array:
+        """(B, len(layers), D) float32, the last input token's hidden state behind each of these layers."""
+        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
+        return self.language_model.layer_states(x, batch.lengths, layers, self.lora, remat=remat)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.language_model.logits(hidden)
 

@@ -81,6 +81,27 @@ class Decoder(nnx.Module):
         x, _ = self._scan(x, lora, remat, self.config.num_hidden_layers, self._full_layer(x, lengths))
         return self.norm(x)
 
+    def states_at(
+        self, x: jax.Array, lengths: jax.Array, positions: jax.Array, lora: LoRA | None, *, remat: str = "none"
+    ) -> jax.Array:
+        """After the final norm at `positions` (B, K) of each row: (B, K, D), float32."""
+        x, _ = self._scan(x, lora, remat, self.config.num_hidden_layers, self._full_layer(x, lengths))
+        return self.norm(jnp.take_along_axis(x, positions[..., None], axis=1).astype(jnp.float32))
+
+    def layer_states(
+        self, x: jax.Array, lengths: jax.Array, layers: tuple[int, ...], lora: LoRA | None, *, remat: str = "none"
+    ) -> jax.Array:
+        """Each row's last token behind some of the layers, before the final norm: (B, len(layers), D), float32.
+        Layers above the highest of them are not computed."""
+        last, full = (lengths - 1)[:, None, None], self._full_layer(x, lengths)
+
+        def step(x, layer, pairs, extra):
+            x, _ = full(x, layer, pairs, extra)
+            return x, jnp.take_along_axis(x, last, axis=1)[:, 0].astype(jnp.float32)
+
+        _, states = self._scan(x, lora, remat, max(layers) + 1, step)  # (L, B, D)
+        return jnp.swapaxes(states[jnp.asarray(layers)], 0, 1)
+
     def layer_outputs(self, x: jax.Array, lengths: jax.Array, lora: LoRA | None) -> jax.Array:
         """The hidden state behind each layer, before the final norm: (L, B, T, D)."""
         full = self._full_layer(x, lengths)

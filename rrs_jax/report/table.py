@@ -30,8 +30,9 @@ FIELDS = ("judge", "modes", "orr", "borderline_orr", "nsi")
 ABSENT = "N/A"
 
 
-def read_summaries(runs: Sequence[str | Path]) -> list[dict]:
-    """Every summary of these run folders with "run" added: vanilla first in each run, then by name.
+def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> list[dict]:
+    """Every summary of these run folders with "run" added: vanilla first in each run, then by name; with
+    `vanilla_once` in the first run alone.
 
     Raises UserError where a run has no evaluation or a summary lacks a field.
     """
@@ -47,13 +48,14 @@ def read_summaries(runs: Sequence[str | Path]) -> list[dict]:
             lacking = [field for field in FIELDS if field not in summary]
             if lacking:
                 raise UserError(f"{path}: has no {', '.join(lacking)}; run the evaluate stage again.")
-            summaries.append({"name": path.parent.name, **summary, "run": run.name})
+            if not (vanilla_once and summaries and path.parent.name == "vanilla"):
+                summaries.append({"name": path.parent.name, **summary, "run": run.name})
     return summaries
 
 
-def text_table(runs: Sequence[str | Path]) -> str:
+def text_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
     """The table for a terminal: columns padded with spaces, notes below."""
-    summaries = read_summaries(runs)
+    summaries = read_summaries(runs, vanilla_once)
     rows = [HEADER, *_rows(summaries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = []
@@ -63,9 +65,9 @@ def text_table(runs: Sequence[str | Path]) -> str:
     return "\n".join([*lines, "", *notes(summaries)]) + "\n"
 
 
-def markdown_table(runs: Sequence[str | Path]) -> str:
+def markdown_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
     """The same table in GitHub's Markdown."""
-    summaries = read_summaries(runs)
+    summaries = read_summaries(runs, vanilla_once)
     rule = ("---", *["---:"] * (len(HEADER) - 1))
     rows = [_markdown_row(row) for row in (HEADER, rule, *_rows(summaries))]
     # Two spaces and a line's end are Markdown's line break.

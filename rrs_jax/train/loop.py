@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ class TrainConfig:
       bucket_multiple: lengths are multiples of this.
       checkpoint_every_steps: steps between checkpoints, beside the one at the end of each epoch.
       keep_checkpoints: how many of them are kept, beside the best.
+      text_share: share of the samples whose prompt is put in writing alone, drawn anew in each step.
       seed: of all draws: order of the samples, and prompt of each sample in each step.
     """
 
@@ -44,6 +46,7 @@ class TrainConfig:
     bucket_multiple: int = 8
     checkpoint_every_steps: int = 50
     keep_checkpoints: int = 2
+    text_share: float = 0.0
     seed: int = 0
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
 
@@ -65,8 +68,9 @@ class TrainingData:
     Attributes:
       sample_ids: names of the N samples, for messages.
       harmful: bool (N,).
-      encode: (sample, prompt of the pool) to that prompt's row; called for all of them at the start and again
-        for each batch, so it should look up a table.
+      encode: (sample, prompt) to that prompt's row; called for all of them at the start and again for each batch,
+        so it should look up a table. Prompt `num_prompts + p` is prompt p in writing alone; it is asked for where
+        the config's `text_share` is not 0.
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
     """
@@ -79,13 +83,15 @@ class TrainingData:
 
 
 def train(
-    model: nnx.Module, strategy: Strategy, data: TrainingData, config: TrainConfig, folder: Path, *, mesh: Mesh | None = None
-) -> TrainState:
+    model: nnx.Module, strategy: Strategy, data: TrainingData, config: TrainConfig, folder: Path, *,
+    mesh: Mesh | None = None, steps: dict | None = None,
+) -> TrainState:  # fmt: skip
     """Trains the model's adapters in place and returns the last state; goes on where `folder` shows a run stopped.
 
     The model comes with its adapters at their start, also when a run goes on. Writes `folder/checkpoints`,
     `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient are not finite,
-    naming the samples, and where the folder's checkpoints are of other settings.
+    naming the samples, and where the folder's checkpoints are of other settings. `steps` keeps compiled steps for
+    later calls.
     """
     if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
         raise UserError(
@@ -95,17 +101,29 @@ def train(
     if any(np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"):
         raise ValueError("the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin")
     total_steps = config.steps_per_epoch(len(data.sample_ids)) * config.epochs
-    step = TrainStep(model, strategy, config.optimiser, mesh or mesh_of(model), total_steps)
+    step = _make_step(model, strategy, config.optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps)
     settings = content_hash(config.result_settings(), list(data.sample_ids), np.asarray(data.harmful).tolist())
 
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         state, position = _start(step, checkpoints, Position(0, 0, 0, config.seed, 0.0, settings))
         if position.step < total_steps:
             with MetricsLog(folder, position.step) as log:
-                run = Run(step, Plan(data, config, model.config.audio_token_id), data, log, checkpoints)
+                plan = Plan(data, config, model.config.audio_token_id, strategy.tails)
+                run = Run(step, plan, data, log, checkpoints)
                 state = run.until(total_steps, state, position)
     nnx.update(model, jax.tree.map(lambda array: array.copy(), state.lora))
     return state
+
+
+def _make_step(model, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int, steps: dict) -> TrainStep:
+    """One out of `steps` where what is compiled would be the same."""
+    scheduled = total_steps if config.schedule != "constant" else None
+    key = (nnx.split(model)[0], type(strategy), strategy.static, config, mesh, scheduled)
+    if key in steps:
+        steps[key].renew(model, strategy)
+    else:
+        steps[key] = TrainStep(model, strategy, config, mesh, total_steps)
+    return steps[key]
 
 
 def _start(step: TrainStep, checkpoints: Checkpoints, fresh: Position) -> tuple[TrainState, Position]:
@@ -123,32 +141,54 @@ def _start(step: TrainStep, checkpoints: Checkpoints, fresh: Position) -> tuple[
     return state, position
 
 
+class Draws(NamedTuple):
+    """What an epoch drew for each of the N samples: its prompt and its tail."""
+
+    prompts: np.ndarray
+    tails: np.ndarray
+
+
 class Plan:
-    """Which samples, prompts and padding every step has. A function of seed and epoch alone, so that a run
+    """Which samples, prompts, tails and padding every step has. A function of seed and epoch alone, so that a run
     that goes on sees what it would have seen."""
 
-    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int]):
-        self.data, self.config, self.audio_token_id = data, config, audio_token_id
-        samples, prompts = range(len(data.sample_ids)), range(data.num_prompts)
+    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int], tails=None):
+        self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
+        samples = range(len(data.sample_ids))
+        prompts = range(data.num_prompts * (2 if config.text_share else 1))
         self.lengths = np.array([[len(data.encode(i, p)[0]) for p in prompts] for i in samples])  # (N, prompts)
-        self.buckets = bucket_lengths(self.lengths.ravel(), config.max_buckets, config.bucket_multiple)
+        self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in samples]
+        all_lengths = [np.add.outer(row, own).ravel() for row, own in zip(self.lengths, self.tail_lengths, strict=True)]
+        self.buckets = bucket_lengths(np.concatenate(all_lengths), config.max_buckets, config.bucket_multiple)
 
-    def epoch(self, epoch: int) -> tuple[np.ndarray, list[list[Selection]]]:
-        """The prompt drawn for each sample (N,), and each step's micro-batches."""
-        samples, prompts = self.lengths.shape
+    def epoch(self, epoch: int) -> tuple[Draws, list[list[Selection]]]:
+        """What is drawn for each sample, and each step's micro-batches."""
+        samples = len(self.lengths)
         order, draw = np.random.SeedSequence([self.config.seed, epoch]).generate_state(2)
-        chosen = np.random.default_rng(draw).integers(prompts, size=samples)
-        lengths = self.lengths[np.arange(samples), chosen]
+        random = np.random.default_rng(draw)
+        prompts = random.integers(self.data.num_prompts, size=samples)
+        if self.config.text_share:
+            prompts += self.data.num_prompts * (random.random(samples) < self.config.text_share)
+        several = np.array([len(own) for own in self.tail_lengths])
+        tails = random.integers(several) if (several > 1).any() else np.zeros(samples, np.int64)
+        lengths = self.lengths[np.arange(samples), prompts]
+        lengths = lengths + [own[tail] for own, tail in zip(self.tail_lengths, tails, strict=True)]
         parts = self.config.gradient_accumulation
         micro_batches = make_batches(lengths, self.config.batch_size // parts, int(order), self.buckets)
-        return chosen, [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
+        steps = [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
+        return Draws(prompts, tails), steps
 
-    def rows(self, selection: Selection, chosen: np.ndarray, strategy: Strategy) -> Rows:
+    def rows(self, selection: Selection, draws: Draws, strategy: Strategy) -> Rows:
         """One micro-batch as host arrays."""
         indices = selection.indices
-        encoded = [self.data.encode(int(i), int(chosen[i])) for i in indices]
+        prompts, tails = draws.prompts[indices], draws.tails[indices]
+        encoded = []
+        for i, prompt, tail in zip(indices, prompts, tails, strict=True):
+            ids, offsets, counts = self.data.encode(int(i), int(prompt))
+            encoded.append(([*ids, *self.tails[i][tail]] if self.tails else ids, offsets, counts))
         batch = collate(encoded, selection.length, self.audio_token_id)
-        return Rows(batch, strategy.examples(indices), np.asarray(self.data.harmful)[indices], selection.weights)
+        examples = strategy.examples(indices, prompts, tails)
+        return Rows(batch, examples, np.asarray(self.data.harmful)[indices], selection.weights)
 
 
 @dataclasses.dataclass
@@ -179,15 +219,15 @@ class Run:
         self.epoch_loss = position.epoch_loss
         with Progress(total_steps - position.step, "training", unit="steps") as self.progress:
             for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
-                chosen, batches = self.plan.epoch(epoch)
+                draws, batches = self.plan.epoch(epoch)
                 first = position.batch if epoch == position.epoch else 0
                 for batch in range(first, self.steps_per_epoch):
-                    state = self._dispatch(state, audio_bank, epoch, batch, chosen, batches[batch])
+                    state = self._dispatch(state, audio_bank, epoch, batch, draws, batches[batch])
                     self._save_where_due(state, epoch, batch, position)
         return state
 
-    def _dispatch(self, state, audio_bank, epoch: int, batch: int, chosen, selections) -> TrainState:
-        rows = [self.step.place(self.plan.rows(selection, chosen, self.step.strategy)) for selection in selections]
+    def _dispatch(self, state, audio_bank, epoch: int, batch: int, draws: Draws, selections) -> TrainState:
+        rows = [self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection in selections]
         shapes = {(len(selections) > 1, place > 0, selection.length) for place, selection in enumerate(selections)}
         compiling = not shapes <= self.compiled
         self.compiled |= shapes

@@ -126,11 +126,10 @@ class TrainStep:
     """
 
     def __init__(self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int):
-        self.strategy, self.config, self.mesh = strategy, config, mesh
+        self.config, self.mesh = config, mesh
         self.optimiser = make_optimiser(config, total_steps)
-        self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
-        # The jitted functions donate their state, so it must not share buffers with the model's adapters.
-        self.initial = jax.device_put(jax.tree.map(jnp.copy, lora), self._shardings(lora))
+        self.renew(model, strategy)
+        lora = self.initial
         self.replicated = replicated(mesh)
         state, rows, all_of_it = self._state_shardings(), batch_sharding(mesh), self.replicated
         base = self._shardings(self.base)
@@ -150,6 +149,13 @@ class TrainStep:
         self._apply = jax.jit(
             self._update, donate_argnums=0, in_shardings=(state, sums, *inputs), out_shardings=(state, all_of_it)
         )
+
+    def renew(self, model: nnx.Module, strategy: Strategy) -> None:
+        """Takes another model and strategy; what is compiled stays if structure, shapes and `strategy.static` are the same."""
+        self.strategy = strategy
+        self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
+        # The jitted functions donate their state, so it must not share buffers with the model's adapters.
+        self.initial = jax.device_put(jax.tree.map(jnp.copy, lora), self._shardings(lora))
 
     def init(self) -> TrainState:
         """The state before the first step."""

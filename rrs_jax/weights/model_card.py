@@ -14,7 +14,7 @@ from rrs_jax.weights.safetensors_io import read_folder
 from rrs_jax.weights.table import WeightTable
 
 # The fields of a run that say how a model was trained; the others are paths, devices and evaluation.
-TRAINING_FIELDS = ("strategy", "seed", "rrs", "penalty", "loss", "lora", "train")
+TRAINING_FIELDS = ("strategy", "seed", "rrs", "sft", "penalty", "loss", "lora", "train")
 PAPER = (
     "Yang, Qu, Shareghi, Haffari (2025): Reshaping Representation Space to Balance the Safety and "
     "Over-rejection in Large Audio Language Models"

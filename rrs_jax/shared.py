@@ -1,0 +1,116 @@
+"""What the runs of one process, and of one sweep, have in common: each part made once and found again by its content."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rrs_jax.audio_bank import AudioBank, make_audio_bank
+from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.generate import Generator, SamplingConfig
+from rrs_jax.inputs.processor import Processor
+from rrs_jax.weights.load import load_weights
+from rrs_jax.weights.safetensors_io import read_header, save_file
+
+LENT = ("responses.jsonl", "responses.meta.json")
+
+
+class Shared:
+    """The loaded model, encoded clips, compiled functions, the frozen model's states and answers.
+
+    folder: where states, clips and answers also lie on disk, for other processes of the sweep; None for nowhere.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+        self.clips: list[Path] = []  # of all runs, so that one bank serves them and shapes are the same
+        self.steps: dict = {}  # compiled training steps, see `rrs_jax.train.loop.train`
+        self.encoded: dict[tuple, list[int]] = {}  # prompts' token ids, see `rrs_jax.session.Session.encode`
+        self._models: dict = {}
+        self._processors: dict = {}
+        self._banks: dict = {}
+        self._generators: dict = {}
+        self._states: dict[str, np.ndarray] = {}
+        for path in sorted(folder.glob("states/*.safetensors")) if folder else ():
+            entries, _ = read_header(path)
+            self._states |= {name: np.array(entry.array()) for name, entry in entries.items()}
+
+    def vanilla(self, model_folder: Path, dtype: str, mesh) -> nnx.Module:
+        """The frozen model without adapters."""
+        key = (model_folder, dtype, mesh)
+        if key not in self._models:
+            self._models[key] = load_weights(model_folder, dtype=jnp.dtype(dtype), mesh=mesh)
+        return self._models[key]
+
+    def processor(self, model_folder: Path) -> Processor:
+        if model_folder not in self._processors:
+            self._processors[model_folder] = Processor.from_folder(model_folder)
+        return self._processors[model_folder]
+
+    def audio_bank(
+        self, model: nnx.Module, processor: Processor, paths: Sequence[Path], *, batch_size: int, cache: Path
+    ) -> AudioBank:
+        """Of some clips; where `clips` are known, a part of the one bank of all of them."""
+        key = str(processor.folder)
+        if not self.clips:
+            return make_audio_bank(model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key)
+        found = self._banks.get((key, model))
+        if found is None:
+            distinct = list({content_hash(path.read_bytes()): path for path in self.clips}.values())
+            whole = self.folder / "audio.safetensors"
+            found = make_audio_bank(
+                model, processor.mel, distinct, batch_size=batch_size, cache=whole, cache_key=key
+            )  # fmt: skip
+            self._banks[key, model] = found
+        return found.part([content_hash(path.read_bytes()) for path in paths])
+
+    def generator(
+        self, model: nnx.Module, sampling: SamplingConfig, eos_token_ids: Sequence[int], batch_size: int, cache_dtype: str
+    ) -> Generator:
+        """One of the same compiled functions for every model of the same structure."""
+        graphdef, state = nnx.split(model)
+        key = (graphdef, sampling, tuple(eos_token_ids), batch_size, cache_dtype)
+        if key not in self._generators:
+            self._generators[key] = Generator(
+                model, sampling, eos_token_ids=eos_token_ids, batch_size=batch_size, cache_dtype=cache_dtype
+            )
+        self._generators[key].state = state
+        return self._generators[key]
+
+    def states(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Those of the frozen model's states that are known."""
+        return {key: self._states[key] for key in keys if key in self._states}
+
+    def keep_states(self, states: dict[str, np.ndarray]) -> None:
+        self._states |= states
+        if self.folder and states:
+            with atomic_path(self.folder / "states" / f"{content_hash(sorted(states))}.safetensors") as temporary:
+                save_file(temporary, states, {})
+
+    def borrow(self, key: str, target: Path) -> None:
+        """Another run's finished answers of the frozen model into `target`, where there are some and `target` has none."""
+        source = self._answers(key)
+        if source and source.is_dir() and not (target / LENT[0]).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            for name in LENT:
+                shutil.copyfile(source / name, target / name)
+
+    def lend(self, key: str, source: Path) -> None:
+        """Finished answers for other runs."""
+        target = self._answers(key)
+        if target and not target.is_dir():
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            temporary.mkdir(parents=True)
+            for name in LENT:
+                shutil.copyfile(source / name, temporary / name)
+            try:
+                temporary.rename(target)
+            except OSError:  # another process was first
+                shutil.rmtree(temporary)
+
+    def _answers(self, key: str) -> Path | None:
+        return self.folder / "vanilla" / key if self.folder else None

@@ -1,0 +1,151 @@
+"""Supervised fine-tuning: cross-entropy on chosen tokens of an answer (sections 5.1 and 5.2 of the paper).
+
+The strategies `sft_full`, `sft_shallow` and `sft_deep` differ in what they have the frozen model or the data say, and
+in where the answer begins. What they decide is written to `RUN/sft_targets.jsonl`, one sample a line.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rrs_jax.files import read_jsonl, write_jsonl
+from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.models.batch import Batch
+
+REFUSAL = "I'm sorry, but I cannot help with that."  # where the frozen model does not refuse even when told to
+CHUNK = 16  # positions whose logits (V wide, float32) exist at the same time
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """Mean cross-entropy over the target tokens of each sample.
+
+    Attributes:
+      targets: token ids of each of the N samples' answer, not empty.
+      prefills: for each sample one list of token ids or several, of which a step draws one; it stands between
+        prompt and answer and has no loss of its own.
+    """
+
+    targets: Sequence[Sequence[int]]
+    prefills: Sequence[Sequence[Sequence[int]]]
+
+    @property
+    def tails(self) -> list[list[list[int]]]:
+        """All but the last token of an answer are inputs too."""
+        return [[[*prefill, *target[:-1]] for prefill in own]
+                for own, target in zip(self.prefills, self.targets, strict=True)]  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        return max(map(len, self.targets))
+
+    @property
+    def static(self) -> tuple:
+        return ()
+
+    def examples(self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None) -> dict:
+        """`ids` (B, K), padded with -1, and `behind` (B,): tokens behind the position that makes the first of them."""
+        ids = np.full((len(indices), self.width), -1, np.int32)
+        behind = np.zeros(len(indices), np.int32)
+        for row, i in enumerate(indices):
+            ids[row, : len(self.targets[i])] = self.targets[i]
+            behind[row] = len(self.targets[i]) - 1
+        return {"ids": ids, "behind": behind}
+
+    def row_losses(
+        self, model: nnx.Module, batch: Batch, audio_bank: jax.Array, examples: dict[str, jax.Array], *, remat: str = "none"
+    ) -> jax.Array:
+        ids = examples["ids"]
+        if ids.shape[1] == 1:
+            states = model.representations(batch, audio_bank, remat=remat)[:, None]
+        else:
+            first = (batch.lengths - 1 - examples["behind"])[:, None]
+            positions = jnp.minimum(first + jnp.arange(ids.shape[1]), batch.lengths[:, None] - 1)
+            states = model.states_at(batch, audio_bank, positions, remat=remat)
+        return mean_cross_entropy(model, states, ids)
+
+
+def mean_cross_entropy(model: nnx.Module, states: jax.Array, ids: jax.Array) -> jax.Array:
+    """(B,) float32: of states (B, K, D) and the tokens (B, K) that they are to give, over those that are not -1.
+
+    A chunk of positions at a time, computed again in the backward pass: no (B, K, V) array exists.
+    """
+    missing = -ids.shape[1] % min(CHUNK, ids.shape[1])
+    states = jnp.pad(states, [(0, 0), (0, missing), (0, 0)])
+    padded = jnp.pad(ids, [(0, 0), (0, missing)], constant_values=-1)
+    parts = padded.shape[1] // min(CHUNK, ids.shape[1])
+
+    def cut(array):  # (B, parts * chunk, ...) to (parts, B, chunk, ...)
+        return jnp.swapaxes(array.reshape(array.shape[0], parts, -1, *array.shape[2:]), 0, 1)
+
+    def chunk_sum(states, ids):
+        logits = model.logits(states)
+        chosen = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.where(ids >= 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0), axis=1)
+
+    def add(total, part):
+        return total + jax.checkpoint(chunk_sum)(*part), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros(ids.shape[0], jnp.float32), (cut(states), cut(padded)))
+    return total / jnp.sum(ids >= 0, axis=1)
+
+
+def refusals(work, samples: np.ndarray) -> list[list[int]]:
+    """A refusal of each harmful sample: the frozen model's own under t̃ where it begins with a refusal token, else
+    REFUSAL. Nothing harmful is written."""
+    asked = [work.prompt(i, work.config.rrs.refusal_prompt) for i in samples]
+    fixed = work.text_ids(REFUSAL)
+    made = answers(work, asked)
+    return [answer if answer[0] in work.refusal_ids else fixed for answer in made]
+
+
+def own_answers(work, samples: np.ndarray) -> list[list[int]]:
+    """The frozen model's own answers under t."""
+    return answers(work, [work.prompt(i, PROMPT_T) for i in samples])
+
+
+def answers(work, prompts: list) -> list[list[int]]:
+    """The frozen model's, at most `sft.tokens` long, with the end token where they end before."""
+    length = work.config.sft.tokens
+    made = work.responses(prompts, length)
+    return [[*answer, work.end_id] if len(answer) < length else answer for answer in made]
+
+
+def save_targets(work, targets: list[list[int]], prefills: list[list[list[int]]] | None = None) -> dict:
+    """Writes `RUN/sft_targets.jsonl`; gives the facts of the stage."""
+    prefills = prefills or [[[]] for _ in targets]
+    write_jsonl(
+        _path(work),
+        [
+            {"id": row["id"], "label": row["label"], "text": work.decode(target), "target": target, "prefills": own}
+            for row, target, own in zip(work.rows, targets, prefills, strict=True)
+        ],
+    )
+    refused = [target[0] in work.refusal_ids for target in targets]
+    facts = {
+        "harmful_refused_percent": _percent(refused, work.harmful),
+        "benign_refused_percent": _percent(refused, ~work.harmful),
+    }
+    work.say(
+        f"targets: {facts['harmful_refused_percent']} % of the harmful questions' and {facts['benign_refused_percent']} % "
+        "of the benign ones' begin with a refusal token"
+    )
+    return facts
+
+
+def load_targets(work) -> SFT:
+    rows = read_jsonl(_path(work))
+    return SFT([row["target"] for row in rows], [row["prefills"] for row in rows])
+
+
+def _path(work) -> Path:
+    return work.folder.path / "sft_targets.jsonl"
+
+
+def _percent(refused: list[bool], chosen: np.ndarray) -> float | None:
+    return round(100 * float(np.mean(np.array(refused)[chosen])), 1) if chosen.any() else None

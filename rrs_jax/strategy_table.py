@@ -1,0 +1,46 @@
+"""Every strategy once: its name, the file that holds it, and which stages it has. Imports nothing heavy."""
+
+import dataclasses
+import importlib
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """`module`: of `rrs_jax.strategies`, None for the model as it is. `data`: the training questions, one of DATA.
+    `trains`: whether it has adapters; `extracts`: whether it asks the frozen model for something first."""
+
+    what: str
+    module: str | None
+    data: str = "mirror"
+    trains: bool = True
+    extracts: bool = True
+
+
+# A training set of section 5.1 and the field that names a manifest of it.
+DATA = {"mirror": "data.manifest", "basic": "data.basic_manifest", "parallel": "data.parallel_manifest"}
+
+STRATEGY_TABLE = {
+    "vanilla": Entry("the model as it is", None, trains=False, extracts=False),
+    "sft_full": Entry("cross-entropy on whole responses, on Basic", "sft_full", "basic"),
+    "sft_shallow_mirror": Entry("cross-entropy on the first token", "sft_shallow"),
+    "sft_shallow_parallel": Entry("the same on Parallel", "sft_shallow", "parallel"),
+    "sft_deep": Entry("refusals also behind a prefill (Qi et al. 2025)", "sft_deep"),
+    "rrs": Entry("reshapes the representation space (section 4)", "rrs"),
+    "rrs_plus": Entry("rrs with the values of PLUS where a field has its default", "rrs"),
+    "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rerouting"),
+    "steering": Entry("a refusal vector added at inference", "steering", trains=False),
+    "steering_conditional": Entry("the same where a probe fires", "steering", trains=False),
+    "system_prompt": Entry("a system prompt that asks for safety", "system_prompt", trains=False, extracts=False),
+}
+
+# Fields that `rrs_plus` sets; another value than the field's default wins over them.
+PLUS: dict[str, object] = {
+    "data.everyday": None,
+    "data.contrast": None,
+    "rrs.benign_target": "keep",
+}
+
+
+def load_strategy(strategy: str):
+    """The strategy's module, see `rrs_jax.strategies`."""
+    return importlib.import_module(f"rrs_jax.strategies.{STRATEGY_TABLE[strategy].module}")

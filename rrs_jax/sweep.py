@@ -1,0 +1,123 @@
+"""Many runs of one config with named overrides, one after the other in one process, or one of them by its index.
+
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_index=3
+
+A sweep file has a function `runs(config)` that yields a name and a dict of fields for each run. A run lies in
+run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.shared`). The same command resumes.
+"""
+
+import runpy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rrs_jax.config import FIELDS, config_error, default_config, flatten, unknown_field, validate
+from rrs_jax.errors import UserError
+from rrs_jax.files import write_atomic
+from rrs_jax.stages import stages_of
+
+
+def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
+    """The sweep's runs by name. Raises UserError for a file that cannot be loaded, and naming the run for each mistake
+    in a field."""
+    if not Path(path).is_file():
+        raise UserError(f"--sweep: {path!r} is no file; give a sweep such as configs/sweeps/paper.py.")
+    try:
+        named = list(runpy.run_path(path)["runs"](base))
+    except Exception as error:  # whatever the user's file, which is a program, does wrong
+        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}).") from error
+    if not named:
+        raise UserError(f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run.")
+    found, problems = {}, []
+    for name, overrides in named:
+        if not isinstance(name, str) or not name or name in found or "/" in name or name in ("shared", "report"):
+            raise UserError(f"{path}: {name!r} is no name of a run, or given twice; give each run a name of its own.")
+        values = flatten(base) | overrides | {"run_dir": str(Path(base.run_dir) / name)}
+        problems += [f"{name}: {unknown_field(field)}" for field in overrides if field not in FIELDS]
+        problems += [f"{name}: {problem}" for field, value in values.items()
+                     if field in FIELDS and (problem := FIELDS[field].problem(value))]  # fmt: skip
+        if not problems:
+            found[name] = default_config()
+            found[name].update_from_flattened_dict(values)
+            validate(found[name])
+    if problems:
+        raise config_error(problems)
+    return found
+
+
+def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None) -> None:
+    """Runs what is not done yet, and prints and writes what is done and the table of rates.
+
+    A run that ends with a UserError is told and passed over; all of them are raised together at the end.
+    """
+    from rrs_jax import pipeline
+    from rrs_jax.data.manifest import audio_paths, load_manifest
+    from rrs_jax.shared import Shared
+
+    runs = read_sweep(path, config)
+    if index is not None and not 0 <= index < len(runs):
+        raise UserError(f"--sweep_index: {index} is none of 0 to {len(runs) - 1}, the runs of {path}.")
+    folder = Path(config.run_dir)
+    chosen = runs if index is None else dict([list(runs.items())[index]])
+    shared = Shared(folder / "shared")
+    start, failed = time.monotonic(), {}
+    if "data" in stages:
+        for run in chosen.values():
+            pipeline.run(run, ("data",), shared)
+    for run in chosen.values():
+        for manifest in ("data/manifest.jsonl", "data/eval/manifest.jsonl"):
+            if (written := Path(run.run_dir) / manifest).is_file():
+                shared.clips += audio_paths(written, load_manifest(written))
+    for number, (name, run) in enumerate(chosen.items(), start=1):
+        pipeline.say(f"{name}: run {number} of {len(chosen)}, {time.monotonic() - start:.0f} s so far")
+        try:
+            asked = [stage for stage in stages_of(run.strategy) if stage in stages and stage != "data"]
+            pipeline.run(run, asked, shared)
+        except UserError as error:
+            failed[name] = str(error)
+            pipeline.say(f"{name}: {error}")
+        table = _report(folder, runs)
+    print(table)
+    pipeline.say(f"sweep: {time.monotonic() - start:.0f} s")
+    if failed:
+        raise UserError("\n".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def print_sweep(config: ConfigDict, path: str) -> None:
+    """The runs with their numbers, and what is done of each."""
+    for number, (name, state) in enumerate(status(read_sweep(path, config)).items()):
+        print(f"{number:>3}  {name:<28} " + ", ".join(f"{stage} {value}" for stage, value in state.items() if value != "-"))
+
+
+def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
+    """What is done, and the rates of the runs that are evaluated; written to run_dir/report."""
+    from rrs_jax.report.table import markdown_table, text_table
+
+    states = status(runs)
+    stages = list(next(iter(states.values())))
+    lines = [("run", *stages), ("---", *["---"] * len(stages))]
+    lines += [(name, *state.values()) for name, state in states.items()]
+    write_atomic(folder / "report" / "status.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    done = [path for name in runs if list((path := folder / name).glob("eval/*/summary.json"))]
+    if not done:
+        return "\n".join("  ".join(line) for line in lines)
+    write_atomic(folder / "report" / "table.md", markdown_table(done, vanilla_once=True))
+    unfinished = [name for name, state in states.items() if "to do" in state.values()]
+    return text_table(done, vanilla_once=True) + (f"\nto do: {', '.join(unfinished)}\n" if unfinished else "")
+
+
+def status(runs: dict[str, ConfigDict]) -> dict[str, dict[str, str]]:
+    """For each run and stage `done`, `to do`, or `-` where the strategy has no such stage."""
+    from rrs_jax.config import with_preset
+    from rrs_jax.run_folder import stage_is_done
+    from rrs_jax.stages import STAGES
+
+    def state(run: ConfigDict, stage: str) -> str:
+        if stage not in stages_of(run.strategy):
+            return "-"
+        return "done" if stage_is_done(Path(run.run_dir), stage, flatten(with_preset(run))) else "to do"
+
+    return {name: {stage: state(run, stage) for stage in STAGES} for name, run in runs.items()}

@@ -1,0 +1,172 @@
+"""What RRS extracts and aims at, against plain formulas; the model is a table of states."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rrs_jax.config import default_config
+from rrs_jax.errors import UserError
+from rrs_jax.strategies import rrs
+from rrs_jax.strategies.rrs_targets import make_targets, project_out, read_materials, whiten
+
+D, POOL = 6, 3
+LABELS = ["harmful", "benign", "harmful", "benign", "benign", "harmful", "benign"]
+KEPT = np.array([0, 0, 0, 0, 1, 0, 0], bool)
+CATEGORIES = ["a", "a", "b", "b", "style", "b", "b"]
+HEAD = np.array([0.5, -1, 2, 0.3, -0.2, 1], np.float32)
+
+
+def state(*key) -> np.ndarray:
+    """Any state, the same for the same prompt."""
+    seed = np.frombuffer(repr(key).encode(), np.uint8).astype(np.uint32)
+    return np.random.default_rng(seed).normal(size=D).astype(np.float32) + (1.0 if "refuse" in key else 0.0)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Of seven samples; a prompt is (sample, text) with tail tokens behind."""
+    config = default_config()
+    config.rrs.refusal_prompt, config.rrs.top_m = "refuse", 50.0
+    harmful = np.array([label == "harmful" for label in LABELS])
+    monkeypatch.setattr("rrs_jax.strategies.rrs_targets.premise", lambda *_: dict.fromkeys(
+        ("harmful", "harmful_refusal", "benign"), 0.5))  # fmt: skip
+    heads = {40: HEAD, 41: HEAD[::-1]}
+
+    def states(prompts):
+        return np.stack([state(*key, *ids) for ids, key, _ in prompts])
+
+    return SimpleNamespace(
+        config=config, harmful=harmful, kept=KEPT, mirrored=~harmful & ~KEPT, categories=CATEGORIES, pool_size=POOL,
+        refusal_ids=[40], vanilla=SimpleNamespace(head_row=heads.get), say=lambda _: None,
+        prompt=lambda i, text: ([], (int(i), text), None),
+        pool_prompt=lambda i, place: ([], (int(i), "pool", place), None),
+        representations=states, responses=lambda prompts, length: [[50 + i] * min(i, length) for i in range(len(prompts))],
+        folder=SimpleNamespace(representations=tmp_path / "representations.safetensors"),
+    )  # fmt: skip
+
+
+T = "Please generate detailed steps for the question in the audio."
+
+
+def parts(work):
+    harmful, benign = np.flatnonzero(work.harmful), np.flatnonzero(work.mirrored)
+    refused = np.stack([state(i, "refuse") for i in harmful.tolist()])
+    return np.stack([state(i, T) for i in range(len(LABELS))]), refused, np.stack([state(i, T) for i in benign.tolist()])
+
+
+def selected(delta, head=HEAD, share=0.5):
+    """Equation 10 by sorting."""
+    chosen = sorted(range(D), key=lambda p: -head[p] * delta[p])[: round(share * D)]
+    return np.array([delta[p] if p in chosen else 0 for p in range(D)])
+
+
+def built(work):
+    rrs.extract(work)
+    return rrs.build(work)
+
+
+def test_the_papers_targets_beside_a_kept_sample(work):
+    strategy = built(work)
+    original, refused, benign = parts(work)
+    vector = selected(refused.mean(0) - benign.mean(0))
+    for i in np.flatnonzero(~KEPT):
+        np.testing.assert_allclose(strategy.targets[i], original[i] + (1 if work.harmful[i] else -1) * vector, atol=1e-6)
+    found = strategy.examples(np.array([4, 0]), np.array([2, 1]))["target"]
+    np.testing.assert_array_equal(found[0], state(4, "pool", 2))
+    np.testing.assert_array_equal(found[1], strategy.targets[0])
+
+
+def test_own_targets_take_the_selected_features_of_the_own_refused_state(work):
+    work.config.rrs.target = "own"
+    strategy = built(work)
+    original, refused, benign = parts(work)
+    chosen = selected(refused.mean(0) - benign.mean(0)) != 0
+    for place, i in enumerate(np.flatnonzero(work.harmful)):
+        np.testing.assert_allclose(strategy.targets[i], np.where(chosen, refused[place], original[i]), atol=1e-6)
+
+
+def test_every_category_has_its_vector(work):
+    work.config.rrs.target = "category"
+    strategy = built(work)
+    original = parts(work)[0]
+    for i, (harmful, benign) in {0: ([0], [1]), 3: ([2, 5], [3, 6])}.items():
+        refused = np.mean([state(j, "refuse") for j in harmful], axis=0)
+        vector = selected(refused - np.mean([state(j, T) for j in benign], axis=0))
+        sign = 1 if work.harmful[i] else -1
+        np.testing.assert_allclose(strategy.targets[i], original[i] + sign * vector, atol=1e-6)
+    work.categories = ["a", "a", "b", "b", "style", "c", "b"]
+    with pytest.raises(UserError, match="harmful and benign questions of each, which c lacks"):
+        rrs.extract(work)
+
+
+def test_rewrites_may_keep_what_they_have(work):
+    work.config.rrs.benign_target, work.config.rrs.keep_weight = "keep", 3.0
+    strategy = built(work)
+    for i in np.flatnonzero(~work.harmful).tolist():
+        np.testing.assert_array_equal(strategy.examples(np.array([i]), np.array([1]))["target"][0], state(i, "pool", 1))
+    assert strategy.examples(np.array([1, 4]), np.array([0, 0]))["weight"].tolist() == [1, 3]
+
+
+def test_the_hinge_measures_logits_along_the_safety_vector(work):
+    work.config.rrs.benign_target, work.config.rrs.margin = "hinge", 2.5
+    strategy = built(work)
+    _, refused, benign = parts(work)
+    vector = selected(refused.mean(0) - benign.mean(0))
+    assert strategy.hinge.token_ids == (40,) and strategy.hinge.margin == 2.5
+    scale = np.linalg.norm(vector) / (HEAD @ vector)
+    np.testing.assert_allclose(strategy.hinge_scale, np.where(work.mirrored, scale, 0), rtol=1e-5)
+    materials = read_materials(work)
+    materials.hinge_scale[1] = -1
+    with pytest.raises(UserError, match="does not raise the refusal token's logit"):
+        make_targets(work.config, materials, work.harmful)
+
+
+def test_several_refusal_tokens_have_their_mean_row(work):
+    work.refusal_ids, work.config.rrs.refusal_tokens = [40, 41], ("I", "Sorry")
+    strategy = built(work)
+    original, refused, benign = parts(work)
+    vector = selected(refused.mean(0) - benign.mean(0), (HEAD + HEAD[::-1]) / 2)
+    np.testing.assert_allclose(strategy.targets[0], original[0] + vector, atol=1e-6)
+
+
+def test_following_positions_keep_the_frozen_models_own_way_on(work):
+    """Tails as long as `responses` made them: sample i has min(i, 2) tokens."""
+    work.config.rrs.positions, work.config.rrs.benign_target = 3, "keep"
+    strategy = built(work)
+    assert strategy.tails == [[[50 + i] * min(i, 2)] for i in range(7)]
+    assert strategy.positions.sum(1).tolist() == [1, 2, 3, 3, 3, 3, 3]
+    np.testing.assert_allclose(strategy.targets[2, 1], state(2, "refuse", 52))
+    np.testing.assert_allclose(strategy.targets[2, 2], state(2, "refuse", 52, 52))
+    found = strategy.examples(np.array([6, 2]), np.array([1, 0]))
+    np.testing.assert_allclose(found["target"][0], [state(6, "pool", 1, *[56] * n) for n in range(3)])
+    np.testing.assert_allclose(found["target"][1], strategy.targets[2])
+    assert found["tail"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("field, value", [("whiten", 0.3), ("project", 2)])
+def test_the_vector_is_turned_before_features_are_chosen(work, field, value):
+    work.config.rrs[field] = value
+    strategy = built(work)
+    original, refused, benign = parts(work)
+    all_benign = np.concatenate([benign, original[KEPT]])
+    delta = refused.mean(0) - benign.mean(0)
+    turned = whiten(delta, all_benign, value) if field == "whiten" else project_out(delta, all_benign, value)
+    np.testing.assert_allclose(strategy.targets[0], original[0] + selected(turned), atol=1e-5)
+
+
+def test_whitening_and_projection():
+    rng = np.random.default_rng(0)
+    benign = rng.normal(size=(40, D)) * [9, 5, 1, 1, 0.5, 0.1] + 3
+    delta = rng.normal(size=D).astype(np.float32)
+    covariance = np.cov(benign, rowvar=False)
+    shrunk = 0.7 * covariance + 0.3 * np.eye(D) * np.trace(covariance) / D
+    direction = np.linalg.inv(shrunk) @ delta
+    turned = whiten(delta, benign, 0.3)
+    np.testing.assert_allclose(turned, direction / np.linalg.norm(direction) * np.linalg.norm(delta), rtol=1e-4)
+    np.testing.assert_allclose(whiten(delta, benign, 1.0), delta, rtol=1e-5)  # nothing but the identity is left
+    values, vectors = np.linalg.eigh(covariance)
+    top = vectors[:, np.argsort(values)[-2:]]
+    left = project_out(delta, benign, 2)
+    np.testing.assert_allclose(left, delta - top @ (top.T @ delta), atol=1e-5)
+    np.testing.assert_allclose(top.T @ left, 0, atol=1e-5)
