@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, FieldReference
 
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.judges import JUDGES
+from rrs_jax.evaluate.judges import JUDGES_WRITTEN, judge_problem
 from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
 from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
 
@@ -118,8 +118,9 @@ FIELDS = {field.name: field for field in (
           "Of these, the ways of asking benign and borderline ones; the paper has one ORR a model."),
     Field("evaluate.samples", 5, whole(1), "Answers to each question in each mode (section 5.1)."),
     Field("evaluate.judges", ("phrases", "first_token"),
-          names(f"different names out of {', '.join(JUDGES)}", *JUDGES),
-          "Who says what a refusal is; the paper does not name its judge."),
+          names(f"different names, with commas between, out of {JUDGES_WRITTEN}"),
+          "Who says what a refusal and what harm is; the first one's rates are the summary's. The paper does not "
+          "name its judge."),
     Field("evaluate.limit", None, either(whole(1), None), "Questions of each set at most; None is all."),
     Field("evaluate.text_only_variant", "prompted", choice(*TEXT_ONLY_VARIANTS),
           "`prompted` announces the question as an audio's content, `plain` does not; not in the paper."),
@@ -199,6 +200,7 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["generate.greedy"] and values["evaluate.samples"] > 1:
         yield (f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
                "the same each time, give evaluate.samples=1 or greedy=false")  # fmt: skip
+    yield from filter(None, map(judge_problem, values["evaluate.judges"]))
     outside = [mode for mode in values["evaluate.over_refusal_modes"] if mode not in values["evaluate.modes"]]
     if outside:
         yield f"evaluate.over_refusal_modes has {', '.join(outside)}, which evaluate.modes lacks"
