@@ -253,7 +253,7 @@ def test_a_bad_rubric_says_what_is_wrong(tmp_path, change, sentence):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("llm:default", "needs evaluate.judge_endpoint, the address of an OpenAI-compatible server"),
+        ("llm:default", "needs judge.url, the address of an OpenAI-compatible server"),
         ("llm", "judge llm is written llm:RUBRIC"),
         ("phrases:x", "judge phrases:x is written phrases"),
         ("llm:none", "rubric none: there is none; choose default, jailbreakbench"),

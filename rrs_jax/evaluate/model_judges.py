@@ -78,8 +78,8 @@ def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
     rubric, model = load_rubric(rubric_name), model or settings.model
     if not settings.endpoint or not model:
         raise UserError(
-            f"evaluate.judges: llm:{written} needs evaluate.judge_endpoint, the address of an OpenAI-compatible "
-            "server such as http://localhost:8000/v1, and evaluate.judge_model."
+            f"evaluate.judges: llm:{written} needs judge.url, the address of an OpenAI-compatible "
+            "server such as http://localhost:8000/v1, and judge.model."
         )
     endpoint = Endpoint(
         EndpointConfig(

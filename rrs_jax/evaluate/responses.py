@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import Exchange, Judge, Judgement, judge_all
-from rrs_jax.files import append_jsonl, content_hash, read_json, read_jsonl, write_json
+from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, write_json
 from rrs_jax.progress import Progress
 
 SETS = ("harmful", "benign", "borderline")
@@ -52,7 +52,7 @@ class ResponseStore:
         self.path = Path(path)
         self.meta_path = self.path.with_suffix(".meta.json")
         made_by = json.loads(json.dumps(made_by))
-        self.rows: dict[Key, dict] = {key_of(row): row for row in _read_rows(self.path)}
+        self.rows: dict[Key, dict] = {key_of(row): row for row in read_growing_jsonl(self.path)}
         if self.rows:
             self._check_maker(made_by)
         else:
@@ -116,7 +116,7 @@ def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequenc
     judge fails or the program is interrupted.
     """
     path = Path(path)
-    known = {_judgement_key(row): row for row in _read_rows(path)}
+    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
     return [row for judge in judges for row in _judge_with(judge, path, responses, known)]
 
 
@@ -187,18 +187,3 @@ class AppendedRows:
 
 def _judgement_key(row: dict) -> tuple:
     return (*key_of(row), row["judge"], row["version"], row["response_hash"])
-
-
-def _read_rows(path: Path) -> list[dict]:
-    """The rows of a file that grows; a last line cut short by a kill is taken off and made again."""
-    if not path.exists():
-        return []
-    try:
-        with path.open("r+b") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                file.truncate(whole)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its rights.") from error
-    return read_jsonl(path)

@@ -9,9 +9,10 @@ from typing import Protocol
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import JudgeSettings, make_judges
 from rrs_jax.evaluate.responses import SETS, Key, Query, ResponseStore, judge_responses
+from rrs_jax.evaluate.settings import SETTING_MODES, has_clip, setting_prompt
 from rrs_jax.evaluate.summary import ORR_MODE, summarise
 from rrs_jax.files import write_json
-from rrs_jax.inputs.prompts import MODES, TEXT_ONLY_VARIANTS, evaluation_prompt
+from rrs_jax.inputs.prompts import MODES, TEXT_ONLY_VARIANTS
 from rrs_jax.progress import Progress
 
 
@@ -49,6 +50,7 @@ def evaluate_model(
     available_modes: Sequence[str] = MODES,
     judge_settings: JudgeSettings | None = None,
     write_every: float = 2.0,
+    setting: str = "spoken",
     text_only_variant: str = "prompted",
     over_refusal_modes: Sequence[str] = (ORR_MODE,),
     audio_folder: str | Path = ".",
@@ -67,6 +69,8 @@ def evaluate_model(
     modes: those asked for; harmful questions are asked in all of them, the other two sets in those that are also
         in `over_refusal_modes`.
     available_modes: those that the model has (Qwen-Audio has no audio_only); others are null in the summary.
+    setting: one of `settings.SETTINGS`; the rows' audio is then the setting's (`settings.setting_rows`), and modes
+        that it does not have are null.
     write_every: seconds between writes of finished responses; 0 where each one costs money.
     made_by: JSON object that says what decides the responses besides the prompts (model, adapter, decoding,
         seed); a restart with another one is refused.
@@ -75,7 +79,7 @@ def evaluate_model(
     Raises UserError for a mistake in the arguments, before anything is generated.
     """
     judges = make_judges(judge_names, judge_settings)
-    modes = _available(modes, available_modes)
+    modes = _available(modes, [mode for mode in available_modes if mode in SETTING_MODES[setting]])
     _check(rows, modes, samples, text_only_variant, over_refusal_modes)
     audio = {(row["label"], row["id"]): row.get("audio") for row in rows}
     queries = [
@@ -85,15 +89,19 @@ def evaluate_model(
         if row["label"] == "harmful" or mode in over_refusal_modes
     ]
     folder = Path(folder) / name
-    prompts = {mode: evaluation_prompt(mode, "{question}", text_only_variant) for mode in MODES}
+    prompts = {
+        mode: setting_prompt(setting, mode, "{question}", text_only_variant) for mode in SETTING_MODES[setting]
+    }
     store = ResponseStore(folder / "responses.jsonl", {**(made_by or {}), "prompts": prompts})
     wanted = {}
     for query, sample in store.missing(queries, samples):
-        text = evaluation_prompt(query.mode, query.question, text_only_variant)
-        clip = None if query.mode == "text_only" else Path(audio_folder) / audio[query.set, query.id]
+        text = setting_prompt(setting, query.mode, query.question, text_only_variant)
+        clip = None
+        if has_clip(setting, query.mode):
+            clip = Path(audio_folder) / audio[query.set, query.id]
         wanted[query.key(sample)] = (GenerationRequest(query.key(sample), text, clip, sample), query)
     if wanted:
-        _generate_missing(name, wanted, generate, store, write_every)
+        generate_missing(name, wanted, generate, store, write_every)
 
     judgements = judge_responses(folder / "judgements.jsonl", store.select(queries, samples), judges)
     summary = summarise(
@@ -109,7 +117,7 @@ def evaluate_model(
     return summary
 
 
-def _generate_missing(
+def generate_missing(
     name: str,
     wanted: dict[Key, tuple[GenerationRequest, Query]],
     generate: Generate,
@@ -149,7 +157,7 @@ def _available(modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...
     asked = tuple(mode for mode in modes if mode in available or mode not in MODES)
     if modes and not asked:
         raise UserError(
-            f"evaluate.modes: the model has none of {', '.join(modes)}; choose from {', '.join(available)}."
+            f"evaluate.modes: this model and setting have none of {', '.join(modes)}; choose from {', '.join(available)}."
         )
     return asked
 
