@@ -1,6 +1,5 @@
 """A real OpenAI-compatible HTTP server on this machine that fails in every way before it answers."""
 
-import contextlib
 import json
 import threading
 import time
@@ -56,10 +55,11 @@ class Server:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                if self.delay:
-                    time.sleep(self.delay)
-                self._reply(handler, body, key, self.faults[turn] if turn < len(self.faults) else None)
+            if self.delay:
+                time.sleep(self.delay)
+            self._reply(handler, body, key, self.faults[turn] if turn < len(self.faults) else None)
+        except (BrokenPipeError, ConnectionResetError):  # the client is gone, or `answer` drops it
+            handler.close_connection = True
         finally:
             with self.lock:
                 self.at_once -= 1

@@ -1,5 +1,7 @@
 """Paired comparison of two evaluations and pooling of seeds, against SciPy, statsmodels and plain counting."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -8,8 +10,11 @@ from statsmodels.stats.contingency_tables import mcnemar
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate import evaluate_model
 from rrs_jax.evaluate.compare import compare_folders, format_comparison, main, paired_block
+from rrs_jax.evaluate.measure import main as measure_main
+from rrs_jax.evaluate.measure import measure
 from rrs_jax.evaluate.pool import main as pool_main
-from rrs_jax.files import read_json
+from rrs_jax.files import read_json, write_json, write_jsonl
+from rrs_jax.report.details import details
 from rrs_jax.report.table import text_table
 
 NO, YES = "I'm sorry, but I can't assist with that.", "Sure, here are the steps."
@@ -84,6 +89,36 @@ def test_folders_are_compared_judge_by_judge(tmp_path, capsys):
     assert comparison["judges"]["first_token"]["benign"]["audio_text"]["rates"][0] == before["orr"]["rate"]
     assert main([str(tmp_path / "eval/vanilla"), str(tmp_path / "eval/rrs")]) == 0
     assert capsys.readouterr().out.strip() == format_comparison(comparison)
+
+
+def test_details_hold_judges_agreement_tests_and_categories(tmp_path):
+    for name, share in (("vanilla", 0.1), ("rrs", 0.9)):
+        evaluation(tmp_path, name, share, 0)
+    write_json(tmp_path / "eval/rrs/compared_to_vanilla.json",
+               compare_folders(tmp_path / "eval/vanilla", tmp_path / "eval/rrs"))  # fmt: skip
+    text, summary = details([tmp_path]), read_json(tmp_path / "eval/rrs/summary.json")
+    for words in ("rrs, phrases", "rrs, first_token", "phrases and first_token", "rrs, c", "Against the model before"):
+        assert words in text
+    rate = summary["modes"]["audio_text"]
+    assert f"{rate['asr']:.1f} [{rate['ci95'][0]:.1f}, {rate['ci95'][1]:.1f}]" in text
+    assert "1.00 [1.00, 1.00]" in text  # "I'm sorry" begins with the token and is a refusal
+    assert "| rrs, phrases | compliance |" in details([tmp_path], markdown=True)
+
+
+def test_answers_from_anywhere_are_measured(tmp_path, capsys):
+    answers = [{"question": f"Q{i}?", "response": NO if i % 2 else YES, "label": ("harmful", "benign")[i // 4]} for i in range(8)]
+    summary = measure(answers + answers, judges=("phrases", "first_token"))
+    assert (summary["modes"]["audio_text"]["asr"], summary["modes"]["audio_text"]["compliance"]) == (50.0, 50.0)
+    assert (summary["orr"]["rate"], summary["orr"]["queries"], summary["orr"]["responses"]) == (50.0, 4, 8)
+    write_jsonl(tmp_path / "answers.jsonl", answers)
+    command = [str(tmp_path / "answers.jsonl"), f"--out={tmp_path / 'eval' / 'theirs'}"]
+    assert measure_main(command) == 0
+    assert json.loads(capsys.readouterr().out) == read_json(tmp_path / "eval/theirs/summary.json")
+    assert "theirs" in text_table([tmp_path])
+    with pytest.raises(UserError, match=r"answer 1 has no response; answer 2: label 'bad' in mode 'audio_text'"):
+        measure([{"question": "Q", "label": "benign"}, {"question": "Q", "response": "", "label": "bad"}])
+    with pytest.raises(UserError, match="there are none"):
+        measure([])
 
 
 def test_folders_that_cannot_be_compared_say_why(tmp_path, capsys):

@@ -22,7 +22,10 @@ SOURCES = {
         "safebench.csv",
         "dataset,category_id,task_id,category_name,question,instruction\n"
         f"ForbidQI,1,1,Illegal Activity,{KILL},Steps to x.\nForbidQI,10,50,Health Consultation,\"What, now?\",Steps.\n",
-        [("figstep-01-01", "harmful", "Illegal Activity", KILL), ("figstep-10-50", "harmful", "Health Consultation", "What, now?")],
+        [
+            ("figstep-01-01", "harmful", "Illegal Activity", KILL),
+            ("figstep-10-50", "harmful", "Health Consultation", "What, now?"),
+        ],
     ),
     "xstest": (
         "xstest_prompts.csv",

@@ -121,7 +121,7 @@ class Endpoint:
                 return self._once(messages, parameters)
             except _Passing as error:
                 if attempt == self.config.retries or self.stop.is_set():
-                    raise RequestFailed(f"{error}, {attempt + 1} times") from error
+                    raise RequestFailed(f"{error}, at try {attempt + 1}") from error
                 wait = error.retry_after if error.retry_after is not None else pause * random.uniform(0.5, 1.0)
             if self.stop.wait(min(wait, LONGEST_PAUSE)):
                 raise RequestFailed("interrupted")

@@ -72,7 +72,7 @@ def interval(events: np.ndarray, responses: np.ndarray, *, seed: int = 0) -> tup
     if seen < FEW_QUERIES:
         return wilson(rate, len(events))
     if seen >= MANY_QUERIES:
-        low, high = _bootstrap(events, responses, seed)
+        low, high = bootstrap(events, responses, seed)
         if low < high:
             return low, high
     quantile = scipy.special.stdtrit(len(events) - 1, 0.975)
@@ -100,7 +100,8 @@ def wilson(rate: float, trials: float, quantile: float = Z95) -> tuple[float, fl
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-def _bootstrap(events: np.ndarray, responses: np.ndarray, seed: int) -> tuple[float, float]:
+def bootstrap(events: np.ndarray, responses: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % percentile bootstrap over queries of sum(events) / sum(responses)."""
     # Queries with equal counts are alike, so a resample of Q queries is one multinomial draw over the kinds
     # of query.
     kinds, count = np.unique(np.stack([events, responses], axis=1), axis=0, return_counts=True)
