@@ -128,7 +128,8 @@ def test_json_lines_and_several_sets_at_once(tmp_path):
     file, text, expected = SOURCES["strongreject"]
     (tmp_path / file).write_text(text)
     names = [f"jsonl:{path}", f"strongreject:{tmp_path / file}"]
-    assert short(read_question_sets(names)) == [("a", "harmful", "none", KILL), ("jsonl-0002", "benign", "pets", BEFRIEND), *expected]
+    own = [("a", "harmful", "none", KILL), ("jsonl-0002", "benign", "pets", BEFRIEND)]
+    assert short(read_question_sets(names)) == own + expected
     assert question_sets_name(names) == "jsonl-strongreject"
     with pytest.raises(UserError, match="id a occurs twice; name each set once"):
         read_question_sets([names[0], names[0]])
