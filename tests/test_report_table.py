@@ -9,7 +9,6 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import write_json
 from rrs_jax.report import table
 
-
 HEADER = (
     "Model", "Compliance audio-text", "Compliance text-only", "Compliance audio-only", "ORR", "ORR borderline",
     "NSI average",
