@@ -17,7 +17,9 @@ from rrs_jax.fields import Field, choice, either, names, nearest, number, switch
 from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
 
 STRATEGIES = ("vanilla", "rrs")
+# Of all decoders.
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYOUTS = ("whole4", "thinker4", "whole5", "thinker5")
 MINI = "mini"  # a model.path of its own: the small real model, made on first use
 
 FIELDS = {field.name: field for field in (
@@ -67,8 +69,9 @@ FIELDS = {field.name: field for field in (
     Field("lora.rank", 8, whole(1), "Not in the paper; 8 is PEFT's default."),
     Field("lora.alpha", 16.0, number(0, above=True),
           "Not in the paper; adapters are scaled by alpha / rank."),
-    Field("lora.targets", LINEARS, names(f"different names out of {', '.join(LINEARS)}", *LINEARS),
-          "Linears of each decoder layer that get an adapter; the paper says \"LLM modules\", so all."),
+    Field("lora.targets", ("all",), names(f"all, or different names out of {', '.join(LINEARS)}", "all", *LINEARS),
+          "Linears of each decoder layer that get an adapter; the paper says \"LLM modules\", so all. "
+          "A model refuses names that its decoder does not have."),
     Field("lora.layers", "all", either(whole(0), "all"),
           "`all`, or the first layer with an adapter: layers below it have none and need no backward pass."),
 
@@ -99,7 +102,11 @@ FIELDS = {field.name: field for field in (
     Field("mesh.fsdp", 1, either(whole(1), -1), "Devices over which batches and weights are cut."),
     Field("mesh.tensor", 1, either(whole(1), -1), "Devices over which heads and mlp columns are cut."),
 
-    Field("generate.batch_size", 16, whole(1), "Answers in flight at once."),
+    Field("generate.batch_size", 16, whole(1),
+          "Answers in flight at once; the samples of one question are in flight together and share its prompt."),
+    Field("generate.cache_dtype", "auto", choice("auto", "bfloat16", "float32", "int8"),
+          "Of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` halves bfloat16's "
+          "memory at a relative error of about 1 % in a layer's attention (docs/generation.md)."),
     Field("generate.max_new_tokens", 256, whole(1),
           "Tokens after which an answer is cut. Not in the paper."),
     Field("generate.greedy", False, switch(),
@@ -156,6 +163,9 @@ FIELDS = {field.name: field for field in (
     Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies."),
     Field("export.merged", False, switch(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
+    Field("export.layout", "auto", choice("auto", *LAYOUTS),
+          "Whose module names the adapter has: `whole` for the class of the whole model, `thinker` for that of "
+          "Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads which."),
 )}  # fmt: skip
 
 

@@ -64,11 +64,12 @@ class Evaluation:
         config, folder = self.config, self.session.folder.evaluations
         generate, made_by = engine
         served = config.endpoint.url
-        write_every = 0.0 if served else 2.0
+        write_every = 0.0 if served else 2.0  # what a server answers may cost money
+        modes = config.evaluate.modes if served else self.session.modes
         audios = [row["audio"] for row in self.rows if row["audio"]]
         made_by |= {"clips": content_hash([content_hash((self.audio_folder / audio).read_bytes()) for audio in audios])}
         summary = evaluate_model(
-            name + self.suffix, self.rows, generate, modes=config.evaluate.modes, samples=config.evaluate.samples,
+            name + self.suffix, self.rows, generate, modes=modes, samples=config.evaluate.samples,
             judge_names=config.evaluate.judges, judge_settings=self.judges, folder=folder,
             setting=config.evaluate.setting, text_only_variant=config.evaluate.text_only_variant,
             over_refusal_modes=config.evaluate.over_refusal_modes, audio_folder=self.audio_folder, made_by=made_by,
@@ -96,7 +97,8 @@ class Evaluation:
             sampling = self._sampling()
             module = model()
             adapter = None if module.lora is None else adapter_hash(module)
-            made_by = {"model": config.model.path, "adapter": adapter, "sampling": vars(sampling), "seed": config.seed}
+            made_by = {"model": config.model.path, "adapter": adapter, "sampling": vars(sampling),
+                       "cache_dtype": config.generate.cache_dtype, "seed": config.seed}  # fmt: skip
             return self._local_engine(module, sampling), made_by
         served = config.endpoint.vanilla_model if name == "vanilla" else config.endpoint.model
         if name == "vanilla" and config.strategy == "vanilla":
@@ -154,8 +156,9 @@ class Evaluation:
     def _local_engine(self, model: nnx.Module, sampling: SamplingConfig) -> Generate:
         session, config = self.session, self.config
         generator = Generator(
-            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size
-        )
+            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size,
+            cache_dtype=config.generate.cache_dtype,
+        )  # fmt: skip
 
         def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
             bank, clip_of = self._bank([request.audio for request in requests if request.audio is not None])
@@ -192,7 +195,7 @@ class Evaluation:
         sampling = self._sampling(greedy=True, max_new_tokens=64)
         generator = Generator(
             session.vanilla, sampling, eos_token_ids=session.processor.eos_token_ids,
-            batch_size=self.config.generate.batch_size,
+            batch_size=self.config.generate.batch_size, cache_dtype=self.config.generate.cache_dtype,
         )  # fmt: skip
         encode, decode = session.processor.encode, session.processor.decode
         asked = [Prompt(key=i, row=(encode(text, (), system), [], [])) for i, (system, text) in enumerate(prompts)]

@@ -195,7 +195,7 @@ def export(session: Session) -> dict:
     model, base = trained_model(session), session.model_folder
     name = config.model.path if config.model.path != MINI else str(base)
     targets = [folder.adapter]
-    export_adapter(model, base, folder.adapter, base_name=name)
+    export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
     if config.export.merged:
         export_merged(model, base, folder.merged)
         targets.append(folder.merged)
