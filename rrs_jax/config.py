@@ -245,7 +245,7 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     judged = asked_model or values["evaluate.air_bench"] is not None
     if judged and not (values["judge.url"] and values["judge.model"]):
         yield "judge.url and judge.model are needed by evaluate.air_bench and by judges called llm"
-    if any(name.startswith("llm:") for name in values["evaluate.judges"]) and not values["judge.url"]:
+    elif any(name.startswith("llm:") for name in values["evaluate.judges"]) and not values["judge.url"]:
         yield "judge.url is needed by judges called llm"
     if values["endpoint.url"]:
         if not values["endpoint.model"]:
