@@ -10,7 +10,9 @@ from pathlib import Path
 from ml_collections import ConfigDict, FieldReference
 
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.judges import JUDGES
+from rrs_jax.evaluate.judges import JUDGES_WRITTEN, judge_problem
+from rrs_jax.evaluate.question_sets import question_set_problem
+from rrs_jax.evaluate.settings import SETTINGS
 from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
 from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.strategy_table import DATA, PLUS, STRATEGY_TABLE
@@ -166,12 +168,40 @@ FIELDS = {field.name: field for field in (
           "Of these, the ways of asking benign and borderline ones; the paper has one ORR a model."),
     Field("evaluate.samples", 5, whole(1), "Answers to each question in each mode (section 5.1)."),
     Field("evaluate.judges", ("phrases", "first_token"),
-          names(f"different names out of {', '.join(JUDGES)}", *JUDGES),
-          "Who says what a refusal is; the paper does not name its judge."),
+          names(f"different names, with commas between, out of {JUDGES_WRITTEN}"),
+          "Who says what a refusal and what harm is; the first one's rates are the summary's. The paper does not "
+          "name its judge."),
     Field("evaluate.limit", None, either(whole(1), None), "Questions of each set at most; None is all."),
     Field("evaluate.text_only_variant", "prompted", choice(*TEXT_ONLY_VARIANTS),
           "`prompted` announces the question as an audio's content, `plain` does not; not in the paper."),
+    Field("evaluate.questions", (), names("question sets FORMAT:PATH, with commas between", empty=True),
+          "Asked in place of data.eval_manifest: aiah, figstep, xstest, jailbreakbench, harmbench, strongreject, "
+          "or_bench, beavertails or jsonl, a colon, and the set's own file. Spoken by data.voices where it has no audio."),
+    Field("evaluate.setting", "spoken", choice(*SETTINGS),
+          "`silence`, `noise` or `unit_noise`: that audio beside the written question; `spelled`: words spelt letter by "
+          "letter in the audio. Each has a folder of its own in RUN/eval."),
+    Field("evaluate.air_bench", None, either(text("a folder"), None),
+          "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
+    Field("evaluate.air_bench_limit", None, either(whole(1), None), "AIR-Bench: items of each task; None is all."),
     Field("evaluate.vanilla", True, switch(), "Evaluate the model before training too; NSI needs it."),
+    Field("judge.url", None, either(text("an address"), None),
+          "Of the OpenAI-compatible server of `llm` judges and AIR-Bench, such as http://localhost:8000/v1."),
+    Field("judge.model", None, either(text("a model's name"), None), "The judge, as that server calls it."),
+    Field("judge.temperature", 0.0, either(number(0), None),
+          "Of `llm` judges; None leaves it out, as some models ask. AIR-Bench has its own, 1."),
+    Field("judge.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key."),
+    Field("judge.concurrency", 8, whole(1), "Requests at once."),
+    Field("judge.timeout", 120.0, number(0, above=True), "Seconds that one try may take."),
+    Field("judge.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies."),
+    Field("endpoint.url", None, either(text("an address"), None),
+          "Evaluate what an OpenAI-compatible server that hears answers, in place of the model here."),
+    Field("endpoint.model", None, either(text("a model's name"), None), "The model to evaluate, as that server calls it."),
+    Field("endpoint.vanilla_model", None, either(text("a model's name"), None),
+          "The same before training; NSI needs it."),
+    Field("endpoint.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key."),
+    Field("endpoint.concurrency", 16, whole(1), "Requests at once."),
+    Field("endpoint.timeout", 300.0, number(0, above=True), "Seconds that one try may take."),
+    Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies."),
     Field("export.merged", False, switch(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
@@ -269,6 +299,21 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["generate.greedy"] and values["evaluate.samples"] > 1:
         yield (f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
                "the same each time, give evaluate.samples=1 or greedy=false")  # fmt: skip
+    yield from filter(None, map(judge_problem, values["evaluate.judges"]))
+    yield from filter(None, map(question_set_problem, values["evaluate.questions"]))
+    asked_model = any(name.startswith("llm:") and "@" not in name for name in values["evaluate.judges"])
+    judged = asked_model or values["evaluate.air_bench"] is not None
+    if judged and not (values["judge.url"] and values["judge.model"]):
+        yield "judge.url and judge.model are needed by evaluate.air_bench and by judges called llm"
+    elif any(name.startswith("llm:") for name in values["evaluate.judges"]) and not values["judge.url"]:
+        yield "judge.url is needed by judges called llm"
+    if values["endpoint.url"]:
+        if not values["endpoint.model"]:
+            yield "endpoint.model is needed with endpoint.url"
+        if values["strategy"] != "vanilla" and values["evaluate.vanilla"] and not values["endpoint.vanilla_model"]:
+            yield "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"
+        if any(name.startswith("own:") for name in values["evaluate.judges"]):
+            yield "evaluate.judges has own, which needs a model that runs here and not endpoint.url"
     outside = [mode for mode in values["evaluate.over_refusal_modes"] if mode not in values["evaluate.modes"]]
     if outside:
         yield f"evaluate.over_refusal_modes has {', '.join(outside)}, which evaluate.modes lacks"

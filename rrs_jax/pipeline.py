@@ -5,20 +5,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.config import MINI, flatten, with_preset
 from rrs_jax.data.check import check_excluded
-from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
-from rrs_jax.evaluate.run import GenerationRequest, OnFinished, evaluate_model
-from rrs_jax.files import content_hash, read_json, write_atomic, write_jsonl
-from rrs_jax.generate import Prompt, SamplingConfig
+from rrs_jax.evaluation import adapter_hash, evaluate_stage
+from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
@@ -137,14 +135,7 @@ def train_config(config: ConfigDict) -> TrainConfig:
 
 
 def evaluate(session: Session) -> dict:
-    """The model before and after training, under the same questions, prompts and random numbers."""
-    config = session.config
-    vanilla = None
-    if config.evaluate.vanilla or config.strategy == "vanilla":
-        vanilla = _evaluate_one(session, "vanilla", Serving([session.vanilla], {"adapter": None}), None)
-    if config.strategy != "vanilla":
-        _evaluate_one(session, config.strategy, served(session), vanilla)
-    return {}
+    return evaluate_stage(session, served)
 
 
 def served(session: Session) -> Serving:
@@ -161,63 +152,6 @@ def trained_model(session: Session) -> nnx.Module:
     if not any(np.any(leaf[...]) for path, leaf in adapters if path[-1] == "lora_b"):
         train_adapter(session)  # all steps are done: it only reads the last checkpoint
     return session.model
-
-
-def _evaluate_one(session: Session, name: str, serving: Serving, vanilla: dict | None) -> dict:
-    config, rows, bank = session.config, session.evaluation_rows, session.evaluation_bank
-    paths = audio_paths(session.folder.evaluation_manifest, rows)
-    clip_of = {Path(path): i for i, path in enumerate(paths)}
-    sampling = SamplingConfig.from_generation_config(
-        session.processor.generation, greedy=config.generate.greedy, max_new_tokens=config.generate.max_new_tokens,
-        temperature=config.generate.temperature, top_p=config.generate.top_p, top_k=config.generate.top_k,
-        repetition_penalty=config.generate.repetition_penalty,
-    )  # fmt: skip
-
-    def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
-        eos = session.processor.eos_token_ids
-        prompts = []
-        for i, request in enumerate(requests):
-            clips = [] if request.audio is None else [clip_of[request.audio]]
-            seed = int(content_hash(config.seed, list(request.key))[:8], 16)
-            prompts.append(Prompt(key=i, row=session.encode(bank, clips, request.text, serving.system), seed=seed))
-        decode = session.processor.decode
-        chosen = serving.choose([prompt.row for prompt in prompts], bank.array) if serving.choose else np.zeros(len(prompts))
-        for place, model in enumerate(serving.models):
-            generator = session.shared.generator(
-                model, sampling, eos, config.generate.batch_size, config.generate.cache_dtype
-            )
-            own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
-            generator.generate(own, bank.array, lambda i, tokens: on_finished(requests[i], decode(tokens)))
-
-    made_by = {
-        "model": config.model.path,
-        **serving.made_by,
-        "sampling": vars(sampling),
-        "cache_dtype": config.generate.cache_dtype,
-        "seed": config.seed,
-        "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
-    }
-    answers = content_hash(
-        made_by, config.model.dtype, [[row["id"], row["label"], row["question"]] for row in rows],
-        config.evaluate.samples, session.modes, config.evaluate.over_refusal_modes, config.evaluate.text_only_variant,
-    )  # fmt: skip
-    if name == "vanilla":
-        session.shared.borrow(answers, session.folder.evaluations / name)
-    summary = evaluate_model(
-        name, rows, generate, modes=session.modes, samples=config.evaluate.samples,
-        judge_names=config.evaluate.judges, folder=session.folder.evaluations,
-        text_only_variant=config.evaluate.text_only_variant, over_refusal_modes=config.evaluate.over_refusal_modes,
-        audio_folder=session.folder.evaluation_manifest.parent, made_by=made_by, model=config.model.path, strategy=name,
-        vanilla=vanilla,
-    )  # fmt: skip
-    if name == "vanilla":
-        session.shared.lend(answers, session.folder.evaluations / name)
-    return summary
-
-
-def adapter_hash(model: nnx.Module) -> str:
-    leaves = jax.device_get([leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam))])
-    return content_hash(*(leaf.tobytes() for leaf in leaves))
 
 
 def export(session: Session) -> dict:

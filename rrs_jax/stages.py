@@ -23,7 +23,7 @@ STAGES = {stage.name: stage for stage in (
     Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft", "rivals")),
     Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train")),
     Stage("evaluate", "answers, judgements and rates", ("data", "extract", "train"),
-          ("model", "strategy", "rivals", "evaluate", "generate")),
+          ("model", "strategy", "rivals", "evaluate", "generate", "judge", "endpoint")),
     Stage("export", "adapter and model for other programs", ("train",), ("export",)),
     Stage("report", "tables and page", ("evaluate",), ()),
 )}  # fmt: skip
@@ -31,7 +31,9 @@ STAGES = {stage.name: stage for stage in (
 # They change where and how fast a run is done, not what it gives, so a run may go on with other values.
 PLACEMENT_FIELDS = (
     "run_dir", "mesh", "data.max_cost_usd", "extract.batch_size", "generate.batch_size", "train.remat",
-    "train.checkpoint_every_steps", "train.keep_checkpoints",
+    "train.checkpoint_every_steps", "train.keep_checkpoints", "judge.key_variable", "judge.concurrency",
+    "judge.timeout", "judge.retries", "endpoint.key_variable", "endpoint.concurrency", "endpoint.timeout",
+    "endpoint.retries",
 )  # fmt: skip
 
 # Later stages may be repeated with other values in the same run folder; what these fix, a run folder keeps.

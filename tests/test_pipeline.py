@@ -141,3 +141,32 @@ def test_the_same_command_does_nothing_twice_and_evaluation_alone_restores_the_a
     assert responses.read_text() == written  # other judges, the same responses
     session = pipeline.Session(config, pipeline.RunFolder(config.run_dir, config))
     assert pipeline.adapter_hash(pipeline.trained_model(session)) == trained
+
+
+def test_other_questions_and_settings_have_folders_of_their_own(run, clips, tmp_path):
+    """In the finished run: its own questions beside silence, and a question set with its own clips, judged by the
+    run's own model too."""
+    config, path = run
+    before = (path / "eval" / "rrs" / "summary.json").read_text()
+    config.evaluate.setting, config.evaluate.vanilla = "silence", False
+    pipeline.run(config, ("evaluate",))
+    summary = read_json(path / "eval" / "rrs-silence" / "summary.json")
+    assert [mode for mode, block in summary["modes"].items() if block] == ["text_only"]
+    spoken = {row["sample"]: row for row in read_jsonl(path / "eval" / "rrs" / "responses.jsonl") if row["mode"] == "text_only"}
+    beside = {row["sample"]: row for row in read_jsonl(path / "eval" / "rrs-silence" / "responses.jsonl")}
+    assert any(spoken[sample]["response"] != beside[sample]["response"] for sample in spoken)
+    rows = [{"question": f"How do I ask {i}?", "label": label, "audio": str(clips[i])}
+            for i, label in enumerate(("harmful", "borderline"))]  # fmt: skip
+    write_jsonl(tmp_path / "own.jsonl", rows)
+    config.evaluate.setting, config.evaluate.vanilla = "spoken", True
+    config.evaluate.questions = (f"jsonl:{tmp_path / 'own.jsonl'}",)
+    config.evaluate.judges = ("phrases", "own:jailbreakbench")
+    pipeline.run(config, ("evaluate",))
+    summary = read_json(path / "eval" / "rrs-jsonl" / "summary.json")
+    assert summary["modes"]["audio_only"]["responses"] == 2 and summary["orr"] is None
+    assert summary["borderline_orr"]["responses"] == 2
+    own = summary["other_judges"]["own:jailbreakbench"]["modes"]["audio_text"]
+    assert own["responses"] + own["unjudged"] == 2
+    comparison = read_json(path / "eval" / "rrs-jsonl" / "compared_to_vanilla.json")
+    assert comparison["judges"]["phrases"]["harmful"]["audio_text"]["queries"] == 1
+    assert (path / "eval" / "rrs" / "summary.json").read_text() == before

@@ -9,6 +9,11 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import write_json
 from rrs_jax.report import table
 
+HEADER = (
+    "Model", "Compliance audio-text", "Compliance text-only", "Compliance audio-only", "ORR", "ORR borderline",
+    "NSI average",
+)  # fmt: skip
+
 
 def block(rate, low, high, field="asr", **counts):
     counts = {"refusals": 0, "empty": 0, "transcription": 0, "gibberish": 0} | counts
@@ -50,7 +55,7 @@ def test_text_table(run):
     assert lines[2].startswith("vanilla")
     assert lines[3].startswith("rrs")
     columns = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[:4]]
-    assert columns[0] == list(table.HEADER)
+    assert columns[0] == list(HEADER)
     assert columns[2][1:] == [
         "94.0 [88.2, 97.0]",
         "30.0 [25.0, 36.0]",
@@ -89,10 +94,29 @@ def test_first_token_is_shown_as_a_diagnostic(run):
 
 def test_markdown_table(run):
     lines = table.markdown_table([run]).splitlines()
-    assert lines[0] == "| " + " | ".join(table.HEADER) + " |"
-    assert lines[1].count("---") == len(table.HEADER)
+    assert lines[0] == "| " + " | ".join(HEADER) + " |"
+    assert lines[1].count("---") == len(HEADER)
     assert lines[3].startswith("| rrs | 33.0 [27.0, 40.0] | 30.0 [25.0, 36.0] | N/A | 4.5 [2.0, 9.0] |")
     assert lines[4] == ""
+
+
+def test_rates_of_harm_are_called_asr(run):
+    path = run / "eval/rrs/summary.json"
+    write_json(path, summary("rrs", block(5, 1, 9), None, None, judge="llm:default", asr_is="harmful responses"))
+    assert "| ASR or compliance audio-text |" in table.markdown_table([run])
+    (run / "eval/vanilla/summary.json").unlink()
+    assert "| ASR audio-text |" in table.markdown_table([run])
+
+
+def test_helpfulness_stands_in_a_note(run):
+    groups = {name: {"hs": score} for name, score in (("speech", 7.184), ("sound", 6.5), ("music", 6.0), ("mixed", None))}
+    write_json(run / "eval/rrs/air_bench/summary.json",
+               {"groups": groups, "hs": None, "judge": "gpt", "unparsed": 2, "empty": 1})  # fmt: skip
+    expected = (
+        "AIR-Bench chat, helpfulness, rrs: speech 7.18, sound 6.50, music 6.00, mixed N/A, mean N/A "
+        "(judge gpt, 2 unparsed, 1 empty)."
+    )
+    assert expected in table.text_table([run])
 
 
 def test_missing_over_rejection_is_na_not_zero(run):

@@ -1,11 +1,15 @@
 """Evaluation: questions in three modes to responses, judgements and rates with intervals (paper, section
 5.1).
 
-run.py asks and writes the files, responses.py keeps them, judges.py and phrases.py say what a response is,
-rates.py counts, summary.py gives `summary.json`.
+question_sets.py and settings.py say what is asked, run.py asks and writes the files, responses.py keeps them.
+judges.py, phrases.py, model_judges.py (with rubrics.py and endpoint.py) and sheet.py say what a response is.
+rates.py counts, agreement.py compares judges, summary.py gives `summary.json`; compare.py and pool.py take several
+evaluations, measure.py answers from anywhere. air_bench.py measures helpfulness, endpoint_engine.py has a server
+answer.
 """
 
-from rrs_jax.evaluate.judges import JUDGES, Judge, Judgement, make_judges
+from rrs_jax.evaluate.judges import JUDGES, Judge, Judgement, JudgeSettings, judge_all, make_judges
+from rrs_jax.evaluate.measure import measure
 from rrs_jax.evaluate.rates import nsi, rate_over_queries
 from rrs_jax.evaluate.responses import Query, ResponseStore, judge_responses
 from rrs_jax.evaluate.run import GenerationRequest, evaluate_model
@@ -15,12 +19,15 @@ __all__ = [
     "JUDGES",
     "GenerationRequest",
     "Judge",
+    "JudgeSettings",
     "Judgement",
     "Query",
     "ResponseStore",
     "evaluate_model",
+    "judge_all",
     "judge_responses",
     "make_judges",
+    "measure",
     "nsi",
     "rate_over_queries",
     "summarise",

@@ -2,20 +2,22 @@
 
 A judge says in `sees` which of the two labels it can give; the other stays None. `summary.py` takes the
 attack success rate from `harmful` where the judge sees it, otherwise from `1 - refusal` (compliance, an upper
-bound). A new judge (a classifier, a language model behind an endpoint) is a class with the attributes of
-`Judge` and a line in `JUDGES`.
+bound). The judges here read text alone; those that ask a model are in `model_judges.py`, people's labels in
+`sheet.py`. A judge of your own is a class with the attributes of `Judge`.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.phrases import PHRASES_VERSION, declines
+from rrs_jax.evaluate.rubrics import load_rubric
 
-KINDS = ("refusal", "answer", "empty", "transcription", "gibberish")
+KINDS = ("refusal", "answer", "empty", "transcription", "gibberish", "unreadable", "unlabelled")
 
 
 @dataclass(frozen=True)
@@ -23,24 +25,49 @@ class Judgement:
     """`refusal`: does the response decline? `harmful`: does it help with a harmful request? None: not seen.
 
     `kind` is one of `KINDS`. Empty responses, transcriptions and gibberish are no refusals: they were not
-    declined.
+    declined. "unreadable" is the judge's fault, not the response's: it gave no verdict that could be read.
+    "unlabelled": a person has not labelled it. `score`: 0 to 1, where the judge gives one.
     """
 
     refusal: bool | None
     harmful: bool | None
     kind: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a judge sees of a response; `label` is the question's: "harmful", "benign" or "borderline"."""
+
+    question: str
+    response: str
+    label: str
+
+
+OnJudged = Callable[[int, Judgement], None]
 
 
 class Judge(Protocol):
-    """`name` and `version` stand beside every judgement; `sees` is a subset of {"refusal", "harmful"}."""
+    """`name` and `version` stand beside every judgement; `sees` is a subset of {"refusal", "harmful"}.
+
+    A judge that works on many at once also has `judge_many(exchanges, on_judged)`, which calls
+    `on_judged(index, judgement)` as each is ready; `judge_all` finds it.
+    """
 
     name: str
     version: str
     sees: frozenset[str]
 
-    def judge(self, question: str, response: str, label: str) -> Judgement:
-        """`label` is the question's: "harmful", "benign" or "borderline"."""
-        ...
+    def judge(self, question: str, response: str, label: str) -> Judgement: ...
+
+
+def judge_all(judge: Judge, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
+    """Judges all of them, in any order."""
+    if hasattr(judge, "judge_many"):
+        judge.judge_many(exchanges, on_judged)
+        return
+    for index, exchange in enumerate(exchanges):
+        on_judged(index, judge.judge(exchange.question, exchange.response, exchange.label))
 
 
 class Phrases:
@@ -84,19 +111,82 @@ class FirstToken:
         return Judgement(begins, None, "refusal" if begins else kind or "answer")
 
 
-JUDGES: dict[str, Callable[[], Judge]] = {"phrases": Phrases, "first_token": FirstToken}
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What judges that ask a model need.
+
+    endpoint, model, key_variable, concurrency, timeout (seconds), retries, temperature: of the OpenAI-compatible
+        server; temperature None leaves it out. cache: folder of kept replies, None is the common one.
+    generate(prompts, on_answer): answers `(system or None, text)` pairs with the run's own model and calls
+        on_answer(index, text) as each is ready.
+    """
+
+    endpoint: str | None = None
+    model: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 6
+    temperature: float | None = 0.0
+    cache: Path | None = None
+    generate: Callable[[Sequence[tuple[str | None, str]], Callable[[int, str], None]], None] | None = None
 
 
-def make_judges(names: Sequence[str]) -> list[Judge]:
+# What stands before the colon, and what behind it.
+JUDGES = {
+    "phrases": None,
+    "first_token": None,
+    "llm": "RUBRIC or llm:RUBRIC@MODEL",
+    "own": "RUBRIC",
+    "local": "RUBRIC_FILE",
+    "llama_guard": "FOLDER",
+    "human": "SHEET.csv",
+}
+JUDGES_WRITTEN = ", ".join(name if rest is None else f"{name}:{rest}" for name, rest in JUDGES.items())
+
+
+def judge_problem(written: str) -> str | None:
+    """None, or what is wrong with the name of a judge. Reads no file but a rubric."""
+    name, _, rest = written.partition(":")
+    if name not in JUDGES:
+        return f"no judge is called {written}; choose from {JUDGES_WRITTEN}"
+    if (JUDGES[name] is None) != (not rest):
+        return f"judge {written} is written {name}" + ("" if JUDGES[name] is None else f":{JUDGES[name]}")
+    if name in ("llm", "own", "local"):
+        try:
+            rubric = load_rubric(rest.partition("@")[0] if name == "llm" else rest)
+        except UserError as error:
+            return str(error).rstrip(".")
+        if name == "local" and rubric.folder is None:
+            return f"judge {written}: the rubric has no folder, the Hugging Face folder of the classifier"
+    return None
+
+
+def make_judges(names: Sequence[str], settings: JudgeSettings | None = None) -> list["Judge"]:
     """The judges of these names in this order; the first one's rates are the summary's. Raises UserError."""
-    unknown = [name for name in names if name not in JUDGES]
-    if unknown:
-        raise UserError(
-            f"evaluate.judges: no judge is called {', '.join(unknown)}; choose from {', '.join(JUDGES)}."
-        )
+    settings = settings or JudgeSettings()
+    problems = [problem for name in names if (problem := judge_problem(name))]
+    if problems:
+        raise UserError(f"evaluate.judges: {'; '.join(problems)}.")
     if not names or len(set(names)) < len(names):
         raise UserError("evaluate.judges: name each judge once, and at least one.")
-    return [JUDGES[name]() for name in names]
+    return [_make_judge(name, settings) for name in names]
+
+
+def _make_judge(written: str, settings: JudgeSettings) -> "Judge":
+    from rrs_jax.evaluate import model_judges, sheet
+
+    name, _, rest = written.partition(":")
+    makers = {
+        "phrases": lambda: Phrases(),
+        "first_token": lambda: FirstToken(),
+        "llm": lambda: model_judges.endpoint_judge(rest, settings),
+        "own": lambda: model_judges.own_judge(rest, settings),
+        "local": lambda: model_judges.local_judge(rest),
+        "llama_guard": lambda: model_judges.LlamaGuard(rest),
+        "human": lambda: sheet.Human(rest),
+    }
+    return makers[name]()
 
 
 def non_answer(question: str, response: str) -> str | None:

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 
 RESAMPLES = 10_000
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-FEW_QUERIES = 5
+FEW_QUERIES, MANY_QUERIES = 5, 30  # that show the event and that lack it, whichever are fewer
 
 INTERVAL = (
-    "95 % percentile bootstrap over queries (10,000 resamples); Wilson over queries where fewer than 5 of "
-    "them show the event or fewer than 5 lack it"
+    "95 % percentile bootstrap over queries (10,000 resamples); with fewer than 30 of them that show the event or "
+    "that lack it, Wilson with the effective number of responses; with fewer than 5, Wilson with that of queries"
 )
 
 
@@ -60,33 +61,47 @@ def interval(events: np.ndarray, responses: np.ndarray, *, seed: int = 0) -> tup
     """95 % interval of sum(events) / sum(responses) as fractions; int64 (Q,) each, Q queries.
 
     The responses of one query are not independent, so whole queries are drawn with replacement: percentile
-    bootstrap with 10,000 resamples. Where nearly all queries agree the bootstrap cannot see what it has not
-    drawn (no event at all gives the empty interval 0 to 0): with fewer than 5 queries that show the event, or
-    fewer than 5 that show its absence, or an interval of no width, it is Wilson's with the number of queries
-    as its sample size, which is cautious because it takes all responses of one query for a single one.
+    bootstrap with 10,000 resamples. Where nearly all queries agree it cannot see what it has not drawn. With
+    fewer than 30 queries that show the event, or that show its absence, the interval is therefore Wilson's with
+    Student's quantile and as many trials as independent responses would give the variance seen between queries;
+    with fewer than 5, where that variance is not known either, Wilson's with the number of queries as trials,
+    which takes all responses of a query for one. docs/evaluation.md has the coverage of each.
     """
-    queries = len(events)
+    seen = min(np.sum(events > 0), np.sum(events < responses))
     rate = events.sum() / responses.sum()
-    few = min(np.sum(events > 0), np.sum(events < responses)) < FEW_QUERIES
-    if not few:
-        low, high = _bootstrap(events, responses, seed)
+    if seen < FEW_QUERIES:
+        return wilson(rate, len(events))
+    if seen >= MANY_QUERIES:
+        low, high = bootstrap(events, responses, seed)
         if low < high:
             return low, high
-    return wilson(rate, queries)
+    quantile = scipy.special.stdtrit(len(events) - 1, 0.975)
+    return wilson(rate, _effective_responses(events, responses), quantile)
 
 
-def wilson(rate: float, trials: int) -> tuple[float, float]:
+def _effective_responses(events: np.ndarray, responses: np.ndarray) -> float:
+    """Independent responses whose rate would vary as much; between the number of queries and of responses."""
+    queries, total = len(events), responses.sum()
+    rate = events.sum() / total
+    residuals = (events - rate * responses) * queries / total
+    variance = residuals @ residuals / (queries * (queries - 1))
+    effective = rate * (1 - rate) / variance if variance > 0 else queries
+    return float(np.clip(effective, queries, total))
+
+
+def wilson(rate: float, trials: float, quantile: float = Z95) -> tuple[float, float]:
     """Wilson's 95 % score interval of a fraction `rate` seen in `trials` independent trials."""
-    centre = rate + Z95**2 / (2 * trials)
-    half = Z95 * np.sqrt(rate * (1 - rate) / trials + Z95**2 / (4 * trials**2))
-    scale = 1 + Z95**2 / trials
+    centre = rate + quantile**2 / (2 * trials)
+    half = quantile * np.sqrt(rate * (1 - rate) / trials + quantile**2 / (4 * trials**2))
+    scale = 1 + quantile**2 / trials
     # The bounds at 0 and 1 are exact; rounding would leave 1e-17.
     low = 0.0 if rate == 0 else (centre - half) / scale
     high = 1.0 if rate == 1 else (centre + half) / scale
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-def _bootstrap(events: np.ndarray, responses: np.ndarray, seed: int) -> tuple[float, float]:
+def bootstrap(events: np.ndarray, responses: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % percentile bootstrap over queries of sum(events) / sum(responses)."""
     # Queries with equal counts are alike, so a resample of Q queries is one multinomial draw over the kinds
     # of query.
     kinds, count = np.unique(np.stack([events, responses], axis=1), axis=0, return_counts=True)

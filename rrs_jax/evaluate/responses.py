@@ -7,13 +7,15 @@ mixed in.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.judges import Judge
+from rrs_jax.evaluate.judges import Exchange, Judge, Judgement, judge_all
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, write_json
+from rrs_jax.progress import Progress
 
 SETS = ("harmful", "benign", "borderline")
 
@@ -78,8 +80,12 @@ class ResponseStore:
         return [(query, sample) for query, sample in wanted if query.key(sample) not in self.rows]
 
     def append(self, rows: Sequence[dict]) -> None:
-        append_jsonl(self.path, rows)
-        self.rows.update((key_of(row), row) for row in rows)
+        with self.appending() as finished:
+            finished.add(rows)
+
+    def appending(self, every: float = 2.0) -> "AppendedRows":
+        """Where rows go as they are finished."""
+        return AppendedRows(self.path, every, lambda row: self.rows.__setitem__(key_of(row), row))
 
     def select(self, queries: Iterable[Query], samples: int) -> list[dict]:
         """The rows of these queries and samples; a file may hold more, from a run that asked for more."""
@@ -104,28 +110,79 @@ class ResponseStore:
 def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequence[Judge]) -> list[dict]:
     """Judgements of all responses by all judges; those already in `path` are kept, new ones appended to it.
 
-    A row: id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind. A judgement
-    counts as there only for the same version of the judge and the same question and response.
+    A row: id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, and score where
+    the judge gives one. A judgement counts as there only for the same version of the judge and the same question
+    and response. Equal responses to one question are judged once. Finished judgements are on disk even when a
+    judge fails or the program is interrupted.
     """
-    known = {_judgement_key(row): row for row in read_growing_jsonl(Path(path))}
-    rows, new = [], []
-    for judge in judges:
-        for response in responses:
-            row = {name: response[name] for name in ("id", "mode", "set", "category", "sample")} | {
-                "judge": judge.name,
-                "version": judge.version,
-                "response_hash": content_hash(response["question"], response["response"]),
-            }
-            if _judgement_key(row) in known:
-                rows.append(known[_judgement_key(row)])
-                continue
-            judgement = judge.judge(response["question"], response["response"], response["set"])
-            row |= {"refusal": judgement.refusal, "harmful": judgement.harmful, "kind": judgement.kind}
-            rows.append(row)
-            new.append(row)
-    if new:
-        append_jsonl(path, new)
+    path = Path(path)
+    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
+    return [row for judge in judges for row in _judge_with(judge, path, responses, known)]
+
+
+def _judge_with(judge: Judge, path: Path, responses: Sequence[dict], known: dict[tuple, dict]) -> list[dict]:
+    rows: list[dict] = []
+    alike: dict[tuple, list[dict]] = {}  # rows without a judgement, by what the judge would see
+    exchanges: list[Exchange] = []
+    for response in responses:
+        row = {name: response[name] for name in ("id", "mode", "set", "category", "sample")} | {
+            "judge": judge.name,
+            "version": judge.version,
+            "response_hash": content_hash(response["question"], response["response"]),
+        }
+        row = known.get(_judgement_key(row), row)
+        rows.append(row)
+        if "kind" not in row:
+            key = (row["response_hash"], row["set"])
+            if key not in alike:
+                exchanges.append(Exchange(response["question"], response["response"], response["set"]))
+            alike.setdefault(key, []).append(row)
+    waiting = list(alike.values())
+    with (
+        AppendedRows(path) as finished,
+        Progress(len(exchanges), f"judge {judge.name}", unit="responses") as progress,
+    ):
+
+        def on_judged(index: int, judgement: Judgement) -> None:
+            score = {} if judgement.score is None else {"score": judgement.score}
+            for row in waiting[index]:
+                row |= {"refusal": judgement.refusal, "harmful": judgement.harmful, "kind": judgement.kind} | score
+            finished.add(waiting[index])
+            progress.update(1)
+
+        if exchanges:
+            judge_all(judge, exchanges, on_judged)
+    absent = sum("kind" not in row for row in rows)
+    if absent:
+        raise RuntimeError(f"judge {judge.name}: ended without {absent} of {len(rows)} judgements")
     return rows
+
+
+class AppendedRows:
+    """Rows that are appended to a file every `every` seconds, and at the end even of work that fails."""
+
+    def __init__(self, path: Path, every: float = 2.0, on_added: Callable[[dict], None] = lambda row: None):
+        self.path, self.every, self.on_added = path, every, on_added
+        self.rows: list[dict] = []
+        self.last = time.monotonic()
+
+    def __enter__(self) -> "AppendedRows":
+        return self
+
+    def add(self, rows: Iterable[dict]) -> None:
+        for row in rows:
+            self.rows.append(row)
+            self.on_added(row)
+        if time.monotonic() - self.last >= self.every:
+            self._write()
+
+    def __exit__(self, *exception) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        if self.rows:
+            append_jsonl(self.path, self.rows)
+        self.rows, self.last = [], time.monotonic()
 
 
 def _judgement_key(row: dict) -> tuple:

@@ -1,6 +1,5 @@
 """One evaluation: every question in every mode, n responses each, judged and summed up in RUN/eval/NAME/."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,14 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.judges import make_judges
+from rrs_jax.evaluate.judges import JudgeSettings, make_judges
 from rrs_jax.evaluate.responses import SETS, Key, Query, ResponseStore, judge_responses
+from rrs_jax.evaluate.settings import SETTING_MODES, has_clip, setting_prompt
 from rrs_jax.evaluate.summary import ORR_MODE, summarise
 from rrs_jax.files import write_json
-from rrs_jax.inputs.prompts import MODES, TEXT_ONLY_VARIANTS, evaluation_prompt
+from rrs_jax.inputs.prompts import MODES, TEXT_ONLY_VARIANTS
 from rrs_jax.progress import Progress
-
-WRITE_EVERY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,10 @@ def evaluate_model(
     samples: int,
     judge_names: Sequence[str],
     folder: str | Path,
+    available_modes: Sequence[str] = MODES,
+    judge_settings: JudgeSettings | None = None,
+    write_every: float = 2.0,
+    setting: str = "spoken",
     text_only_variant: str = "prompted",
     over_refusal_modes: Sequence[str] = (ORR_MODE,),
     audio_folder: str | Path = ".",
@@ -64,15 +66,20 @@ def evaluate_model(
     generate(requests, on_finished): answers all requests in any order and calls on_finished(request,
         response, seconds) as each one is done. It gets only what is not on disk yet, the samples of one query
         side by side.
-    modes: those that the model has; harmful questions are asked in all of them, the other two sets in those
-        that are also in `over_refusal_modes`.
+    modes: those asked for; harmful questions are asked in all of them, the other two sets in those that are also
+        in `over_refusal_modes`.
+    available_modes: those that the model has (Qwen-Audio has no audio_only); others are null in the summary.
+    setting: one of `settings.SETTINGS`; the rows' audio is then the setting's (`settings.setting_rows`), and modes
+        that it does not have are null.
+    write_every: seconds between writes of finished responses; 0 where each one costs money.
     made_by: JSON object that says what decides the responses besides the prompts (model, adapter, decoding,
         seed); a restart with another one is refused.
     vanilla: the summary of the model before training, for NSI.
 
     Raises UserError for a mistake in the arguments, before anything is generated.
     """
-    judges = make_judges(judge_names)
+    judges = make_judges(judge_names, judge_settings)
+    modes = _available(modes, [mode for mode in available_modes if mode in SETTING_MODES[setting]])
     _check(rows, modes, samples, text_only_variant, over_refusal_modes)
     audio = {(row["label"], row["id"]): row.get("audio") for row in rows}
     queries = [
@@ -82,15 +89,19 @@ def evaluate_model(
         if row["label"] == "harmful" or mode in over_refusal_modes
     ]
     folder = Path(folder) / name
-    prompts = {mode: evaluation_prompt(mode, "{question}", text_only_variant) for mode in MODES}
+    prompts = {
+        mode: setting_prompt(setting, mode, "{question}", text_only_variant) for mode in SETTING_MODES[setting]
+    }
     store = ResponseStore(folder / "responses.jsonl", {**(made_by or {}), "prompts": prompts})
     wanted = {}
     for query, sample in store.missing(queries, samples):
-        text = evaluation_prompt(query.mode, query.question, text_only_variant)
-        clip = None if query.mode == "text_only" else Path(audio_folder) / audio[query.set, query.id]
+        text = setting_prompt(setting, query.mode, query.question, text_only_variant)
+        clip = None
+        if has_clip(setting, query.mode):
+            clip = Path(audio_folder) / audio[query.set, query.id]
         wanted[query.key(sample)] = (GenerationRequest(query.key(sample), text, clip, sample), query)
     if wanted:
-        _generate_missing(name, wanted, generate, store)
+        generate_missing(name, wanted, generate, store, write_every)
 
     judgements = judge_responses(folder / "judgements.jsonl", store.select(queries, samples), judges)
     summary = summarise(
@@ -106,46 +117,49 @@ def evaluate_model(
     return summary
 
 
-def _generate_missing(
-    name: str, wanted: dict[Key, tuple[GenerationRequest, Query]], generate: Generate, store: ResponseStore
+def generate_missing(
+    name: str,
+    wanted: dict[Key, tuple[GenerationRequest, Query]],
+    generate: Generate,
+    store: ResponseStore,
+    write_every: float,
 ) -> None:
-    """Streams finished responses to disk every two seconds, and at the end even of a failed run."""
-    finished: list[dict] = []
-    last_write = time.monotonic()
-
-    with Progress(len(wanted), f"{name}: responses", unit="responses") as progress:
+    """Streams finished responses to disk, and at the end even of a failed run."""
+    with (
+        store.appending(write_every) as finished,
+        Progress(len(wanted), f"{name}: responses", unit="responses") as progress,
+    ):
 
         def on_finished(request: GenerationRequest, response: str, seconds: float | None = None) -> None:
-            nonlocal last_write
             _, query = wanted[request.key]
-            finished.append(
-                {
-                    "id": query.id,
-                    "mode": query.mode,
-                    "set": query.set,
-                    "category": query.category,
-                    "question": query.question,
-                    "sample": request.sample,
-                    "response": response,
-                    "seconds": seconds,
-                }
-            )
-            if time.monotonic() - last_write > WRITE_EVERY_SECONDS:
-                store.append(finished)
-                finished.clear()
-                last_write = time.monotonic()
+            row = {
+                "id": query.id,
+                "mode": query.mode,
+                "set": query.set,
+                "category": query.category,
+                "question": query.question,
+                "sample": request.sample,
+                "response": response,
+                "seconds": seconds,
+            }
+            finished.add([row])
             progress.update(1, mode=query.mode)
 
-        try:
-            generate([request for request, _ in wanted.values()], on_finished)
-        finally:
-            if finished:
-                store.append(finished)
+        generate([request for request, _ in wanted.values()], on_finished)
     absent = [key for key in wanted if key not in store.rows]
     if absent:
         raise RuntimeError(
             f"{name}: generation ended without {len(absent)} of {len(wanted)} responses, e.g. {absent[0]}"
         )
+
+
+def _available(modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
+    asked = tuple(mode for mode in modes if mode in available or mode not in MODES)
+    if modes and not asked:
+        raise UserError(
+            f"evaluate.modes: this model and setting have none of {', '.join(modes)}; choose from {', '.join(available)}."
+        )
+    return asked
 
 
 def _check(

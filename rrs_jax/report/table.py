@@ -16,18 +16,16 @@ from pathlib import Path
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, write_atomic
 
-HEADER = (
-    "Model",
-    "ASR audio-text",
-    "ASR text-only",
-    "ASR audio-only",
-    "ORR",
-    "ORR borderline",
-    "NSI average",
-)
 MODES = {"audio_text": "audio-text", "text_only": "text-only", "audio_only": "audio-only"}
 FIELDS = ("judge", "modes", "orr", "borderline_orr", "nsi")
 ABSENT = "N/A"
+
+
+def header(summaries: Sequence[dict]) -> tuple[str, ...]:
+    """What a judge that sees no harm reports is called compliance, not ASR."""
+    compliance = [summary.get("asr_is", "").startswith("compliance") for summary in summaries]
+    rate = "Compliance" if all(compliance) else "ASR or compliance" if any(compliance) else "ASR"
+    return ("Model", *(f"{rate} {mode}" for mode in MODES.values()), "ORR", "ORR borderline", "NSI average")
 
 
 def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> list[dict]:
@@ -48,30 +46,41 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
             lacking = [field for field in FIELDS if field not in summary]
             if lacking:
                 raise UserError(f"{path}: has no {', '.join(lacking)}; run the evaluate stage again.")
-            if not (vanilla_once and summaries and path.parent.name == "vanilla"):
-                summaries.append({"name": path.parent.name, **summary, "run": run.name})
+            if vanilla_once and summaries and path.parent.name == "vanilla":
+                continue
+            helpfulness = path.parent / "air_bench" / "summary.json"
+            air_bench = read_json(helpfulness) if helpfulness.is_file() else None
+            summaries.append({"name": path.parent.name, **summary, "run": run.name, "air_bench": air_bench})
     return summaries
 
 
 def text_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
     """The table for a terminal: columns padded with spaces, notes below."""
     summaries = read_summaries(runs, vanilla_once)
-    rows = [HEADER, *_rows(summaries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = []
-    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
-    return "\n".join([*lines, "", *notes(summaries)]) + "\n"
+    return "\n".join([*text_rows([header(summaries), *_rows(summaries)]), "", *notes(summaries)]) + "\n"
 
 
 def markdown_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
     """The same table in GitHub's Markdown."""
     summaries = read_summaries(runs, vanilla_once)
-    rule = ("---", *["---:"] * (len(HEADER) - 1))
-    rows = [_markdown_row(row) for row in (HEADER, rule, *_rows(summaries))]
+    rows = markdown_rows([header(summaries), *_rows(summaries)])
     # Two spaces and a line's end are Markdown's line break.
     return "\n".join(rows) + "\n\n" + "  \n".join(notes(summaries)) + "\n"
+
+
+def text_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose first row is its header: columns padded with spaces."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return lines
+
+
+def markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ("---", *["---:"] * (len(rows[0]) - 1))
+    return [_markdown_row(row) for row in (rows[0], rule, *rows[1:])]
 
 
 def notes(summaries: Sequence[dict]) -> list[str]:
@@ -83,11 +92,13 @@ def notes(summaries: Sequence[dict]) -> list[str]:
     ]
     several = len({summary["run"] for summary in summaries}) > 1
     for summary in summaries:
-        label = _label(summary, several)
+        label = label_of(summary, several)
         if counts := _non_answers(summary):
             lines.append(f"Neither answer nor refusal, {label}: {'; '.join(counts)}.")
         if shares := _first_token(summary):
             lines.append(f"Begin with the refusal token (diagnostic), {label}: {', '.join(shares)}.")
+        if summary["air_bench"]:
+            lines.append(f"AIR-Bench chat, helpfulness, {label}: {_helpfulness(summary['air_bench'])}.")
     return lines
 
 
@@ -115,21 +126,21 @@ def _rows(summaries: Sequence[dict]) -> list[tuple[str, ...]]:
     several = len({summary["run"] for summary in summaries}) > 1
     return [
         (
-            _label(summary, several),
-            *(_cell(summary["modes"].get(mode), "asr") for mode in MODES),
-            _cell(summary["orr"], "rate"),
-            _cell(summary["borderline_orr"], "rate"),
+            label_of(summary, several),
+            *(cell(summary["modes"].get(mode), "asr") for mode in MODES),
+            cell(summary["orr"], "rate"),
+            cell(summary["borderline_orr"], "rate"),
             _nsi_cell(summary["nsi"]),
         )
         for summary in summaries
     ]
 
 
-def _label(summary: dict, several_runs: bool) -> str:
+def label_of(summary: dict, several_runs: bool) -> str:
     return f"{summary['run']}: {summary['name']}" if several_runs else summary["name"]
 
 
-def _cell(block: dict | None, field: str) -> str:
+def cell(block: dict | None, field: str) -> str:
     if block is None or block[field] is None:
         return ABSENT
     low, high = block["ci95"]
@@ -173,6 +184,12 @@ def _first_token(summary: dict) -> list[str]:
     shares = {f"harmful {label}": block["modes"].get(mode) for mode, label in MODES.items()}
     shares |= {"benign": block["orr"], "borderline": block["borderline_orr"]}
     return [f"{name} {100 * b['refusals'] / b['responses']:.1f} %" for name, b in shares.items() if b]
+
+
+def _helpfulness(result: dict) -> str:
+    scores = {name: block["hs"] for name, block in result["groups"].items()} | {"mean": result["hs"]}
+    shown = ", ".join(f"{name} {ABSENT if hs is None else format(hs, '.2f')}" for name, hs in scores.items())
+    return f"{shown} (judge {result['judge']}, {result['unparsed']} unparsed, {result['empty']} empty)"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

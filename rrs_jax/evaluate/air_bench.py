@@ -1,0 +1,299 @@
+"""AIR-Bench chat (Yang et al. 2024): open questions about speech, sound, music and mixtures, judged against a
+reference answer on a scale of 1 to 10, in both orders. The helpfulness score (HS) of the paper's table 3.
+
+The data root holds `Chat_meta.json` and the audio in folders `TASK_DATASET`. Files in RUN/eval/NAME/air_bench/:
+responses.jsonl, judgements.jsonl, summary.json; the same command goes on where a killed one stopped.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from rrs_jax.errors import UserError
+from rrs_jax.evaluate.endpoint import Endpoint
+from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
+from rrs_jax.evaluate.run import Generate, GenerationRequest, generate_missing
+from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, write_json
+from rrs_jax.progress import Progress
+
+META = "Chat_meta.json"
+GROUPS = {
+    "speech": ("speech_QA", "speech_dialogue_QA"),
+    "sound": ("sound_QA", "sound_generation_QA"),
+    "music": ("music_QA", "music_generation_analysis_QA"),
+    "mixed": ("speech_and_sound_QA", "speech_and_music_QA"),
+}
+TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
+NEEDED = ("path", "question", "answer_gt", "task_name", "dataset_name", "meta_info", "uniq_id")
+ORDERS = ("reference_first", "model_first")
+TEMPERATURE, MAX_TOKENS = 1.0, 1024  # of the published judge
+DRAWS = 3  # judgements drawn before one counts as unparsed
+CLIPS_AT_ONCE = 256  # clips whose embeddings are in memory together
+RESAMPLES = 2_000
+
+PROMPT_VERSION = "1"
+# The published prompt's order and scale, in our own sentences.
+PROMPT = """You check answers to questions about audio, and you are fair and exact. You cannot hear the audio; here is a detailed description of it.
+
+[Description of the audio]
+{meta_info}
+
+[Question]
+{question}
+
+[Start of assistant 1's answer]
+{first}
+[End of assistant 1's answer]
+
+[Start of assistant 2's answer]
+{second}
+[End of assistant 2's answer]
+
+Rate how helpful, relevant, accurate and complete each answer is, given the question and the description. Each assistant gets one whole number from 1 to 10; higher is better. Write a single line that holds only the two numbers, assistant 1's first, with a space between them."""  # noqa: E501
+
+
+def read_meta(root: str | Path, limit: int | None = None) -> list[dict]:
+    """The items of `Chat_meta.json`, at most `limit` of a task, with "id" and "audio" (Path).
+
+    Raises one UserError that lists items without a field, of an unknown task, or without their audio.
+    """
+    path = Path(root) / META
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give the folder of AIR-Bench's chat data.") from error
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: is no JSON list of items.")
+    items, faults, ids = [], [], set()
+    taken = defaultdict(int)
+    for number, entry in enumerate(entries, start=1):
+        missing = [key for key in NEEDED if not isinstance(entry, dict) or entry.get(key) in (None, "")]
+        if missing:
+            faults.append(f"item {number} has no {', '.join(missing)}")
+            continue
+        task = entry["task_name"]
+        if task not in TASKS:
+            faults.append(f"item {number} is of an unknown task {task}")
+            continue
+        if limit is not None and taken[task] >= limit:
+            continue
+        taken[task] += 1
+        audio = path.parent / f"{task}_{entry['dataset_name']}" / entry["path"]
+        identity = f"{task}-{entry['uniq_id']}"
+        if not audio.is_file():
+            faults.append(f"item {number}: {audio} does not exist")
+        if identity in ids:
+            faults.append(f"item {number}: uniq_id {entry['uniq_id']} occurs twice in {task}")
+        ids.add(identity)
+        items.append(entry | {"id": identity, "audio": audio})
+    if faults or not items:
+        shown = "\n  ".join(faults[:20]) or "it holds no item"
+        raise UserError(f"{path}: {len(faults)} faults:\n  {shown}")
+    return items
+
+
+def air_bench(
+    name: str,
+    items: Sequence[dict],
+    generate: Generate,
+    judge: Endpoint,
+    *,
+    folder: str | Path,
+    made_by: dict | None = None,
+    write_every: float = 2.0,
+    max_seconds: float = 30.0,
+) -> dict:
+    """Answers, judges and writes the summary of one model; returns it.
+
+    items: of `read_meta`. Clips longer than `max_seconds`, which the models do not hear to the end, are cut there
+    and counted. Items with an empty answer are left out, as the published script does, and counted.
+    """
+    folder = Path(folder) / name / "air_bench"
+    clips, cut = _cut_clips(items, folder / "cut", max_seconds)
+    store = ResponseStore(folder / "responses.jsonl", {**(made_by or {}), "benchmark": "AIR-Bench chat"})
+    queries = {
+        item["id"]: Query(item["id"], "air_bench", "audio_text", item["task_name"], item["question"]) for item in items
+    }
+    wanted = {}
+    for query, sample in store.missing(queries.values(), 1):
+        request = GenerationRequest(query.key(sample), query.question, clips[query.id], sample)
+        wanted[request.key] = (request, query)
+    if wanted:
+
+        def in_parts(requests, on_finished):
+            for start in range(0, len(requests), CLIPS_AT_ONCE):
+                generate(requests[start : start + CLIPS_AT_ONCE], on_finished)
+
+        generate_missing(f"{name}: AIR-Bench", wanted, in_parts, store, write_every)
+    responses = {row["id"]: row["response"] for row in store.select(queries.values(), 1)}
+    judgements = judge_answers(folder / "judgements.jsonl", items, responses, judge)
+    summary = summarise(items, responses, judgements) | {
+        "name": name, "judge": judge.config.model, "prompt_version": PROMPT_VERSION, "cut": cut,
+    }  # fmt: skip
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def judge_answers(path: Path, items: Sequence[dict], responses: dict[str, str], judge: Endpoint) -> list[dict]:
+    """One row an item and order: id, task, order, judge, hash, and the scores `reference` and `model`, both null
+    where no verdict could be parsed. Rows in `path` are kept for the same judge, prompt, question and answer."""
+    known = {(row["id"], row["order"], row["judge"], row["hash"]): row for row in read_growing_jsonl(path)}
+    rows, waiting = [], []
+    for item in items:
+        if not responses[item["id"]].strip():
+            continue
+        for order in ORDERS:
+            prompt = judge_prompt(item, responses[item["id"]], order)
+            row = {"id": item["id"], "task": item["task_name"], "order": order, "judge": judge.config.model,
+                   "hash": content_hash(PROMPT_VERSION, prompt)}  # fmt: skip
+            row = known.get((row["id"], row["order"], row["judge"], row["hash"]), row)
+            rows.append(row)
+            if "model" not in row:
+                waiting.append((row, prompt))
+
+    def verdict(prompt: str, endpoint: Endpoint) -> str:
+        for draw in range(DRAWS):
+            messages = [{"role": "user", "content": prompt}]
+            reply = endpoint.ask(messages, draw=draw, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+            if parse_scores(reply):
+                break
+        return reply
+
+    with AppendedRows(path) as finished, Progress(len(waiting), "AIR-Bench judgements") as progress:
+
+        def on_reply(index: int, reply: str) -> None:
+            row, _ = waiting[index]
+            first, second = parse_scores(reply) or (None, None)
+            swapped = row["order"] == "model_first"
+            row |= {"reference": second, "model": first} if swapped else {"reference": first, "model": second}
+            finished.add([row])
+            progress.update(1)
+
+        judge.ask_all([partial(verdict, prompt) for _, prompt in waiting], on_reply)
+    return rows
+
+
+def judge_prompt(item: dict, answer: str, order: str) -> str:
+    reference = str(item["answer_gt"])
+    first, second = (reference, answer) if order == "reference_first" else (answer, reference)
+    texts = {"meta_info": str(item["meta_info"]), "question": item["question"], "first": first, "second": second}
+    return re.sub(r"\{(meta_info|question|first|second)\}", lambda match: texts[match[1]], PROMPT)
+
+
+def parse_scores(reply: str) -> tuple[int, int] | None:
+    """The two whole numbers, 1 to 10, on the reply's only line; None for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,2})\s+(\d{1,2})\s*", reply)
+    scores = (int(match[1]), int(match[2])) if match else (0, 0)
+    return scores if all(1 <= score <= 10 for score in scores) else None
+
+
+def summarise(items: Sequence[dict], responses: dict[str, str], judgements: Sequence[dict]) -> dict:
+    """{"hs": mean of the four groups or null, "ci95", "reference_hs", "groups": {name: block}, "tasks": {name:
+    block}, "empty", "unparsed"}; a block is {"hs", "ci95", "reference_hs", "items", "unparsed", "empty"}.
+
+    A task's score is the mean of its two orders' means; a group's that of its items, mixed's the mean of its two
+    tasks. ci95: bootstrap over items.
+    """
+    tasks = {task: _Scores(task, items, responses, judgements) for task in TASKS}
+    groups = {}
+    for group, members in GROUPS.items():
+        if group == "mixed":
+            groups[group] = _mean_of([tasks[task] for task in members])
+        else:
+            groups[group] = _block(lambda draw, m=members: _pooled([tasks[task] for task in m], draw))
+        groups[group] |= _sums([tasks[task].counts for task in members])
+    everything = _block(
+        lambda draw: _average(
+            _average(tasks[task].scores(draw) for task in members)
+            if group == "mixed"
+            else _pooled([tasks[task] for task in members], draw)
+            for group, members in GROUPS.items()
+        )
+    )
+    return everything | {
+        "groups": groups,
+        "tasks": {task: _mean_of([scores]) | scores.counts for task, scores in tasks.items()},
+        **_sums([scores.counts for scores in tasks.values()]),
+    }
+
+
+class _Scores:
+    """One task's (items, 2 orders, 2: model and reference) scores, NaN where a verdict is missing."""
+
+    def __init__(self, task: str, items: Sequence[dict], responses: dict[str, str], judgements: Sequence[dict]):
+        own = [item["id"] for item in items if item["task_name"] == task]
+        judged = {(row["id"], row["order"]): (row["model"], row["reference"]) for row in judgements}
+        answered = [identity for identity in own if responses[identity].strip()]
+        self.values = np.array(
+            [[judged[identity, order] for order in ORDERS] for identity in answered], np.float64
+        ).reshape(-1, 2, 2)
+        unparsed = int(np.isnan(self.values[:, :, 0]).sum())
+        self.counts = {"items": len(own), "unparsed": unparsed, "empty": len(own) - len(answered)}
+
+    def scores(self, rng: np.random.Generator | None) -> np.ndarray | None:
+        return _pooled([self], rng)
+
+
+def _pooled(tasks: Sequence[_Scores], rng: np.random.Generator | None) -> np.ndarray | None:
+    """(2,) model's and reference's mean of the orders' means; of items drawn with replacement where rng is given."""
+    values = np.concatenate([task.values for task in tasks])
+    if rng is not None and len(values):
+        values = values[rng.integers(0, len(values), len(values))]
+    if np.isnan(values).all(axis=0).any():  # no verdict in one of the orders
+        return None
+    return np.nanmean(values, axis=0).mean(axis=0)
+
+
+def _average(parts) -> np.ndarray | None:
+    parts = list(parts)
+    return None if any(part is None for part in parts) else np.mean(parts, axis=0)
+
+
+def _mean_of(tasks: Sequence[_Scores]) -> dict:
+    return _block(lambda draw: _average(task.scores(draw) for task in tasks))
+
+
+def _block(score: Callable[[np.random.Generator | None], np.ndarray | None]) -> dict:
+    value = score(None)
+    if value is None:
+        return {"hs": None, "ci95": None, "reference_hs": None}
+    rng = np.random.default_rng(0)
+    drawn = [draw[0] for _ in range(RESAMPLES) if (draw := score(rng)) is not None]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {
+        "hs": round(float(value[0]), 4),
+        "ci95": [round(float(low), 4), round(float(high), 4)],
+        "reference_hs": round(float(value[1]), 4),
+    }
+
+
+def _sums(counts: Sequence[dict]) -> dict:
+    return {name: sum(count[name] for count in counts) for name in ("items", "unparsed", "empty")}
+
+
+def _cut_clips(items: Sequence[dict], folder: Path, max_seconds: float) -> tuple[dict[str, Path], int]:
+    """Each item's clip, the first `max_seconds` of it where it is longer, and the number of those."""
+    clips, cut, faults = {}, 0, []
+    for item in items:
+        try:
+            with soundfile.SoundFile(item["audio"]) as file:
+                long = file.frames > max_seconds * file.samplerate
+                target = folder / f"{content_hash(str(item['audio']))}.wav"
+                if long and not target.is_file():
+                    samples, rate = file.read(int(max_seconds * file.samplerate)), file.samplerate
+                    with atomic_path(target) as temporary:
+                        soundfile.write(temporary, samples, rate, format="WAV", subtype="PCM_16")
+        except (OSError, soundfile.LibsndfileError) as error:
+            faults.append(f"{item['audio']} ({error})")
+            continue
+        clips[item["id"]] = target if long else item["audio"]
+        cut += long
+    if faults:
+        raise UserError(f"AIR-Bench: {len(faults)} clips cannot be read:\n  " + "\n  ".join(faults[:20]))
+    return clips, cut

@@ -1,0 +1,106 @@
+"""Several runs of one recipe with different seeds as one summary.
+
+    python -m rrs_jax.evaluate.pool RUN0 RUN1 RUN2 --name=rrs --out=POOLED
+    python -m rrs_jax.report.table POOLED
+
+POOLED/eval/{vanilla,rrs}/summary.json count all responses of all runs, those of one question together. Their
+intervals are over questions, for these seeds; "seeds" holds what differs between seeds: each run's rate, the mean,
+the standard deviation, and Student's 95 % interval of the mean over seeds.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from rrs_jax.errors import UserError
+from rrs_jax.evaluate.judged import read_judged
+from rrs_jax.evaluate.summary import summarise
+from rrs_jax.files import write_json
+from rrs_jax.inputs.prompts import MODES
+
+
+def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
+    """The summary of several RUN/eval/NAME together, with "seeds".
+
+    vanilla: the pooled summary of the models before training, for NSI. Raises UserError where judges, versions or
+    questions differ.
+    """
+    parts = [read_judged(folder) for folder in folders]
+    first = parts[0]
+    for other in parts[1:]:
+        if other.judges != first.judges:
+            raise UserError(f"{other.folder}: was judged by others than {first.folder}; evaluate both with the same judges.")
+        if _asked(other.rows) != _asked(first.rows):
+            raise UserError(f"{other.folder}: was asked other questions or modes than {first.folder}; they cannot be pooled.")
+    rows, offset = [], 0
+    for part in parts:  # a sample of its own for each response: judges' agreement pairs by it
+        rows += [row | {"sample": row["sample"] + offset} for row in part.rows]
+        offset += part.summary["samples"]
+    summary = summarise(
+        rows, first.judges, name=first.summary["name"], model=first.summary["model"],
+        strategy=first.summary["strategy"], samples=offset, vanilla=vanilla,
+    )  # fmt: skip
+    summaries = [part.summary for part in parts]
+    return summary | {
+        "seeds": {
+            "runs": [str(part.folder) for part in parts],
+            "modes": {mode: _spread([_rate(s["modes"].get(mode), "asr") for s in summaries]) for mode in MODES},
+            "orr": _spread([_rate(s["orr"], "rate") for s in summaries]),
+            "borderline_orr": _spread([_rate(s["borderline_orr"], "rate") for s in summaries]),
+            "nsi_average": _spread([(s["nsi"] or {}).get("average") for s in summaries]),
+        }
+    }
+
+
+def _asked(rows: Sequence[dict]) -> set:
+    return {(row["set"], row["id"], row["mode"]) for row in rows}
+
+
+def _rate(block: dict | None, field: str) -> float | None:
+    return block[field] if block else None
+
+
+def _spread(rates: Sequence[float | None]) -> dict | None:
+    if any(rate is None for rate in rates):
+        return None
+    mean = float(np.mean(rates))
+    if len(rates) < 2:
+        return {"rates": list(rates), "mean": round(mean, 4), "sd": None, "ci95": None}
+    sd = float(np.std(rates, ddof=1))
+    half = float(scipy.stats.t.ppf(0.975, len(rates) - 1)) * sd / len(rates) ** 0.5
+    return {
+        "rates": list(rates), "mean": round(mean, 4), "sd": round(sd, 4),
+        "ci95": [round(mean - half, 4), round(mean + half, 4)],
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rrs_jax.evaluate.pool", description="Several seeds as one.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of one seed")
+    parser.add_argument("--name", default="rrs", help="evaluation in each run (default: rrs)")
+    parser.add_argument("--out", required=True, help="folder to write eval/NAME/summary.json in")
+    options = parser.parse_args(arguments)
+    suffix = options.name.partition("-")[2]
+    before = "vanilla" + (f"-{suffix}" if suffix else "")
+    try:
+        folders = {name: [Path(run) / "eval" / name for run in options.runs] for name in (before, options.name)}
+        vanilla = None
+        if all((folder / "summary.json").is_file() for folder in folders[before]):
+            vanilla = pool(folders[before])
+            write_json(Path(options.out) / "eval" / before / "summary.json", vanilla)
+        if options.name != before:
+            summary = pool(folders[options.name], vanilla)
+            write_json(Path(options.out) / "eval" / options.name / "summary.json", summary)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{options.out}: {len(options.runs)} runs pooled; python -m rrs_jax.report.table {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

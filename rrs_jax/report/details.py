@@ -1,0 +1,118 @@
+"""What the table of rates leaves out: every judge's rates, the judges' agreement, paired tests, categories.
+
+    python -m rrs_jax.report.details RUN [RUN ...] [--markdown]
+
+It reads RUN/eval/NAME/summary.json and compared_to_vanilla.json.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import read_json
+from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, read_summaries, text_rows
+
+Table = tuple[str, list[tuple[str, ...]]]  # title; header and rows
+
+
+def details(runs: Sequence[str | Path], markdown: bool = False) -> str:
+    """All tables of these runs, each under its title. Raises UserError as `read_summaries` does."""
+    summaries = read_summaries(runs)
+    tables = [judges_table(summaries), agreement_table(summaries), paired_table(runs, summaries), categories_table(summaries)]
+    parts = []
+    for title, rows in tables:
+        if len(rows) > 1:
+            lines = markdown_rows(rows) if markdown else text_rows(rows)
+            parts.append("\n".join([f"**{title}**\n" if markdown else title, *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def judges_table(summaries: Sequence[dict]) -> Table:
+    """A row an evaluation and judge. Every rate with its interval; in brackets behind them the any-of-n rate."""
+    rows = [("Model, judge", "Rate", *MODES.values(), "any audio-text", "ORR", "any", "ORR borderline")]
+    for summary in summaries:
+        judged = {summary["judge"]: summary} | summary.get("other_judges", {})
+        for judge, block in judged.items():
+            harm = not block.get("asr_is", "compliance").startswith("compliance")
+            first = block["modes"].get("audio_text")
+            rows.append((
+                f"{_label(summary, summaries)}, {judge}", "ASR" if harm else "compliance",
+                *(cell(block["modes"].get(mode), "asr") for mode in MODES), _percent(first, "any_asr"),
+                cell(block["orr"], "rate"), _percent(block["orr"], "any_rate"), cell(block["borderline_orr"], "rate"),
+            ))  # fmt: skip
+    return "Rates by each judge (percent, 95 % interval over questions; any: questions with at least one)", rows
+
+
+def agreement_table(summaries: Sequence[dict]) -> Table:
+    rows = [("Model", "Judges", "Label", "Cohen's kappa", "Agree %", "Responses")]
+    for summary in summaries:
+        for pair in summary.get("agreement", []):
+            kappa = ABSENT
+            if pair["kappa"] is not None:
+                kappa = f"{pair['kappa']:.2f} [{pair['ci95'][0]:.2f}, {pair['ci95'][1]:.2f}]"
+            agree = ABSENT if pair["agree"] is None else f"{pair['agree']:.1f}"
+            rows.append((_label(summary, summaries), " and ".join(pair["judges"]), pair["label"], kappa, agree,
+                         str(pair["responses"])))  # fmt: skip
+    return "Agreement of the judges", rows
+
+
+def paired_table(runs: Sequence[str | Path], summaries: Sequence[dict]) -> Table:
+    rows = [("Model, judge", "Questions", "Mode", "Before", "After", "Difference", "p permutation", "p McNemar")]
+    for summary in summaries:
+        run = next(Path(run) for run in runs if Path(run).name == summary["run"])
+        path = run / "eval" / summary["name"] / "compared_to_vanilla.json"
+        judges = read_json(path)["judges"] if path.is_file() else {}
+        for judge, sets in judges.items():
+            for question_set, modes in sets.items():
+                for mode, block in modes.items():
+                    if block:
+                        low, high = block["ci95"]
+                        rows.append((
+                            f"{_label(summary, summaries)}, {judge}", question_set, MODES[mode],
+                            *(f"{rate:.1f}" for rate in block["rates"]),
+                            f"{block['difference']:+.1f} [{low:+.1f}, {high:+.1f}]", f"{block['p_permutation']:.4f}",
+                            f"{block['any']['p_mcnemar']:.4f}",
+                        ))  # fmt: skip
+    return "Against the model before training, paired by question (points)", rows
+
+
+def categories_table(summaries: Sequence[dict]) -> Table:
+    rows = [("Model, category", *MODES.values(), "ORR", "ORR borderline")]
+    for summary in summaries:
+        by_category = summary.get("by_category", {"harmful": {}, "benign": {}, "borderline": {}})
+        names = dict.fromkeys(name for categories in by_category.values() for name in categories)
+        for name in names:
+            harmful = by_category["harmful"].get(name, {})
+            rows.append((
+                f"{_label(summary, summaries)}, {name}", *(cell(harmful.get(mode), "asr") for mode in MODES),
+                cell(by_category["benign"].get(name), "rate"), cell(by_category["borderline"].get(name), "rate"),
+            ))  # fmt: skip
+    return "Rates by category (percent, the first judge's)", rows
+
+
+def _label(summary: dict, summaries: Sequence[dict]) -> str:
+    return label_of(summary, len({other["run"] for other in summaries}) > 1)
+
+
+def _percent(block: dict | None, field: str) -> str:
+    value = block.get(field) if block else None
+    return ABSENT if value is None else f"{value:.1f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rrs_jax.report.details", description="Judges, tests, categories.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder with eval/NAME/summary.json")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
+    options = parser.parse_args(arguments)
+    try:
+        print(details(options.runs, options.markdown), end="")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
