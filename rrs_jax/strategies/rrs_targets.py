@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def extract(work) -> dict:
 
     counts = [len(indices) for indices, _ in parts] + [len(keeping) * work.pool_size]
     *parts, by_prompt, deeper = np.split(states, np.cumsum(counts))
-    representations, kept_states = Representations(*_named(parts)), parts[3]
+    representations, kept_states = Representations(*parts[:3]), parts[3]
     head_row = np.mean([np.asarray(work.vanilla.head_row(token)) for token in token_ids], axis=0, dtype=np.float32)
     reshape = _reshape(rrs, np.concatenate([representations.benign, kept_states]))
     vector = safety_vector(representations.harmful_refusal, representations.benign, head_row, rrs.top_m, reshape)
@@ -81,11 +81,6 @@ def extract(work) -> dict:
         {name: array for name, array in extras.items() if array.size},
     )  # fmt: skip
     return _facts(work, vector, premise(work.vanilla, representations, token_ids))
-
-
-def _named(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    harmful, harmful_refusal, benign, _ = parts
-    return harmful, harmful_refusal, benign
 
 
 def _facts(work, vector: SafetyVector, shares: dict[str, float]) -> dict:
@@ -123,7 +118,7 @@ def read_materials(work) -> Materials:
     if "category_vectors" in arrays:
         place = {name: i for i, name in enumerate(_categories(work))}
         vectors = arrays["category_vectors"][[place.get(name, 0) for name in work.categories]]
-    gains = vectors @ arrays["head_row"] if "head_row" in arrays else np.zeros(count, np.float32)
+    gains = vectors @ arrays["head_row"]
     with np.errstate(divide="ignore", invalid="ignore"):
         hinge_scale = np.linalg.norm(vectors, axis=1) / gains
     kept_prompts, deeper = arrays.get("kept_prompts"), arrays.get("deeper")
