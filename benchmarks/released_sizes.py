@@ -5,8 +5,9 @@
 
 Clips are noise of about three seconds and prompts random tokens, of the lengths that a run has. `seconds` of a stage
 is what it takes once its programs are compiled, `first_seconds` the first time, compilation included; clips are
-encoded once in a run, so for them it is the only one. `peak_gib` is the device's highest use since the model's start; on a CPU there is none. Several models run in processes of their own,
-so that each starts with an empty device. `--small` cuts widths and layers, for a try on any computer.
+encoded once in a run, so for them it is the only one. `peak_gib` is the device's highest use since the model's start;
+on a CPU there is none. Several models run in processes of their own, so that each starts with an empty device.
+`--small` cuts widths and layers, for a try on any computer.
 """
 
 import argparse
