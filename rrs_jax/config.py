@@ -39,6 +39,11 @@ FIELDS = {field.name: field for field in (
           "Starter set: harmless questions with alarming words, for over-refusal; None is all (120)."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
+    Field("data.max_cost_usd", 0.0, number(0),
+          "US dollars that paid voices (`google`) may cost in this run; the estimate is said before anything is bought."),
+    Field("data.exclude", (), names("different files, with commas between", empty=True),
+          "Files of evaluation questions (CSV, JSON, JSON lines, Parquet, text); a run with one of them, exact or nearly, "
+          "among the training questions ends in the data stage."),
     Field("data.audio_max_seconds", 30.0, number(0.1, 30),
           "Seconds; longer clips are refused, since the encoder hears 30 s at most."),
     Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here."),
@@ -100,7 +105,11 @@ FIELDS = {field.name: field for field in (
     Field("mesh.fsdp", 1, either(whole(1), -1), "Devices over which batches and weights are cut."),
     Field("mesh.tensor", 1, either(whole(1), -1), "Devices over which heads and mlp columns are cut."),
 
-    Field("generate.batch_size", 16, whole(1), "Answers in flight at once."),
+    Field("generate.batch_size", 16, whole(1),
+          "Answers in flight at once; the samples of one question are in flight together and share its prompt."),
+    Field("generate.cache_dtype", "auto", choice("auto", "bfloat16", "float32", "int8"),
+          "Of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` halves bfloat16's "
+          "memory at a relative error of about 1 % in a layer's attention (docs/generation.md)."),
     Field("generate.max_new_tokens", 256, whole(1),
           "Tokens after which an answer is cut. Not in the paper."),
     Field("generate.greedy", False, switch(),
@@ -197,6 +206,9 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     for name in ("data.manifest", "data.eval_manifest"):
         if values[name] is not None and not Path(values[name]).is_file():
             yield f"{name} is {values[name]!r} and there is no such file"
+    for path in values["data.exclude"]:
+        if not Path(path).is_file():
+            yield f"data.exclude has {path!r} and there is no such file"
     if sum(values[f"mesh.{axis}"] == -1 for axis in ("data", "fsdp", "tensor")) > 1:
         yield "mesh has more than one -1, give all axes but one a number"
     if values["train.batch_size"] % values["train.gradient_accumulation"]:

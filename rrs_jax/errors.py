@@ -6,3 +6,7 @@ class UserError(Exception):
 
     `launch.py` prints the message as one sentence and ends with exit status 2.
     """
+
+
+class SpeechFault(UserError):
+    """One text that a voice cannot speak; others it can."""

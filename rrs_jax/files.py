@@ -99,6 +99,22 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
         raise UserError(f"{path}: writing failed ({error.strerror}); free space or check its rights.") from error
 
 
+def read_growing_jsonl(path: str | Path) -> list[dict]:
+    """Rows of a file that `append_jsonl` writes, none where there is no file; a last line cut by a kill is taken off."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        with path.open("r+b") as file:
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                file.truncate(whole)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its rights.") from error
+    return read_jsonl(path)
+
+
 def content_hash(*parts: object) -> str:
     """16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON."""
     digest = hashlib.sha256()

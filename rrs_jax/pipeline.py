@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.config import MINI, flatten
+from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
@@ -79,9 +80,10 @@ def make_data(session: Session) -> dict:
             build_starter(
                 target.parent, split=split, categories=config.data.categories, voices=voices, seed=config.seed,
                 pairs_per_category=config.data.pairs_per_category if train_split else config.data.eval_pairs_per_category,
-                borderline=0 if train_split else config.data.borderline,
+                borderline=0 if train_split else config.data.borderline, max_cost_usd=config.data.max_cost_usd,
             )  # fmt: skip
     rows = session.training_rows
+    check_excluded([row["question"] for row in rows], config.data.exclude)
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
 
 
@@ -91,7 +93,8 @@ def _take_manifest(source: Path, target: Path, voices: str, config: ConfigDict) 
     mute = [row for row in rows if not row["audio"]]
     if mute:
         drawn = read_voices(voices)
-        clips = speak_all([(row["question"], draw_voice(row["question"], config.seed, drawn)) for row in mute])
+        texts = [(row["question"], draw_voice(row["question"], config.seed, drawn)) for row in mute]
+        clips = speak_all(texts, max_cost_usd=config.data.max_cost_usd)
         for row, (path, seconds) in zip(mute, clips, strict=True):
             voice = draw_voice(row["question"], config.seed, drawn)
             row |= {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
@@ -210,8 +213,9 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
         generator = Generator(
-            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size
-        )
+            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size,
+            cache_dtype=config.generate.cache_dtype,
+        )  # fmt: skip
         prompts = []
         for i, request in enumerate(requests):
             clips = [] if request.audio is None else [clip_of[request.audio]]
@@ -224,6 +228,7 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
         "model": config.model.path,
         "adapter": None if model.lora is None else adapter_hash(model),
         "sampling": vars(sampling),
+        "cache_dtype": config.generate.cache_dtype,
         "seed": config.seed,
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
     }

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
-from rrs_jax.data.starter import changed_words, choose_rows, starter_borderline, starter_pairs
+from rrs_jax.data.questions import changed_words
+from rrs_jax.data.starter import choose_rows, starter_borderline, starter_pairs
 from rrs_jax.errors import UserError
 
 BEAVERTAILS = {

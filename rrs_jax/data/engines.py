@@ -1,5 +1,6 @@
-"""Speech engines that work offline. An engine has `name`, `sample_rate` in Hz, `voices` (the names of those that are
-recommended), and, once made, `version` and `say(text, speaker, speed) -> float32 (samples,)`.
+"""Speech engines. An engine has `name`, `sample_rate` in Hz, and, once made, `voices` (the names of those that are
+recommended), `version` and `say(text, speaker, speed) -> float32 (samples,)`. One that asks a paid service has also
+`service` (a `rrs_jax.data.service.Service`) and `price(text, speaker, speed)`, in US dollars.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from rrs_jax.data.google_voice import Google
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
 
@@ -119,4 +121,4 @@ class Espeak:
         return 0
 
 
-ENGINES = {engine.name: engine for engine in (Hibari, Flite, Espeak)}
+ENGINES = {engine.name: engine for engine in (Hibari, Flite, Espeak, Google)}

@@ -1,19 +1,27 @@
-"""Word errors of the voices, as a Whisper model hears them.
+"""Word errors of voices and of data sets, as a Whisper model hears them.
 
     pip install faster-whisper
     python -m rrs_jax.data.intelligibility --model=FOLDER --voices=hibari --questions=30
+    python -m rrs_jax.data.intelligibility --model=FOLDER --manifest=MANIFEST.jsonl --questions=100
 
 FOLDER holds Whisper in CTranslate2's format, or is the name of one that faster-whisper fetches (`base`). The model
 is given each clip alone and writes without sampling. One line a voice, then every clip that it misheard.
 """
 
 import re
+from collections import defaultdict
+from pathlib import Path
 
 from absl import app, flags
 
+from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import changed_words, choose_rows
+from rrs_jax.data.starter import choose_rows
 from rrs_jax.data.voices import read_voices
+from rrs_jax.errors import UserError
+from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
+from rrs_jax.progress import Progress
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
@@ -22,33 +30,79 @@ def word_errors(said: str, heard: str) -> tuple[int, int]:
     return changed_words(said, heard), len(said.split())
 
 
-def main(_) -> None:
-    from faster_whisper import WhisperModel
+class Listener:
+    """Whisper by faster-whisper on the CPU, 8 bits, greedy. `model`: a folder, or a name that it fetches."""
 
+    def __init__(self, model: str):
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise UserError("Listening to clips needs the package faster-whisper; run: pip install faster-whisper") from error
+        try:
+            self.model = WhisperModel(model, device="cpu", compute_type="int8")
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{model}: faster-whisper cannot load it ({reason}); give a folder or a name.") from error
+        self.name = model
+
+    def hear(self, path: str | Path) -> str:
+        segments, _ = self.model.transcribe(
+            str(path), language="en", beam_size=1, temperature=0.0, without_timestamps=True
+        )
+        return "".join(segment.text for segment in segments).strip()
+
+
+def hear_all(listener: Listener, texts_with_clips: list[tuple[str, Path]], kept: str | Path | None = None) -> list[dict]:
+    """For each text and clip what was heard: `text`, `heard`, `wrong`, `words`. `kept`: a file of those heard before."""
+    known = {row["key"]: row for row in read_growing_jsonl(kept)} if kept else {}
+    heard = []
+    with Progress(len(texts_with_clips), "listening", unit="clips") as progress:
+        for text, path in texts_with_clips:
+            key = content_hash(listener.name, text, Path(path).read_bytes())
+            if key not in known:
+                words = listener.hear(path)
+                wrong, count = word_errors(text, words)
+                known[key] = {"key": key, "text": text, "heard": words, "wrong": wrong, "words": count}
+                if kept:
+                    append_jsonl(kept, [known[key]])
+            heard.append(known[key])
+            progress.update()
+    return heard
+
+
+def main(_) -> None:
     asked = flags.FLAGS
-    model = WhisperModel(asked.model, device="cpu", compute_type="int8")
-    rows = [row for row in choose_rows("train", pairs_per_category=None) if row["label"] == "harmful"]
-    questions = [row["question"] for row in rows[:: len(rows) // asked.questions]][: asked.questions]
-    misheard = []
-    for voice in read_voices(asked.voices):
-        wrong = words = seconds = 0
-        clips = speak_all([(question, voice) for question in questions])
-        for question, (path, length) in zip(questions, clips, strict=True):
-            segments, _ = model.transcribe(
-                str(path), language="en", beam_size=1, temperature=0.0, without_timestamps=True
-            )
-            heard = "".join(segment.text for segment in segments).strip()
-            errors, count = word_errors(question, heard)
-            wrong, words, seconds = wrong + errors, words + count, seconds + length
-            if errors:
-                misheard.append(f"{voice.name}: {question} | {heard}")
-        share, length = 100 * wrong / words, seconds / len(clips)
-        print(f"{voice.name}: {share:.1f} % of {words} words wrong, {length:.2f} s a clip", flush=True)
+    listener = Listener(asked.model)
+    clips: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    if asked.manifest:
+        rows = load_manifest(asked.manifest)
+        paths = audio_paths(asked.manifest, rows)
+        step = max(len(rows) // asked.questions, 1)
+        for row, path in list(zip(rows, paths, strict=True))[::step][: asked.questions]:
+            clips[row["voice"] or "unknown voice"].append((row["question"], path))
+    else:
+        rows = [row for row in choose_rows("train", pairs_per_category=None) if row["label"] == "harmful"]
+        questions = [row["question"] for row in rows[:: max(len(rows) // asked.questions, 1)]][: asked.questions]
+        for voice in read_voices(asked.voices):
+            spoken = speak_all([(question, voice) for question in questions])
+            clips[voice.name] = [(question, path) for question, (path, _) in zip(questions, spoken, strict=True)]
+    misheard, total_wrong, total = [], 0, 0
+    for voice, members in sorted(clips.items()):
+        heard = hear_all(listener, members)
+        wrong, words = sum(row["wrong"] for row in heard), sum(row["words"] for row in heard)
+        total_wrong, total = total_wrong + wrong, total + words
+        print(f"{voice}: {100 * wrong / words:.1f} % of {words} words wrong, {len(members)} clips", flush=True)
+        misheard += [f"{voice}: {row['text']} | {row['heard']}" for row in heard if row["wrong"]]
+    print(f"all: {100 * total_wrong / total:.1f} % of {total} words wrong")
     print("\n".join(misheard))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("model", "base", "Folder or name of a Whisper model for faster-whisper.")
+    flags.DEFINE_string("manifest", "", "A manifest whose clips are heard, in place of the starter questions.")
     flags.DEFINE_string("voices", "", "Voices with commas between; empty is hibari's.")
-    flags.DEFINE_integer("questions", 30, "Number of harmful starter questions.", lower_bound=1, upper_bound=280)
-    app.run(main)
+    flags.DEFINE_integer("questions", 30, "Number of questions, evenly over the file.", lower_bound=1)
+    from rrs_jax.command_line import exit_status
+
+    with exit_status():
+        app.run(main)

@@ -3,26 +3,22 @@
 import math
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import soundfile
 
-from rrs_jax.data.voices import SAMPLING_RATE, Voice, speak
-from rrs_jax.errors import UserError
+from rrs_jax.data.service import Refused
+from rrs_jax.data.speech_cache import speech_folder
+from rrs_jax.data.voices import SAMPLING_RATE, Voice, loaded, speak
+from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.progress import Progress
 
 CLIP_FORMAT = 1  # part of the cache's key: raise it when `speak` makes other samples of the same waveform
 CLIPS_A_WORKER = 32  # fewer are spoken sooner than a further process starts
-
-
-def speech_folder(cache: str | Path | None = None) -> Path:
-    """Where clips are kept: `cache`, else `speech` in $RRS_JAX_CACHE, else in ~/.cache/rrs_jax."""
-    if cache is None:
-        cache = Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax") / "speech"
-    return Path(cache).expanduser()
 
 
 def clip_path(text: str, voice: Voice, cache: str | Path | None = None) -> Path:
@@ -32,57 +28,100 @@ def clip_path(text: str, voice: Voice, cache: str | Path | None = None) -> Path:
 
 
 def speak_all(
-    texts_with_voices: Sequence[tuple[str, Voice]], cache: str | Path | None = None, workers: int | None = None
-) -> list[tuple[Path, float]]:
+    texts_with_voices: Sequence[tuple[str, Voice]], cache: str | Path | None = None, workers: int | None = None,
+    max_cost_usd: float = 0.0,
+) -> list[tuple[Path, float]]:  # fmt: skip
     """A FLAC file (16 kHz, mono, 16 bits) for each text, and its length in seconds, in the given order.
 
-    Clips in the cache are not spoken again. workers: processes; None is one a core.
-    Raises UserError that lists every text that a voice could not speak; the others are in the cache by then.
+    max_cost_usd: what paid voices may cost. Otherwise as `try_speak_all`; also raises UserError that lists every text
+    that a voice could not speak; the others are in the cache by then.
+    """
+    clips = try_speak_all(texts_with_voices, Budget(max_cost_usd), cache, workers)
+    if faults := sorted({clip for clip in clips if isinstance(clip, str)}):
+        failed = sum(isinstance(clip, str) for clip in clips)
+        raise UserError(f"{failed} of {len(clips)} texts could not be spoken:\n" + "\n".join(faults))
+    return clips
+
+
+class Budget:
+    """What may still be spent on paid voices, in US dollars."""
+
+    def __init__(self, usd: float = 0.0):
+        self.left = usd
+
+    def take(self, texts_with_voices: Sequence[tuple[str, Voice]]) -> None:
+        """Takes the texts' estimated cost and says it on standard error; raises UserError where too little is left."""
+        cost = characters = 0
+        for text, voice in texts_with_voices:
+            price = getattr(loaded(voice.engine), "price", None)
+            if price and (dollars := price(text, voice.speaker, voice.speed)):
+                cost, characters = cost + dollars, characters + len(text)
+        if cost > self.left:
+            # Rounded up, so that the number in the sentence is enough.
+            raise UserError(
+                f"these voices cost about ${cost:.3f} ({characters} characters that are not in the cache); to agree, give "
+                f"{math.ceil(cost * 100) / 100:.2f} or more as max_cost_usd."
+            )
+        if cost:
+            print(f"speaking {characters} characters for about ${cost:.3f}", file=sys.stderr, flush=True)
+        self.left -= cost
+
+
+def try_speak_all(
+    texts_with_voices: Sequence[tuple[str, Voice]], budget: Budget, cache: str | Path | None = None,
+    workers: int | None = None,
+) -> list[tuple[Path, float] | str]:  # fmt: skip
+    """A clip and its length in seconds for each text, or the sentence that says why there is none.
+
+    Clips in the cache are not spoken again. workers: processes; None is one a core. Raises UserError before any work
+    where paid voices would cost more than the budget.
     """
     paths = [clip_path(text, voice, cache) for text, voice in texts_with_voices]
-    seconds = {path: length for path in set(paths) if (length := _clip_seconds(path)) is not None}
+    made: dict[Path, float | str] = {path: s for path in set(paths) if (s := _clip_seconds(path)) is not None}
     missing = {
-        path: (text, voice)
+        path: (path, text, voice)
         for path, (text, voice) in zip(paths, texts_with_voices, strict=True)
-        if path not in seconds
+        if path not in made
     }
-    faults = []
     if missing:
-        clips = [(path, text, voice) for path, (text, voice) in missing.items()]
-        workers = min(workers or os.cpu_count() or 1, math.ceil(len(clips) / CLIPS_A_WORKER))
+        clips = list(missing.values())
+        budget.take([(text, voice) for _, text, voice in clips])
         with Progress(len(clips), "speaking", unit="clips") as progress:
-            for path, length, fault in _run(clips, workers):
-                seconds[path] = length
-                if fault:
-                    faults.append(fault)
+            for path, result in _run(clips, workers or os.cpu_count() or 1):
+                made[path] = result
                 progress.update()
-    if faults:
-        raise UserError(f"{len(faults)} of {len(paths)} texts could not be spoken:\n" + "\n".join(sorted(set(faults))))
-    return [(path, seconds[path]) for path in paths]
+    return [made[path] if isinstance(made[path], str) else (path, made[path]) for path in paths]
 
 
-def _run(clips: list[tuple[Path, str, Voice]], workers: int) -> Iterator[tuple[Path, float, str | None]]:
-    if workers == 1:
-        yield from map(_write_clip, clips)
+def _run(clips: list[tuple[Path, str, Voice]], workers: int) -> Iterator[tuple[Path, float | str]]:
+    """Services in threads, since they wait; all else in processes, since it computes."""
+    for engine in {clip[2].engine for clip in clips}:
+        if service := getattr(loaded(engine), "service", None):
+            for (path, _, _), result in service.each(_write_clip, [clip for clip in clips if clip[2].engine is engine]):
+                yield path, str(result) if isinstance(result, Refused) else result[1]
+    computed = [clip for clip in clips if not getattr(loaded(clip[2].engine), "service", None)]
+    workers = min(workers, math.ceil(len(computed) / CLIPS_A_WORKER))
+    if workers <= 1:
+        yield from map(_write_clip, computed)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of JAX, and may then hang
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        yield from pool.map(_write_clip, clips, chunksize=8)
+        yield from pool.map(_write_clip, computed, chunksize=8)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _write_clip(clip: tuple[Path, str, Voice]) -> tuple[Path, float, str | None]:
-    """Path, seconds, and what is wrong where there is no clip."""
+def _write_clip(clip: tuple[Path, str, Voice]) -> tuple[Path, float | str]:
+    """Path and seconds, or what is wrong where there is no clip."""
     path, text, voice = clip
     try:
         waveform = speak(text, voice)
-    except UserError as error:
-        return path, 0.0, str(error)
+    except SpeechFault as fault:
+        return path, str(fault)
     with atomic_path(path) as temporary:  # a full disk stops the whole work
         soundfile.write(temporary, waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return path, len(waveform) / SAMPLING_RATE, None
+    return path, len(waveform) / SAMPLING_RATE
 
 
 def _clip_seconds(path: Path) -> float | None:

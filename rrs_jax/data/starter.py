@@ -6,7 +6,6 @@ holds 120 harmless questions with alarming words. Questions only, never answers.
 """
 
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
@@ -93,6 +92,7 @@ def build_starter(
     categories: int | None = None,
     cache: str | Path | None = None,
     workers: int | None = None,
+    max_cost_usd: float = 0.0,
 ) -> Path:
     """Speaks a part of the starter set (`choose_rows`); writes `folder`/audio and returns `folder`/manifest.jsonl.
 
@@ -106,23 +106,13 @@ def build_starter(
     folder = Path(folder)
     drawn = read_voices(voices)
     chosen = [draw_voice(row["question"], seed, drawn) for row in rows]
-    clips = speak_all([(row["question"], voice) for row, voice in zip(rows, chosen, strict=True)], cache, workers)
+    spoken = [(row["question"], voice) for row, voice in zip(rows, chosen, strict=True)]
+    clips = speak_all(spoken, cache, workers, max_cost_usd)
     for row, voice, (clip, seconds) in zip(rows, chosen, clips, strict=True):
         row |= {"audio": f"audio/{row['id']}.flac", "voice": voice.name, "seconds": round(seconds, 3)}
-        _place(clip, folder / row["audio"])
+        place_clip(clip, folder / row["audio"])
     write_jsonl(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"
-
-
-def changed_words(one: str, other: str) -> int:
-    """Words to replace, insert or delete between two texts (Levenshtein), case and punctuation aside."""
-    one, other = (re.findall(r"[\w']+", text.lower()) for text in (one, other))
-    row = list(range(len(other) + 1))
-    for i, word in enumerate(one, start=1):
-        before, row[0] = row[0], i
-        for j, candidate in enumerate(other, start=1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != candidate))
-    return row[-1]
 
 
 def _by_turns(items: list[dict], group: str, name: str, seed: int) -> list[dict]:
@@ -147,7 +137,7 @@ def _row(name: str, pair: str, label: str, category: str, question: str) -> dict
     return {"id": name, "pair_id": pair, "label": label, "category": category, "question": question, "response": None}
 
 
-def _place(clip: Path, target: Path) -> None:
+def place_clip(clip: Path, target: Path) -> None:
     """A hard link, or a copy where the cache lies on another disk."""
     with atomic_path(target) as temporary:
         temporary.unlink()

@@ -12,10 +12,11 @@ import numpy as np
 import soxr
 
 from rrs_jax.data.engines import ENGINES
-from rrs_jax.errors import UserError
+from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import content_hash
 
 SAMPLING_RATE = 16_000  # Hz, of every clip
+FRAME = SAMPLING_RATE // 100  # samples
 DEFAULT_ENGINE = "hibari"
 SPEEDS, SEMITONES = (0.7, 1.4), (-5.0, 5.0)
 
@@ -26,6 +27,8 @@ MIN_RMS = 0.01  # of full scale; speech at this peak has 0.05 to 0.2, a click in
 CLIPPED_SHARE = 1e-3  # of the samples at full scale, beyond which the engine overdrives
 MAX_WORDS_A_SECOND = 10.0  # hurried speech has 5
 MAX_SECONDS = 30.0  # what the models' audio encoders hear
+MAX_PAUSE_SECONDS = 2.0  # inside the words; a longer one is a part that the engine left out
+
 
 
 @functools.cache
@@ -75,7 +78,7 @@ def read_voices(names: str | Iterable[str] = "") -> tuple[Voice, ...]:
     """
     names = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     names = [name for name in names if name] or [DEFAULT_ENGINE]
-    names = [voice for name in names for voice in (ENGINES[name].voices if name in ENGINES else (name,))]
+    names = [voice for name in names for voice in (loaded(ENGINES[name]).voices if name in ENGINES else (name,))]
     voices = [_read_voice(name) for name in names]
     if unknown := [name for name, voice in zip(names, voices, strict=True) if voice is None]:
         raise UserError(
@@ -101,40 +104,44 @@ def _read_voice(name: str) -> Voice | None:
     return Voice(ENGINES[engine], rest[0], speed, semitones)
 
 
-def draw_voice(text: str, seed: int, voices: tuple[Voice, ...] | None = None) -> Voice:
+def draw_voice(text: str, seed: int, voices: tuple[Voice, ...] | None = None, attempt: int = 0) -> Voice:
     """One voice at random for each text, as appendix B does; the same for the same text, seed and voices.
 
-    voices: those of hibari where it is None.
+    voices: those of hibari where it is None. attempt: the next voices in their order, where the first ones failed.
     """
     voices = voices or read_voices()
-    return voices[int(content_hash(seed, text), 16) % len(voices)]
+    return voices[(int(content_hash(seed, text), 16) + attempt) % len(voices)]
 
 
 def speak(text: str, voice: Voice) -> np.ndarray:
     """The spoken text as float32 (samples,), 16 kHz, peak 0.9, with 0.1 s of silence at either end.
 
-    Raises UserError where the voice gives silence, an overdriven or broken waveform, or one whose length
+    Raises SpeechFault where the voice gives silence, an overdriven or broken waveform, or one whose length
     cannot be that of the text.
     """
     raw = voice.speak(text)
     if reason := _raw_fault(raw):
-        raise UserError(f"voice {voice.name}: {reason} for {text!r}; choose another voice.")
+        raise SpeechFault(f"voice {voice.name}: {reason} for {text!r}; choose another voice.")
     waveform = _trim(soxr.resample(raw, voice.sample_rate, SAMPLING_RATE, quality="HQ"))
     waveform *= PEAK / np.abs(waveform).max()
-    if reason := _clip_fault(waveform, len(text.split())):
-        raise UserError(f"voice {voice.name}: {reason} for {text!r}; reword the text or choose another voice.")
+    if reason := clip_fault(waveform, len(text.split())):
+        raise SpeechFault(f"voice {voice.name}: {reason} for {text!r}; reword the text or choose another voice.")
     return waveform
 
 
 def _trim(waveform: np.ndarray) -> np.ndarray:
     """Without the silence before and after the words, but for the margins."""
-    frame = SAMPLING_RATE // 100
-    frames = np.pad(waveform, (0, -len(waveform) % frame)).reshape(-1, frame)
-    loudness = np.sqrt(np.mean(frames**2, axis=1))
-    speech = np.flatnonzero(loudness > loudness.max() * 10 ** (SPEECH_DB / 20))
+    speech = _speech_frames(waveform)
     margin = round(MARGIN_SECONDS * SAMPLING_RATE)
-    start, stop = speech[0] * frame - margin, (speech[-1] + 1) * frame + margin
+    start, stop = speech[0] * FRAME - margin, (speech[-1] + 1) * FRAME + margin
     return waveform[max(start, 0) : stop]
+
+
+def _speech_frames(waveform: np.ndarray) -> np.ndarray:
+    """Numbers of the frames of 10 ms that are not silence beside the loudest one."""
+    frames = np.pad(waveform, (0, -len(waveform) % FRAME)).reshape(-1, FRAME)
+    loudness = np.sqrt(np.mean(frames**2, axis=1))
+    return np.flatnonzero(loudness > loudness.max() * 10 ** (SPEECH_DB / 20))
 
 
 def _raw_fault(waveform: np.ndarray) -> str | None:
@@ -149,7 +156,8 @@ def _raw_fault(waveform: np.ndarray) -> str | None:
     return None
 
 
-def _clip_fault(waveform: np.ndarray, words: int) -> str | None:
+def clip_fault(waveform: np.ndarray, words: int) -> str | None:
+    """What is wrong with a finished clip of so many words, 16 kHz; None where nothing is."""
     seconds = len(waveform) / SAMPLING_RATE
     if np.sqrt(np.mean(waveform**2)) < MIN_RMS:
         return "gives near silence"
@@ -157,4 +165,7 @@ def _clip_fault(waveform: np.ndarray, words: int) -> str | None:
         return f"gives {seconds:.2f} s, too short for {words} words,"
     if seconds > MAX_SECONDS:
         return f"gives {seconds:.0f} s, more than the {MAX_SECONDS:g} s that the models hear,"
+    pause = np.diff(_speech_frames(waveform)).max(initial=1) * FRAME / SAMPLING_RATE
+    if pause > MAX_PAUSE_SECONDS:
+        return f"gives a pause of {pause:.1f} s between words"
     return None

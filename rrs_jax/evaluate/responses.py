@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import Judge
-from rrs_jax.files import append_jsonl, content_hash, read_json, read_jsonl, write_json
+from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, write_json
 
 SETS = ("harmful", "benign", "borderline")
 
@@ -50,7 +50,7 @@ class ResponseStore:
         self.path = Path(path)
         self.meta_path = self.path.with_suffix(".meta.json")
         made_by = json.loads(json.dumps(made_by))
-        self.rows: dict[Key, dict] = {key_of(row): row for row in _read_rows(self.path)}
+        self.rows: dict[Key, dict] = {key_of(row): row for row in read_growing_jsonl(self.path)}
         if self.rows:
             self._check_maker(made_by)
         else:
@@ -107,7 +107,7 @@ def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequenc
     A row: id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind. A judgement
     counts as there only for the same version of the judge and the same question and response.
     """
-    known = {_judgement_key(row): row for row in _read_rows(Path(path))}
+    known = {_judgement_key(row): row for row in read_growing_jsonl(Path(path))}
     rows, new = [], []
     for judge in judges:
         for response in responses:
@@ -130,18 +130,3 @@ def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequenc
 
 def _judgement_key(row: dict) -> tuple:
     return (*key_of(row), row["judge"], row["version"], row["response_hash"])
-
-
-def _read_rows(path: Path) -> list[dict]:
-    """The rows of a file that grows; a last line cut short by a kill is taken off and made again."""
-    if not path.exists():
-        return []
-    try:
-        with path.open("r+b") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                file.truncate(whole)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its rights.") from error
-    return read_jsonl(path)

@@ -1,27 +1,32 @@
-"""Continuous batching in chunks: every few steps finished rows leave and new prompts take their places.
+"""Continuous batching in chunks: every few steps finished prompts leave and new ones take their places.
 
-The cache has a part for prompts, slots 0 to T-1, and behind it a ring of `max_new_tokens` slots. All rows write
-their newest token into the same slot of the ring; a row needs only its own last `max_new_tokens` tokens, and what
-an earlier occupant left is hidden by the row's `valid` mask, so rows may start at any time.
+Prompts that are equal (the samples of one query) are computed once: their answers share the prompt's keys and
+values. A prompt leaves when all its answers are finished.
+
+A decoding step reads every weight once and of the cache the slots in use, up to rounding: the prompts' slots are
+as many as the longest prompt in flight has, the answers' grow with the longest answer in flight.
+
+Adapters are applied beside the base, never merged into it: merged in place they could not be taken out again
+exactly in 16 bit, and the untrained model, which is evaluated too, shares the base's arrays.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from rrs_jax.generate.sampling import SamplingConfig, next_tokens
+from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
 from rrs_jax.models.batch import Batch
-from rrs_jax.models.decoder import Cache
 from rrs_jax.parallel import batch_sharding, mesh_of, rows_multiple
 
 CHUNK_STEPS = 16
+PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +39,13 @@ class Prompt:
     seed: int = 0
 
 
-@flax.struct.dataclass
-class DecodingState:
-    """All rows in flight. `tokens` (B,) were chosen last and are not in the cache yet."""
+@dataclasses.dataclass
+class Place:
+    """A prompt in flight, its requests, and what is known of their answers."""
 
-    cache: Cache
-    tokens: jax.Array  # int32 (B,)
-    positions: jax.Array  # int32 (B,): where `tokens` stand
-    made: jax.Array  # int32 (B,): tokens chosen so far
-    active: jax.Array  # bool (B,)
-    seeds: jax.Array  # uint32 (B,)
-    seen: jax.Array  # bool (B, V), or (B, 1) where nothing asks for it
-    step: jax.Array  # int32: all steps so far, which gives the ring's slot
+    prompts: list[Prompt]
+    answers: list[list[int]]
+    finished: list[bool]
 
 
 class Generator:
@@ -54,25 +54,23 @@ class Generator:
     Args:
       model: an audio language model of `rrs_jax.models`.
       eos_token_ids: any of them ends an answer and is not part of it.
-      batch_size: rows in flight; rounded up to a multiple of the mesh's data axes.
+      batch_size: answers in flight; rounded up to a multiple of the mesh's data axes and of a query's samples.
+      cache_dtype: auto (the model's own), bfloat16, float32, or int8 with a scale for each token and head.
     """
 
     def __init__(
-        self, model: nnx.Module, sampling: SamplingConfig, *, eos_token_ids: Sequence[int], batch_size: int = 16
+        self, model: nnx.Module, sampling: SamplingConfig, *, eos_token_ids: Sequence[int], batch_size: int = 16,
+        cache_dtype: str = "auto",
     ):  # fmt: skip
         self.graphdef, self.state = nnx.split(model)
-        self.sampling, self.mesh = sampling, mesh_of(model)
+        self.sampling, self.mesh, self.batch_size = sampling, mesh_of(model), batch_size
         self.eos = np.asarray(list(eos_token_ids), np.int32)
         self.audio_token_id = model.config.audio_token_id
-        multiple = rows_multiple(self.mesh)
-        self.batch_size = -(-batch_size // multiple) * multiple
-        self.prefill_size = max(-(-self.batch_size // 4 // multiple) * multiple, multiple)
-        self._prefill = jax.jit(functools.partial(_prefill, self.graphdef, sampling, self.eos), static_argnums=(4,))
-        self._decode = jax.jit(
-            functools.partial(_decode, self.graphdef, sampling, self.eos), static_argnums=(2,), donate_argnums=(1,)
-        )
-        self._insert = jax.jit(_insert, donate_argnums=(0,))
-        self._take = jax.jit(_take)
+        cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
+        common = self.graphdef, sampling, self.eos
+        options = _compiler_options()
+        self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
+        self._decode = jax.jit(functools.partial(_decode, *common), donate_argnums=(1,), compiler_options=options)
 
     def generate(
         self, prompts: Sequence[Prompt], audio_bank: jax.Array, on_finished: Callable[[object, list[int]], None]
@@ -80,94 +78,146 @@ class Generator:
         """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token."""
         if not prompts:
             return
-        pending = sorted(prompts, key=lambda prompt: len(prompt.row[0]))
-        buckets = bucket_lengths([len(prompt.row[0]) for prompt in pending], 4, 8)
-        width = buckets[-1]
-        rows: list[Prompt | None] = []
-        answers: dict[int, list[int]] = {}
+        pending = group_prompts(prompts, self.sampling.max_new_tokens)
+        pending.sort(key=lambda group: len(group[0].row[0]))
+        buckets = bucket_lengths([len(group[0].row[0]) for group in pending], 4, 8)
+        samples = max(map(len, pending))
+        queries, prefill_size = self._sizes(len(pending), samples)
+        places: list[Place | None] = [None] * queries
         state = None
-        while pending or any(rows):
-            while pending and len(rows) - sum(map(bool, rows)) >= min(self.prefill_size, len(pending)) or not rows:
-                if not rows:
-                    size = min(self.batch_size, -(-len(pending) // self.prefill_size) * self.prefill_size)
-                    rows = [None] * size
+        while pending or any(places):
+            while pending and places.count(None) >= min(prefill_size, len(pending)):
+                new, pending = pending[:prefill_size], pending[prefill_size:]
+                width = bucket_of(len(new[-1][0].row[0]), buckets)
+                entered = self._run_prefill(new, audio_bank, width, prefill_size, samples)
+                state = self._insert(state, entered, places, new)
+            state = resize_to_need(state, places)
+            state, tokens = self._decode(self.state, state)
+            self._collect(state, tokens, places, on_finished)
+            if not pending:
+                state, places = self._shrink(state, places)
+
+    def _sizes(self, groups: int, samples: int) -> tuple[int, int]:
+        """Prompts in flight, in as few equal waves as the batch allows; and prompts of one prefill."""
+        multiple = rows_multiple(self.mesh)
+
+        def round_up(n):
+            return -(-n // multiple) * multiple
+
+        most = round_up(-(-self.batch_size // samples))
+        waves = -(-groups // most)
+        queries = min(round_up(-(-groups // waves)), most)
+        return queries, round_up(-(-queries // PREFILLS))
+
+    def _run_prefill(self, new, audio_bank, width: int, size: int, samples: int) -> Entered:
+        """Surplus prompts repeat the last one, surplus answers are never active."""
+        filled = [*new, *[new[-1]] * (size - len(new))]
+        batch = collate([group[0].row for group in filled], width, self.audio_token_id)
+        seeds = np.asarray([[prompt.seed for prompt in group] + [0] * (samples - len(group)) for group in filled])
+        wanted = np.asarray([[i < len(group) for i in range(samples)] for group in filled])
+        inputs = (batch, seeds.astype(np.uint32), wanted)
+        batch, seeds, wanted = jax.device_put(inputs, batch_sharding(self.mesh))
+        return self._prefill(self.state, batch, audio_bank, seeds, wanted)
+
+    def _insert(self, state: DecodingState | None, entered: Entered, places: list, new) -> DecodingState:
+        width = entered.prompts.keys.shape[3]
+        if state is None:
+            state = empty_state(entered, len(places), width, CHUNK_STEPS)
+        elif width > state.cache.prompts.keys.shape[3]:
+            state = resize(state, width, state.cache.valid.shape[1])
+        free = [place for place, occupant in enumerate(places) if occupant is None][: len(new)]
+        # Surplus prompts of a short prefill fall outside the batch and are dropped by the scatter.
+        targets = free + [len(places)] * (entered.lengths.shape[0] - len(new))
+        for place, group in zip(free, new, strict=True):
+            places[place] = Place(group, [[] for _ in group], [False] * len(group))
+        return insert(state, entered, jnp.asarray(targets, jnp.int32))
+
+    def _collect(self, state: DecodingState, tokens, places: list, on_finished) -> None:
+        """Reads a chunk's tokens; hands out finished answers and frees the places without another."""
+        active, made, tokens = jax.device_get((state.active, state.made, tokens))
+        samples = len(active) // len(places)
+        for index, place in enumerate(places):
+            if place is None:
+                continue
+            for i, (prompt, answer) in enumerate(zip(place.prompts, place.answers, strict=True)):
+                row = index * samples + i
+                if place.finished[i]:
                     continue
-                new, pending = pending[: self.prefill_size], pending[self.prefill_size :]
-                bucket = bucket_of(len(new[-1].row[0]), buckets)
-                entered = self._run_prefill(new, audio_bank, bucket, width)
-                if state is None:
-                    state = self._empty_state(entered, len(rows))
-                free = [place for place, prompt in enumerate(rows) if prompt is None][: len(new)]
-                # Surplus rows of a short prefill fall outside the batch and are dropped by the scatter.
-                places = free + [len(rows)] * (self.prefill_size - len(new))
-                state = self._insert(state, entered, jnp.asarray(places, jnp.int32))
-                first = np.asarray(entered.tokens)
-                for place, prompt, token in zip(free, new, first, strict=False):
-                    rows[place], answers[place] = prompt, [int(token)]
-            state, tokens = self._decode(self.state, state, width)
-            active, made, tokens = jax.device_get((state.active, state.made, tokens))
-            for place, prompt in enumerate(rows):
-                if prompt is None:
-                    continue
-                answers[place] += tokens[place, : made[place] - len(answers[place])].tolist()
-                if not active[place]:
-                    answer, rows[place] = answers.pop(place), None
-                    if answer[-1] in self.eos:
-                        answer.pop()
-                    on_finished(prompt.key, answer)
-            state, rows, answers = self._shrink(state, rows, answers, bool(pending))
+                # The first column is the token before the chunk's: that of the prefill, or known.
+                answer += tokens[row, (1 if answer else 0) : 1 + made[row] - max(len(answer), 1)].tolist()
+                if not active[row]:
+                    place.finished[i] = True
+                    on_finished(prompt.key, answer[:-1] if answer[-1] in self.eos else answer)
+            if all(place.finished):
+                places[index] = None
 
-    def _run_prefill(self, prompts: list[Prompt], audio_bank, bucket: int, width: int) -> DecodingState:
-        filled = [*prompts, *[prompts[-1]] * (self.prefill_size - len(prompts))]
-        batch = collate([p.row for p in filled], bucket, self.audio_token_id)
-        batch = jax.device_put(batch, batch_sharding(self.mesh))
-        seeds = jax.device_put(np.asarray([p.seed for p in filled], np.uint32), batch_sharding(self.mesh))
-        return self._prefill(self.state, batch, audio_bank, seeds, width)
-
-    def _empty_state(self, like: DecodingState, size: int) -> DecodingState:
-        """A batch of `size` idle rows of the same kind as a prefilled one."""
-
-        def empty(leaf, axis):
-            shape = tuple(size if i == axis else n for i, n in enumerate(leaf.shape))
-            return jnp.zeros(shape, leaf.dtype)
-
-        cache = Cache(empty(like.cache.keys, 1), empty(like.cache.values, 1), empty(like.cache.valid, 0))
-        rest = {name: empty(getattr(like, name), 0) for name in _ROW_FIELDS}
-        return DecodingState(cache=cache, step=jnp.zeros((), jnp.int32), **rest)
-
-    def _shrink(self, state, rows, answers, pending: bool):
-        """Half as many rows once the last prompts are in flight and half the places are idle."""
-        alive = [place for place, prompt in enumerate(rows) if prompt]
-        half = len(rows) // 2
-        if pending or not alive or len(alive) > half or half % self.prefill_size:
-            return state, rows, answers
-        places = (alive + [place for place in range(len(rows)) if place not in alive])[:half]
-        state = self._take(state, jnp.asarray(places, jnp.int32))
-        return state, [rows[p] for p in places], {new: answers[old] for new, old in enumerate(places) if old in answers}
+    @staticmethod
+    def _shrink(state: DecodingState, places: list) -> tuple[DecodingState, list]:
+        """Half as many places once no prompt waits and half of them are idle."""
+        alive = [index for index, place in enumerate(places) if place]
+        half = len(places) // 2
+        devices = len(state.tokens.sharding.device_set)
+        if not alive or len(alive) > half or half % devices:
+            return state, places
+        chosen = (alive + [index for index in range(len(places)) if index not in alive])[:half]
+        return take(state, jnp.asarray(chosen, jnp.int32)), [places[index] for index in chosen]
 
 
-def _prefill(graphdef, sampling: SamplingConfig, eos, params, batch: Batch, audio_bank, seeds, width: int):
-    """Prompts in, their first tokens chosen; the cache has the shape of the whole batch's."""
+def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Prompt]]:
+    """Equal prompts together, at most n in a group, where n gives the fewest slots: a group holds its prompt once
+    and has n answers' slots, used or not."""
+    groups: dict[tuple, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(tuple(map(tuple, prompt.row)), []).append(prompt)
+    sizes = [(len(group), len(group[0].row[0])) for group in groups.values()]
+
+    def slots(n: int) -> int:
+        return sum(-(-size // n) * (length + n * new_tokens) for size, length in sizes)
+
+    n = min(sorted({size for size, _ in sizes} | {1}), key=slots)
+    return [group[start : start + n] for group in groups.values() for start in range(0, len(group), n)]
+
+
+def resize_to_need(state: DecodingState, places: list) -> DecodingState:
+    """Room for one more chunk behind the longest answer in flight, rounded up to a power of two of chunks."""
+    longest = max(
+        len(answer)
+        for place in places if place
+        for answer, finished in zip(place.answers, place.finished, strict=True) if not finished
+    )  # fmt: skip
+    slots = CHUNK_STEPS
+    while slots < longest - 1 + CHUNK_STEPS:  # the newest token is not in the cache yet
+        slots *= 2
+    have = state.cache.valid.shape[1]
+    return state if slots == have else resize(state, state.cache.prompts.keys.shape[3], slots)
+
+
+def _prefill(graphdef, sampling: SamplingConfig, eos, cache_dtype, params, batch: Batch, audio_bank, seeds, wanted):
+    """Prompts (q, T) in, the first tokens of their answers chosen; `seeds` and `wanted` are (q, n)."""
     model = nnx.merge(graphdef, params)
-    logits, cache = model.prefill(batch, audio_bank, width + sampling.max_new_tokens)
-    rows, vocabulary = logits.shape
+    logits, positions, store = model.prefill(batch, audio_bank, cache_dtype)
+    (queries, vocabulary), samples = logits.shape, seeds.shape[1]
     real = jnp.arange(batch.input_ids.shape[1])[None] < batch.lengths[:, None]
     if sampling.repetition_penalty != 1.0:
-        seen = jnp.zeros((rows, vocabulary), bool).at[jnp.arange(rows)[:, None], batch.input_ids].max(real)
+        seen = jnp.zeros((queries, vocabulary), bool).at[jnp.arange(queries)[:, None], batch.input_ids].max(real)
     else:
-        seen = jnp.zeros((rows, 1), bool)
-    tokens = next_tokens(logits, seen, _keys(seeds, jnp.zeros_like(batch.lengths)), sampling)
-    return DecodingState(
-        cache=cache, tokens=tokens, positions=batch.lengths, made=jnp.ones_like(batch.lengths),
-        active=~jnp.isin(tokens, eos) & (sampling.max_new_tokens > 1), seeds=seeds, seen=_mark(seen, tokens),
-        step=jnp.zeros((), jnp.int32),
+        seen = jnp.zeros((queries, 1), bool)
+    logits, seen, positions = (jnp.repeat(x, samples, axis=0) for x in (logits, seen, positions))
+    seeds = seeds.reshape(-1)
+    tokens = next_tokens(logits, seen, _keys(seeds, jnp.zeros(seeds.shape, jnp.int32)), sampling)
+    active = wanted.reshape(-1) & ~jnp.isin(tokens, eos) & (sampling.max_new_tokens > 1)
+    return Entered(
+        prompts=store, lengths=batch.lengths, tokens=tokens, positions=positions, active=active, seeds=seeds,
+        seen=_mark(seen, tokens),
     )  # fmt: skip
 
 
-def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingState, width: int):
-    """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, CHUNK_STEPS), those of a row
-    left-aligned."""
+def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingState):
+    """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one chosen
+    before, and the new ones of the row, left-aligned."""
     model = nnx.merge(graphdef, params)
+    if model.lora is not None:  # once, not in every step
+        model.lora = model.lora.fixed(model.dtype)
     rows = state.tokens.shape[0]
 
     def unfinished(carry):
@@ -176,44 +226,32 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
 
     def step(carry):
         state, chosen, n = carry
-        slot = width + state.step % sampling.max_new_tokens
-        logits, cache = model.decode(state.tokens, state.positions, slot, state.cache)
+        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache)
         tokens = next_tokens(logits, state.seen, _keys(state.seeds, state.made), sampling)
         tokens = jnp.where(state.active, tokens, state.tokens)
         made = state.made + state.active
         state = DecodingState(
             cache=cache, tokens=tokens, positions=state.positions + state.active, made=made,
             active=state.active & ~jnp.isin(tokens, eos) & (made < sampling.max_new_tokens),
-            seeds=state.seeds, seen=_mark(state.seen, tokens), step=state.step + 1,
+            seeds=state.seeds, seen=_mark(state.seen, tokens), slot=(state.slot + 1) % state.cache.valid.shape[1],
         )  # fmt: skip
-        return state, chosen.at[:, n].set(tokens), n + 1
+        return state, chosen.at[:, n + 1].set(tokens), n + 1
 
-    chosen = jnp.zeros((rows, CHUNK_STEPS), jnp.int32)
+    chosen = jnp.zeros((rows, 1 + CHUNK_STEPS), jnp.int32).at[:, 0].set(state.tokens)
     state, chosen, _ = jax.lax.while_loop(unfinished, step, (state, chosen, jnp.int32(0)))
     return state, chosen
 
 
-def _insert(state: DecodingState, new: DecodingState, places: jax.Array) -> DecodingState:
-    """Puts prefilled rows into `places`; a place outside the batch drops its row."""
-
-    def put(old, fresh):
-        return old.at[places].set(fresh, mode="drop")
-
-    cache = Cache(
-        state.cache.keys.at[:, places].set(new.cache.keys, mode="drop"),
-        state.cache.values.at[:, places].set(new.cache.values, mode="drop"),
-        put(state.cache.valid, new.cache.valid),
-    )
-    rest = {name: put(getattr(state, name), getattr(new, name)) for name in _ROW_FIELDS}
-    return DecodingState(cache=cache, step=state.step, **rest)
-
-
-def _take(state: DecodingState, places: jax.Array) -> DecodingState:
-    cache = Cache(state.cache.keys[:, places], state.cache.values[:, places], state.cache.valid[places])
-    return DecodingState(cache=cache, step=state.step, **{name: getattr(state, name)[places] for name in _ROW_FIELDS})
-
-
-_ROW_FIELDS = ("tokens", "positions", "made", "active", "seeds", "seen")
+def _compiler_options() -> dict | None:
+    """On a GPU: matrix products by cuBLAS, each by itself, which then reads a layer's weights where they lie in the
+    stack of layers. XLA's own kernels, and products that XLA joins, are handed a copy of the layer, which makes three
+    passes over the weights of one."""
+    if jax.default_backend() != "gpu" or jax.__version_info__ < (0, 11):
+        return None
+    return {
+        "xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_dynamic_slice_fusion": True,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+    }  # fmt: skip
 
 
 def _keys(seeds: jax.Array, made: jax.Array) -> jax.Array:

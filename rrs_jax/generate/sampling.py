@@ -5,6 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+CHUNK, PART = 128, 16  # widths in which the vocabulary, and then its best chunks, are searched for large logits
+SPARE = 12  # candidates beyond top_k, for logits that are exactly equal
+TOP_P_CANDIDATES = 128  # where top_k does not say how many tokens can be kept
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -40,17 +44,94 @@ def next_tokens(logits: jax.Array, seen: jax.Array, keys: jax.Array, config: Sam
     `seen` (B, V) marks the tokens of the prompt and of the answer so far; `keys` (B,) are random keys, one a
     row, so that a row's answer does not depend on its neighbours.
     """
-    if config.repetition_penalty != 1.0:
-        penalised = jnp.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
-        logits = jnp.where(seen, penalised, logits)
+    logits = penalised(logits, seen, config)
     if config.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / config.temperature
     if not config.top_k and config.top_p >= 1.0:
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-    values, tokens = jax.lax.top_k(logits, min(config.top_k or logits.shape[-1], logits.shape[-1]))
-    probabilities = jax.nn.softmax(values, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    values = jnp.where(before < config.top_p, values, -jnp.inf)
-    choice = jax.vmap(jax.random.categorical)(keys, values)
-    return jnp.take_along_axis(tokens, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
+        return _draw(keys, logits)
+    values, tokens, complete = candidates(logits, config)
+    chosen = _pick(keys, values, tokens)
+    if complete is None:
+        return chosen
+
+    def from_all(_):
+        """Rows in which more tokens may be kept than there are candidates. What the others drew does not change."""
+        return jnp.where(complete, chosen, _pick(keys, *_filtered(*_sorted(logits), logits, config)))
+
+    return jax.lax.cond(jnp.all(complete), lambda _: chosen, from_all, None)
+
+
+def penalised(logits: jax.Array, seen: jax.Array, config: SamplingConfig) -> jax.Array:
+    if config.repetition_penalty == 1.0:
+        return logits
+    lowered = jnp.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
+    return jnp.where(seen, lowered, logits)
+
+
+def candidates(logits: jax.Array, config: SamplingConfig) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The largest of a row's logits (B, C), falling, those that top-k and top-p drop as -inf; their tokens (B, C);
+    and which rows (B,) are complete, that is, have no further token that would be kept (None: all are).
+
+    A vocabulary is not sorted for this: the C chunks with the largest maxima hold the C largest logits, and so
+    do the C best parts of these chunks.
+    """
+    count = (config.top_k or TOP_P_CANDIDATES) + SPARE
+    if logits.shape[-1] < 2 * count * CHUNK:
+        values, tokens = _sorted(logits)
+        return *_filtered(values, tokens, logits, config), None
+    chunks, first = _best(*_chunks(logits), count)
+    parts, second = _best(
+        chunks[0].reshape(-1, count * CHUNK // PART, PART), chunks[1].reshape(-1, count * CHUNK // PART, PART), count
+    )
+    values, places = jax.lax.top_k(parts[0].reshape(-1, count * PART), count)
+    tokens = jnp.take_along_axis(parts[1].reshape(-1, count * PART), places, axis=-1)
+    kept, tokens = _filtered(values, tokens, logits, config)
+    # Top-p needs everything that top-k keeps, since that adds up to 1; by itself it knows the sum of all.
+    least = values[:, config.top_k - 1] if config.top_k else jnp.min(jnp.where(jnp.isfinite(kept), kept, jnp.inf), axis=-1)
+    return kept, tokens, (first < least) & (second < least) & (values[:, -1] < least)
+
+
+def _filtered(values: jax.Array, tokens: jax.Array, logits: jax.Array, config: SamplingConfig):
+    """Top-k keeps everything that is not below the k-th largest. Top-p drops, from the smallest on, what makes up
+    1 - p together; the largest logit always stays. Of equal logits at that border as many stay as in transformers,
+    where it depends on torch's sorting which ones; here it is the first tokens."""
+    if config.top_k and config.top_k < logits.shape[-1]:
+        values = jnp.where(values >= values[:, config.top_k - 1 : config.top_k], values, -jnp.inf)
+        logits = values
+    if config.top_p < 1.0:
+        shares = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+        if values.shape == logits.shape:  # all that is there: summed up from the smallest, as transformers does
+            dropped = jnp.cumsum(shares[:, ::-1], axis=-1)[:, ::-1] <= jnp.float32(1 - config.top_p)
+        else:
+            dropped = jnp.cumsum(shares, axis=-1) - shares >= jnp.float32(config.top_p)
+        values = jnp.where(dropped.at[:, 0].set(False), -jnp.inf, values)
+    return values, tokens
+
+
+def _sorted(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All logits, falling, and their tokens."""
+    return jax.lax.top_k(logits, logits.shape[-1])
+
+
+def _chunks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(B, V) as (B, chunks, CHUNK), filled up with -inf; and the places, (1, chunks, CHUNK)."""
+    filled = jnp.pad(logits, [(0, 0), (0, -logits.shape[-1] % CHUNK)], constant_values=-jnp.inf)
+    return filled.reshape(len(logits), -1, CHUNK), jnp.arange(filled.shape[-1]).reshape(1, -1, CHUNK)
+
+
+def _best(values: jax.Array, places: jax.Array, count: int):
+    """The `count` chunks (B, count, width) with the largest maxima, with their places; and the least of these maxima
+    (B,)."""
+    maxima, chosen = jax.lax.top_k(jnp.max(values, axis=-1), count)
+    chosen = chosen[..., None]
+    places = jnp.broadcast_to(places, values.shape)
+    return tuple(jnp.take_along_axis(x, chosen, axis=1) for x in (values, places)), maxima[:, -1]
+
+
+def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _pick(keys: jax.Array, values: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(tokens, _draw(keys, values)[:, None], axis=-1)[:, 0].astype(jnp.int32)

@@ -26,8 +26,9 @@ MAX_SECONDS = 8
 
 
 def make_data(
-    model: nnx.Module, processor: Processor, work: Path, *, samples: int, batch_size: int, seed: int, max_new_tokens: int
-) -> None:
+    model: nnx.Module, processor: Processor, work: Path, *, samples: int, batch_size: int, seed: int, max_new_tokens: int,
+    word_share: float = 0.0,
+) -> None:  # fmt: skip
     """Writes `encoder.safetensors` (encoder outputs of all clips) and `data.jsonl`.
 
     A row has the question, the instruction that it is answered under (or null), the answer's tokens (null where the
@@ -35,7 +36,9 @@ def make_data(
 
     The voices speak on all cores while the device answers.
     """
-    questions = ask_questions(model, processor, samples=samples, batch_size=batch_size, seed=seed)
+    questions = ask_questions(
+        model, processor, samples=samples, batch_size=batch_size, seed=seed, word_share=word_share
+    )
     print(f"{len(questions)} distinct questions of {samples} samples", flush=True)
     context = multiprocessing.get_context("spawn")  # a fork would copy the device's threads
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:

@@ -1,8 +1,9 @@
 """Everyday questions that the mini's own decoder asks, and its own answers to them in text.
 
 Nobody else's data is needed: the decoder continues the opening of a user's turn under a system prompt that
-names a topic. What it declines to answer is left out, as a modality adaptation would. Questions with alarming
-words are never answered; the bridge learns only to repeat them, so that it knows how those words sound.
+names a topic or, so that rarer words are heard too, a word of its own vocabulary. What it declines to answer is
+left out, as a modality adaptation would. Questions with alarming words are never answered; the bridge learns only
+to repeat them, so that it knows how those words sound.
 """
 
 import re
@@ -79,15 +80,25 @@ ALARMING = re.compile(
 )  # fmt: skip
 SPEAKABLE = re.compile(r"[A-Z][A-Za-z' ,-]*\?")
 MIN_WORDS, MAX_WORDS = 5, 18
+COMMON_IDS = 60_000  # ids of a byte-pair vocabulary rise as words become rare; beyond, most are pieces and other languages
 
 
-def ask_questions(model: nnx.Module, processor: Processor, *, samples: int, batch_size: int, seed: int) -> list[str]:
-    """Distinct questions of 5 to 18 words in the order in which they were drawn."""
+def ask_questions(
+    model: nnx.Module, processor: Processor, *, samples: int, batch_size: int, seed: int, word_share: float = 0.0
+) -> list[str]:
+    """Distinct questions of 5 to 18 words in the order in which they were drawn.
+
+    `word_share` of the samples are asked for with a word of the decoder's vocabulary, the others for a topic.
+    """
     random = np.random.default_rng(seed)
+    words = vocabulary_words(processor)
     prompts = []
     for i in range(samples):
         topic, opening = TOPICS[random.integers(len(TOPICS))], OPENINGS[random.integers(len(OPENINGS))]
-        text = f"<|im_start|>system\nYou ask short everyday questions about {topic}.<|im_end|>\n<|im_start|>user\n{opening}"
+        wish = f"You ask short everyday questions about {topic}."
+        if word_share and random.random() < word_share:
+            wish = f"You ask short everyday questions. Each has the word {words[random.integers(len(words))]}."
+        text = f"<|im_start|>system\n{wish}<|im_end|>\n<|im_start|>user\n{opening}"
         ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         prompts.append(Prompt(key=(i, opening), row=(ids, [], []), seed=seed + i))
     sampling = SamplingConfig(max_new_tokens=28, temperature=0.8)
@@ -102,6 +113,13 @@ def ask_questions(model: nnx.Module, processor: Processor, *, samples: int, batc
     _generate(model, processor, sampling, prompts, batch_size, keep, "asking")
     distinct = {re.sub(r"\W+", " ", found[i].lower()): found[i] for i in sorted(found, reverse=True)}
     return list(distinct.values())[::-1]
+
+
+def vocabulary_words(processor: Processor) -> list[str]:
+    """Lower-case words of 4 to 12 letters that are one token each, the commoner ones first."""
+    vocabulary = processor.tokenizer.get_vocab()
+    pieces = sorted((id, token) for token, id in vocabulary.items() if re.fullmatch("Ġ[a-z]{4,12}", token))
+    return [token[1:] for id, token in pieces if id < COMMON_IDS]
 
 
 def wanted(question: str) -> bool:

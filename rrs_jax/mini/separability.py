@@ -48,7 +48,8 @@ def hidden_features(model: nnx.Module, rows: list, bank: jax.Array, audio_token_
     @jax.jit
     def features(state, bank, batch):
         model = nnx.merge(graphdef, state)
-        states = model.language_model.layer_outputs(model.embed(batch.input_ids, batch.audio_index, bank), batch.lengths, None)[EVERY - 1 :: EVERY]
+        x = model.embed(batch.input_ids, batch.audio_index, bank)
+        states = model.language_model.layer_outputs(x, batch.lengths, None)[EVERY - 1 :: EVERY]
         positions = jnp.arange(batch.input_ids.shape[1])[None]
         real = positions < batch.lengths[:, None]
         heard = batch.audio_index >= 0

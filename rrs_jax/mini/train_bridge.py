@@ -36,11 +36,13 @@ flags.DEFINE_string("work", None, "folder for data and results", required=True)
 flags.DEFINE_list("stages", ["data", "projector", "adapter"], "which stages to run")
 flags.DEFINE_string("dtype", "bfloat16", "of the frozen weights: bfloat16 or float32")
 flags.DEFINE_integer("samples", 40_000, "openings that the decoder is asked to continue")
+flags.DEFINE_float("word_share", 0.0, "share of the questions that are asked with a word of the decoder's vocabulary")
 flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
 flags.DEFINE_integer("batch_size", 64, "examples a step")
 flags.DEFINE_integer(
     "projector_steps", 700, "steps of the projector alone; the first half repeat the question, then three in ten"
 )
+flags.DEFINE_float("adapter_repeat", 0.25, "share of the adapter's batches that repeat the question")
 flags.DEFINE_integer("adapter_steps", 1100, "steps of projector and LoRA")
 flags.DEFINE_integer("seed", 0, "of everything random")
 
@@ -61,7 +63,7 @@ def main(_):
     if "data" in FLAGS.stages and not (work / "data.jsonl").is_file():
         bridge_data.make_data(
             model, processor, work, samples=FLAGS.samples, batch_size=FLAGS.generate_batch, seed=FLAGS.seed,
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=ANSWER_TOKENS, word_share=FLAGS.word_share,
         )  # fmt: skip
     rows = read_jsonl(work / "data.jsonl")
     bank = bridge_data.load_bank(work, model)
@@ -77,7 +79,7 @@ def main(_):
     if "adapter" in FLAGS.stages:
         trainable = bridge.initial | {"projector": load_projector(work / "projector")}
         trainable = run(
-            bridge, trainable, processor, rows, bank, steps=FLAGS.adapter_steps, repeat=0.25, rate=5e-4,
+            bridge, trainable, processor, rows, bank, steps=FLAGS.adapter_steps, repeat=FLAGS.adapter_repeat, rate=5e-4,
             name="adapter", train_lora=True,
         )  # fmt: skip
         save_bridge(trainable, work)

@@ -8,7 +8,8 @@ from flax import nnx
 
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.batch import Batch
-from rrs_jax.models.decoder import Cache, Decoder, DecoderConfig
+from rrs_jax.models.cache import Cache, Store
+from rrs_jax.models.decoder import Decoder, DecoderConfig
 from rrs_jax.models.lora import LoRA, LoRAConfig
 
 
@@ -81,16 +82,18 @@ class AudioLanguageModel(nnx.Module):
     def head_row(self, token_id: int) -> jax.Array:
         return self.language_model.head_row(token_id)
 
-    def prefill(self, batch: Batch, audio_bank: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
-        """Next-token logits (B, V) of the prompts, and the cache with room for `slots` tokens."""
+    def prefill(self, batch: Batch, audio_bank: jax.Array, cache_dtype=None) -> tuple[jax.Array, jax.Array, Store]:
+        """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values
+        (L, B, K, T, H) of `cache_dtype` (None: the model's)."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        hidden, cache = self.language_model.prefill(x, batch.lengths, self.lora, slots)
-        return self.logits(hidden), cache
+        lora = self.lora and self.lora.fixed(x.dtype)
+        hidden, store = self.language_model.prefill(x, batch.lengths, lora, cache_dtype)
+        return self.logits(hidden), batch.lengths, store
 
     def decode(
         self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in the cache's `slot`."""
+        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache."""
         x = self.language_model.embed_tokens[...][tokens]
-        hidden, cache = self.language_model.decode(x, positions, slot, cache, self.lora)
+        hidden, cache = self.language_model.decode(x, positions, slot, cache, self.lora and self.lora.fixed(x.dtype))
         return self.logits(hidden), cache

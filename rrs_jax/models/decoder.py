@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rrs_jax.models.cache import Cache, Store, cached_attention
 from rrs_jax.models.layers import Linear, RMSNorm, attention, layer_at, rotary_angles, rotate
 from rrs_jax.models.lora import LoRA
 
@@ -33,15 +33,6 @@ class DecoderConfig:
             "q_proj": (d, queries), "k_proj": (d, keys), "v_proj": (d, keys), "o_proj": (queries, d),
             "gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d),
         }  # fmt: skip
-
-
-@flax.struct.dataclass
-class Cache:
-    """Keys and values of all layers, (L, B, S, K, H); a slot is valid where `valid` (B, S) says so."""
-
-    keys: jax.Array
-    values: jax.Array
-    valid: jax.Array
 
 
 class DecoderLayer(nnx.Module):
@@ -120,55 +111,45 @@ class Decoder(nnx.Module):
         x_last = layer.finish(x_last, attended, pairs)
         return self.norm(x_last.astype(jnp.float32))[:, 0]
 
-    def prefill(self, x: jax.Array, lengths: jax.Array, lora: LoRA | None, slots: int) -> tuple[jax.Array, Cache]:
-        """Runs prompts (B, T, D); returns the last tokens' normed states (B, D) and a cache with `slots` slots."""
+    def prefill(
+        self, x: jax.Array, lengths: jax.Array, lora: LoRA | None, cache_dtype=None
+    ) -> tuple[jax.Array, Store]:
+        """Runs prompts (B, T, D); returns the last tokens' normed states (B, D) and keys and values (L, B, K, T, H),
+        of `cache_dtype` (None: the model's)."""
         angles = self._angles(jnp.arange(x.shape[1])[None])
+        cache_dtype = x.dtype if cache_dtype is None else cache_dtype
 
         def step(x, layer, pairs, _):
             h = layer.input_layernorm(x)
             k, v = layer.keys_values(h, angles, pairs)
             attended = attention(layer.queries(h, angles, pairs), k, v, causal=True, key_lengths=lengths)
-            return layer.finish(x, attended, pairs), (k, v)
+            by_head = Store.of(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), cache_dtype)
+            return layer.finish(x, attended, pairs), by_head
 
-        x, (keys, values) = self._scan(x, lora, "none", self.config.num_hidden_layers, step)
-        room = [(0, 0), (0, 0), (0, slots - x.shape[1]), (0, 0), (0, 0)]
-        valid = jnp.arange(slots)[None] < lengths[:, None]
+        x, store = self._scan_stack(x, lora, step)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-        return self.norm(last)[:, 0], Cache(jnp.pad(keys, room), jnp.pad(values, room), valid)
+        return self.norm(last)[:, 0], store
 
     def decode(
         self, x: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, lora: LoRA | None
     ) -> tuple[jax.Array, Cache]:
-        """One token a row: (B, D) embeddings at `positions` (B,), stored in `slot` of the cache.
+        """One token a row: (B, D) embeddings at `positions` (B,), written into `slot` of the answers' cache.
 
         The cache is read-only inside the scan over layers; each layer hands out its new row and all rows
         are written at once behind it, so that no layer copies the cache.
         """
         angles = self._angles(positions[:, None])
-        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        cache_dtype = cache.answers.keys.dtype
 
         def step(x, layer, pairs, cached):
             h = layer.input_layernorm(x)
             k, v = layer.keys_values(h, angles, pairs)  # (B, 1, K, H)
             q = layer.queries(h, angles, pairs)
-            q = q.reshape(q.shape[0], -1, groups, q.shape[-1])  # (B, K, G, H)
-            old = jnp.einsum("BKGH,BSKH->BKGS", q, cached[0], preferred_element_type=jnp.float32)
-            new = jnp.einsum("BKGH,BTKH->BKGT", q, k, preferred_element_type=jnp.float32)
-            old = jnp.where(cache.valid[:, None, None], old, -jnp.inf)
-            weights = jax.nn.softmax(jnp.concatenate([old, new], -1) * q.shape[-1] ** -0.5, axis=-1).astype(x.dtype)
-            attended = jnp.einsum("BKGS,BSKH->BKGH", weights[..., :-1], cached[1])
-            attended = attended + jnp.einsum("BKGT,BTKH->BKGH", weights[..., -1:], v)
-            return layer.finish(x, attended[:, None], pairs), (k, v)
+            attended = cached_attention(q[:, 0], k[:, 0], v[:, 0], *cached, cache.prompt_lengths, cache.valid)
+            return layer.finish(x, attended[:, None], pairs), Store.of(k[:, 0], v[:, 0], cache_dtype)
 
-        layers = self.config.num_hidden_layers
-        x, (keys, values) = self._scan(x[:, None], lora, "none", layers, step, (cache.keys, cache.values))
-        at = (0, 0, slot, 0, 0)
-        cache = Cache(
-            jax.lax.dynamic_update_slice(cache.keys, keys, at),
-            jax.lax.dynamic_update_slice(cache.values, values, at),
-            jax.lax.dynamic_update_slice(cache.valid, jnp.ones((x.shape[0], 1), bool), (0, slot)),
-        )
-        return self.norm(x)[:, 0], cache
+        x, new = self._scan_stack(x[:, None], lora, step, (cache.prompts, cache.answers))
+        return self.norm(x)[:, 0], cache.write(new, slot)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) normed states to float32 (..., V)."""
@@ -223,6 +204,22 @@ class Decoder(nnx.Module):
         if first == 0:
             return x, high
         return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), low, high)
+
+    def _scan_stack(self, x: jax.Array, lora: LoRA | None, step, extra=None):
+        """As `_scan` over all layers, without a backward pass; the adapters, if any, are `LoRA.fixed`.
+
+        The stacks are the scan's own inputs: in this form XLA can give a matrix product the layer's weights where
+        they lie (see `generate.engine`), while it copies what is cut out of a stack by an index of ours.
+        """
+        graphdef, state = nnx.split(self.layers)
+        lora_graphdef, lora_state = (None, None) if lora is None else nnx.split(lora)
+
+        def body(x, layer):
+            state, lora_state, extra = layer
+            pairs = None if lora_state is None else nnx.merge(lora_graphdef, lora_state)
+            return step(x, nnx.merge(graphdef, state), pairs, extra)
+
+        return jax.lax.scan(body, x, (state, lora_state, extra))
 
     @staticmethod
     def _scan_range(x, start: int, stop: int, body):

@@ -1,0 +1,219 @@
+"""Other speech for the AIAH protocol (Yang et al. 2024): distracting clips, spelt words, and variations of a set.
+
+    python -m rrs_jax.data.distractors MANIFEST.jsonl OUT --kinds=silence,noise,unit_noise,spelled,speed,snr,room
+
+One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with other clips and the field `variant`:
+
+    silence     zeros, as long as the row's clip; the question is asked in text
+    noise       Gaussian noise with the mean and variance of the set's harmful clips, in 32-bit float WAV
+    unit_noise  the same with mean 0 and variance 1
+    spelled     spoken again, the words in which a pair's twins differ letter by letter (of a harmful question alone)
+    speed       played `--speed` times as fast, pitch with it
+    snr         with white noise, `--snr` dB below the speech
+    room        heard in a room of 5 x 4 x 3 m that decays by 60 dB in `--reverberation` s (pyroomacoustics)
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from absl import app, flags
+
+from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.questions import words
+from rrs_jax.data.speech import speak_all
+from rrs_jax.data.starter import place_clip
+from rrs_jax.data.voices import PEAK, SAMPLING_RATE, draw_voice, read_voices
+from rrs_jax.errors import UserError
+from rrs_jax.files import atomic_path, content_hash, write_jsonl
+from rrs_jax.progress import Progress
+
+ROOM = (5.0, 4.0, 3.0)  # m
+SPEAKER, LISTENER = (1.2, 1.5, 1.6), (3.6, 2.6, 1.2)  # m
+KINDS = ("silence", "noise", "unit_noise", "spelled", "speed", "snr", "room")
+
+
+def silence(samples: int) -> np.ndarray:
+    return np.zeros(samples, np.float32)
+
+
+def noise(samples: int, seed: int, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
+    """float32 (samples,), Gaussian."""
+    return np.random.default_rng(seed).normal(mean, deviation, samples).astype(np.float32)
+
+
+def spell(text: str, spelled: Sequence[str]) -> str:
+    """The text with these words letter by letter: "Who eats, C, A, T, S?"; case aside. Raises UserError for none of them."""
+    wanted, found, said = {word.lower() for word in spelled}, False, []
+    for word in text.split():
+        bare = "".join(character for character in word if character.isalnum() or character == "'")
+        if bare.lower() in wanted:
+            found = True
+            before, after = word.split(bare, 1)
+            word = before + ", ".join(letter.upper() for letter in bare if letter.isalnum()) + (after or ",")
+            if said and said[-1][-1] not in ",.?!;:":
+                said[-1] += ","
+        said.append(word)
+    if not found:
+        raise UserError(f"{text!r}: has none of the words {', '.join(sorted(wanted))} to spell.")
+    return " ".join(said)
+
+
+def at_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
+    """As a tape plays it: `speed` 1.25 lasts 0.8 of the time and sounds higher."""
+    return soxr.resample(waveform, SAMPLING_RATE * speed, SAMPLING_RATE, quality="HQ").astype(np.float32)
+
+
+def with_noise(waveform: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
+    """White noise added so that the speech's mean power is `snr_db` above the noise's; peak 0.9."""
+    power = np.mean(waveform.astype(np.float64) ** 2)
+    added = np.random.default_rng(seed).normal(size=len(waveform))
+    added *= np.sqrt(power / np.mean(added**2) / 10 ** (snr_db / 10))
+    return _at_peak(waveform + added)
+
+
+def in_room(waveform: np.ndarray, reverberation: float) -> np.ndarray:
+    """By the image sources of a shoebox whose walls give the decay time (Sabine), in seconds; peak 0.9."""
+    try:
+        import pyroomacoustics
+    except ImportError as error:
+        raise UserError("Rooms need the package pyroomacoustics; run: pip install 'rrs-jax[data]'") from error
+    try:
+        absorption, order = pyroomacoustics.inverse_sabine(reverberation, ROOM)
+    except ValueError as error:
+        raise UserError(f"--reverberation={reverberation:g}: no wall makes this room decay so fast; give 0.2 or more.") from error
+    room = pyroomacoustics.ShoeBox(
+        ROOM, fs=SAMPLING_RATE, materials=pyroomacoustics.Material(absorption), max_order=order
+    )
+    room.add_source(SPEAKER, signal=waveform.astype(np.float64))
+    room.add_microphone(LISTENER)
+    room.simulate()
+    return _at_peak(room.mic_array.signals[0])
+
+
+def twin_words(rows: Sequence[dict]) -> dict[str, list[str]]:
+    """For each harmful question's id the words that its pair's benign question lacks."""
+    pairs = defaultdict(dict)
+    for row in rows:
+        pairs[row["pair_id"]][row["label"]] = row
+    twins = {}
+    for pair in pairs.values():
+        if {"harmful", "benign"} <= set(pair):
+            harmless = words(pair["benign"]["question"])
+            twins[pair["harmful"]["id"]] = [word for word in words(pair["harmful"]["question"]) if word not in harmless]
+    return twins
+
+
+def make_variant(
+    kind: str, manifest: str | Path, out: str | Path, *, speed: float = 1.25, snr: float = 10.0,
+    reverberation: float = 0.5, voices: str = "", seed: int = 0, max_cost_usd: float = 0.0,
+) -> Path:  # fmt: skip
+    """Writes `out`/KIND and returns its manifest. Raises UserError."""
+    rows = load_manifest(manifest)
+    folder = Path(out) / kind
+    if kind == "spelled":
+        return _spelled(rows, folder, voices, seed, max_cost_usd)
+    paths = audio_paths(manifest, rows)
+    mean, deviation = _statistics(rows, paths) if kind == "noise" else (0.0, 1.0)
+    made = []
+    with Progress(len(rows), kind, unit="clips") as progress:
+        for row, path in zip(rows, paths, strict=True):
+            waveform = _read(path)
+            row_seed = int(content_hash(seed, kind, row["id"])[:8], 16)
+            changed = {
+                "silence": lambda: silence(len(waveform)),  # noqa: B023 called at once
+                "noise": lambda: noise(len(waveform), row_seed, mean, deviation),  # noqa: B023
+                "unit_noise": lambda: noise(len(waveform), row_seed),  # noqa: B023
+                "speed": lambda: at_speed(waveform, speed),  # noqa: B023
+                "snr": lambda: with_noise(waveform, snr, row_seed),  # noqa: B023
+                "room": lambda: in_room(waveform, reverberation),  # noqa: B023
+            }[kind]()
+            made.append(_written(row, changed, folder, kind))
+            progress.update()
+    write_jsonl(folder / "manifest.jsonl", made)
+    return folder / "manifest.jsonl"
+
+
+def _written(row: dict, waveform: np.ndarray, folder: Path, kind: str) -> dict:
+    # FLAC holds nothing beyond full scale, where Gaussian noise goes.
+    name, form, subtype = ("wav", "WAV", "FLOAT") if kind in ("noise", "unit_noise") else ("flac", "FLAC", "PCM_16")
+    audio = f"audio/{row['id']}.{name}"
+    with atomic_path(folder / audio) as temporary:
+        soundfile.write(temporary, waveform, SAMPLING_RATE, format=form, subtype=subtype)
+    return row | {"audio": audio, "seconds": round(len(waveform) / SAMPLING_RATE, 3), "variant": kind}
+
+
+def _spelled(rows: list[dict], folder: Path, voices: str, seed: int, max_cost_usd: float) -> Path:
+    twins = twin_words(rows)
+    chosen = [row for row in rows if twins.get(row["id"])]
+    if not chosen:
+        raise UserError("spelled: no harmful question of the manifest has a benign twin, whose other words would be spelt.")
+    drawn = read_voices(voices)
+    texts = [(spell(row["question"], twins[row["id"]]), draw_voice(row["question"], seed, drawn)) for row in chosen]
+    made = []
+    for row, (text, voice), (clip, seconds) in zip(chosen, texts, speak_all(texts, max_cost_usd=max_cost_usd), strict=True):
+        audio = f"audio/{row['id']}.flac"
+        place_clip(clip, folder / audio)
+        made.append(row | {"audio": audio, "voice": voice.name, "seconds": round(seconds, 3), "variant": "spelled",
+                           "spoken": text, "spelled": twins[row["id"]]})  # fmt: skip
+    write_jsonl(folder / "manifest.jsonl", made)
+    return folder / "manifest.jsonl"
+
+
+def _statistics(rows: Sequence[dict], paths: Sequence[Path]) -> tuple[float, float]:
+    """Mean and standard deviation of all samples of the harmful clips."""
+    count, total, squares = 0, 0.0, 0.0
+    for row, path in zip(rows, paths, strict=True):
+        if row["label"] == "harmful":
+            waveform = _read(path).astype(np.float64)
+            count, total, squares = count + len(waveform), total + waveform.sum(), squares + (waveform**2).sum()
+    if not count:
+        raise UserError("noise: the manifest has no harmful question, whose clips' mean and variance are taken.")
+    mean = total / count
+    return mean, float(np.sqrt(squares / count - mean**2))
+
+
+def _read(path: Path) -> np.ndarray:
+    """float32 (samples,) at 16 kHz; the mean of the channels."""
+    try:
+        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path}: is not readable as audio ({error.error_string}); speak it again.") from error
+    waveform = channels.mean(axis=1)
+    return waveform if rate == SAMPLING_RATE else soxr.resample(waveform, rate, SAMPLING_RATE, quality="HQ")
+
+
+def _at_peak(waveform: np.ndarray) -> np.ndarray:
+    return (waveform * (PEAK / np.abs(waveform).max())).astype(np.float32)
+
+
+def main(arguments) -> None:
+    asked = flags.FLAGS
+    if len(arguments) != 3:
+        raise UserError("give a manifest and a folder to write to: python -m rrs_jax.data.distractors MANIFEST.jsonl OUT")
+    if unknown := [kind for kind in asked.kinds if kind not in KINDS]:
+        raise UserError(f"--kinds: {', '.join(unknown)} is none of {', '.join(KINDS)}.")
+    for kind in asked.kinds:
+        print(make_variant(
+            kind, arguments[1], arguments[2], speed=asked.speed, snr=asked.snr, reverberation=asked.reverberation,
+            voices=asked.voices, seed=asked.seed, max_cost_usd=asked.max_cost_usd,
+        ))  # fmt: skip
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    from rrs_jax.command_line import exit_status
+
+    flags.DEFINE_list("kinds", list(KINDS), "Which variants to make.")
+    flags.DEFINE_float("speed", 1.25, "Of the kind speed.", lower_bound=0.25, upper_bound=4.0)
+    flags.DEFINE_float("snr", 10.0, "dB, of the kind snr.")
+    flags.DEFINE_float("reverberation", 0.5, "Seconds, of the kind room.", lower_bound=0.05, upper_bound=3.0)
+    flags.DEFINE_string("voices", "", "Of the kind spelled, as in build.")
+    flags.DEFINE_integer("seed", 0, "Of noise and voices.")
+    flags.DEFINE_float("max_cost_usd", 0.0, "US dollars that paid voices may cost.", lower_bound=0.0)
+    with exit_status():
+        app.run(main)

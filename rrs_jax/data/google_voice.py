@@ -1,0 +1,164 @@
+"""Google Cloud Text-to-Speech as an engine: the paper's voices (appendix B), by the official client over REST.
+
+A voice is `google:en-US-Neural2-A:SPEED:SEMITONES`; the name `google` alone stands for all of the live list that are
+en-US and of the types Neural2, Wavenet and Standard. What the service answers is kept in the speech cache before
+anything is computed from it, so that no text is bought twice for one voice.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from rrs_jax.data.service import Busy, Refused, Service, seconds_of
+from rrs_jax.data.speech_cache import speech_folder
+from rrs_jax.errors import SpeechFault, UserError
+from rrs_jax.files import content_hash, write_atomic
+
+LANGUAGE = "en-US"
+TYPES = ("Neural2", "Wavenet", "Standard")
+# US dollars a million characters: what price lists had in 2024 at the most, without the monthly free part. An estimate.
+USD_A_MILLION = {"Neural2": 16.0, "Wavenet": 16.0, "Standard": 4.0}
+ENDPOINT_VARIABLE = "RRS_JAX_GOOGLE_TTS_ENDPOINT"
+SECONDS_A_CALL = 60.0
+INSTALL = "pip install 'rrs-jax[data]'"
+
+
+class Google:
+    """Credentials are the client's own: $GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`.
+
+    $RRS_JAX_GOOGLE_TTS_ENDPOINT names another server that speaks the same protocol; one at http:// gets no credentials.
+    """
+
+    name, sample_rate, version = "google", 24_000, "v1"
+
+    def __init__(self, *, timeout: float = SECONDS_A_CALL, first_wait: float = 1.0, tries: int = 6, concurrency: int = 8):
+        try:
+            import requests
+            from google.api_core import client_options
+            from google.api_core import exceptions as errors
+            from google.auth import credentials, exceptions
+            from google.cloud import texttospeech
+            from google.protobuf import json_format
+        except ImportError as error:
+            raise UserError(f"Google's voices need the package google-cloud-texttospeech; run: {INSTALL}") from error
+        self.api, self.errors, self.auth_errors, self.requests = texttospeech, errors, exceptions, requests
+        self.malformed = (json_format.Error, ValueError, KeyError, TypeError)  # the client's, over no answer of the protocol
+        self.timeout = timeout
+        endpoint = os.environ.get(ENDPOINT_VARIABLE)
+        insecure = (endpoint or "").startswith("http://")
+        try:
+            self.client = texttospeech.TextToSpeechClient(
+                transport="rest",
+                credentials=credentials.AnonymousCredentials() if insecure else None,
+                client_options=client_options.ClientOptions(api_endpoint=endpoint) if endpoint else None,
+            )
+        except exceptions.DefaultCredentialsError as error:
+            raise UserError(
+                "Google's voices need credentials; set GOOGLE_APPLICATION_CREDENTIALS to a service account's file or run: "
+                "gcloud auth application-default login"
+            ) from error
+        # 8 at once stay far below 1,000 requests a minute and below the bandwidth limit that comes sooner.
+        self.service = Service("Google Text-to-Speech", concurrency=concurrency, tries=tries, first_wait=first_wait)
+        self._voices: tuple[str, ...] | None = None
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """The live list, sorted."""
+        if self._voices is None:
+            listed = self._call(lambda: self.client.list_voices(language_code=LANGUAGE, retry=None, timeout=self.timeout))
+            names = sorted({voice.name for voice in listed.voices if _type_of(voice.name) in TYPES})
+            if not names:
+                raise UserError(f"Google Text-to-Speech lists no {LANGUAGE} voice of the types {', '.join(TYPES)}; name voices.")
+            self._voices = tuple(f"{self.name}:{name}:1:0" for name in names)
+        return self._voices
+
+    def price(self, text: str, speaker: str, speed: float) -> float:
+        """US dollars; nothing for what was bought before."""
+        if self._kept(text, speaker, speed).is_file():
+            return 0.0
+        return len(text) * USD_A_MILLION.get(_type_of(speaker), max(USD_A_MILLION.values())) / 1e6
+
+    def say(self, text: str, speaker: str, speed: float) -> np.ndarray:
+        kept = self._kept(text, speaker, speed)
+        try:
+            if not kept.is_file():
+                write_atomic(kept, self._call(lambda: self._synthesise(text, speaker, speed)))
+        except Refused as refused:
+            if type(refused) is not Refused:
+                raise
+            raise SpeechFault(f"voice {self.name}:{speaker}: {refused} for {text!r}; reword the text.") from refused
+        waveform, rate = _decode(kept.read_bytes())
+        return waveform if rate == self.sample_rate else soxr.resample(waveform, rate, self.sample_rate, quality="HQ")
+
+    def _kept(self, text: str, speaker: str, speed: float) -> Path:
+        key = content_hash(text, speaker, round(speed, 6), "LINEAR16", self.version)
+        return speech_folder() / "google" / key[:2] / f"{key}.wav"
+
+    def _synthesise(self, text: str, speaker: str, speed: float) -> bytes:
+        language = "-".join(speaker.split("-")[:2])
+        answer = self.client.synthesize_speech(
+            input=self.api.SynthesisInput(text=text),
+            voice=self.api.VoiceSelectionParams(language_code=language, name=speaker),
+            audio_config=self.api.AudioConfig(
+                audio_encoding=self.api.AudioEncoding.LINEAR16, speaking_rate=round(speed, 6)
+            ),
+            retry=None,
+            timeout=self.timeout,
+        ).audio_content
+        try:
+            waveform, _ = _decode(answer)
+        except soundfile.LibsndfileError as error:
+            raise Busy("the audio is cut short or no WAV file") from error
+        if not len(waveform) or not np.abs(waveform).max() > 1e-4:
+            raise Busy("the audio is empty")
+        return answer
+
+    def _call(self, function):
+        """The service's answer, with the client's many errors as Busy, Refused or a sentence for the user."""
+        errors, requests = self.errors, self.requests
+
+        def once():
+            try:
+                return function()
+            except (errors.Unauthorized, errors.Forbidden, self.auth_errors.GoogleAuthError) as error:
+                raise UserError(f"Google Text-to-Speech refuses the credentials or the project ({_said(error)}).") from error
+            except errors.GoogleAPICallError as error:
+                said = f"status {error.code}: {_said(error)}"
+                if error.code == 429 or error.code == 408 or (error.code or 0) >= 500:
+                    raise Busy(said, _retry_after(error), everyone=error.code == 429) from error
+                raise Refused(said) from error
+            except requests.exceptions.RequestException as error:
+                raise Busy(f"the connection broke ({type(error).__name__})") from error
+            except self.malformed as error:
+                raise Busy(f"the answer is not what the protocol says ({type(error).__name__})") from error
+
+        return self.service.call(once)
+
+
+def _type_of(name: str) -> str:
+    """en-US-Neural2-A is Neural2."""
+    return (name.split("-") + ["", ""])[2]
+
+
+def _decode(content: bytes) -> tuple[np.ndarray, int]:
+    """float32 (samples,) and Hz of a WAV file in memory; an empty one gives no samples."""
+    if not content:
+        return np.zeros(0, np.float32), 24_000
+    declared = int.from_bytes(content[4:8], "little") + 8
+    if content[:4] == b"RIFF" and declared > len(content) and declared < 2**32 - 1:
+        raise soundfile.LibsndfileError(0, "shorter than its header says")
+    channels, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    return channels.mean(axis=1), rate
+
+
+def _retry_after(error) -> float | None:
+    response = getattr(error, "response", None)
+    return seconds_of(response.headers.get("retry-after")) if getattr(response, "headers", None) is not None else None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(getattr(error, "message", error)).split())[:200]

@@ -1,0 +1,112 @@
+"""A data set as a folder for the hub: the audio-folder layout of the library `datasets`, with a dataset card.
+
+    python -m rrs_jax.data.pack DATASET OUT
+    hf upload OWNER/NAME OUT --repo-type=dataset
+
+DATASET holds manifests (DATASET/NAME/manifest.jsonl, as `rrs_jax.data.build` makes them, or one manifest.jsonl). In OUT each
+is a configuration: OUT/NAME/train/metadata.jsonl with `file_name`, the clips beside it. Loaded by
+`datasets.load_dataset(OUT, NAME)`.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from absl import app
+
+from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.starter import place_clip
+from rrs_jax.errors import UserError
+from rrs_jax.files import write_atomic, write_jsonl
+
+WHAT = {
+    "basic": "question and answer pairs of BeaverTails' safe split (`response` is the answer)",
+    "mirror": "harmful questions of BeaverTails and, under the same `pair_id`, each one's benign rewrite",
+    "parallel": "the harmful questions of mirror with benign questions drawn at random",
+}
+
+
+def find_manifests(dataset: str | Path) -> dict[str, Path]:
+    """Name and path of each manifest of a data set: a folder of sets, a set's folder, or a manifest itself."""
+    dataset = Path(dataset)
+    if dataset.is_file():
+        return {dataset.parent.name: dataset}
+    if (dataset / "manifest.jsonl").is_file():
+        return {dataset.resolve().name: dataset / "manifest.jsonl"}
+    found = {path.parent.name: path for path in sorted(dataset.glob("*/manifest.jsonl"))}
+    if not found:
+        raise UserError(f"{dataset}: holds no manifest.jsonl, nor does a folder in it; give what rrs_jax.data.build made.")
+    return found
+
+
+def pack(dataset: str | Path, out: str | Path) -> Path:
+    """Writes the folder and returns its card. Raises UserError where `out` is not empty or a clip lacks."""
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; name a new folder, so that nothing else is uploaded.")
+    sets = {}
+    for name, manifest in find_manifests(dataset).items():
+        rows = load_manifest(manifest)
+        folder = out / name / "train"
+        packed = []
+        for row, path in zip(rows, audio_paths(manifest, rows), strict=True):
+            file_name = f"audio/{row['id']}{path.suffix}"
+            place_clip(path, folder / file_name)
+            packed.append({"file_name": file_name} | {field: value for field, value in row.items() if field != "audio"})
+        write_jsonl(folder / "metadata.jsonl", packed)
+        sets[name] = rows
+    write_atomic(out / "README.md", _card(sets))
+    return out / "README.md"
+
+
+def _card(sets: dict[str, list[dict]]) -> str:
+    configs = "\n".join(f"- config_name: {name}\n  data_dir: {name}" for name in sets)
+    lines = []
+    for name, rows in sets.items():
+        counts = Counter(row["label"] for row in rows)
+        hours = sum(row["seconds"] or 0 for row in rows) / 3600
+        labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+        lines.append(f"| {name} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |")
+    engines = sorted({(row["voice"] or "unknown").split(":")[0] for rows in sets.values() for row in rows})
+    writers = sorted({row["rewritten_by"] for rows in sets.values() for row in rows if row.get("rewritten_by")})
+    total = sum(map(len, sets.values()))
+    sizes = next(label for bound, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if total < bound)
+    return f"""---
+license: cc-by-nc-4.0
+language: [en]
+task_categories: [audio-text-to-text]
+size_categories: ["{sizes}"]
+tags: [safety, over-refusal, speech]
+configs:
+{configs}
+---
+
+# Spoken alignment data after BeaverTails
+
+Questions and their speech for making audio language models decline harmful questions and answer harmless ones, built by
+RRS-JAX in the way of section 5.1 of "Reshaping Representation Space to Balance the Safety and Over-rejection in Large Audio
+Language Models". Some questions are offensive or ask for harm; none of them has an unsafe answer here.
+
+| configuration | samples | hours | |
+|---|---|---|---|
+{chr(10).join(lines)}
+
+Speech: {", ".join(engines)}; 16 kHz, mono, FLAC. Rewrites: {", ".join(writers) or "none"}. A row has `id`, `pair_id`, `label`
+(harmful or benign), `category` (BeaverTails' key), `question`, `response`, `voice` and `seconds`.
+
+The questions and answers come from [BeaverTails](https://huggingface.co/datasets/PKU-Alignment/BeaverTails), CC-BY-NC-4.0,
+whose terms hold for this data as well: no commercial use, and no use that makes a model more harmful.
+"""
+
+
+def main(arguments) -> None:
+    if len(arguments) != 3:
+        raise UserError("give a data set and a new folder: python -m rrs_jax.data.pack DATASET OUT")
+    card = pack(arguments[1], arguments[2])
+    print(f"{card}: edit it, then upload {card.parent} by: hf upload OWNER/NAME {card.parent} --repo-type=dataset")
+
+
+if __name__ == "__main__":
+    from rrs_jax.command_line import exit_status
+
+    with exit_status():
+        app.run(main)

@@ -1,0 +1,153 @@
+"""What is in a data set: counts, lengths, voices, examples on the terminal, and one HTML page to listen to it.
+
+    python -m rrs_jax.data.show DATASET
+
+Writes DATASET/index.html, which opens from disk (clips are played from their files beside it), DATASET/table1.md (the
+paper's table 1) and DATASET/figure3.svg (its figure 3), all from the manifests alone.
+"""
+
+import html
+import json
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+from statistics import median
+from urllib.parse import quote
+
+from absl import app
+
+from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.pack import find_manifests
+from rrs_jax.data.questions import changed_words
+from rrs_jax.errors import UserError
+from rrs_jax.files import write_atomic
+
+Sets = dict[str, list[dict]]
+RESPONSE_LETTERS = 60  # of an answer in table 1
+COLOURS = {"harmful": "#c0504d", "benign": "#4f81bd", "borderline": "#9bbb59"}
+PAGE = Path(__file__).parent / "page.html"
+
+
+def show(dataset: str | Path) -> str:
+    """Writes page, table and figure beside the manifests; the text for the terminal. Raises UserError."""
+    manifests = find_manifests(dataset)
+    sets = {name: load_manifest(manifest) for name, manifest in manifests.items()}
+    folder = Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent
+    table, figure = table_1(sets), figure_3(sets)
+    write_atomic(folder / "table1.md", table)
+    write_atomic(folder / "figure3.svg", figure)
+    write_atomic(folder / "index.html", page(folder, manifests, sets, figure))
+    parts = [summary(name, rows) for name, rows in sets.items()]
+    return "\n\n".join([*parts, table.strip(), f"page: {folder / 'index.html'}"])
+
+
+def summary(name: str, rows: list[dict]) -> str:
+    """Counts by label and category, lengths, voices and edit distances as lines of text."""
+    labels = Counter(row["label"] for row in rows)
+    lines = [f"{name}: " + ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))]
+    categories = defaultdict(Counter)
+    for row in rows:
+        categories[row["category"]][row["label"]] += 1
+    width = max(map(len, categories))
+    lines += [f"  {category:{width}}  " + ", ".join(f"{n} {label}" for label, n in sorted(counts.items()))
+              for category, counts in sorted(categories.items())]  # fmt: skip
+    if seconds := sorted(row["seconds"] for row in rows if row["seconds"]):
+        lines.append(f"  seconds: {seconds[0]:.1f} to {seconds[-1]:.1f}, median {median(seconds):.1f}, "
+                     f"{sum(seconds) / 3600:.2f} h in all")  # fmt: skip
+    voices = Counter(row["voice"] or "unknown" for row in rows)
+    lines.append("  voices: " + ", ".join(f"{voice} {count}" for voice, count in sorted(voices.items())))
+    if distances := Counter(edit_distances(rows).values()):
+        lines.append("  words between twins: " + ", ".join(f"{words}: {n} pairs" for words, n in sorted(distances.items())))
+    return "\n".join(lines)
+
+
+def edit_distances(rows: list[dict]) -> dict[str, int]:
+    """Changed words of every pair that has a harmful and a benign question."""
+    pairs = defaultdict(dict)
+    for row in rows:
+        pairs[row["pair_id"]][row["label"]] = row["question"]
+    return {
+        name: changed_words(pair["harmful"], pair["benign"])
+        for name, pair in pairs.items()
+        if {"harmful", "benign"} <= set(pair)
+    }
+
+
+def table_1(sets: Sets) -> str:
+    """The paper's table 1 as Markdown: the first harmful and benign example of every set."""
+    lines = ["| Dataset | Type | Question | Response |", "|---|---|---|---|"]
+    for name, rows in sets.items():
+        for label in sorted({row["label"] for row in rows}, key=list(COLOURS).index):
+            row = next(row for row in rows if row["label"] == label)
+            answer = row["response"] or "None"
+            answer = answer if len(answer) <= RESPONSE_LETTERS else answer[:RESPONSE_LETTERS].rsplit(" ", 1)[0] + " ..."
+            cells = (name.capitalize(), label.capitalize(), row["question"], answer)
+            lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure_3(sets: Sets) -> str:
+    """The paper's figure 3 as SVG: of each set a bar of harmful and one of benign questions, to scale, with answers
+    and twins where the rows have them."""
+    widest = max(Counter(row["label"] for row in rows).most_common(1)[0][1] for rows in sets.values())
+    scale, left, bar, gap = 420 / widest, 110, 26, 8
+    height = 30 + len(sets) * (2 * bar + gap + 44)
+    parts, y = [], 30
+    for name, rows in sets.items():
+        parts.append(f'<text x="10" y="{y + bar + gap}" font-weight="bold">{html.escape(name.capitalize())}</text>')
+        labels = [label for label in COLOURS if any(row["label"] == label for row in rows)]
+        for i, label in enumerate(labels):
+            members = [row for row in rows if row["label"] == label]
+            answered = sum(bool(row["response"]) for row in members)
+            top = y + i * (bar + gap)
+            parts.append(f'<rect x="{left}" y="{top}" width="{len(members) * scale:.1f}" height="{bar}" fill="{COLOURS[label]}" '
+                         f'data-set="{html.escape(name)}" data-label="{label}" data-count="{len(members)}"/>')  # fmt: skip
+            said = f"{len(members)} {label}" + (f", {answered} with an answer" if answered else ", no answers")
+            parts.append(f'<text x="{left + len(members) * scale + 8:.1f}" y="{top + 18}">{said}</text>')
+        distances = list(edit_distances(rows).values())
+        if distances:
+            small = sum(1 <= distance <= 3 for distance in distances)
+            said = f"{len(distances)} pairs, {small} of them one to three words apart"
+            parts.append(f'<text x="{left}" y="{y + 2 * bar + gap + 16}" fill="#666">{said}</text>')
+        y += 2 * bar + gap + 44
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="780" height="{height}" viewBox="0 0 780 {height}" '
+        f'font-family="sans-serif" font-size="13">\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str) -> str:
+    """One HTML page without anything from elsewhere; clips by paths relative to it."""
+    rows = []
+    for name, members in sets.items():
+        distances = edit_distances(members)
+        for row, path in zip(members, audio_paths(manifests[name], members), strict=True):
+            rows.append({
+                "set": name, "id": row["id"], "pair": row["pair_id"], "label": row["label"], "category": row["category"],
+                "question": row["question"], "response": row["response"], "voice": row["voice"], "seconds": row["seconds"],
+                "words": distances.get(row["pair_id"]), "audio": _link(path, folder),
+            })  # fmt: skip
+    # Inside a script element only "</script" and "<!--" could end or change it.
+    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    facts = html.escape("\n\n".join(summary(name, members) for name, members in sets.items()))
+    filled = PAGE.read_text(encoding="utf-8")
+    for mark, text in (("FACTS", facts), ("FIGURE", figure), ("DATA", data)):
+        filled = filled.replace(f"<!--{mark}-->", text, 1)
+    return filled
+
+
+def _link(path: Path, folder: Path) -> str:
+    return quote(Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix())
+
+
+def main(arguments) -> None:
+    if len(arguments) != 2:
+        raise UserError("give one data set: python -m rrs_jax.data.show DATASET")
+    print(show(arguments[1]))
+
+
+if __name__ == "__main__":
+    from rrs_jax.command_line import exit_status
+
+    with exit_status():
+        app.run(main)
