@@ -1,5 +1,7 @@
 """Qwen2.5-Omni's thinker against transformers, float32, small random models with every quirk switched on."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel
 from rrs_jax.models.layers import rotary_angles, rotate
 from rrs_jax.models.qwen2_5_omni import OmniConfig
+from rrs_jax.models.released import RELEASED
 from rrs_jax.weights.load import abstract_model, load_weights
 from rrs_jax.weights.safetensors_io import read_folder, save_file
 
@@ -222,34 +225,10 @@ def test_sound_to_embeddings_as_transformers_extractor_and_encoder(reference, mo
         log_mel(np.zeros(300 * 16_000 + 1, np.float32), mel)
 
 
-RELEASED = {
-    # Qwen2.5-Omni-7B, from shared notes; -3B's decoder as third parties copy it from its config.json.
-    "7B": dict(),
-    "3B": dict(
-        hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
-        vocab_size=151936,
-    ),
-}  # fmt: skip
-
-
-def released_values(size: str) -> dict:
-    """config.json of a released size, as far as it is known."""
-    text = RELEASED[size]
-    width = text.get("hidden_size", 3584)
-    return {
-        "model_type": "qwen2_5_omni",
-        "thinker_config": {
-            "audio_config": {"output_dim": width}, "vision_config": {"hidden_size": 1280, "out_hidden_size": width},
-            "text_config": {"tie_word_embeddings": False, **text,
-                            "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"}},
-        },
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("size", RELEASED)
+@pytest.mark.parametrize("size", ["omni-7b", "omni-3b"])
 def test_the_released_sizes_have_the_parameters_and_keys_of_transformers(size):
     """By shape alone: names, shapes and counts against transformers on the meta device."""
-    values = released_values(size)
+    values = RELEASED[size]
     with torch.device("meta"):
         reference = THINKER(transformers.Qwen2_5OmniThinkerConfig(**values["thinker_config"]))
     renamed = {}
@@ -267,7 +246,7 @@ def test_the_released_sizes_have_the_parameters_and_keys_of_transformers(size):
     assert ours == {name: shape for name, shape in renamed.items() if name not in carried}
     unloaded = sum(int(np.prod(renamed[name])) for name in carried)
     assert sum(int(np.prod(shape)) for shape in shapes.values()) + unloaded == sum(p.numel() for p in reference.parameters())
-    if size == "7B":
+    if size == "omni-7b":
         assert sum(p.numel() for p in reference.parameters()) == 8_931_813_888  # MODELS.md: a published release's total
         assert len(renamed) == 1346 and len(carried) == 518 + 1
 
@@ -303,7 +282,7 @@ def test_both_kinds_of_folder_load_and_a_missing_tensor_is_named(tmp_path, kind)
 
 
 def test_settings_that_are_not_computed_are_refused():
-    values = released_values("7B")
+    values = copy.deepcopy(RELEASED["omni-7b"])
     values["thinker_config"]["text_config"]["rope_scaling"] = {"rope_type": "yarn"}
     with pytest.raises(UserError, match="rope_scaling is 'yarn'"):
         OmniConfig.from_hf(values)

@@ -9,6 +9,7 @@ import json
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -122,20 +123,28 @@ def write_shard(file: Path, tensors: Iterable[tuple[str, np.dtype, tuple[int, ..
     `tensors` yields (name, dtype, shape, make), `make()` giving the tensor's bytes or array when its turn comes.
     """
     tensors = list(tensors)
+    with file.open("wb") as stream:
+        write_header(stream, [tensor[:3] for tensor in tensors], metadata)
+        for _, _, _, make in tensors:
+            data = make()
+            stream.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes())
+
+
+def write_header(
+    stream: BinaryIO, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]], metadata: dict
+) -> int:
+    """Writes the header of tensors (name, dtype, shape); returns the size of the file with their data."""
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
-    for name, dtype, shape, _ in tensors:
+    for name, dtype, shape in tensors:
         end = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format wants the data aligned
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(encoded)))
-        stream.write(encoded)
-        for _, _, _, make in tensors:
-            data = make()
-            stream.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes())
+    stream.write(struct.pack("<Q", len(encoded)))
+    stream.write(encoded)
+    return 8 + len(encoded) + offset
 
 
 def save_file(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
