@@ -69,10 +69,9 @@ class Generator:
         self.audio_token_id = model.config.audio_token_id
         cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
         common = self.graphdef, sampling, self.eos
-        self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype))
-        self._decode = jax.jit(
-            functools.partial(_decode, *common), donate_argnums=(1,), compiler_options=_compiler_options()
-        )
+        options = _compiler_options()
+        self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
+        self._decode = jax.jit(functools.partial(_decode, *common), donate_argnums=(1,), compiler_options=options)
 
     def generate(
         self, prompts: Sequence[Prompt], audio_bank: jax.Array, on_finished: Callable[[object, list[int]], None]
@@ -126,7 +125,7 @@ class Generator:
         if state is None:
             state = empty_state(entered, len(places), width, CHUNK_STEPS)
         elif width > state.cache.prompts.keys.shape[3]:
-            state = resize(state, width, state.cache.answers.keys.shape[4])
+            state = resize(state, width, state.cache.valid.shape[1])
         free = [place for place, occupant in enumerate(places) if occupant is None][: len(new)]
         # Surplus prompts of a short prefill fall outside the batch and are dropped by the scatter.
         targets = free + [len(places)] * (entered.lengths.shape[0] - len(new))
@@ -188,9 +187,9 @@ def resize_to_need(state: DecodingState, places: list) -> DecodingState:
         for answer, finished in zip(place.answers, place.finished, strict=True) if not finished
     )  # fmt: skip
     slots = CHUNK_STEPS
-    while slots < longest + CHUNK_STEPS:
+    while slots < longest - 1 + CHUNK_STEPS:  # the newest token is not in the cache yet
         slots *= 2
-    have = state.cache.answers.keys.shape[4]
+    have = state.cache.valid.shape[1]
     return state if slots == have else resize(state, state.cache.prompts.keys.shape[3], slots)
 
 
@@ -226,14 +225,14 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
 
     def step(carry):
         state, chosen, n = carry
-        logits, cache = model.decode(state.tokens, state.positions, state.active, state.cache)
+        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache)
         tokens = next_tokens(logits, state.seen, _keys(state.seeds, state.made), sampling)
         tokens = jnp.where(state.active, tokens, state.tokens)
         made = state.made + state.active
         state = DecodingState(
             cache=cache, tokens=tokens, positions=state.positions + state.active, made=made,
             active=state.active & ~jnp.isin(tokens, eos) & (made < sampling.max_new_tokens),
-            seeds=state.seeds, seen=_mark(state.seen, tokens),
+            seeds=state.seeds, seen=_mark(state.seen, tokens), slot=(state.slot + 1) % state.cache.valid.shape[1],
         )  # fmt: skip
         return state, chosen.at[:, n + 1].set(tokens), n + 1
 
@@ -243,11 +242,15 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
 
 
 def _compiler_options() -> dict | None:
-    """On a GPU: matrix products by cuBLAS, which then reads a layer's weights where they lie in the stack of layers.
-    XLA's own kernels are handed a copy of the layer, which makes three passes over the weights of one."""
+    """On a GPU: matrix products by cuBLAS, each by itself, which then reads a layer's weights where they lie in the
+    stack of layers. XLA's own kernels, and products that XLA joins, are handed a copy of the layer, which makes three
+    passes over the weights of one."""
     if jax.default_backend() != "gpu" or jax.__version_info__ < (0, 11):
         return None
-    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_dynamic_slice_fusion": True}
+    return {
+        "xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_dynamic_slice_fusion": True,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+    }  # fmt: skip
 
 
 def _keys(seeds: jax.Array, made: jax.Array) -> jax.Array:

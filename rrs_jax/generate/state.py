@@ -20,6 +20,7 @@ class DecodingState:
     active: jax.Array  # bool (B,)
     seeds: jax.Array  # uint32 (B,)
     seen: jax.Array  # bool (B, V), or (B, 1) where nothing asks for it
+    slot: jax.Array  # int32: of the answers' cache, where the next tokens go
 
 
 @flax.struct.dataclass
@@ -49,13 +50,14 @@ def empty_state(entered: Entered, queries: int, width: int, slots: int) -> Decod
 
     cache = Cache(
         jax.tree.map(lambda leaf: empty(leaf, width), entered.prompts), jnp.zeros((queries,), jnp.int32),
-        jax.tree.map(lambda leaf: empty(leaf, n, slots), entered.prompts), jnp.zeros((queries * n,), jnp.int32),
+        jax.tree.map(lambda leaf: empty(leaf, n, slots), entered.prompts), jnp.zeros((queries * n, slots), bool),
     )  # fmt: skip
     rows = {
         name: jnp.zeros((queries * n, *getattr(entered, name).shape[1:]), getattr(entered, name).dtype)
         for name in ROW_FIELDS
     }
-    return DecodingState(cache=cache, made=jnp.zeros((queries * n,), jnp.int32), **rows)
+    made, slot = jnp.zeros((queries * n,), jnp.int32), jnp.zeros((), jnp.int32)
+    return DecodingState(cache=cache, made=made, slot=slot, **rows)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -73,26 +75,33 @@ def insert(state: DecodingState, entered: Entered, places: jax.Array) -> Decodin
     cache = state.cache.replace(
         prompts=jax.tree.map(put_prompt, state.cache.prompts, entered.prompts),
         prompt_lengths=state.cache.prompt_lengths.at[places].set(entered.lengths, mode="drop"),
-        answer_lengths=put(state.cache.answer_lengths, jnp.zeros_like(entered.tokens)),
+        valid=state.cache.valid.at[rows].set(False, mode="drop"),
     )
     fields = {name: put(getattr(state, name), getattr(entered, name)) for name in ROW_FIELDS}
-    return DecodingState(cache=cache, made=put(state.made, jnp.ones_like(entered.tokens)), **fields)
+    made = put(state.made, jnp.ones_like(entered.tokens))
+    return DecodingState(cache=cache, made=made, slot=state.slot, **fields)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def resize(state: DecodingState, width: int, slots: int) -> DecodingState:
-    """Another width of the prompts and number of slots for answers: what lies beyond is unused."""
+    """Another width of the prompts, and the answers' last `slots` slots in order, or all and room behind them."""
+    have = state.cache.valid.shape[1]
+    kept = min(have, slots)
+    order = (state.slot - kept + jnp.arange(kept)) % have
 
     def fit(leaf, axis, size):
         if leaf.shape[axis] >= size:
             return jax.lax.slice_in_dim(leaf, 0, size, axis=axis)
         return jnp.pad(leaf, [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)])
 
+    def last(leaf, axis):
+        return leaf if slots == have else fit(jnp.take(leaf, order, axis=axis), axis, slots)
+
     cache = state.cache.replace(
         prompts=jax.tree.map(lambda leaf: fit(leaf, 3, width), state.cache.prompts),
-        answers=jax.tree.map(lambda leaf: fit(leaf, 4, slots), state.cache.answers),
-    )
-    return state.replace(cache=cache)
+        answers=jax.tree.map(lambda leaf: last(leaf, 4), state.cache.answers), valid=last(state.cache.valid, 1),
+    )  # fmt: skip
+    return state.replace(cache=cache, slot=state.slot if slots == have else jnp.int32(kept % slots))
 
 
 @jax.jit
@@ -102,8 +111,7 @@ def take(state: DecodingState, places: jax.Array) -> DecodingState:
     rows = (places[:, None] * n + jnp.arange(n)).reshape(-1)
     cache = Cache(
         jax.tree.map(lambda leaf: leaf[:, places], state.cache.prompts), state.cache.prompt_lengths[places],
-        jax.tree.map(lambda leaf: leaf[:, places], state.cache.answers), state.cache.answer_lengths[rows],
+        jax.tree.map(lambda leaf: leaf[:, places], state.cache.answers), state.cache.valid[rows],
     )  # fmt: skip
-    return DecodingState(
-        cache=cache, made=state.made[rows], **{name: getattr(state, name)[rows] for name in ROW_FIELDS}
-    )
+    fields = {name: getattr(state, name)[rows] for name in ROW_FIELDS}
+    return DecodingState(cache=cache, made=state.made[rows], slot=state.slot, **fields)

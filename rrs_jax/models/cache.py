@@ -8,6 +8,7 @@ product of two matrices.
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
 @flax.struct.dataclass
@@ -31,35 +32,35 @@ class Store:
 class Cache:
     """What a decoding step attends to: Q prompts with n answers each, B = Q·n rows in this order.
 
+    All rows write their newest token into the same slot of the answers, one after the other and around: a write
+    that every row makes at its own slot would be a scatter, for which XLA turns the whole cache over.
+
     Attributes:
       prompts: (L, Q, K, P, H), of which a prompt's first `prompt_lengths` (Q,) slots are real.
-      answers: (L, Q, K, n, R, H), of which an answer's first `answer_lengths` (B,) slots are real.
+      answers: (L, Q, K, n, R, H), of which the slots `valid` (B, R) belong to the row's answer.
     """
 
     prompts: Store
     prompt_lengths: jax.Array
     answers: Store
-    answer_lengths: jax.Array
+    valid: jax.Array
 
-    def append(self, new: Store, active: jax.Array) -> "Cache":
-        """One more token in every answer: keys and values (L, B, K, H); rows that are not `active` (B,) stay as they are."""
-        queries, answers = self.answers.keys.shape[1], self.answers.keys.shape[3]
-        slots = jnp.where(active, self.answer_lengths, self.answers.keys.shape[4]).reshape(queries, answers)
-        query, answer = jnp.arange(queries)[:, None], jnp.arange(answers)[None]
+    def write(self, new: Store, slot: jax.Array) -> "Cache":
+        """One more token in every answer: keys and values (L, B, K, H)."""
+        queries, samples = self.answers.keys.shape[1], self.answers.keys.shape[3]
 
         def put(old, fresh):
-            fresh = jnp.moveaxis(fresh, 0, 1).reshape(queries, answers, fresh.shape[0], *fresh.shape[2:])
-            return old.at[:, query, :, answer, slots].set(fresh, mode="drop", unique_indices=True)
+            fresh = fresh.reshape(len(fresh), queries, samples, *fresh.shape[2:])
+            fresh = jnp.moveaxis(fresh, 2, 3)[:, :, :, :, None]
+            return jax.lax.dynamic_update_slice_in_dim(old, fresh, slot, axis=4)
 
-        return self.replace(
-            answers=jax.tree.map(put, self.answers, new), answer_lengths=self.answer_lengths + active.astype(jnp.int32)
-        )
+        valid = jax.lax.dynamic_update_slice_in_dim(self.valid, jnp.ones((len(self.valid), 1), bool), slot, axis=1)
+        return self.replace(answers=jax.tree.map(put, self.answers, new), valid=valid)
 
 
 def cached_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, prompts: Store, answers: Store, prompt_lengths: jax.Array,
-    answer_lengths: jax.Array,
-) -> jax.Array:  # fmt: skip
+    q: jax.Array, k: jax.Array, v: jax.Array, prompts: Store, answers: Store, prompt_lengths: jax.Array, valid: jax.Array
+) -> jax.Array:
     """One layer's attention of new tokens to their prompt, their answer so far and themselves.
 
     q (B, N, H), k and v (B, K, H) are the new tokens'; prompts (Q, K, P, H), answers (Q, K, n, R, H). Returns
@@ -71,6 +72,7 @@ def cached_attention(
     def by_head(x):  # (B, K, ...) to (Q, K, n, ...)
         return jnp.moveaxis(x.reshape(queries, n, heads, *x.shape[2:]), 1, 2)
 
+    prompts, answers = jax.tree.map(_row_major, (prompts, answers))
     q, k, v = by_head(q.reshape(-1, heads, groups, size)), by_head(k), by_head(v)
     to_prompt = jnp.einsum(
         "QKMH,QKPH->QKMP", q.reshape(queries, heads, n * groups, size), prompts.keys.astype(q.dtype),
@@ -82,7 +84,7 @@ def cached_attention(
         to_answer = to_answer * answers.key_scales[:, :, :, None]
     to_self = jnp.einsum("QKnGH,QKnH->QKnG", q, k, preferred_element_type=jnp.float32)[..., None]
     real_prompt = jnp.arange(width) < prompt_lengths[:, None, None, None, None]
-    real_answer = jnp.arange(answers.keys.shape[3]) < answer_lengths.reshape(queries, 1, n, 1, 1)
+    real_answer = valid.reshape(queries, 1, n, 1, -1)
     scores = [jnp.where(real_prompt, to_prompt, -jnp.inf), jnp.where(real_answer, to_answer, -jnp.inf), to_self]
     weights = jax.nn.softmax(jnp.concatenate(scores, -1) * size**-0.5, axis=-1)
     for_prompt, for_answer, for_self = jnp.split(weights, (width, width + answers.keys.shape[3]), axis=-1)
@@ -96,6 +98,10 @@ def cached_attention(
     attended = attended + _weighted(for_answer.astype(q.dtype), answers.values.astype(q.dtype))
     attended = attended + for_self * v[:, :, :, None].astype(jnp.float32)
     return jnp.moveaxis(attended.astype(q.dtype), 2, 1).reshape(queries * n, heads * groups, size)
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _inner(q: jax.Array, keys: jax.Array) -> jax.Array:

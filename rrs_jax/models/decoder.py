@@ -132,14 +132,14 @@ class Decoder(nnx.Module):
             by_head = Store.of(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), cache_dtype)
             return layer.finish(x, attended, pairs), by_head
 
-        x, store = self._scan(x, lora, "none", self.config.num_hidden_layers, step)
+        x, store = self._scan_stack(x, lora, step)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self.norm(last)[:, 0], store
 
     def decode(
-        self, x: jax.Array, positions: jax.Array, active: jax.Array, cache: Cache, lora: LoRA | None
+        self, x: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, lora: LoRA | None
     ) -> tuple[jax.Array, Cache]:
-        """One token a row: (B, D) embeddings at `positions` (B,), appended to the cache where `active` (B,).
+        """One token a row: (B, D) embeddings at `positions` (B,), written into `slot` of the answers' cache.
 
         The cache is read-only inside the scan over layers; each layer hands out its new row and all rows
         are written at once behind it, so that no layer copies the cache.
@@ -152,15 +152,11 @@ class Decoder(nnx.Module):
             h = layer.input_layernorm(x)
             k, v = layer.keys_values(h, angles, pairs)  # (B, 1, K, H)
             q = layer.queries(h, angles, pairs)
-            prompts, answers = cached
-            attended = cached_attention(
-                q[:, 0], k[:, 0], v[:, 0], prompts, answers, cache.prompt_lengths, cache.answer_lengths
-            )
+            attended = cached_attention(q[:, 0], k[:, 0], v[:, 0], *cached, cache.prompt_lengths, cache.valid)
             return layer.finish(x, attended[:, None], pairs), Store.of(k[:, 0], v[:, 0], cache_dtype)
 
-        layers = self.config.num_hidden_layers
-        x, new = self._scan(x[:, None], lora, "none", layers, step, (cache.prompts, cache.answers))
-        return self.norm(x)[:, 0], cache.append(new, active)
+        x, new = self._scan_stack(x[:, None], lora, step, (cache.prompts, cache.answers))
+        return self.norm(x)[:, 0], cache.write(new, slot)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) normed states to float32 (..., V)."""
@@ -214,6 +210,22 @@ class Decoder(nnx.Module):
         if first == 0:
             return x, high
         return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), low, high)
+
+    def _scan_stack(self, x: jax.Array, lora: LoRA | None, step, extra=None):
+        """As `_scan` over all layers, without a backward pass; the adapters, if any, are `LoRA.fixed`.
+
+        The stacks are the scan's own inputs: in this form XLA can give a matrix product the layer's weights where
+        they lie (see `generate.engine`), while it copies what is cut out of a stack by an index of ours.
+        """
+        graphdef, state = nnx.split(self.layers)
+        lora_graphdef, lora_state = (None, None) if lora is None else nnx.split(lora)
+
+        def body(x, layer):
+            state, lora_state, extra = layer
+            pairs = None if lora_state is None else nnx.merge(lora_graphdef, lora_state)
+            return step(x, nnx.merge(graphdef, state), pairs, extra)
+
+        return jax.lax.scan(body, x, (state, lora_state, extra))
 
     @staticmethod
     def _scan_range(x, start: int, stop: int, body):

@@ -72,6 +72,20 @@ class LoRA(nnx.Module):
     def pair(self, target: str) -> LoRAPair | None:
         return getattr(self, target, None)
 
+    def fixed(self, dtype) -> "LoRA":
+        """The same adapters for use without training: on all layers, zero where there are none, in `dtype`, with the
+        scale folded in."""
+        first = self.config.first_layer
+        fixed = nnx.merge(*nnx.split(self))
+        fixed.config = dataclasses.replace(self.config, first_layer=0)
+        for target in self.config.targets:
+            pair, new = self.pair(target), fixed.pair(target)
+            for name, factor in (("lora_a", 1.0), ("lora_b", pair.scale)):
+                value = (getattr(pair, name)[...] * factor).astype(dtype)
+                getattr(new, name).set_value(jnp.pad(value, [(first, 0), (0, 0), (0, 0)]))
+            new.scale = 1.0
+        return fixed
+
     def initialise(self, key: jax.Array) -> None:
         """A uniform in ±1/sqrt(in) (torch's kaiming_uniform with a=sqrt(5), as PEFT), B zero."""
         for index, target in enumerate(self.config.targets):

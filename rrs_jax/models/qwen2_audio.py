@@ -101,15 +101,19 @@ class Qwen2Audio(nnx.Module):
         return self.language_model.head_row(token_id)
 
     def prefill(self, batch: Batch, audio_bank: jax.Array, cache_dtype=None) -> tuple[jax.Array, jax.Array, Store]:
-        """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values."""
+        """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values
+        (L, B, K, T, H) of `cache_dtype` (None: the model's)."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        hidden, store = self.language_model.prefill(x, batch.lengths, self.lora, cache_dtype)
+        hidden, store = self.language_model.prefill(x, batch.lengths, self._fixed_lora(x.dtype), cache_dtype)
         return self.logits(hidden), batch.lengths, store
 
     def decode(
-        self, tokens: jax.Array, positions: jax.Array, active: jax.Array, cache: Cache
+        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in the cache where `active` (B,)."""
+        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache."""
         x = self.language_model.embed_tokens[...][tokens]
-        hidden, cache = self.language_model.decode(x, positions, active, cache, self.lora)
+        hidden, cache = self.language_model.decode(x, positions, slot, cache, self._fixed_lora(x.dtype))
         return self.logits(hidden), cache
+
+    def _fixed_lora(self, dtype) -> LoRA | None:
+        return None if self.lora is None else self.lora.fixed(dtype)
