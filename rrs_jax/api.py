@@ -81,7 +81,7 @@ def make_batch(
         texts.append(text)
         clips.append(audio)
     flat = [audio for audios in clips for audio in audios]
-    check_audios(flat)
+    check_audios(flat, max_seconds=model.processor.mel.max_seconds)
     bank = make_audio_bank(model.module, model.processor.mel, flat) if flat else empty_audio_bank(model.module)
     rows, first = [], 0
     for text, audios in zip(texts, clips, strict=True):
@@ -91,7 +91,7 @@ def make_batch(
     multiple = rows_multiple(model.mesh)
     filled = rows + [rows[-1]] * (-len(rows) % multiple)
     length = -(-max(len(ids) for ids, _, _ in filled) // 8) * 8
-    return PreparedBatch(collate(filled, length, model.processor.audio_token_id), bank.array, len(rows))
+    return PreparedBatch(collate(filled, length, model.module.config.audio_token_id), bank.array, len(rows))
 
 
 def extract_reps(model: LoadedModel, batch: PreparedBatch) -> jax.Array:

@@ -14,12 +14,10 @@ from flax import nnx
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import as_waveform
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
-from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features
+from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
 from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
-
-FRAME_MULTIPLE = 4  # two convolution strides and the pooling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +51,7 @@ def make_audio_bank(
     `cache` names a file that keeps the result; it is used again where `cache_key` and the clips are the same.
     """
     mesh = mesh_of(model)
-    dtype = jax.tree.leaves(nnx.state(model.multi_modal_projector))[0].dtype
-    width = model.config.text.hidden_size
+    dtype, width = model.dtype, model.config.text.hidden_size
     key = content_hash(str(dtype), cache_key, [_fingerprint(audio) for audio in audios])
     if cache is not None and cache.is_file():
         entries, metadata = read_header(cache)
@@ -62,13 +59,13 @@ def make_audio_bank(
             counts = entries["counts"].array()[1:].tolist()
             return _bank(jax.device_put(entries["rows"].array(), replicated(mesh)), counts)
     features = clip_features(audios, mel)
-    counts = [audio_token_count(frames) for _, frames in features]
+    counts = [mel.token_count(frames) for _, frames in features]
     rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(features)
     if features:
         graphdef, state = nnx.split(model)
         encode = jax.jit(lambda state, x, lengths: nnx.merge(graphdef, state).encode_audio(x, lengths))
         lengths = [array.shape[1] for array, _ in features]
-        buckets = bucket_lengths(lengths, max_buckets, FRAME_MULTIPLE)
+        buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple)
         size = -(-batch_size // rows_multiple(mesh)) * rows_multiple(mesh)
         with Progress(len(features), "encoding audio", "clips") as progress:
             for selection in batches_in_buckets(lengths, size, buckets):

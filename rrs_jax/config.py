@@ -15,7 +15,12 @@ from rrs_jax.fields import Field, choice, either, names, nearest, number, switch
 from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, TEXT_ONLY_VARIANTS
 
 STRATEGIES = ("vanilla", "rrs")
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Of all decoders.
+LINEARS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "c_attn", "attn_c_proj", "w1", "w2", "mlp_c_proj",
+)  # fmt: skip
+LAYOUTS = ("whole4", "thinker4", "whole5", "thinker5")
 MINI = "mini"  # a model.path of its own: the small real model, made on first use
 
 FIELDS = {field.name: field for field in (
@@ -65,8 +70,9 @@ FIELDS = {field.name: field for field in (
     Field("lora.rank", 8, whole(1), "Not in the paper; 8 is PEFT's default."),
     Field("lora.alpha", 16.0, number(0, above=True),
           "Not in the paper; adapters are scaled by alpha / rank."),
-    Field("lora.targets", LINEARS, names(f"different names out of {', '.join(LINEARS)}", *LINEARS),
-          "Linears of each decoder layer that get an adapter; the paper says \"LLM modules\", so all."),
+    Field("lora.targets", ("all",), names(f"all, or different names out of {', '.join(LINEARS)}", "all", *LINEARS),
+          "Linears of each decoder layer that get an adapter; the paper says \"LLM modules\", so all. "
+          "A model refuses names that its decoder does not have."),
     Field("lora.layers", "all", either(whole(0), "all"),
           "`all`, or the first layer with an adapter: layers below it have none and need no backward pass."),
 
@@ -126,6 +132,9 @@ FIELDS = {field.name: field for field in (
     Field("evaluate.vanilla", True, switch(), "Evaluate the model before training too; NSI needs it."),
     Field("export.merged", False, switch(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
+    Field("export.layout", "auto", choice("auto", *LAYOUTS),
+          "Whose module names the adapter has: `whole` for the class of the whole model, `thinker` for that of "
+          "Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads which."),
 )}  # fmt: skip
 
 

@@ -228,7 +228,7 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
     }
     return evaluate_model(
-        name, rows, generate, modes=config.evaluate.modes, samples=config.evaluate.samples,
+        name, rows, generate, modes=session.modes, samples=config.evaluate.samples,
         judge_names=config.evaluate.judges, folder=session.folder.evaluations,
         text_only_variant=config.evaluate.text_only_variant, over_refusal_modes=config.evaluate.over_refusal_modes,
         audio_folder=session.folder.evaluation_manifest.parent, made_by=made_by, model=config.model.path, strategy=name,
@@ -247,7 +247,7 @@ def export(session: Session) -> dict:
     model, base = trained_model(session), session.model_folder
     name = config.model.path if config.model.path != MINI else str(base)
     targets = [folder.adapter]
-    export_adapter(model, base, folder.adapter, base_name=name)
+    export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
     if config.export.merged:
         export_merged(model, base, folder.merged)
         targets.append(folder.merged)

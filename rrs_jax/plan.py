@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from rrs_jax.architectures import part
 from rrs_jax.config import MINI, flatten
 from rrs_jax.costs import (
     EFFICIENCY,
@@ -25,7 +26,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.parallel import make_mesh, rows_multiple
 from rrs_jax.run_folder import stage_is_done
-from rrs_jax.session import lora_config
+from rrs_jax.session import lora_config, modes_of
 from rrs_jax.stages import STAGES
 from rrs_jax.weights.load import abstract_model, read_config
 
@@ -87,16 +88,16 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
             f"train.gradient_accumulation = {multiple}; change one of them."
         )
     dtype = jnp.dtype(config.model.dtype)
-    model, _ = abstract_model(
-        model_config(config.model.path), dtype, lora_config(config) if trained else None
-    )
+    values = model_config(config.model.path)
+    model, _ = abstract_model(values, dtype, lora_config(config) if trained else None)
     _, adapter, frozen = nnx.split(model, LoRAParam, ...)
     adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)
     written = folder / "data" / "manifest.jsonl", folder / "data" / "eval" / "manifest.jsonl"
     sizes = count_questions(config.data, config.evaluate.limit, *written)
-    queries = sizes.harmful * len(config.evaluate.modes)
-    queries += (sizes.benign + sizes.borderline) * len(config.evaluate.over_refusal_modes)
+    modes = modes_of(config, part("inputs", values).FORMAT.modes)
+    queries = sizes.harmful * len(modes)
+    queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))
     responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
     rate = rate or measure_device(dtype)
     seconds = stage_seconds(config, model.config, sizes, responses, rate, mesh.size)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rrs_jax.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.config import MINI
 from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.errors import UserError
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
@@ -31,7 +32,19 @@ def enable_compilation_cache() -> None:
 
 def lora_config(config: ConfigDict) -> LoRAConfig:
     first_layer = 0 if config.lora.layers == "all" else config.lora.layers
-    return LoRAConfig(config.lora.rank, float(config.lora.alpha), tuple(config.lora.targets), first_layer)
+    targets = None if config.lora.targets == ("all",) else tuple(config.lora.targets)
+    return LoRAConfig(config.lora.rank, float(config.lora.alpha), targets, first_layer)
+
+
+def modes_of(config: ConfigDict, modes: Sequence[str]) -> tuple[str, ...]:
+    """Those of `evaluate.modes` that are among a model's. Raises UserError where none is left."""
+    kept = tuple(mode for mode in config.evaluate.modes if mode in modes)
+    if not kept:
+        raise UserError(
+            f"evaluate.modes: this model has no {' and no '.join(config.evaluate.modes)} mode; "
+            f"choose among {', '.join(modes)}."
+        )
+    return kept
 
 
 def without_lora(model: nnx.Module) -> nnx.Module:
@@ -58,6 +71,11 @@ class Session:
     @functools.cached_property
     def processor(self) -> Processor:
         return Processor.from_folder(self.model_folder)
+
+    @functools.cached_property
+    def modes(self) -> tuple[str, ...]:
+        """Those of `evaluate.modes` that the model has; the others are null in every table."""
+        return modes_of(self.config, self.processor.prompt_format.modes)
 
     @functools.cached_property
     def mesh(self):

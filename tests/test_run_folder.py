@@ -37,7 +37,6 @@ def test_config_json_says_what_the_run_is(tmp_path, config):
 def test_the_same_config_goes_on_however_it_is_written(tmp_path, config):
     finish(RunFolder(tmp_path, config), "data")
     config.rrs.top_m = 51  # an int where the default is 51.0
-    config.lora.targets = tuple(list(config.lora.targets))
     assert RunFolder(tmp_path, config).stage_done("data")
 
 

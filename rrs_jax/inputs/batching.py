@@ -101,13 +101,14 @@ def restore_order(batches: Sequence[Selection], results: Sequence[np.ndarray]) -
 
 
 def collate(
-    rows: Sequence[tuple[list[int], Sequence[int], Sequence[int]]], length: int, audio_token_id: int
+    rows: Sequence[tuple[list[int], Sequence[int], Sequence[int]]], length: int, audio_token_id: int | Sequence[int]
 ) -> "Batch":
     """Rows to a Batch (B, length) of NumPy arrays.
 
-    A row is (token ids, each clip's first row in the audio bank, each clip's number of tokens). It is padded
-    on the right with id 0, which `Batch.lengths` masks. Raises ValueError where a row's audio tokens are not
-    as many as its clips have, or a row is longer than `length`.
+    A row is (token ids, each clip's first row in the audio bank, each clip's number of tokens). The bank's rows
+    take the places of `audio_token_id`, one id or several. A row is padded on the right with id 0, which
+    `Batch.lengths` masks. Raises ValueError where a row's audio tokens are not as many as its clips have, or a
+    row is longer than `length`.
     """
     from rrs_jax.models.batch import Batch
 
@@ -117,7 +118,7 @@ def collate(
         if len(ids) > length:
             raise ValueError(f"row {row} has {len(ids)} tokens, the batch is {length} long")
         input_ids[row, : len(ids)] = ids
-        positions = np.flatnonzero(np.asarray(ids) == audio_token_id)
+        positions = np.flatnonzero(np.isin(ids, audio_token_id))
         bank_rows = [np.arange(start, start + count) for start, count in zip(offsets, counts, strict=True)]
         bank_rows = np.concatenate(bank_rows) if bank_rows else np.empty(0, np.int32)
         if len(positions) != len(bank_rows):

@@ -15,13 +15,19 @@ CONVOLUTION_REACH = 2  # frames past the last valid one that the encoder's two c
 
 @dataclass(frozen=True)
 class MelConfig:
-    """The fields of a `WhisperFeatureExtractor` that decide its values."""
+    """What decides a clip's features and the number of its tokens.
+
+    The first five are fields of a `WhisperFeatureExtractor`. `partial_frame`: the last hop counts although
+    samples do not fill it. `extra_tokens`: rows that the encoder itself puts before and behind a clip.
+    """
 
     num_mel_bins: int = 128
     sampling_rate: int = 16_000
     n_fft: int = 400
     hop_length: int = 160
     max_seconds: int = 30
+    partial_frame: bool = True
+    extra_tokens: int = 0
 
     @property
     def max_samples(self) -> int:
@@ -30,6 +36,14 @@ class MelConfig:
     @property
     def max_frames(self) -> int:
         return self.max_samples // self.hop_length
+
+    def feature_length(self, samples: int) -> int:
+        """Number m of frames that count in the encoder's mask."""
+        return feature_length(samples, self.hop_length) if self.partial_frame else samples // self.hop_length
+
+    def token_count(self, m: int) -> int:
+        """Embeddings, and so tokens, of a clip with m frames."""
+        return audio_token_count(m) + self.extra_tokens
 
     @classmethod
     def from_dict(cls, fields: dict, source: str) -> "MelConfig":
@@ -56,8 +70,8 @@ class MelConfig:
 def log_mel(waveform: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
     """float32 (samples,) at the config's rate to (features float32 (M, frames), feature_length m).
 
-    The extractor pads the waveform with zeros to 30 s and gives 3000 frames, of which m = ceil(samples / hop)
-    count. Here frames = min(m + 2, 3000): those of the clip and the two further ones that the encoder's
+    The extractor pads the waveform with zeros to its longest clip, of 3000 frames where that is 30 s. Here
+    frames = min(ceil(samples / hop) + 2, 3000): those of the clip and the two further ones that the encoder's
     convolutions touch. No later frame holds a sample of the clip, so the loudest value, to which the floor is
     relative, is the same. Raises UserError for an empty clip and for one that the extractor would cut.
     """
@@ -67,8 +81,8 @@ def log_mel(waveform: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
             f"an audio clip has {samples / config.sampling_rate:.2f} s; it must have more than 0 and "
             f"at most {config.max_seconds} s: split it."
         )
-    m = feature_length(samples, config.hop_length)
-    frames = min(m + CONVOLUTION_REACH, config.max_frames)
+    m = config.feature_length(samples)
+    frames = min(feature_length(samples, config.hop_length) + CONVOLUTION_REACH, config.max_frames)
     half = config.n_fft // 2
     end = (frames - 1) * config.hop_length + half  # first sample past the last window
     signal = np.zeros(min(end, config.max_samples))

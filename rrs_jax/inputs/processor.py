@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rrs_jax.architectures import check_architecture, part
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
-from rrs_jax.inputs import qwen2_audio
 from rrs_jax.inputs.mel import MelConfig
 from rrs_jax.inputs.prompt_format import PromptFormat
-
-PROMPT_FORMATS: dict[str, PromptFormat] = {"qwen2_audio": qwen2_audio.FORMAT}  # by config.json's model_type
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,10 @@ class Processor:
         """Raises UserError naming the file that is missing, unreadable or of an unsupported architecture."""
         folder = Path(folder)
         config = read_json(folder / "config.json")
-        prompt_format = PROMPT_FORMATS.get(config.get("model_type"))
-        if prompt_format is None:
-            raise UserError(
-                f"{folder / 'config.json'}: model_type {config.get('model_type')!r} is not supported; "
-                f"choose a model of type {', '.join(PROMPT_FORMATS)}."
-            )
-        tokenizer = _load_tokenizer(folder)
+        check_architecture(config, folder / "config.json")
+        prompt_format: PromptFormat = part("inputs", config).FORMAT
+        config = prompt_format.model_values(config)
+        tokenizer = (prompt_format.load_tokenizer or _load_tokenizer)(folder)
         special_tokens = {
             token.content: id
             for id, token in tokenizer.added_tokens_decoder.items()
@@ -49,13 +44,13 @@ class Processor:
         }
         generation_file = folder / "generation_config.json"
         generation = read_json(generation_file) if generation_file.exists() else {}
-        eos, pad = _stop_tokens(folder, generation, config, tokenizer)
+        eos, pad = _stop_tokens(folder, generation, config, tokenizer, prompt_format, special_tokens)
         return cls(
             folder=folder,
             tokenizer=tokenizer,
             prompt_format=prompt_format,
             chat_template=_chat_template(folder),
-            mel=_mel_config(folder, config),
+            mel=(prompt_format.mel_config or _mel_config)(folder, config),
             generation=generation,
             special_tokens=special_tokens,
             audio_token_id=_audio_token_id(folder, config, prompt_format, special_tokens),
@@ -69,10 +64,13 @@ class Processor:
         """One user turn and the generation prompt: token ids, each clip as so many audio tokens.
 
         `system` None gives the template's own system prompt. Clips stand before the text. What looks like a
-        special token in `text` or `system` stays text. Raises UserError without text and clips.
+        special token in `text` or `system` stays text. Raises UserError without text and clips, and for audio
+        alone where the model has no such mode.
         """
         if not text and not audio_token_counts:
             raise UserError("a prompt has neither text nor audio; give at least one of them.")
+        if not text and "audio_only" not in self.prompt_format.modes:
+            raise UserError("a prompt has audio alone, for which this model was not made; give it a text too.")
         if any(count < 2 for count in audio_token_counts):
             raise ValueError(
                 f"audio_token_counts {list(audio_token_counts)}: every clip needs at least 2 tokens"
@@ -82,8 +80,10 @@ class Processor:
             None if system is None else shield.hide(system), len(audio_token_counts), shield.hide(text or "")
         )
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", prompt)
-        marks = parts.count(self.prompt_format.audio_token)
+        split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        pieces = [prompt] if isinstance(prompt, str) else prompt
+        texts = [text for piece in pieces for text in split.split(piece)]
+        marks = texts.count(self.prompt_format.audio_token)
         if marks != len(audio_token_counts):
             raise UserError(
                 f"{self.folder}: the chat template writes {marks} audio tokens for "
@@ -91,13 +91,13 @@ class Processor:
             )
         counts = iter(audio_token_counts)
         ids: list[int] = []
-        for part in parts:
-            if part == self.prompt_format.audio_token:
-                ids.extend([self.audio_token_id] * next(counts))
-            elif part in self.special_tokens:
-                ids.append(self.special_tokens[part])
-            elif part:
-                ids.extend(self._encode_plain(shield.show(part)))
+        for text in texts:
+            if text == self.prompt_format.audio_token:
+                ids.extend([self.audio_token_id] * (next(counts) - self.mel.extra_tokens))
+            elif text in self.special_tokens:
+                ids.append(self.special_tokens[text])
+            elif text:
+                ids.extend(self._encode_plain(shield.show(text)))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -116,7 +116,7 @@ class Processor:
             )
         return ids[0]
 
-    def _render(self, system: str | None, clips: int, text: str) -> str:
+    def _render(self, system: str | None, clips: int, text: str) -> str | Sequence[str]:
         if self.chat_template is None:
             return self.prompt_format.default_prompt(system, clips, text)
         # Templates find a clip by its type or by either of the two keys.
@@ -236,19 +236,23 @@ def _audio_token_id(
     return id
 
 
-def _stop_tokens(folder: Path, generation: dict, config: dict, tokenizer: Any) -> tuple[tuple[int, ...], int]:
-    """(eos_token_ids, pad_token_id) of generation_config.json, else of config.json, else of the tokenizer."""
+def _stop_tokens(
+    folder: Path, generation: dict, config: dict, tokenizer: Any, prompt_format: PromptFormat, special_tokens: dict[str, int]
+) -> tuple[tuple[int, ...], int]:
+    """(eos_token_ids, pad_token_id) of generation_config.json, else of config.json, else of the tokenizer; the
+    format's own stop tokens come on top."""
     text_config = config.get("text_config", {})
 
     def first(name: str) -> int | list[int] | None:
         candidates = (generation.get(name), text_config.get(name), config.get(name), getattr(tokenizer, name))
         return next((value for value in candidates if value is not None), None)
 
-    eos = first("eos_token_id")
-    if eos is None:
+    eos, own = first("eos_token_id"), [special_tokens[token] for token in prompt_format.stop_tokens if token in special_tokens]
+    if eos is None and not own:
         raise UserError(
             f"{folder}: no eos_token_id in generation_config.json, config.json or the tokenizer; add it."
         )
-    eos = tuple(eos) if isinstance(eos, list) else (eos,)
+    named = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    eos = tuple(dict.fromkeys([*named, *own]))
     pad = first("pad_token_id")
     return eos, eos[0] if pad is None else pad

@@ -24,6 +24,7 @@ class DecoderConfig:
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool
+    mrope_section: tuple[int, ...] = ()
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name to (in, out) of every linear of a layer."""
@@ -171,7 +172,10 @@ class Decoder(nnx.Module):
     def _angles(self, positions: jax.Array, prompt_lengths: jax.Array):
         """What `DecoderLayer.queries` and `keys_values` rotate by at positions (B, T) or (1, T) of rows whose prompts
         have `prompt_lengths` (B,) tokens."""
-        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        if self.config.mrope_section:
+            # Time, height and width: text and audio have the same in all three, only pictures tell them apart.
+            positions = jnp.broadcast_to(positions, (3, *positions.shape))
+        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
 
     def _full_layer(self, x: jax.Array, lengths: jax.Array):
         angles = self._angles(jnp.arange(x.shape[1])[None], lengths)

@@ -6,6 +6,7 @@ over layers the axis is gone and the same module computes with what is left.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -49,10 +50,19 @@ class LayerNorm(nnx.Module):
         return (wide * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, float32 (B, T, 1, H/2), of positions (B, T) (RoPE, Su et al. 2021, half-split)."""
+def rotary_angles(
+    positions: jax.Array, head_dim: int, theta: float, sections: tuple[int, ...] = ()
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32 (B, T, 1, H/2), of positions (B, T) (RoPE, Su et al. 2021, half-split).
+
+    With `sections`, positions are (3, B, T), in time, height and width, and each section of so many frequencies
+    takes its angle from the next of the three (TMRoPE, Xu et al. 2025).
+    """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies
+    if sections:
+        parts = jnp.split(angles, np.cumsum(sections)[:-1], axis=-1)
+        angles = jnp.concatenate([part[i % 3] for i, part in enumerate(parts)], axis=-1)
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -16,11 +16,12 @@ class LoRAParam(nnx.Param):
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """`first_layer`: layers below it carry no adapter, so nothing is differentiated through them."""
+    """`targets`: None stands for all linears of the decoder, which `LoRA.config` then names. `first_layer`: layers
+    below it carry no adapter, so nothing is differentiated through them."""
 
     rank: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] | None = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     first_layer: int = 0
 
     @property
@@ -51,6 +52,8 @@ class LoRA(nnx.Module):
     """
 
     def __init__(self, config: LoRAConfig, linears: dict[str, tuple[int, int]], num_layers: int):
+        if config.targets is None:
+            config = dataclasses.replace(config, targets=tuple(linears))
         unknown = [target for target in config.targets if target not in linears]
         if unknown or not config.targets:
             raise UserError(

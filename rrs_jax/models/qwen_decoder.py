@@ -21,7 +21,7 @@ RELEASED_LINEARS = {
 MOST_DOUBLINGS = 16  # of the trained length, far beyond any prompt
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class QwenDecoderConfig(DecoderConfig):
     """`seq_length`: positions of the training; from there on, the two switches take effect."""
 

@@ -127,7 +127,7 @@ class Plan:
     """Which samples, prompts and padding every step has. A function of seed and epoch alone, so that a run
     that goes on sees what it would have seen."""
 
-    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int):
+    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int]):
         self.data, self.config, self.audio_token_id = data, config, audio_token_id
         samples, prompts = range(len(data.sample_ids)), range(data.num_prompts)
         self.lengths = np.array([[len(data.encode(i, p)[0]) for p in prompts] for i in samples])  # (N, prompts)

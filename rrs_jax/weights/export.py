@@ -1,21 +1,23 @@
 """A trained LoRA in the forms that others load: a PEFT adapter, or the whole model with the adapter merged in."""
 
 import contextlib
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from flax import nnx
 
+from rrs_jax.architectures import part
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, write_json
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.progress import Progress
-from rrs_jax.weights.load import ARCHITECTURES, read_config
+from rrs_jax.weights.load import read_config, weight_table
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, save_file, shard_files, some_of
-from rrs_jax.weights.table import WeightTable
+from rrs_jax.weights.table import Layout, WeightTable
 
 MARKER = "rrs_export.json"  # says that a folder is ours, so that exporting again may replace it
 CHUNK = 16 * 1024 * 1024
@@ -26,28 +28,31 @@ OTHER_WEIGHTS = (
 )  # fmt: skip
 
 
-def export_adapter(model: nnx.Module, base_folder: Path, out: Path, *, base_name: str) -> None:
-    """Writes the model's LoRA as a PEFT folder, in float32, with the key names of transformers 4.
-
-    transformers 5 renames those while loading; the other way round nothing is renamed, and PEFT would leave
-    `lora_B` at zero with no more than a warning.
+def export_adapter(
+    model: nnx.Module, base_folder: Path, out: Path, *, base_name: str, layout: str = "auto"
+) -> None:
+    """Writes the model's LoRA as a PEFT folder, in float32.
 
     Args:
       base_folder: the folder from which the model was loaded.
       out: made anew; a folder there is replaced if an export made it.
       base_name: the hub id or path under which PEFT finds the base.
+      layout: whose module names the keys have, one of the table's `layouts`; "auto" is the first. Where names do
+        not match, PEFT leaves `lora_B` at zero with no more than a warning.
     Raises UserError where the LoRA does not fit the folder, is not finite, or cannot be written.
     """
     table = _table(model, base_folder)
+    layers_name = layout_of(table, layout).layers
     adapters = _adapters(model, base_folder, table)
     tensors = {}
     for module, (lora_a, lora_b) in adapters.items():
+        module = layers_name + module.removeprefix(table.layers)
         tensors[f"base_model.model.{module}.lora_A.weight"] = lora_a
         tensors[f"base_model.model.{module}.lora_B.weight"] = lora_b
     config = model.lora.config
     layers = range(config.first_layer, model.config.text.num_hidden_layers)
     size = sum(array.nbytes for array in tensors.values())
-    with _new_folder(out, base_folder, size, {"form": "adapter", "base": base_name}) as folder:
+    with _new_folder(out, base_folder, size, {"form": "adapter", "base": base_name, "layout": layout}) as folder:
         save_file(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "adapter_config.json", adapter_config(config, table, layers, base_name))
 
@@ -56,8 +61,8 @@ def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_n
     """PEFT's configuration with the keys that every release since 0.9 knows, and no other.
 
     `layers` are the decoder layers that carry an adapter. `target_modules` selects exactly the modules in the
-    file: a bare list of names would also put (zero) adapters into the audio encoder. It ends with a group
-    of the names, the form that vLLM knows.
+    file, under the names of every layout: a bare list of names would also put (zero) adapters into the audio
+    encoder. It ends with a group of the names, the form that vLLM knows.
     """
     numbers = "[0-9]+" if layers.start == 0 else f"(?:{'|'.join(map(str, layers))})"
     alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
@@ -67,7 +72,7 @@ def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_n
         "base_model_name_or_path": base_name,
         "r": config.rank,
         "lora_alpha": alpha,
-        "target_modules": rf"{table.layers_pattern}{numbers}\.[a-z_]+\.({'|'.join(config.targets)})",
+        "target_modules": rf"{table.layers_pattern}{numbers}\.{_modules_pattern(table, config.targets)}",
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -76,6 +81,25 @@ def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_n
         "modules_to_save": None,
         "inference_mode": True,
     }
+
+
+def layout_of(table: WeightTable, layout: str) -> Layout:
+    """The layout of that name, or the first one for "auto". Raises UserError for one that the model lacks."""
+    if layout != "auto" and layout not in table.layouts:
+        raise UserError(
+            f"export.layout: {layout} is not one of this model's; choose auto, {' or '.join(table.layouts)}."
+        )
+    return next(iter(table.layouts.values())) if layout == "auto" else table.layouts[layout]
+
+
+def _modules_pattern(table: WeightTable, targets: Sequence[str]) -> str:
+    """Matches the targets' paths within a layer: by their last names alone, unless others have those too."""
+    paths = {target: key.split("{i}.")[1] for target, key in table.linears.items()}
+    last = {target: path.rsplit(".", 1)[1] for target, path in paths.items()}
+    wanted = list(dict.fromkeys(last[target] for target in targets))
+    if any(last[target] in wanted for target in paths if target not in targets):
+        return f"({'|'.join(re.escape(paths[target]) for target in targets)})"
+    return rf"[a-z_]+\.({'|'.join(wanted)})"
 
 
 def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
@@ -89,7 +113,8 @@ def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
     Raises UserError where the LoRA does not fit the folder, a sum overflows the base's dtype, the disk has too
     little room, or `out` cannot be written or was not made by an export.
     """
-    adapters = _adapters(model, base_folder, _table(model, base_folder))
+    table = _table(model, base_folder)
+    adapters = _adapters(model, base_folder, table)
     entries = read_folder(base_folder)
     shards = shard_files(base_folder)
     others = _other_files(base_folder)
@@ -106,16 +131,16 @@ def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
             target = folder / file.relative_to(base_folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        _write_tied(folder / "config.json", model)
+        _write_tied(folder / "config.json", model, table)
 
 
 def _table(model: nnx.Module, base_folder: Path) -> WeightTable:
-    _, model_class, make_table = ARCHITECTURES[read_config(base_folder)["model_type"]]
-    if not isinstance(model, model_class):
+    values = read_config(base_folder)
+    if not isinstance(model, part("models", values).MODEL):
         raise UserError(
             f"{base_folder}: holds another architecture than the trained model; give the model's own folder."
         )
-    return make_table(model.config)
+    return weight_table(model.config, values, read_folder(base_folder))
 
 
 def _adapters(
@@ -208,12 +233,14 @@ def _other_files(folder: Path) -> list[Path]:
     ]
 
 
-def _write_tied(path: Path, model: nnx.Module) -> None:
+def _write_tied(path: Path, model: nnx.Module, table: WeightTable) -> None:
     values = read_json(path)
-    config_class = ARCHITECTURES[values["model_type"]][0]
-    tied = config_class.from_hf(values).text.tie_word_embeddings and model.config.text.tie_word_embeddings
-    values["tie_word_embeddings"] = tied
-    values.setdefault("text_config", {})["tie_word_embeddings"] = tied
+    tied = model.config_class.from_hf(values).text.tie_word_embeddings and model.config.text.tie_word_embeddings
+    for place in table.tied_at:
+        fields = values
+        for name in place:
+            fields = fields.setdefault(name, {})
+        fields["tie_word_embeddings"] = tied
     write_json(path, values)
 
 

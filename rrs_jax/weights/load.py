@@ -1,6 +1,7 @@
 """A Hugging Face folder into a model: tensor by tensor, straight into its place and sharding."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -9,16 +10,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax.architectures import check_architecture, part
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
-from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.parallel import make_mesh, parameter_sharding
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
-from rrs_jax.weights.table import Row, WeightTable, qwen2_audio_table
+from rrs_jax.weights.table import Row, WeightTable
 
 TILE = 256
-ARCHITECTURES = {"qwen2_audio": (Qwen2AudioConfig, Qwen2Audio, qwen2_audio_table)}
+# What a hub folder is fetched for: the weights, and all that the merged export carries along with them.
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken", "*.py", "*.npz", "spk_dict.pt")
 
 
 def resolve_folder(path: str) -> Path:
@@ -30,7 +32,7 @@ def resolve_folder(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken"]))
+        return Path(snapshot_download(path, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # huggingface_hub raises a dozen kinds, all of which mean: not to be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"model.path: {path} is no folder and could not be fetched from the hub ({reason}).") from error
@@ -41,12 +43,7 @@ def read_config(folder: Path) -> dict:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds no config.json; give a Hugging Face model folder.")
     values = read_json(folder / "config.json")
-    architecture = values.get("model_type") if isinstance(values, dict) else None
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"{folder / 'config.json'}: model_type is {architecture!r}; "
-            f"supported: {', '.join(sorted(ARCHITECTURES))}."
-        )
+    check_architecture(values, folder / "config.json")
     return values
 
 
@@ -58,13 +55,19 @@ def abstract_model(
     With the folder's tensors at hand, they and not the config say whether the head is tied: releases of
     transformers differ in the flag's default, and in whether a tied head is stored.
     """
-    config_class, model_class, make_table = ARCHITECTURES[values["model_type"]]
-    config = config_class.from_hf(values)
+    model_class = part("models", values).MODEL
+    config = model_class.config_class.from_hf(values)
     if entries is not None:
-        table = make_table(config)
+        table = weight_table(config, values, entries)
         tied = config.text.tie_word_embeddings and table.head not in entries or _same_bytes(table, entries)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=tied))
-    return nnx.eval_shape(lambda: model_class(config, dtype=dtype, lora=lora)), make_table(config)
+    return nnx.eval_shape(lambda: model_class(config, dtype=dtype, lora=lora)), weight_table(config, values, entries or ())
+
+
+def weight_table(config, values: dict, names: Collection[str]) -> WeightTable:
+    """The table of a folder: `config` the model's, `values` the content of config.json, `names` of its tensors
+    (none where they are not known)."""
+    return part("weights", values).weight_table(config, values, names)
 
 
 def _same_bytes(table: WeightTable, entries: dict[str, TensorEntry]) -> bool:
@@ -119,7 +122,7 @@ def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEnt
     problems, expected = [], {table.head}
     for row in table.rows:
         shape = flat[row.path].shape[1:] if row.layers else flat[row.path].shape
-        wanted = row.convert(np.broadcast_to(np.int8(0), shape)).shape
+        wanted = row.shape_on_disk(shape)
         for name in row.names():
             expected.add(name)
             if name not in entries:
@@ -128,7 +131,7 @@ def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEnt
                 problems.append(f"{name} has the shape {entries[name].shape} in place of {wanted}")
             elif not jnp.issubdtype(entries[name].dtype, jnp.floating):
                 problems.append(f"{name} has the dtype {entries[name].dtype}; quantised weights are not supported")
-    problems += [f"{name} is surplus" for name in sorted(entries.keys() - expected)]
+    problems += [f"{name} is surplus" for name in sorted(entries.keys() - expected) if not table.is_carried(name)]
     if problems:
         raise UserError(
             f"{folder}: the weights do not fit config.json: {some_of(problems)}. Download the folder again."
@@ -152,11 +155,11 @@ def _read_stacked(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, .
 
 def _read_slice(row: Row, entries: dict[str, TensorEntry], index: tuple[slice, ...], dtype) -> np.ndarray:
     if row.layers is None:
-        return np.ascontiguousarray(row.convert(entries[row.name].array())[index].astype(dtype))
+        return np.ascontiguousarray(row.read(entries[row.name].array())[index].astype(dtype))
     layers = range(row.layers)[index[0]]
     part = None
     for place, i in enumerate(layers):
-        tensor = row.convert(entries[row.name.format(i=i)].array())[index[1:]]
+        tensor = row.read(entries[row.name.format(i=i)].array())[index[1:]]
         if part is None:
             part = np.empty((len(layers), *tensor.shape), dtype)
         _copy(part[place], tensor)

@@ -4,10 +4,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, write_atomic
-from rrs_jax.weights.export import MARKER
-from rrs_jax.weights.load import read_config
+from rrs_jax.weights.export import MARKER, layout_of
+from rrs_jax.weights.load import abstract_model, read_config
+from rrs_jax.weights.safetensors_io import read_folder
+from rrs_jax.weights.table import WeightTable
 
 # The fields of a run that say how a model was trained; the others are paths, devices and evaluation.
 TRAINING_FIELDS = ("strategy", "seed", "rrs", "penalty", "loss", "lora", "train")
@@ -15,9 +19,6 @@ PAPER = (
     "Yang, Qu, Shareghi, Haffari (2025): Reshaping Representation Space to Balance the Safety and "
     "Over-rejection in Large Audio Language Models"
 )
-CLASSES = {"qwen2_audio": "Qwen2AudioForConditionalGeneration"}
-# Architectures whose adapters vLLM serves without merging them.
-VLLM_LORA: tuple[str, ...] = ()
 
 
 def write_model_card(
@@ -38,16 +39,17 @@ def write_model_card(
     """
     if not (folder / MARKER).is_file():
         raise UserError(f"{folder}: was not made by an export; write the model card into an exported folder.")
-    merged = read_json(folder / MARKER)["form"] == "merged"
-    architecture = read_config(base_folder)["model_type"]
+    record, values = read_json(folder / MARKER), read_config(base_folder)
+    merged = record["form"] == "merged"
+    _, table = abstract_model(values, jnp.float32, entries=read_folder(base_folder))
     on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base_name)) and not Path(base_name).exists()
     base = base_name if on_hub else Path(base_name).name
     licence = base_licence(base_folder)
     parts = [
-        _front_matter(merged, base if on_hub else None, licence, architecture),
+        _front_matter(merged, base if on_hub else None, licence, values["model_type"]),
         f"# {base} with Reshaping Representation Space (RRS)\n\n{_what(merged, base)}",
         "## Loading\n\n"
-        + (_loading_merged(architecture) if merged else _loading_adapter(architecture, base)),
+        + (_loading_merged(table) if merged else _loading_adapter(table, record["layout"], base)),
         "## Training\n\n" + _training(settings),
         "## Results\n\n"
         + (results.strip() if results else "Not evaluated in the run that made this folder."),
@@ -87,24 +89,25 @@ def _what(merged: bool, base: str) -> str:
     )
 
 
-def _loading_adapter(architecture: str, base: str) -> str:
-    name = CLASSES[architecture]
+def _loading_adapter(table: WeightTable, layout: str, base: str) -> str:
+    chosen = layout_of(table, layout)
+    name, remote = chosen.transformers_class, ", trust_remote_code=True" if table.remote_code else ""
     vllm = (
         "vLLM: `vllm serve BASE --enable-lora --lora-modules rrs=FOLDER`."
-        if architecture in VLLM_LORA
-        else f"vLLM has no LoRA for {name}: serve a merged folder, either the one that the run writes with "
-        '`--config.export.merged=True`, or `model.merge_and_unload().save_pretrained("MERGED")` together '
+        if "vLLM" in chosen.readers
+        else f"vLLM has no LoRA for {name}, or not under these names: serve a merged folder, either the one that "
+        'the run writes with `--config.export.merged=True`, or `model.merge_and_unload().save_pretrained("MERGED")` together '
         "with the base's tokenizer and processor files."
     )
-    return f"""PEFT 0.9 or later (0.19 or later with transformers 5); the tensors carry
-the module names of transformers 4, which transformers 5 also reads.
+    return f"""PEFT 0.9 or later (0.19 or later with transformers 5). Modules are named for
+{chosen.readers}.
 
 ```python
 import torch
 from peft import PeftModel
 from transformers import {name}
 
-base = {name}.from_pretrained("{base}", torch_dtype=torch.bfloat16)
+base = {name}.from_pretrained("{base}", torch_dtype=torch.bfloat16{remote})
 model = PeftModel.from_pretrained(base, "FOLDER")
 # Names that do not match leave an adapter at zero with only a warning.
 assert all(value.any() for name, value in model.named_parameters() if "lora_B" in name)
@@ -113,13 +116,13 @@ assert all(value.any() for name, value in model.named_parameters() if "lora_B" i
 The tokenizer and the processor are those of the base. {vllm}"""
 
 
-def _loading_merged(architecture: str) -> str:
-    name = CLASSES[architecture]
+def _loading_merged(table: WeightTable) -> str:
+    name, remote = table.transformers_class, ", trust_remote_code=True" if table.remote_code else ""
     return f"""```python
 import torch
 from transformers import {name}
 
-model = {name}.from_pretrained("FOLDER", torch_dtype=torch.bfloat16)
+model = {name}.from_pretrained("FOLDER", torch_dtype=torch.bfloat16{remote})
 ```
 
 Tokenizer, processor, chat template and generation config of the base lie in this folder too, so

@@ -1,11 +1,10 @@
 """How the tensors of a Hugging Face folder map onto our parameters: one row a parameter, read in both directions."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
-
-from rrs_jax.models.qwen2_audio import Qwen2AudioConfig
 
 
 def keep(array: np.ndarray) -> np.ndarray:
@@ -21,47 +20,92 @@ def transpose(array: np.ndarray) -> np.ndarray:
 class Row:
     """`name` is the key on disk, with `{i}` for the layer where the parameter is stacked over `layers` of them.
 
-    `convert` is its own inverse, so that the same row loads and exports.
+    `convert` is its own inverse, so that the same row loads and exports. `part` (which, of how many): the parameter
+    is one of several equal parts of the tensor, which lie one below the other.
     """
 
     name: str
     path: tuple[str, ...]
     convert: Callable[[np.ndarray], np.ndarray] = keep
     layers: int | None = None
+    part: tuple[int, int] = (0, 1)
 
     def names(self) -> list[str]:
         return [self.name] if self.layers is None else [self.name.format(i=i) for i in range(self.layers)]
 
+    def read(self, tensor: np.ndarray) -> np.ndarray:
+        """What a tensor gives of the parameter, a view."""
+        which, parts = self.part
+        size = tensor.shape[0] // parts
+        return self.convert(tensor[which * size : (which + 1) * size])
+
+    def shape_on_disk(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of one tensor, where the parameter has `shape` (of one layer)."""
+        first, *rest = self.convert(np.broadcast_to(np.int8(0), shape)).shape
+        return first * self.part[1], *rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one reader of an adapter calls the model's modules.
+
+    Attributes:
+      layers: what stands before the number of a decoder layer, with the dot.
+      transformers_class: the class onto which PEFT loads the adapter.
+      readers: what loads it, as a sentence of the model card.
+    """
+
+    layers: str
+    transformers_class: str
+    readers: str
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightTable:
-    """All rows of an architecture, and where its decoder's parts lie on disk.
+    """All rows of an architecture, and what else of a folder its export must know.
 
-    `linears` maps a LoRA target to its key, with `{i}` for the layer and without ".weight". `layers_pattern` is
-    a regular expression, without groups, that matches a module's path up to the number of its decoder layer,
-    in memory, in transformers 4 and 5. A tied `head` is `embedding` itself, and may or may not stand on disk a
-    second time.
+    Attributes:
+      rows: one for each parameter of the model.
+      linears: a LoRA target to its key, with `{i}` for the layer and without ".weight".
+      embedding, head: keys; a tied head is the embedding itself, and may or may not stand on disk a second time.
+      layers: what stands on disk before the number of a decoder layer, with the dot.
+      layouts: the choices of `export.layout`; the first one is written where nothing is said.
+      layers_pattern: a regular expression, without groups, that matches what stands before a decoder layer's
+        number in all layouts and releases of transformers, and nothing else that holds modules of the same names.
+      carried: regular expression of keys that are not loaded but stay in a merged folder.
+      tied_at: where config.json says whether the head is tied, as paths of nested dictionaries.
+      transformers_class: the class that loads the whole folder.
+      remote_code: that class lies in the folder.
     """
 
     rows: tuple[Row, ...]
     linears: dict[str, str]
-    layers_pattern: str
     embedding: str
     head: str
+    layers: str
+    layouts: dict[str, Layout]
+    layers_pattern: str
+    transformers_class: str
+    carried: str | None = None
+    tied_at: tuple[tuple[str, ...], ...] = ((), ("text_config",))
+    remote_code: bool = False
+
+    def is_carried(self, name: str) -> bool:
+        return self.carried is not None and re.match(self.carried, name) is not None
 
 
-def _linear(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
+def linear_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
     rows = [Row(f"{name}.weight", (*path, "kernel"), transpose, layers)]
     return rows + [Row(f"{name}.bias", (*path, "bias"), keep, layers)] if bias else rows
 
 
-def _norm(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
+def norm_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
     return [Row(f"{name}.{part}", (*path, part), keep, layers) for part in (("weight", "bias") if bias else ("weight",))]
 
 
 def whisper_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
-    """The encoder as transformers names it."""
-    rows = [Row(f"{prefix}embed_positions.weight", (*path, "embed_positions"))]
+    """The encoder's convolutions and layers as transformers names them."""
+    rows = []
     for name in ("conv1", "conv2"):
         rows += [
             Row(f"{prefix}{name}.weight", (*path, name, "kernel"), transpose),
@@ -69,11 +113,11 @@ def whisper_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
         ]
     layer = prefix + "layers.{i}."
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        rows += _linear(f"{layer}self_attn.{name}", (*path, "layers", name), bias=name != "k_proj", layers=layers)
+        rows += linear_rows(f"{layer}self_attn.{name}", (*path, "layers", name), bias=name != "k_proj", layers=layers)
     for name in ("fc1", "fc2"):
-        rows += _linear(f"{layer}{name}", (*path, "layers", name), bias=True, layers=layers)
+        rows += linear_rows(f"{layer}{name}", (*path, "layers", name), bias=True, layers=layers)
     for name in ("self_attn_layer_norm", "final_layer_norm"):
-        rows += _norm(f"{layer}{name}", (*path, "layers", name), bias=True, layers=layers)
+        rows += norm_rows(f"{layer}{name}", (*path, "layers", name), bias=True, layers=layers)
     return rows
 
 
@@ -90,22 +134,7 @@ def qwen2_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
     layer = prefix + "layers.{i}."
     for name, module in DECODER_MODULES.items():
         bias = name in ("q_proj", "k_proj", "v_proj")
-        rows += _linear(f"{layer}{module}", (*path, "layers", name), bias=bias, layers=layers)
+        rows += linear_rows(f"{layer}{module}", (*path, "layers", name), bias=bias, layers=layers)
     for name in ("input_layernorm", "post_attention_layernorm"):
-        rows += _norm(f"{layer}{name}", (*path, "layers", name), bias=False, layers=layers)
-    return rows + _norm(f"{prefix}norm", (*path, "norm"), bias=False)
-
-
-def qwen2_audio_table(config: Qwen2AudioConfig) -> WeightTable:
-    """Qwen2-Audio's keys on disk: those of transformers 4, which transformers 5 also writes."""
-    text = "language_model.model."
-    rows = whisper_rows("audio_tower.", ("audio_tower",), config.audio.encoder_layers)
-    rows += _norm("audio_tower.layer_norm", ("audio_tower", "layer_norm"), bias=True)
-    rows += _linear("multi_modal_projector.linear", ("multi_modal_projector",), bias=True)
-    rows += qwen2_rows(text, ("language_model",), config.text.num_hidden_layers)
-    head = "language_model.lm_head.weight"
-    if not config.text.tie_word_embeddings:
-        rows.append(Row(head, ("language_model", "lm_head")))
-    linears = {name: f"{text}layers.{{i}}.{module}" for name, module in DECODER_MODULES.items()}
-    pattern = r".*language_model\.[a-z.]*layers\."
-    return WeightTable(tuple(rows), linears, pattern, embedding=f"{text}embed_tokens.weight", head=head)
+        rows += norm_rows(f"{layer}{name}", (*path, "layers", name), bias=False, layers=layers)
+    return rows + norm_rows(f"{prefix}norm", (*path, "norm"), bias=False)

@@ -1,0 +1,101 @@
+"""What all audio language models have in common: an encoder in front, a decoder behind, clips' rows in between."""
+
+from typing import ClassVar, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rrs_jax.models.audio_encoder import AudioEncoderConfig
+from rrs_jax.models.batch import Batch
+from rrs_jax.models.cache import Cache, Store
+from rrs_jax.models.decoder import Decoder, DecoderConfig
+from rrs_jax.models.lora import LoRA, LoRAConfig
+
+
+class ModelConfig(Protocol):
+    """What a model's config has, whatever else it has.
+
+    `audio_token_id` is the id, or are the ids, that stand where a clip's embeddings take the word embeddings'
+    places; the prompt format writes as many of them as `MelConfig.token_count` says.
+    """
+
+    audio: AudioEncoderConfig
+    text: DecoderConfig
+    audio_token_id: int | tuple[int, ...]
+
+    @classmethod
+    def from_hf(cls, values: dict) -> Self:
+        """From the content of config.json. Raises UserError for settings that the model does not compute."""
+
+
+class AudioLanguageModel(nnx.Module):
+    """The frozen model with, in `lora`, what is trained of it (None: nothing).
+
+    Frozen parameters have the given dtype; LoRA is float32. A model of its own adds its encoder in `__init__`
+    and `encode_audio`.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    decoder_class: ClassVar[type[Decoder]] = Decoder
+
+    def __init__(self, config: ModelConfig, *, dtype, lora: LoRAConfig | None = None):
+        self.config = config
+        self.language_model = self.decoder_class(config.text, dtype=dtype)
+        self.lora = LoRA(lora, config.text.adapted_linears(), config.text.num_hidden_layers) if lora else None
+
+    @property
+    def frame_multiple(self) -> int:
+        """`encode_audio` takes mel frames by this multiple; two convolution strides and the pooling make it 4."""
+        return 4
+
+    @property
+    def dtype(self):
+        """Of the frozen parameters and of the embeddings."""
+        return self.language_model.embed_tokens.dtype
+
+    def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
+        """Log-mel (C, M, frames) with valid frames (C,) to (C, A, D); a clip owns its first
+        `rrs_jax.inputs.mel.MelConfig.token_count(feature_length)` rows, and nothing of them may depend on the
+        other clips or on how far the batch is padded."""
+        raise NotImplementedError
+
+    def embed(self, input_ids: jax.Array, audio_index: jax.Array, audio_bank: jax.Array) -> jax.Array:
+        """(B, T, D): word embeddings, and the bank's rows where `audio_index` is not -1."""
+        words = self.language_model.embed_tokens[...][input_ids]
+        audio = audio_bank[jnp.maximum(audio_index, 0)].astype(words.dtype)
+        return jnp.where(audio_index[..., None] >= 0, audio, words)
+
+    def representations(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
+        """f(d, t) of equation 6: (B, D) float32, the final-norm hidden state at the last input token."""
+        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
+        return self.language_model.last_hidden_state(x, batch.lengths, self.lora, remat=remat)
+
+    def hidden_states(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
+        """(B, T, D) after the final norm."""
+        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
+        return self.language_model.hidden_states(x, batch.lengths, self.lora, remat=remat)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        return self.language_model.logits(hidden)
+
+    def head_row(self, token_id: int) -> jax.Array:
+        return self.language_model.head_row(token_id)
+
+    def prefill(self, batch: Batch, audio_bank: jax.Array, cache_dtype=None) -> tuple[jax.Array, jax.Array, Store]:
+        """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values
+        (L, B, K, T, H) of `cache_dtype` (None: the model's)."""
+        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
+        hidden, store = self.language_model.prefill(x, batch.lengths, self._fixed_lora(x.dtype), cache_dtype)
+        return self.logits(hidden), batch.lengths, store
+
+    def decode(
+        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache."""
+        x = self.language_model.embed_tokens[...][tokens]
+        hidden, cache = self.language_model.decode(x, positions, slot, cache, self._fixed_lora(x.dtype))
+        return self.logits(hidden), cache
+
+    def _fixed_lora(self, dtype) -> LoRA | None:
+        return None if self.lora is None else self.lora.fixed(dtype)
