@@ -41,6 +41,7 @@ def random_prompts(queries: int, vocabulary: int) -> list[list[int]]:
 
 
 def ours(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     import jax
     import jax.numpy as jnp
 
@@ -87,6 +88,7 @@ def ours(arguments: argparse.Namespace) -> None:
         count = sum(step["steps"] for step in steps)
         needed = sum(step["steps"] * weights + slot * step["real_slots"] for step in steps)
         read = sum(step["steps"] * (weights + slot * step["slots"]) for step in steps)
+        work = sum(step["steps"] * step["rows"] for step in steps)
         stats = device.memory_stats() or {}
         report(
             what="ours", batch=batch, lora=arguments.lora, cache_dtype=arguments.cache_dtype, responses=len(prompts),
@@ -97,7 +99,7 @@ def ours(arguments: argparse.Namespace) -> None:
             floor_gb_a_step=round(needed / count / 1e9, 2), read_gb_a_step=round(read / count / 1e9, 2),
             floor_ms_a_step=bandwidth and round(1000 * needed / count / bandwidth, 2),
             share_of_floor=bandwidth and round(needed / bandwidth / spent, 3),
-            tflop_a_second=round(2 * weights / dtype.itemsize * sum(step["steps"] * step["rows"] for step in steps) / spent / 1e12, 1),
+            tflop_a_second=round(2 * weights / dtype.itemsize * work / spent / 1e12, 1),
             peak_gib=round(stats.get("peak_bytes_in_use", 0) / 2**30, 1),
         )  # fmt: skip
         for rows, slots in sorted({(step["rows"], step["answer_slots"]) for step in steps}):

@@ -135,8 +135,10 @@ def memory_bytes(
     ):  # no flash attention: scores and weights are whole matrices
         scores = 2 * rows * text.num_attention_heads * sizes.tokens**2 * 4
         activations += scores * (1 if config.train.remat == "full" else layers)
-    slots = sizes.tokens + config.generate.max_new_tokens
-    entry = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * item
+    # The samples of one question share its prompt's slots.
+    slots = sizes.tokens / config.evaluate.samples + config.generate.max_new_tokens
+    cached = {"auto": item, "bfloat16": 2, "float32": 4, "int8": 1 + 4 / text.head_dim}[config.generate.cache_dtype]
+    entry = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
     flight = math.ceil(config.generate.batch_size / parts)
     clips = sizes.train + sizes.evaluated
     return {

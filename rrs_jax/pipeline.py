@@ -210,8 +210,9 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
         generator = Generator(
-            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size
-        )
+            model, sampling, eos_token_ids=session.processor.eos_token_ids, batch_size=config.generate.batch_size,
+            cache_dtype=config.generate.cache_dtype,
+        )  # fmt: skip
         prompts = []
         for i, request in enumerate(requests):
             clips = [] if request.audio is None else [clip_of[request.audio]]
@@ -224,6 +225,7 @@ def _evaluate_one(session: Session, name: str, model: nnx.Module, vanilla: dict 
         "model": config.model.path,
         "adapter": None if model.lora is None else adapter_hash(model),
         "sampling": vars(sampling),
+        "cache_dtype": config.generate.cache_dtype,
         "seed": config.seed,
         "clips": content_hash([content_hash(path.read_bytes()) for path in map(Path, paths)]),
     }

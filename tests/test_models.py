@@ -10,6 +10,7 @@ from conftest import make_reference, relative_error
 
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.batch import Batch, right_padded
+from rrs_jax.models.cache import Cache
 from rrs_jax.weights.load import load_weights
 
 AUDIO = 130
@@ -127,11 +128,13 @@ def test_cached_decoding_equals_the_whole_sequence(model, clips):
     batch = make_batch(rows, row_clips, offsets)
     continuation = rng.integers(3, 120, (len(rows), 5))
     width = batch.input_ids.shape[1]
-    logits, cache = model.prefill(batch, bank, width + 5)
+    logits, positions, prompts_store = model.prefill(batch, bank)
+    cache = Cache.empty(prompts_store, len(rows), width, 1, 5)
+    cache = cache.replace(prompts=prompts_store, prompt_lengths=batch.lengths)
     stepwise = [logits]
     for step in range(5):
         tokens = jnp.asarray(continuation[:, step])
-        logits, cache = model.decode(tokens, batch.lengths + step, jnp.int32(width + step), cache)
+        logits, cache = model.decode(tokens, positions + step, jnp.int32(step), cache)
         stepwise.append(logits)
     whole = make_batch([row + more.tolist() for row, more in zip(rows, continuation, strict=True)], row_clips, offsets)
     full = np.asarray(model.logits(model.hidden_states(whole, bank)))

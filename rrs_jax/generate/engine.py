@@ -217,6 +217,8 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
     """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one chosen
     before, and the new ones of the row, left-aligned."""
     model = nnx.merge(graphdef, params)
+    if model.lora is not None:  # once, not in every step
+        model.lora = model.lora.fixed(model.dtype)
     rows = state.tokens.shape[0]
 
     def unfinished(carry):

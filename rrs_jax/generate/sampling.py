@@ -77,23 +77,25 @@ def candidates(logits: jax.Array, config: SamplingConfig) -> tuple[jax.Array, ja
     do the C best parts of these chunks.
     """
     count = (config.top_k or TOP_P_CANDIDATES) + SPARE
-    if logits.shape[-1] < 4 * count * CHUNK:
+    if logits.shape[-1] < 2 * count * CHUNK:
         values, tokens = _sorted(logits)
         return *_filtered(values, tokens, logits, config), None
-    chunks, first = _best(*_chunks(logits[:, ::-1]), count)
+    chunks, first = _best(*_chunks(logits), count)
     parts, second = _best(
         chunks[0].reshape(-1, count * CHUNK // PART, PART), chunks[1].reshape(-1, count * CHUNK // PART, PART), count
     )
     values, places = jax.lax.top_k(parts[0].reshape(-1, count * PART), count)
-    tokens = logits.shape[-1] - 1 - jnp.take_along_axis(parts[1].reshape(-1, count * PART), places, axis=-1)
+    tokens = jnp.take_along_axis(parts[1].reshape(-1, count * PART), places, axis=-1)
     kept, tokens = _filtered(values, tokens, logits, config)
-    least = jnp.min(jnp.where(jnp.isfinite(kept), kept, jnp.inf), axis=-1)
+    # Top-p needs everything that top-k keeps, since that adds up to 1; by itself it knows the sum of all.
+    least = values[:, config.top_k - 1] if config.top_k else jnp.min(jnp.where(jnp.isfinite(kept), kept, jnp.inf), axis=-1)
     return kept, tokens, (first < least) & (second < least) & (values[:, -1] < least)
 
 
 def _filtered(values: jax.Array, tokens: jax.Array, logits: jax.Array, config: SamplingConfig):
     """Top-k keeps everything that is not below the k-th largest. Top-p drops, from the smallest on, what makes up
-    1 - p together, and of equal logits the lower token first; the largest logit always stays."""
+    1 - p together; the largest logit always stays. Of equal logits at that border as many stay as in transformers,
+    where it depends on torch's sorting which ones; here it is the first tokens."""
     if config.top_k and config.top_k < logits.shape[-1]:
         values = jnp.where(values >= values[:, config.top_k - 1 : config.top_k], values, -jnp.inf)
         logits = values
@@ -108,9 +110,8 @@ def _filtered(values: jax.Array, tokens: jax.Array, logits: jax.Array, config: S
 
 
 def _sorted(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All logits, falling; of equal ones the higher token first."""
-    values, places = jax.lax.top_k(logits[:, ::-1], logits.shape[-1])
-    return values, logits.shape[-1] - 1 - places
+    """All logits, falling, and their tokens."""
+    return jax.lax.top_k(logits, logits.shape[-1])
 
 
 def _chunks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,10 +121,10 @@ def _chunks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _best(values: jax.Array, places: jax.Array, count: int):
-    """The `count` chunks (B, count, width) with the largest maxima, in their old order, with their places; and the
-    least of these maxima (B,)."""
+    """The `count` chunks (B, count, width) with the largest maxima, with their places; and the least of these maxima
+    (B,)."""
     maxima, chosen = jax.lax.top_k(jnp.max(values, axis=-1), count)
-    chosen = jnp.sort(chosen, axis=-1)[..., None]
+    chosen = chosen[..., None]
     places = jnp.broadcast_to(places, values.shape)
     return tuple(jnp.take_along_axis(x, chosen, axis=1) for x in (values, places)), maxima[:, -1]
 

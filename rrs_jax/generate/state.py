@@ -44,14 +44,7 @@ def empty_state(entered: Entered, queries: int, width: int, slots: int) -> Decod
     """Places for as many prompts of at most `width` tokens, all idle, with room for `slots` tokens an answer."""
     n = entered.tokens.shape[0] // entered.lengths.shape[0]
 
-    def empty(leaf, *sizes):
-        layers, _, heads, _, *rest = leaf.shape
-        return jnp.zeros((layers, queries, heads, *sizes, *rest), leaf.dtype)
-
-    cache = Cache(
-        jax.tree.map(lambda leaf: empty(leaf, width), entered.prompts), jnp.zeros((queries,), jnp.int32),
-        jax.tree.map(lambda leaf: empty(leaf, n, slots), entered.prompts), jnp.zeros((queries * n, slots), bool),
-    )  # fmt: skip
+    cache = Cache.empty(entered.prompts, queries, width, n, slots)
     rows = {
         name: jnp.zeros((queries * n, *getattr(entered, name).shape[1:]), getattr(entered, name).dtype)
         for name in ROW_FIELDS
@@ -82,26 +75,39 @@ def insert(state: DecodingState, entered: Entered, places: jax.Array) -> Decodin
     return DecodingState(cache=cache, made=made, slot=state.slot, **fields)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
 def resize(state: DecodingState, width: int, slots: int) -> DecodingState:
-    """Another width of the prompts, and the answers' last `slots` slots in order, or all and room behind them."""
-    have = state.cache.valid.shape[1]
-    kept = min(have, slots)
-    order = (state.slot - kept + jnp.arange(kept)) % have
+    """Another width of the prompts and number of slots for answers; what lies beyond a smaller one is unused."""
+    cache = state.cache
+    if width != cache.prompts.keys.shape[3]:
+        cache = cache.replace(prompts=_widened(cache.prompts, width))
+    if slots == cache.valid.shape[1]:
+        return state.replace(cache=cache)
+    answers, valid, slot = _reordered(cache.answers, cache.valid, state.slot, slots)
+    return state.replace(cache=cache.replace(answers=answers, valid=valid), slot=slot)
 
-    def fit(leaf, axis, size):
-        if leaf.shape[axis] >= size:
-            return jax.lax.slice_in_dim(leaf, 0, size, axis=axis)
-        return jnp.pad(leaf, [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)])
+
+@partial(jax.jit, static_argnums=1)
+def _widened(prompts: Store, width: int) -> Store:
+    return jax.tree.map(lambda leaf: _fit(leaf, 3, width), prompts)
+
+
+@partial(jax.jit, static_argnums=3)
+def _reordered(answers: Store, valid: jax.Array, slot: jax.Array, slots: int) -> tuple[Store, jax.Array, jax.Array]:
+    """The last `slots` slots in the order in which they were written, or all and room behind them."""
+    have = valid.shape[1]
+    kept = min(have, slots)
+    order = (slot - kept + jnp.arange(kept)) % have
 
     def last(leaf, axis):
-        return leaf if slots == have else fit(jnp.take(leaf, order, axis=axis), axis, slots)
+        return _fit(jnp.take(leaf, order, axis=axis), axis, slots)
 
-    cache = state.cache.replace(
-        prompts=jax.tree.map(lambda leaf: fit(leaf, 3, width), state.cache.prompts),
-        answers=jax.tree.map(lambda leaf: last(leaf, 4), state.cache.answers), valid=last(state.cache.valid, 1),
-    )  # fmt: skip
-    return state.replace(cache=cache, slot=state.slot if slots == have else jnp.int32(kept % slots))
+    return jax.tree.map(lambda leaf: last(leaf, 4), answers), last(valid, 1), jnp.int32(kept % slots)
+
+
+def _fit(leaf: jax.Array, axis: int, size: int) -> jax.Array:
+    if leaf.shape[axis] >= size:
+        return jax.lax.slice_in_dim(leaf, 0, size, axis=axis)
+    return jnp.pad(leaf, [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)])
 
 
 @jax.jit

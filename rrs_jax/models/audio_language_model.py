@@ -86,7 +86,8 @@ class AudioLanguageModel(nnx.Module):
         """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values
         (L, B, K, T, H) of `cache_dtype` (None: the model's)."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        hidden, store = self.language_model.prefill(x, batch.lengths, self._fixed_lora(x.dtype), cache_dtype)
+        lora = self.lora and self.lora.fixed(x.dtype)
+        hidden, store = self.language_model.prefill(x, batch.lengths, lora, cache_dtype)
         return self.logits(hidden), batch.lengths, store
 
     def decode(
@@ -94,8 +95,5 @@ class AudioLanguageModel(nnx.Module):
     ) -> tuple[jax.Array, Cache]:
         """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache."""
         x = self.language_model.embed_tokens[...][tokens]
-        hidden, cache = self.language_model.decode(x, positions, slot, cache, self._fixed_lora(x.dtype))
+        hidden, cache = self.language_model.decode(x, positions, slot, cache, self.lora and self.lora.fixed(x.dtype))
         return self.logits(hidden), cache
-
-    def _fixed_lora(self, dtype) -> LoRA | None:
-        return None if self.lora is None else self.lora.fixed(dtype)

@@ -45,6 +45,21 @@ class Cache:
     answers: Store
     valid: jax.Array
 
+    @classmethod
+    def empty(cls, like: Store, queries: int, width: int, samples: int, slots: int) -> "Cache":
+        """Room for `queries` prompts of `width` tokens with `samples` answers of `slots` each, all unused; `like` (L, ...,
+        K, S, H) gives the other sizes and the dtypes."""
+
+        def zeros(leaf, *sizes):
+            layers, _, heads, _, *size = leaf.shape
+            return jnp.zeros((layers, queries, heads, *sizes, *size), leaf.dtype)
+
+        return cls(
+            prompts=jax.tree.map(lambda leaf: zeros(leaf, width), like), prompt_lengths=jnp.zeros((queries,), jnp.int32),
+            answers=jax.tree.map(lambda leaf: zeros(leaf, samples, slots), like),
+            valid=jnp.zeros((queries * samples, slots), bool),
+        )  # fmt: skip
+
     def write(self, new: Store, slot: jax.Array) -> "Cache":
         """One more token in every answer: keys and values (L, B, K, H)."""
         queries, samples = self.answers.keys.shape[1], self.answers.keys.shape[3]

@@ -78,15 +78,17 @@ class LoRA(nnx.Module):
     def fixed(self, dtype) -> "LoRA":
         """The same adapters for use without training: on all layers, zero where there are none, in `dtype`, with the
         scale folded in."""
+        pairs = {target: self.pair(target) for target in self.config.targets}
         first = self.config.first_layer
-        fixed = nnx.merge(*nnx.split(self))
-        fixed.config = dataclasses.replace(self.config, first_layer=0)
-        for target in self.config.targets:
-            pair, new = self.pair(target), fixed.pair(target)
+        if not first and all(pair.scale == 1.0 and pair.lora_a.dtype == dtype for pair in pairs.values()):
+            return self
+        sizes = {target: (pair.lora_a.shape[-2], pair.lora_b.shape[-1]) for target, pair in pairs.items()}
+        config = dataclasses.replace(self.config, first_layer=0, alpha=float(self.config.rank))
+        fixed = LoRA(config, sizes, first + pairs[self.config.targets[0]].lora_a.shape[0])
+        for target, pair in pairs.items():
             for name, factor in (("lora_a", 1.0), ("lora_b", pair.scale)):
                 value = (getattr(pair, name)[...] * factor).astype(dtype)
-                getattr(new, name).set_value(jnp.pad(value, [(first, 0), (0, 0), (0, 0)]))
-            new.scale = 1.0
+                getattr(fixed.pair(target), name).set_value(jnp.pad(value, [(first, 0), (0, 0), (0, 0)]))
         return fixed
 
     def initialise(self, key: jax.Array) -> None:
