@@ -25,6 +25,10 @@ def check_architecture(values: object, source: object) -> None:
         raise UserError(
             f"{source}: model_type is {model_type!r}; supported: {', '.join(sorted(ARCHITECTURES))}."
         )
+    if model_type == "qwen" and not isinstance(values.get("audio"), dict):  # the type of a text model too
+        raise UserError(
+            f'{source}: has no "audio"; of the models of type qwen, Qwen-Audio-Chat alone is supported.'
+        )
 
 
 def part(room: str, values: dict) -> ModuleType:

@@ -37,10 +37,6 @@ class QwenAudioConfig:
     @classmethod
     def from_hf(cls, values: dict) -> "QwenAudioConfig":
         """From the folder's config.json; absent fields have the defaults of the released configuration class."""
-        if not isinstance(values.get("audio"), dict):
-            raise UserError(
-                'config.json: has no "audio"; of the models of type qwen, Qwen-Audio-Chat alone is supported.'
-            )
         audio = {
             "n_mels": 80, "n_ctx": POSITIONS, "n_state": 1280, "n_head": 20, "n_layer": 32, "avg_pool": True,
             "add_audio_bos_eos_token": True, "audio_start_id": 155163,
