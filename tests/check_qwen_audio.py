@@ -3,8 +3,8 @@
 Not collected by pytest: FOLDER holds the published files (modeling_qwen.py, audio.py, tokenization_qwen.py and the
 others, qwen.tiktoken, mel_filters.npz), which are no part of this project, and they run under transformers 4.57 with
 einops, matplotlib and tiktoken, so that it wants an environment of its own. Prints the largest relative errors of
-the encoder, of every hidden state and of the logits, whether greedy tokens are equal, and how many token ids of how many
-prompts are.
+the encoder, of every hidden state and of the logits, how many greedy tokens and how many prompts' ids are equal, and
+whether the published model gives our representation from a merged folder and with an adapter under PEFT.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import soundfile
 import torch
 from qwen_audio_folder import END, PAD, START, small_values, write_folder
@@ -27,7 +28,10 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.inputs.qwen_tokenizer import QwenTokenizer
 from rrs_jax.models.cache import Cache
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
+from rrs_jax.weights.safetensors_io import read_folder
 
 MEL = MelConfig(num_mel_bins=80, partial_frame=False, extra_tokens=2)
 SAMPLES = (9_001, 23_456, 16_000, 641, 480_000, 12_479, 479_990)  # odd and even halves, whole and partial hops, 30 s
@@ -182,6 +186,33 @@ def compare_tokens(folder: Path) -> None:
     print(f"token ids of prompts equal: {equal} of {total}; special tokens equal: {len(ours.special_tokens)}")
 
 
+def compare_exports(folder: Path) -> None:
+    """Random adapters on all linears; the published class with the merged weights, and the base under PEFT."""
+    ids, rng = np.random.default_rng(5).integers(3, 250, (1, 21)), np.random.default_rng(6)
+    with tempfile.TemporaryDirectory() as temporary:
+        base, out = Path(temporary) / "base", Path(temporary)
+        base.mkdir()
+        tensors = write_folder(base)
+        model = load_weights(base, lora=LoRAConfig(rank=3, alpha=5.0, targets=None))
+        for target in model.lora.config.targets:
+            for parameter in (model.lora.pair(target).lora_a, model.lora.pair(target).lora_b):
+                parameter.set_value(jnp.asarray(rng.normal(size=parameter.shape) * 0.3, jnp.float32))
+        export_adapter(model, base, out / "adapter", base_name="base")
+        export_merged(model, base, out / "merged")
+        merged = {name: np.array(entry.array()) for name, entry in read_folder(out / "merged").items()}
+        models = {
+            "base": reference_model(folder, tensors, small_values()),
+            "merged": reference_model(folder, merged, small_values()),
+            "adapter": peft.PeftModel.from_pretrained(reference_model(folder, tensors, small_values()), out / "adapter"),
+        }
+    batch = jax.tree.map(jnp.asarray, collate([(ids[0].tolist(), [], [])], 21, model.config.audio_token_id))
+    ours = model.representations(batch, jnp.zeros((1, 48)))
+    for name, reference in models.items():
+        with torch.no_grad():
+            states = reference(torch.tensor(ids), attention_mask=torch.ones(1, 21), output_hidden_states=True).hidden_states
+        print(f"our adapted representation against the published model, {name}: {error(ours[0], states[-1][0, -1]):.1e}")
+
+
 def main(folder: Path) -> None:
     audio = published(folder, "audio")
     # ffmpeg reads the file; without it, a 16-bit wav of 16 kHz is the same samples.
@@ -193,6 +224,7 @@ def main(folder: Path) -> None:
     with torch.no_grad():
         clips = compare_encoder(folder, reference, model)
     compare_decoder(folder, reference, model, clips)
+    compare_exports(folder)
     compare_tokens(folder)
 
 

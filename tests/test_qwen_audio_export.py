@@ -1,7 +1,6 @@
 """Qwen-Audio-Chat's exports in plain arithmetic, under PEFT and as bytes; and a whole run by the command."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,8 +137,8 @@ def test_the_merged_folder_keeps_layout_files_and_untouched_bits(tmp_path, dtype
     assert {file.name for file in (tmp_path / "merged").iterdir()} == files | {"rrs_export.json"}
     for name in ("modeling_qwen.py", "mel_filters.npz", "qwen.tiktoken", "model.safetensors.index.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
-    changed = {key for key, value in read_json(tmp_path / "merged" / "config.json").items() if read_json(base / "config.json").get(key) != value}
-    assert changed == set()  # it says already that the head is not tied
+    # It says already that the head is not tied.
+    assert read_json(tmp_path / "merged" / "config.json") == read_json(base / "config.json")
     write_model_card(tmp_path / "merged", base_folder=base, base_name="OWNER/NAME", settings={})
     card = (tmp_path / "merged" / "README.md").read_text()
     assert 'AutoModelForCausalLM.from_pretrained("FOLDER", torch_dtype=torch.bfloat16, trust_remote_code=True)' in card
@@ -181,7 +180,9 @@ def test_a_whole_run_by_the_command(folder, tmp_path):
         assert {row["mode"] for row in responses} == {"audio_text", "text_only"}
     summary = read_json(run / "eval" / "rrs" / "summary.json")
     assert summary["nsi"].get("audio_only") is None and summary["nsi"]["average"] is not None
-    assert len(re.findall(r"\| - ", (run / "report" / "table.md").read_text())) >= 2
+    table = [line.split("|")[1:-1] for line in (run / "report" / "table.md").read_text().splitlines() if line.startswith("|")]
+    column = [cells[0].strip() for cells in zip(*table, strict=True)].index("ASR audio-only")
+    assert [cells[column].strip() for cells in table[2:]] == ["N/A", "N/A"]
     config = json.loads((run / "export" / "adapter" / "adapter_config.json").read_text())
     assert config["target_modules"].endswith("(c_attn|c_proj|w1|w2)")
     before, after = tensors_of(folder), tensors_of(run / "export" / "merged")
