@@ -13,6 +13,7 @@ ARCHITECTURES = {
     "qwen2_audio": "qwen2_audio",
     "qwen2_5_omni": "qwen2_5_omni",
     "qwen2_5_omni_thinker": "qwen2_5_omni",
+    "qwen": "qwen_audio",
 }
 
 
@@ -23,6 +24,10 @@ def check_architecture(values: object, source: object) -> None:
     if model_type not in ARCHITECTURES:
         raise UserError(
             f"{source}: model_type is {model_type!r}; supported: {', '.join(sorted(ARCHITECTURES))}."
+        )
+    if model_type == "qwen" and not isinstance(values.get("audio"), dict):  # the type of a text model too
+        raise UserError(
+            f'{source}: has no "audio"; of the models of type qwen, Qwen-Audio-Chat alone is supported.'
         )
 
 

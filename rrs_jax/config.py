@@ -18,7 +18,10 @@ from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, 
 from rrs_jax.strategy_table import DATA, PLUS, STRATEGY_TABLE
 
 # Of all decoders.
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "c_attn", "attn_c_proj", "w1", "w2", "mlp_c_proj",
+)  # fmt: skip
 LAYOUTS = ("whole4", "thinker4", "whole5", "thinker5")
 MINI = "mini"  # a model.path of its own: the small real model, made on first use
 

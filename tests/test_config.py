@@ -111,10 +111,12 @@ def test_words_are_those_of_the_rooms_that_use_them():
     import importlib.util
 
     from rrs_jax.models.decoder import DecoderConfig
+    from rrs_jax.models.qwen_decoder import QwenDecoderConfig
     from rrs_jax.strategies.penalty import SPACES
 
     decoder = DecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False)
-    assert set(LINEARS) == set(decoder.linears())
+    qwen = QwenDecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False, seq_length=8, use_dynamic_ntk=True, use_logn_attn=True)
+    assert set(LINEARS) == {*decoder.adapted_linears(), *qwen.adapted_linears()}
     for entry in STRATEGY_TABLE.values():
         assert entry.module is None or importlib.util.find_spec(f"rrs_jax.strategies.{entry.module}")
     assert [name for name, entry in STRATEGY_TABLE.items() if entry.module is None] == ["vanilla"]
@@ -128,7 +130,7 @@ def test_words_are_those_of_the_rooms_that_use_them():
         ("rrs__top_m", float("nan")), ("rrs__top_m", None), ("train__epochs", 0), ("train__epochs", "3"),
         ("train__epochs", 2.0), ("train__learning_rate", 0.0), ("train__learning_rate", float("inf")),
         ("train__b2", 1.0), ("strategy", "rss"), ("model__path", " "), ("model__dtype", "float16"),
-        ("lora__targets", ()), ("lora__targets", ("q_proj", "q_proj")), ("lora__targets", ("c_attn",)),
+        ("lora__targets", ()), ("lora__targets", ("q_proj", "q_proj")), ("lora__targets", ("c_proj",)),
         ("lora__targets", "q_proj"), ("lora__layers", -1), ("lora__layers", "upper"), ("mesh__data", 0),
         ("generate__top_p", 1.5), ("generate__greedy", 1), ("evaluate__modes", ("audio",)), ("evaluate__judges", ()),
         ("evaluate__limit", 0), ("seed", -1), ("data__audio_max_seconds", 2400.0), ("penalty__weight", -1.0),

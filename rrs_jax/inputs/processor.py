@@ -79,9 +79,11 @@ class Processor:
         prompt = self._render(
             None if system is None else shield.hide(system), len(audio_token_counts), shield.hide(text or "")
         )
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         pieces = [prompt] if isinstance(prompt, str) else prompt
+        # A pattern of all of them, which may be thousands, would take longer than everything else.
+        present = [token for token in self.special_tokens if any(token in piece for piece in pieces)]
+        longest_first = sorted(present, key=len, reverse=True)
+        split = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
         texts = [text for piece in pieces for text in split.split(piece)]
         marks = texts.count(self.prompt_format.audio_token)
         if marks != len(audio_token_counts):

@@ -42,7 +42,7 @@ class AudioLanguageModel(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype, lora: LoRAConfig | None = None):
         self.config = config
         self.language_model = self.decoder_class(config.text, dtype=dtype)
-        self.lora = LoRA(lora, config.text.linears(), config.text.num_hidden_layers) if lora else None
+        self.lora = LoRA(lora, config.text.adapted_linears(), config.text.num_hidden_layers) if lora else None
 
     @property
     def frame_multiple(self) -> int:

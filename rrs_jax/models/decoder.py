@@ -1,6 +1,7 @@
 """Qwen2 decoder (Yang et al. 2024): grouped-query attention, rotary positions, RMSNorm, SwiGLU."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,10 @@ class DecoderConfig:
             "q_proj": (d, queries), "k_proj": (d, keys), "v_proj": (d, keys), "o_proj": (queries, d),
             "gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d),
         }  # fmt: skip
+
+    def adapted_linears(self) -> dict[str, tuple[int, int]]:
+        """Those that LoRA names: the linears as the released model has them."""
+        return self.linears()
 
 
 class DecoderLayer(nnx.Module):
@@ -68,10 +73,12 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    layer_class: ClassVar[type[DecoderLayer]] = DecoderLayer
+
     def __init__(self, config: DecoderConfig, *, dtype):
         self.config = config
         self.embed_tokens = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
-        self.layers = DecoderLayer(config, dtype=dtype, stack=(config.num_hidden_layers,))
+        self.layers = self.layer_class(config, dtype=dtype, stack=(config.num_hidden_layers,))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
@@ -125,9 +132,9 @@ class Decoder(nnx.Module):
         last = (lengths - 1)[:, None]
         x_last = jnp.take_along_axis(x, last[..., None], axis=1)
         h = layer.input_layernorm(x)
-        k, v = layer.keys_values(h, self._angles(jnp.arange(x.shape[1])[None]), pairs)
+        k, v = layer.keys_values(h, self._angles(jnp.arange(x.shape[1])[None], lengths), pairs)
         h_last = jnp.take_along_axis(h, last[..., None], axis=1)
-        q = layer.queries(h_last, self._angles(last), pairs)
+        q = layer.queries(h_last, self._angles(last, lengths), pairs)
         attended = attention(q, k, v, causal=False, key_lengths=lengths)
         x_last = layer.finish(x_last, attended, pairs)
         return self.norm(x_last.astype(jnp.float32))[:, 0]
@@ -137,7 +144,7 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Store]:
         """Runs prompts (B, T, D); returns the last tokens' normed states (B, D) and keys and values (L, B, K, T, H),
         of `cache_dtype` (None: the model's)."""
-        angles = self._angles(jnp.arange(x.shape[1])[None])
+        angles = self._angles(jnp.arange(x.shape[1])[None], lengths)
         cache_dtype = x.dtype if cache_dtype is None else cache_dtype
 
         def step(x, layer, pairs, _):
@@ -159,7 +166,8 @@ class Decoder(nnx.Module):
         The cache is read-only inside the scan over layers; each layer hands out its new row and all rows
         are written at once behind it, so that no layer copies the cache.
         """
-        angles = self._angles(positions[:, None])
+        answers = x.shape[0] // cache.prompt_lengths.shape[0]
+        angles = self._angles(positions[:, None], jnp.repeat(cache.prompt_lengths, answers))
         cache_dtype = cache.answers.keys.dtype
 
         def step(x, layer, pairs, cached):
@@ -182,14 +190,16 @@ class Decoder(nnx.Module):
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return head[...][token_id].astype(jnp.float32)
 
-    def _angles(self, positions: jax.Array):
+    def _angles(self, positions: jax.Array, prompt_lengths: jax.Array):
+        """What `DecoderLayer.queries` and `keys_values` rotate by at positions (B, T) or (1, T) of rows whose prompts
+        have `prompt_lengths` (B,) tokens."""
         if self.config.mrope_section:
             # Time, height and width: text and audio have the same in all three, only pictures tell them apart.
             positions = jnp.broadcast_to(positions, (3, *positions.shape))
         return rotary_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
 
     def _full_layer(self, x: jax.Array, lengths: jax.Array):
-        angles = self._angles(jnp.arange(x.shape[1])[None])
+        angles = self._angles(jnp.arange(x.shape[1])[None], lengths)
 
         def step(x, layer, pairs, _):
             h = layer.input_layernorm(x)

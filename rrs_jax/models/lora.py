@@ -37,8 +37,10 @@ class LoRAPair(nnx.Module):
         self.lora_b = LoRAParam(jnp.zeros((*stack, rank, out_features), jnp.float32))
         self.scale = scale
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return (x @ self.lora_a[...].astype(x.dtype)) @ (self.lora_b[...] * self.scale).astype(x.dtype)
+    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+        """All outputs, or some `columns` of them."""
+        lora_b = self.lora_b[...][..., columns] * self.scale
+        return (x @ self.lora_a[...].astype(x.dtype)) @ lora_b.astype(x.dtype)
 
 
 class LoRA(nnx.Module):

@@ -122,7 +122,7 @@ def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEnt
     problems, expected = [], {table.head}
     for row in table.rows:
         shape = flat[row.path].shape[1:] if row.layers else flat[row.path].shape
-        wanted = row.convert(np.broadcast_to(np.int8(0), shape)).shape
+        wanted = row.shape_on_disk(shape)
         for name in row.names():
             expected.add(name)
             if name not in entries:
@@ -155,11 +155,11 @@ def _read_stacked(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, .
 
 def _read_slice(row: Row, entries: dict[str, TensorEntry], index: tuple[slice, ...], dtype) -> np.ndarray:
     if row.layers is None:
-        return np.ascontiguousarray(row.convert(entries[row.name].array())[index].astype(dtype))
+        return np.ascontiguousarray(row.read(entries[row.name].array())[index].astype(dtype))
     layers = range(row.layers)[index[0]]
     part = None
     for place, i in enumerate(layers):
-        tensor = row.convert(entries[row.name.format(i=i)].array())[index[1:]]
+        tensor = row.read(entries[row.name.format(i=i)].array())[index[1:]]
         if part is None:
             part = np.empty((len(layers), *tensor.shape), dtype)
         _copy(part[place], tensor)

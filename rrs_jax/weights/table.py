@@ -20,16 +20,29 @@ def transpose(array: np.ndarray) -> np.ndarray:
 class Row:
     """`name` is the key on disk, with `{i}` for the layer where the parameter is stacked over `layers` of them.
 
-    `convert` is its own inverse, so that the same row loads and exports.
+    `convert` is its own inverse, so that the same row loads and exports. `part` (which, of how many): the parameter
+    is one of several equal parts of the tensor, which lie one below the other.
     """
 
     name: str
     path: tuple[str, ...]
     convert: Callable[[np.ndarray], np.ndarray] = keep
     layers: int | None = None
+    part: tuple[int, int] = (0, 1)
 
     def names(self) -> list[str]:
         return [self.name] if self.layers is None else [self.name.format(i=i) for i in range(self.layers)]
+
+    def read(self, tensor: np.ndarray) -> np.ndarray:
+        """What a tensor gives of the parameter, a view."""
+        which, parts = self.part
+        size = tensor.shape[0] // parts
+        return self.convert(tensor[which * size : (which + 1) * size])
+
+    def shape_on_disk(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of one tensor, where the parameter has `shape` (of one layer)."""
+        first, *rest = self.convert(np.broadcast_to(np.int8(0), shape)).shape
+        return first * self.part[1], *rest
 
 
 @dataclasses.dataclass(frozen=True)
