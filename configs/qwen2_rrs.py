@@ -15,6 +15,7 @@ Hardware: one GPU with 40 GB or more; 24 GB with `:card24`. The paper: 35 minute
 from ml_collections import ConfigDict
 
 from rrs_jax.config import choose_variant, default_config
+from rrs_jax.variants import card24, smoke
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -24,23 +25,3 @@ def get_config(variant: str = "") -> ConfigDict:
     config.rrs.top_m = 25.0  # table 4: the authors' choice for this model
     choose_variant(config, variant, card24=card24, smoke=smoke)
     return config
-
-
-def card24(config: ConfigDict) -> None:
-    """Four questions at a time and nothing kept but the layers' inputs: slower, the same steps."""
-    config.train.gradient_accumulation = 4
-    config.train.remat = "full"
-    config.extract.batch_size = 8
-    config.generate.batch_size = 8
-
-
-def smoke(config: ConfigDict) -> None:
-    config.run_dir = "runs/qwen2_rrs_smoke"
-    config.data.categories = 4
-    config.data.pairs_per_category = 1
-    config.data.eval_pairs_per_category = 1
-    config.data.borderline = 2
-    config.train.epochs = 1
-    config.train.batch_size = 4
-    config.generate.max_new_tokens = 8
-    config.evaluate.samples = 1

@@ -1,0 +1,24 @@
+"""Variants that the released models' configs share, behind the colon of `--config=FILE:VARIANT`."""
+
+from ml_collections import ConfigDict
+
+
+def card24(config: ConfigDict) -> None:
+    """For a card of 24 GB: four questions at a time and nothing kept but the layers' inputs. Slower, the same steps."""
+    config.train.gradient_accumulation = 4
+    config.train.remat = "full"
+    config.extract.batch_size = 8
+    config.generate.batch_size = 8
+
+
+def smoke(config: ConfigDict) -> None:
+    """Every stage on a few questions, in a run folder of its own."""
+    config.run_dir += "_smoke"
+    config.data.categories = 4
+    config.data.pairs_per_category = 1
+    config.data.eval_pairs_per_category = 1
+    config.data.borderline = 2
+    config.train.epochs = 1
+    config.train.batch_size = 4
+    config.generate.max_new_tokens = 8
+    config.evaluate.samples = 1
