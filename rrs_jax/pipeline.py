@@ -29,6 +29,7 @@ from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
 from rrs_jax.train.loop import TrainConfig, TrainingData, train
 from rrs_jax.train.step import OptimiserConfig
 from rrs_jax.weights.export import export_adapter, export_merged
+from rrs_jax.weights.load import check_path
 from rrs_jax.weights.model_card import write_model_card
 from rrs_jax.work import Work
 
@@ -43,6 +44,8 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
     folder = RunFolder(config.run_dir, config)
     with folder.locked():
         folder.check_order(stages)
+        if config.model.path != MINI and not config.endpoint.url:
+            check_path(config.model.path)  # before hours of speech
         session = Session(config, folder, shared)
         if "export" in stages and config.export.merged and not folder.stage_done("export"):
             base_bytes = sum(file.stat().st_size for file in session.model_folder.glob("*.safetensors"))

@@ -52,7 +52,7 @@ def with_lora(vanilla: nnx.Module, lora: LoRAConfig, mesh, seed: int) -> nnx.Mod
     """The model with adapters at their start, as PEFT makes them from `seed`; the frozen arrays are shared."""
     model = nnx.merge(*nnx.split(vanilla))
     text = model.config.text
-    adapters = LoRA(lora, text.linears(), text.num_hidden_layers)
+    adapters = LoRA(lora, text.adapted_linears(), text.num_hidden_layers)
     adapters.initialise(jax.random.key(seed))
     model.lora = nnx.data(adapters)
     shard_lora(model, mesh)

@@ -1,6 +1,7 @@
 """Small random Qwen2-Audio folders, written by transformers with every size odd or unequal."""
 
 import os
+import signal
 
 # Eight devices on the CPU, and no optimisation: the tests' time is compilation.
 os.environ["XLA_FLAGS"] = " ".join([
@@ -14,6 +15,9 @@ import torch
 import transformers
 
 torch.set_num_threads(1)
+
+# A shell has what it starts in the background ignore Ctrl-C, and the processes that tests start and interrupt with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def small_config(**text) -> transformers.Qwen2AudioConfig:

@@ -187,7 +187,7 @@ def edit(path, **fields) -> None:
     "damage, message",
     [
         (lambda f: (f / "config.json").unlink(), r"config.json: cannot be read"),
-        (lambda f: edit(f / "config.json", model_type="qwen"), r"model_type is 'qwen'; supported: .*qwen2_audio"),
+        (lambda f: edit(f / "config.json", model_type="gpt2"), r"model_type is 'gpt2'; supported: .*qwen2_audio"),
         (lambda f: (f / "tokenizer.json").unlink(), r"has no tokenizer \(tokenizer.json is missing\)"),
         (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer cannot be loaded"),
         (lambda f: (f / "preprocessor_config.json").unlink(), r"preprocessor_config.json is missing"),

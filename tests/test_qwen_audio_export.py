@@ -181,7 +181,7 @@ def test_a_whole_run_by_the_command(folder, tmp_path):
     summary = read_json(run / "eval" / "rrs" / "summary.json")
     assert summary["nsi"].get("audio_only") is None and summary["nsi"]["average"] is not None
     table = [line.split("|")[1:-1] for line in (run / "report" / "table.md").read_text().splitlines() if line.startswith("|")]
-    column = [cells[0].strip() for cells in zip(*table, strict=True)].index("ASR audio-only")
+    column = [cells[0].strip() for cells in zip(*table, strict=True)].index("Compliance audio-only")
     assert [cells[column].strip() for cells in table[2:]] == ["N/A", "N/A"]
     config = json.loads((run / "export" / "adapter" / "adapter_config.json").read_text())
     assert config["target_modules"].endswith("(c_attn|c_proj|w1|w2)")

@@ -215,21 +215,21 @@ class Decoder(nnx.Module):
             return layer, None
         return layer, layer_at(*nnx.split(lora), index - lora.config.first_layer)
 
-    def _scan(self, x: jax.Array, lora: LoRA | None, remat: str, stop: int, step, extra=None):
-        """Scans `step(x, layer, lora_of_layer, extra_of_layer)` over layers 0 to `stop`.
+    def _scan(self, x: jax.Array, lora: LoRA | None, remat: str, stop: int, step):
+        """Scans `step(x, layer, lora_of_layer, None)` over layers 0 to `stop`.
 
         Layers below the first adapter form a scan of their own, so that no backward pass reaches them.
         """
         graphdef, state = nnx.split(self.layers)
         first = stop if lora is None else min(lora.config.first_layer, stop)
-        x, low = self._scan_range(x, 0, first, lambda x, i: step(x, layer_at(graphdef, state, i), None, _at(extra, i)))
+        x, low = self._scan_range(x, 0, first, lambda x, i: step(x, layer_at(graphdef, state, i), None, None))
         if first == stop:
             return x, low
         lora_graphdef, lora_state = nnx.split(lora)
 
         def body(x, i):
             pairs = layer_at(lora_graphdef, lora_state, i - first)
-            return step(x, layer_at(graphdef, state, i), pairs, _at(extra, i))
+            return step(x, layer_at(graphdef, state, i), pairs, None)
 
         x, high = self._scan_range(x, first, stop, rematerialise(body, remat))
         if first == 0:
@@ -257,10 +257,6 @@ class Decoder(nnx.Module):
         if start == stop:
             return x, None
         return jax.lax.scan(body, x, jnp.arange(start, stop))
-
-
-def _at(extra, index):
-    return jax.tree.map(lambda leaf: leaf[index], extra)
 
 
 def rematerialise(body, remat: str):

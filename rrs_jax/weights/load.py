@@ -23,12 +23,17 @@ TILE = 256
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken", "*.py", "*.npz", "spk_dict.pt")
 
 
+def check_path(path: str) -> None:
+    """Raises UserError where `path` is neither a folder nor of a hub id's form; nothing is fetched."""
+    if not Path(path).is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise UserError(f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME.")
+
+
 def resolve_folder(path: str) -> Path:
     """A local folder, or a hub id through `huggingface_hub`. Raises UserError where neither is there."""
+    check_path(path)
     if Path(path).is_dir():
         return Path(path)
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME.")
     from huggingface_hub import snapshot_download
 
     try:
