@@ -41,7 +41,8 @@ def make_data(
     )
     print(f"{len(questions)} distinct questions of {samples} samples", flush=True)
     context = multiprocessing.get_context("spawn")  # a fork would copy the device's threads
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+    # The voices yield to the process that feeds the device.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=os.nice, initargs=(10,)) as pool:
         clips = pool.map(speech_features, questions, [processor.mel] * len(questions), [seed] * len(questions), chunksize=16)
         answers = answer_questions(
             model, processor, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
