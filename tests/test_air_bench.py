@@ -65,7 +65,7 @@ def short_pauses(monkeypatch):
 
 def test_scores_by_hand_with_every_fault_and_nothing_bought_twice(root, tmp_path):
     with Server(verdict, faults=FAULTS, slow=1.0) as server:
-        judge = Endpoint(EndpointConfig(server.url, "gpt", timeout=0.4, retries=9, concurrency=16), tmp_path / "cache")
+        judge = Endpoint(EndpointConfig(server.url, "gpt", timeout=0.4, retries=20, concurrency=16), tmp_path / "cache")
         items = read_meta(root)
         summary = air_bench("vanilla", items, generate, judge, folder=tmp_path / "eval")
         bought = sum(server.delivered.values())

@@ -49,7 +49,7 @@ def settings(manifest, run_dir, url):
     config = default_config()
     config.model.path, config.strategy, config.run_dir = "served", "vanilla", str(run_dir)
     config.data.manifest = config.data.eval_manifest = str(manifest)
-    config.endpoint.url, config.endpoint.model, config.endpoint.timeout, config.endpoint.retries = url, "lalm", 0.7, 9
+    config.endpoint.url, config.endpoint.model, config.endpoint.timeout, config.endpoint.retries = url, "lalm", 0.7, 20
     config.evaluate.samples, config.generate.top_k, config.generate.temperature = 3, 20, 0.7
     return config
 

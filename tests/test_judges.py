@@ -40,7 +40,7 @@ def responses(texts, question_set="harmful"):
 
 
 def settings(server, tmp_path, **changes):
-    values = dict(endpoint=server.url, model="judge-1", concurrency=4, timeout=0.5, retries=9, cache=tmp_path / "cache")
+    values = dict(endpoint=server.url, model="judge-1", concurrency=4, timeout=0.5, retries=20, cache=tmp_path / "cache")
     return JudgeSettings(**values | changes)
 
 
