@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, FieldReference
 
 from rrs_jax.errors import UserError
+from rrs_jax.evaluate.choice import SPLITS
 from rrs_jax.evaluate.judges import JUDGES_WRITTEN, judge_problem
 from rrs_jax.evaluate.question_sets import question_set_problem
 from rrs_jax.evaluate.settings import SETTINGS
@@ -176,15 +177,18 @@ FIELDS = {field.name: field for field in (
           names(f"different names, with commas between, out of {JUDGES_WRITTEN}"),
           "Who says what a refusal and what harm is; the first one's rates are the summary's. The paper does not "
           "name its judge."),
+    Field("evaluate.split", "all", choice(*SPLITS),
+          "`choose` or `check`: a half of the questions, with none of the other half's, so that what was chosen on one is "
+          "measured on the other. Each has a folder of its own in RUN/eval."),
     Field("evaluate.limit", None, either(whole(1), None), "Questions of each set at most; None is all."),
     Field("evaluate.text_only_variant", "prompted", choice(*TEXT_ONLY_VARIANTS),
           "`prompted` announces the question as an audio's content, `plain` does not; not in the paper."),
     Field("evaluate.questions", (), names("question sets FORMAT:PATH, with commas between", empty=True),
           "Asked in place of data.eval_manifest: aiah, figstep, xstest, jailbreakbench, harmbench, strongreject, "
           "or_bench, beavertails or jsonl, a colon, and the set's own file. Spoken by data.voices where it has no audio."),
-    Field("evaluate.setting", "spoken", choice(*SETTINGS),
+    Field("evaluate.setting", ("spoken",), names(f"different names out of {', '.join(SETTINGS)}", *SETTINGS),
           "`silence`, `noise` or `unit_noise`: that audio beside the written question; `spelled`: words spelt letter by "
-          "letter in the audio. Each has a folder of its own in RUN/eval."),
+          "letter in the audio; `other_voices`: voices that training lacked. Each has a folder of its own in RUN/eval."),
     Field("evaluate.air_bench", None, either(text("a folder"), None),
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
     Field("evaluate.air_bench_limit", None, either(whole(1), None), "AIR-Bench: items of each task; None is all."),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rrs_jax.evaluate.choice import chosen_rows
 from rrs_jax.files import read_jsonl
 from rrs_jax.parallel import parameter_sharding
 
@@ -59,7 +60,7 @@ class DeviceRate:
     bandwidth: float
 
 
-def count_questions(data: ConfigDict, limit: int | None, written: Path, written_eval: Path) -> Sizes:
+def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, written_eval: Path) -> Sizes:
     """From the run's own manifests where they are written, or the config's, or the starter set's numbers."""
 
     def starter(name: str) -> int:
@@ -72,17 +73,19 @@ def count_questions(data: ConfigDict, limit: int | None, written: Path, written_
     train = len(rows) if training else 2 * pairs + starter("everyday") + starter("contrast")
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     if evaluation:
-        asked = read_jsonl(evaluation)
+        asked = chosen_rows(read_jsonl(evaluation), asked_of.split, asked_of.limit)
         sets = [
             sum(row.get("label") == label for row in asked) for label in ("harmful", "benign", "borderline")
         ]
     else:
         asked, pairs = [], categories * starter("eval_pairs_per_category")
         sets = [pairs, pairs, starter("borderline")]
+        if asked_of.split != "all":
+            sets = [-(-size // 2) for size in sets]
     seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
     return Sizes(
         train,
-        *(size if limit is None else min(size, limit) for size in sets),
+        *(size if asked_of.limit is None else min(size, asked_of.limit) for size in sets),
         seconds=sum(seconds) / len(seconds) if seconds else CLIP_SECONDS,
         spoken=bool(rows) and bool(asked) and all(row.get("audio") for row in rows + asked),
     )

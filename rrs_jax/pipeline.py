@@ -23,7 +23,7 @@ from rrs_jax.models.lora import LoRAParam
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.serving import Serving
-from rrs_jax.session import Session, enable_compilation_cache
+from rrs_jax.session import Session, compile_clock, enable_compilation_cache
 from rrs_jax.shared import Shared
 from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
 from rrs_jax.train.loop import TrainConfig, TrainingData, train
@@ -40,6 +40,7 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
     `shared` is what a sweep's runs have in common.
     """
     enable_compilation_cache()
+    clock = compile_clock()
     config = with_preset(config)
     folder = RunFolder(config.run_dir, config)
     with folder.locked():
@@ -54,11 +55,12 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
             if folder.stage_done(name):
                 say(f"{name}: done already")
                 continue
-            start = time.monotonic()
+            start, compiled, programs = time.monotonic(), clock.seconds, clock.programs
             facts = STAGE_FUNCTIONS[name](session) or {}
             seconds = round(time.monotonic() - start, 1)
-            folder.mark_done(name, seconds=seconds, **facts)
-            say(f"{name}: {seconds} s")
+            compiling = round(clock.seconds - compiled, 1)
+            folder.mark_done(name, seconds=seconds, compiling_seconds=compiling, **facts)
+            say(f"{name}: {seconds} s, of which {compiling} s to compile {clock.programs - programs} programs")
     if shared is None:
         print_summary(folder)
 

@@ -96,7 +96,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)
     written = folder / "data" / "manifest.jsonl", folder / "data" / "eval" / "manifest.jsonl"
-    sizes = count_questions(config.data, config.evaluate.limit, *written)
+    sizes = count_questions(config.data, config.evaluate, *written)
     modes = modes_of(config, part("inputs", values).FORMAT.modes)
     queries = sizes.harmful * len(modes)
     queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))

@@ -14,8 +14,8 @@ SEEDS = 3
 
 
 def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
-    yield from seeds(config, "rrs", {})  # table 3; first, since other runs take up what it has made
     yield from seeds(config, "vanilla", {"strategy": "vanilla"}, 1 if config.generate.greedy else SEEDS)
+    yield from seeds(config, "rrs", {})  # table 3
     yield from seeds(config, "sft_shallow_mirror", {"strategy": "sft_shallow_mirror"})  # table 2
     for strategy in ("sft_full", "sft_shallow_parallel", "sft_deep"):
         yield strategy, {"strategy": strategy}
