@@ -15,6 +15,7 @@ from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
+from rrs_jax.epochs import keep_adapter, record_representations
 from rrs_jax.evaluation import adapter_hash, evaluate_stage
 from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
@@ -119,7 +120,11 @@ def train_adapter(session: Session) -> dict:
         sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
         encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
     )  # fmt: skip
-    train(session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh, steps=session.shared.steps)
+    train(
+        session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh,
+        steps=session.shared.steps, on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
+    )  # fmt: skip
+    record_representations(session)
     return {"adapter": adapter_hash(session.model)}
 
 
