@@ -21,6 +21,7 @@ from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.serving import Serving
@@ -180,8 +181,14 @@ def export(session: Session) -> dict:
 
 
 def report(session: Session) -> dict:
-    """The table of rates as Markdown; the terminal gets it at the end of every run."""
-    write_atomic(session.folder.report / "table.md", markdown_table([session.folder.path]))
+    """The table of rates as Markdown, which the terminal gets at the end of every run, and the page.
+
+    A sweep makes the pages of its runs at its end, all at once.
+    """
+    folder = session.folder
+    write_atomic(folder.report / "table.md", markdown_table([folder.path]))
+    if session.shared.folder is None:
+        make_page(folder.report, [folder.path], folder.path.resolve().name)
     return {}
 
 

@@ -55,6 +55,7 @@ def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int |
     """
     from rrs_jax import pipeline
     from rrs_jax.data.manifest import audio_paths, load_manifest
+    from rrs_jax.report.page import make_sweep_pages
     from rrs_jax.shared import Shared
 
     runs = read_sweep(path, config)
@@ -81,6 +82,8 @@ def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int |
             pipeline.say(f"{name}: {error}")
         table = _report(folder, runs)
     print(table)
+    if "report" in stages:
+        make_sweep_pages(folder, [folder / name for name in runs])
     pipeline.say(f"sweep: {time.monotonic() - start:.0f} s")
     if failed:
         raise UserError("\n".join(f"{name}: {error}" for name, error in failed.items()))
