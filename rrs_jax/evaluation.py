@@ -11,6 +11,7 @@ from flax import nnx
 from rrs_jax.audio_bank import empty_audio_bank, make_audio_bank
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.voices import draw_voice, read_voices
+from rrs_jax.epochs import evaluated_epochs, model_after
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench import air_bench, read_meta
 from rrs_jax.evaluate.choice import chosen_rows
@@ -42,6 +43,11 @@ def evaluate_stage(session: Session, served: Callable[[Session], Serving]) -> di
         if config.evaluate.vanilla or not tuned:
             engine = evaluation.engine("vanilla", lambda: Serving([session.vanilla], {"adapter": None}))
             vanilla = evaluation.of("vanilla", engine)
+        for epoch in evaluated_epochs(config) if place == 0 else ():
+            model = model_after(session, epoch)
+            served_then = Serving([model], {"adapter": adapter_hash(model)})
+            engine = evaluation.engine(config.strategy, lambda served_then=served_then: served_then)
+            evaluation.of(config.strategy, engine, vanilla, epoch)
         if tuned:
             engine = evaluation.engine(config.strategy, lambda: served(session))
             evaluation.of(config.strategy, engine, vanilla)
@@ -72,9 +78,14 @@ class Evaluation:
                 raise UserError("evaluate.air_bench: needs judge.url and judge.model, the judge of the answers.")
             self.air_bench_items = read_meta(config.air_bench, config.air_bench_limit)
 
-    def of(self, name: str, engine: tuple[Generate, dict], vanilla: dict | None = None) -> dict:
-        """Evaluates one model; writes RUN/eval/NAME (with the questions' and the setting's name behind it)."""
+    def of(
+        self, name: str, engine: tuple[Generate, dict], vanilla: dict | None = None, epoch: int | None = None
+    ) -> dict:
+        """Evaluates one model; writes RUN/eval/NAME (with the questions' and the setting's name behind it), or
+        RUN/eval/epochs/EPOCH/NAME and its rates alone."""
         config, folder = self.config.evaluate, self.session.folder.evaluations
+        if epoch is not None:
+            folder = folder / "epochs" / str(epoch)
         generate, made_by = engine
         served = self.config.endpoint.url
         write_every = 0.0 if served else 2.0  # what a server answers may cost money
@@ -98,6 +109,8 @@ class Evaluation:
             )  # fmt: skip
             if name == "vanilla":
                 shared.lend(answers, folder / (name + self.suffix))
+        if epoch is not None:
+            return summary
         if vanilla is not None:
             path = folder / (name + self.suffix)
             write_json(path / "compared_to_vanilla.json", compare_folders(folder / ("vanilla" + self.suffix), path))

@@ -15,11 +15,13 @@ from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
+from rrs_jax.epochs import keep_adapter, record_representations
 from rrs_jax.evaluation import adapter_hash, evaluate_stage
 from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.serving import Serving
@@ -121,7 +123,11 @@ def train_adapter(session: Session) -> dict:
         sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
         encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
     )  # fmt: skip
-    train(session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh, steps=session.shared.steps)
+    train(
+        session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh,
+        steps=session.shared.steps, on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
+    )  # fmt: skip
+    record_representations(session)
     return {"adapter": adapter_hash(session.model)}
 
 
@@ -177,8 +183,14 @@ def export(session: Session) -> dict:
 
 
 def report(session: Session) -> dict:
-    """The table of rates as Markdown; the terminal gets it at the end of every run."""
-    write_atomic(session.folder.report / "table.md", markdown_table([session.folder.path]))
+    """The table of rates as Markdown, which the terminal gets at the end of every run, and the page.
+
+    A sweep makes the pages of its runs at its end, all at once.
+    """
+    folder = session.folder
+    write_atomic(folder.report / "table.md", markdown_table([folder.path]))
+    if session.shared.folder is None:
+        make_page(folder.report, [folder.path], folder.path.resolve().name)
     return {}
 
 

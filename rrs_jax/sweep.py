@@ -75,6 +75,10 @@ def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int |
         failed, crashed = whole.run(), whole.crashed
     table = _report(folder, runs)
     print(table)
+    if "report" in stages:
+        from rrs_jax.report.page import make_sweep_pages
+
+        make_sweep_pages(folder, [folder / name for name in runs])
     say(f"sweep: {time.monotonic() - start:.0f} s")
     if failed:
         raise (SystemExit if crashed else UserError)("\n".join(f"{name}: {error}" for name, error in failed.items()))

@@ -211,7 +211,7 @@ def test_a_sweep_is_listed_without_running(monkeypatch, capsys, tmp_path):
         launch.main([])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["0", "vanilla", "data", "to", "do,", "evaluate", "to", "do,", "report", "to", "do"]
-    assert lines[9].startswith("  9  sft_deep") and not list(tmp_path.iterdir())
+    assert lines[4].startswith("  4  sft_deep") and not list(tmp_path.iterdir())
 
 
 def test_program_ends_with_2_and_one_line_before_jax_is_imported(tmp_path):

@@ -128,13 +128,14 @@ class TrainStep:
     def __init__(self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int):
         self.config, self.mesh = config, mesh
         self.optimiser = make_optimiser(config, total_steps)
-        self.renew(model, strategy)
+        self.renew(model, strategy, config.penalty_weight)
         lora = self.initial
         self.replicated = replicated(mesh)
         state, rows, all_of_it = self._state_shardings(), batch_sharding(mesh), self.replicated
         base = self._shardings(self.base)
         sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora))
-        inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None)
+        # The penalty's weight is an argument, so that runs that differ in it alone share what is compiled.
+        inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None, all_of_it)
         self._step = jax.jit(
             self._fused, donate_argnums=0,
             in_shardings=(state, *inputs, all_of_it, rows), out_shardings=(state, all_of_it, all_of_it),
@@ -150,9 +151,9 @@ class TrainStep:
             self._update, donate_argnums=0, in_shardings=(state, sums, *inputs), out_shardings=(state, all_of_it)
         )
 
-    def renew(self, model: nnx.Module, strategy: Strategy) -> None:
-        """Takes another model and strategy; what is compiled stays if structure, shapes and `strategy.static` are the same."""
-        self.strategy = strategy
+    def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float) -> None:
+        """Takes others; what is compiled stays if structure, shapes and `strategy.static` are the same."""
+        self.strategy, self.penalty_weight = strategy, np.float32(penalty_weight)
         self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
         # The jitted functions donate their state, so it must not share buffers with the model's adapters.
         self.initial = jax.device_put(jax.tree.map(jnp.copy, lora), self._shardings(lora))
@@ -175,14 +176,14 @@ class TrainStep:
         """The next state (the old one's buffers are gone), metrics, and each micro-batch's row losses (B,)."""
         initial = self.initial if self.config.penalty_space == "lora" else None
         if len(micro_batches) == 1:
-            state, metrics, losses = self._step(state, self.base, initial, audio_bank, micro_batches[0])
+            state, metrics, losses = self._step(state, self.base, initial, self.penalty_weight, audio_bank, micro_batches[0])
             return state, metrics, [losses]
         sums, losses = self._first(state.lora, self.base, audio_bank, micro_batches[0])
         row_losses = [losses]
         for rows in micro_batches[1:]:
             sums, losses = self._next(sums, state.lora, self.base, audio_bank, rows)
             row_losses.append(losses)
-        state, metrics = self._apply(state, sums, self.base, initial)
+        state, metrics = self._apply(state, sums, self.base, initial, self.penalty_weight)
         return state, metrics, row_losses
 
     def model(self, state: TrainState) -> nnx.Module:
@@ -196,11 +197,11 @@ class TrainStep:
     def lower(self, state: TrainState, audio_bank: jax.Array, rows: Rows):
         """The single-batch step, lowered for these arrays or shapes; `.compile().memory_analysis()` tells its memory."""
         initial = self.initial if self.config.penalty_space == "lora" else None
-        return self._step.lower(state, self.base, initial, audio_bank, rows)
+        return self._step.lower(state, self.base, initial, self.penalty_weight, audio_bank, rows)
 
-    def _fused(self, state: TrainState, base, initial, audio_bank, rows: Rows):
+    def _fused(self, state: TrainState, base, initial, penalty_weight, audio_bank, rows: Rows):
         sums, row_losses = self._sums(state.lora, base, audio_bank, rows)
-        return *self._update(state, sums, base, initial), row_losses
+        return *self._update(state, sums, base, initial, penalty_weight), row_losses
 
     def _sums(self, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
         groups = jnp.stack([rows.harmful, ~rows.harmful]) * rows.weights  # (2, B)
@@ -217,15 +218,15 @@ class TrainStep:
         more, losses = self._sums(lora, base, audio_bank, rows)
         return jax.tree.map(jnp.add, sums, more), losses
 
-    def _update(self, state: TrainState, sums: Sums, base, initial) -> tuple[TrainState, StepMetrics]:
+    def _update(self, state: TrainState, sums: Sums, base, initial, penalty_weight) -> tuple[TrainState, StepMetrics]:
         count = sums.weights.sum()
 
         def distance(lora):
             return penalty(nnx.merge(self.graphdef, lora, base), self.config.penalty_space, initial)
 
         moved, pull = jax.value_and_grad(distance)(state.lora)
-        gradients = jax.tree.map(lambda g, p: g / count + self.config.penalty_weight * p, sums.gradients, pull)
-        loss = sums.losses.sum() / count + self.config.penalty_weight * moved
+        gradients = jax.tree.map(lambda g, p: g / count + penalty_weight * p, sums.gradients, pull)
+        loss = sums.losses.sum() / count + penalty_weight * moved
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
