@@ -62,13 +62,14 @@ def test_one_run_is_published_by_its_strategy(sweep):
     assert {path.name for path in target.iterdir()} == {"rrs-seed0.json", "vanilla-seed0.json", "rrs_top25.runs.json"}
 
 
-def test_mistakes_are_told_before_anything_is_written(sweep, capsys):
+def test_mistakes_and_large_files_are_told(sweep, capsys):
     target = sweep / "docs"
     assert main([str(sweep / "docs"), str(target)]) == 2
     assert "is no folder of a run or of a sweep with an evaluation" in capsys.readouterr().err
     assert main([str(sweep / "paper"), str(target), f"--page={sweep / 'page.md'}", "--name=other"]) == 2
     assert "holds <!-- table:other --> 0 times" in capsys.readouterr().err
-    (sweep / "paper" / "report" / "figure.png").write_bytes(b"0" * 5_000_001)
-    assert main([str(sweep / "paper"), str(target)]) == 2
-    assert "5.0 MB and 5 MB may be published" in capsys.readouterr().err
     assert not target.exists()
+    (sweep / "paper" / "report" / "figure.png").write_bytes(b"0" * 5_000_001)
+    assert main([str(sweep / "paper"), str(target)]) == 0
+    assert "figure.png: left out, since it has 5.0 MB and 5 MB is the most" in capsys.readouterr().err
+    assert not (target / "figure.png").exists() and (target / "index.html").exists()

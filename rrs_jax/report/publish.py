@@ -26,16 +26,11 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:~|\.\.|/)[^\s'\",:=]*/")
 
 
 def publish(source: str | Path, target: str | Path, name: str) -> list[Path]:
-    """Writes the files and returns them. Raises UserError where nothing is evaluated, and before anything is written
-    where a file would be too large."""
+    """Writes the files and returns them; one of the report that is too large for a repository is told and left out.
+    Raises UserError where nothing is evaluated."""
     source, target = Path(source), Path(target)
     runs = run_folders(source)
     read_summaries(runs)
-    report = [path for path in sorted((source / "report").glob("**/*")) if path.suffix in REPORT_FILES]
-    for path in report:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"{path}: has {path.stat().st_size / 1e6:.1f} MB and {LARGEST_BYTES / 1e6:.0f} MB may be published; "
-                            "make it smaller or take it away.")  # fmt: skip
     written, records = [], []
     for run in runs:
         files = {}
@@ -44,7 +39,12 @@ def publish(source: str | Path, target: str | Path, name: str) -> list[Path]:
             write_json(files[label], _without_paths(summary))
         written += files.values()
         records.append(_record(run) | {"files": sorted(path.name for path in files.values())})
-    for path in report:
+    for path in sorted(path for path in (source / "report").glob("**/*") if path.suffix in REPORT_FILES):
+        if path.stat().st_size > LARGEST_BYTES:
+            megabytes = path.stat().st_size / 1e6
+            most = LARGEST_BYTES / 1e6
+            print(f"{path}: left out, since it has {megabytes:.1f} MB and {most:.0f} MB is the most", file=sys.stderr)
+            continue
         place = target / path.relative_to(source / "report")
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
