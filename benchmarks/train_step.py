@@ -1,6 +1,6 @@
 """Times the training step on random weights of Qwen2-Audio-7B's size (or smaller) and prints a JSON line a setting.
 
-    python benchmarks/train_step.py --batch=16 --length=144 --remat=none,dots,full
+    python benchmarks/train_step.py --batch=16 --length=144 --variants=dots,dots+unroll,extract --profile
 """
 
 import argparse
@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from kernels import kernels, summary
 
+from rrs_jax.models import stack
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.random_init import random_model
+from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import make_mesh
-from rrs_jax.representations import extract_reps
+from rrs_jax.representations import _representations, extract_reps
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 
@@ -66,12 +69,54 @@ def measure(model: nnx.Module, remat: str, arguments: argparse.Namespace) -> dic
     seconds = seconds_each(one_step, arguments.steps)
     tokens = arguments.batch * arguments.length
     matrices = config.num_hidden_layers * sum(a * b for a, b in config.linears().values())
-    return {
+    found = {
         "what": "step", "remat": remat, "milliseconds": round(1000 * seconds, 1),
         "samples_per_second": round(arguments.batch / seconds, 1),
         "tflop_per_second": round(4 * matrices * tokens / seconds / 1e12, 1),
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2), "compile_seconds": round(compilation, 1),
     }  # fmt: skip
+    return found | (summary(kernels(one_step)) if arguments.profile else {})
+
+
+def measure_extraction(model: nnx.Module, arguments: argparse.Namespace) -> dict:
+    """Of the untrained model, as a run's extraction."""
+    model = nnx.merge(*nnx.split(model))
+    model.lora, config = None, model.config.text
+    batch = random_rows(RRS(np.zeros((arguments.batch, 1))), arguments.batch, arguments.length, config.vocab_size).batch
+    bank = jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype))
+
+    def extract():
+        return extract_reps(model, batch, bank)
+
+    seconds = seconds_each(extract, arguments.steps)
+    found = {
+        "what": "extract_reps", "milliseconds": round(1000 * seconds, 1),
+        "samples_per_second": round(arguments.batch / seconds, 1),
+    }  # fmt: skip
+    return found | (summary(kernels(extract)) if arguments.profile else {})
+
+
+def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
+    """What cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of this shape."""
+    tokens, layers = arguments.batch * arguments.length, 8
+    sizes = sorted(set(model.config.text.linears().values()))
+    d, f = model.config.text.hidden_size, model.config.text.intermediate_size
+    for rows, columns in [*sizes, (d, 3 * d), (d, 2 * f)]:
+        weights = jax.random.normal(jax.random.key(0), (layers, rows, columns), jnp.dtype(arguments.dtype))
+        for backward in (False, True):
+            x = jnp.ones((tokens, columns if backward else rows), weights.dtype)
+
+            def products(x, weights, backward=backward):
+                return [x @ (weights[i].T if backward else weights[i]) for i in range(layers)]
+
+            run = jax.jit(products, compiler_options=compiler_options())
+            seconds = seconds_each(lambda run=run, x=x, weights=weights: run(x, weights), arguments.steps) / layers
+            rate = round(2 * tokens * rows * columns / seconds / 1e12)
+            report({"what": "product", "size": [tokens, rows, columns], "backward": backward, "tflop_per_second": rate})
+
+
+def report(found: dict) -> None:
+    print(json.dumps(found), flush=True)
 
 
 def main() -> None:
@@ -80,7 +125,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=144)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--first_layer", type=int, default=0, help="first layer with an adapter")
-    parser.add_argument("--remat", default="none,dots,full")
+    parser.add_argument(
+        "--variants", default="dots,none,full,extract",
+        help="train steps by their train.remat, extract, products; each with +unroll",
+    )  # fmt: skip
+    parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
@@ -91,18 +140,20 @@ def main() -> None:
     mesh = make_mesh(devices=jax.devices()[:1])
     model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
-    print(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "weights_gib": round(weights / GIB, 2)}))
-    for remat in arguments.remat.split(","):
-        print(json.dumps(measure(model, remat, arguments)), flush=True)
-
-    batch = random_rows(RRS(np.zeros((arguments.batch, 1))), arguments.batch, arguments.length, config.text.vocab_size).batch
-    bank = jnp.ones((AUDIO_TOKENS, config.text.hidden_size), jnp.dtype(arguments.dtype))
-    seconds = seconds_each(lambda: extract_reps(model, batch, bank), arguments.steps)
-    rate = round(arguments.batch / seconds, 1)
-    print(json.dumps({"what": "extract_reps", "milliseconds": round(1000 * seconds, 1), "samples_per_second": rate}))
+    report({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "weights_gib": round(weights / GIB, 2)})
+    for variant in arguments.variants.split(","):
+        names = variant.split("+")
+        stack.UNROLL = "unroll" in names
+        if names[0] == "products":
+            measure_products(model, arguments)
+        elif names[0] == "extract":
+            _representations.cache_clear()
+            report({"variant": variant} | measure_extraction(model, arguments))
+        else:
+            report({"variant": variant} | measure(model, names[0], arguments))
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
-        print(json.dumps({"peak_gib": round(peak / GIB, 2)}))
+        report({"peak_gib": round(peak / GIB, 2)})
 
 
 if __name__ == "__main__":
