@@ -4,6 +4,7 @@
 """
 
 import argparse
+import dataclasses
 import json
 import time
 
@@ -131,11 +132,13 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantize", default="none", choices=("none", "int8"), help="the decoder's frozen matrices")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
 
     text = {"intermediate_size": 11008, "vocab_size": 156032, "num_hidden_layers": arguments.layers}  # as released
     config = Qwen2AudioConfig.from_hf({"text_config": text})
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, int8=arguments.quantize == "int8"))
     lora = LoRAConfig(first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)

@@ -91,7 +91,9 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
         )
     dtype = jnp.dtype(config.model.dtype)
     values = model_config(config.model.path)
-    model, _ = abstract_model(values, dtype, lora_config(config) if trained else None)
+    model, _ = abstract_model(
+        values, dtype, lora_config(config) if trained else None, quantize=config.model.quantize
+    )
     _, adapter, frozen = nnx.split(model, LoRAParam, ...)
     adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)

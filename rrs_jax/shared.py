@@ -39,11 +39,11 @@ class Shared:
             entries, _ = read_header(path)
             self._states |= {name: np.array(entry.array()) for name, entry in entries.items()}
 
-    def vanilla(self, model_folder: Path, dtype: str, mesh) -> nnx.Module:
+    def vanilla(self, model_folder: Path, dtype: str, mesh, quantize: str = "none") -> nnx.Module:
         """The frozen model without adapters."""
-        key = (model_folder, dtype, mesh)
+        key = (model_folder, dtype, mesh, quantize)
         if key not in self._models:
-            self._models[key] = load_weights(model_folder, dtype=jnp.dtype(dtype), mesh=mesh)
+            self._models[key] = load_weights(model_folder, dtype=jnp.dtype(dtype), mesh=mesh, quantize=quantize)
         return self._models[key]
 
     def processor(self, model_folder: Path) -> Processor:

@@ -47,7 +47,7 @@ def test_scan_and_its_derivative(arrays, monkeypatch, unroll, remat, stop):
     def plain(x, adapters):
         outs = []
         for i in range(FIRST, stop):
-            x, out = layer(x, *jax.tree.map(lambda leaf: leaf[i], (weights,)), {"bias": adapters["bias"][i - FIRST]}, shared)
+            x, out = layer(x, stack.layer_at(weights, i), {"bias": adapters["bias"][i - FIRST]}, shared)
             outs.append(out)
         return jnp.sum(x**2) + jnp.sum(jnp.stack(outs) * factors)
 
@@ -70,7 +70,7 @@ def test_layers_without_adapters_have_a_derivative_too(arrays):
 
     def plain(x):
         for i in range(LAYERS):
-            x, out = layer(x, jax.tree.map(lambda leaf: leaf[i], weights), None, shared)
+            x, out = layer(x, stack.layer_at(weights, i), None, shared)
         return x, out
 
     gradient = jax.grad(total)(x, lambda x: stack.scan_layers(layer, x, shared, weights, None, 0, LAYERS))

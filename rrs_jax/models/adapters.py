@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from rrs_jax.models.layers import dense
+
 # The linears of a layer that read the same input.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 INPUT_OF = {name: group[0] for group in SAME_INPUT for name in group}
@@ -31,14 +33,14 @@ class Adapters:
         """The outputs of the linears `names`, which read x."""
         if not any(name in self.b for name in names):
             return [linear(x) for linear in linears]
-        kernels = [linear.kernel[...] for linear in linears]
+        kernels = [linear.matrix for linear in linears]
         biases = [None if linear.bias is None else linear.bias[...] for linear in linears]
         return adapted(x, kernels, biases, self.a[INPUT_OF[names[0]]], [self.b.get(name) for name in names])
 
 
 @jax.custom_vjp
 def adapted(x: jax.Array, kernels: list, biases: list, a: jax.Array, b: list) -> list[jax.Array]:
-    """x (B, T, D) through several frozen linears with adapters; a linear's b may be None.
+    """x (B, T, D) through several frozen linears with adapters. A kernel may have 8 bit, a linear's b may be None.
 
     The derivative keeps x and the thin product alone, and has none for the frozen arrays.
     """
@@ -52,11 +54,11 @@ def _forward(x, kernels, biases, a, b):
 
 def _output(x, thin, kernel, bias, b):
     if b is None:
-        y = x @ kernel
+        y = x @ dense(kernel, x.dtype)
         return y if bias is None else jax.lax.optimization_barrier(y) + bias
     start = thin @ b if bias is None else thin @ b + bias
     # The barrier makes this the matrix that cuBLAS adds the large product to, rather than the reverse.
-    return x @ kernel + jax.lax.optimization_barrier(start)
+    return x @ dense(kernel, x.dtype) + jax.lax.optimization_barrier(start)
 
 
 def _backward(residuals, cotangents):
@@ -65,7 +67,7 @@ def _backward(residuals, cotangents):
     of_thin = sum(dy @ b_one.T for dy, b_one in zip(cotangents, b, strict=True) if b_one is not None)
     dx = jax.lax.optimization_barrier(of_thin @ a.T)
     for dy, kernel in zip(cotangents, kernels, strict=True):
-        dx = dy @ kernel.T + dx
+        dx = dy @ dense(kernel, dy.dtype).T + dx
     da = jnp.tensordot(x, of_thin, (rows, rows))
     db = [None if b_one is None else jnp.tensordot(thin, dy, (rows, rows)) for dy, b_one in zip(cotangents, b, strict=True)]
     return dx, None, None, da, db

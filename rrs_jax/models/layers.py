@@ -4,21 +4,55 @@ Every parameter of a stack of layers carries a leading axis L, written `stack=(L
 over layers the axis is gone and the same module computes with what is left.
 """
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 
-class Linear(nnx.Module):
-    """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight."""
+@flax.struct.dataclass
+class Int8:
+    """A matrix (..., in, out) in 8 bit: `steps`, times a float32 scale (..., out) for each output."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = ()):
-        self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), dtype))
+    steps: jax.Array
+    scale: jax.Array
+
+    @classmethod
+    def of(cls, matrix: jax.Array) -> "Int8":
+        """Rounded to 127 steps of the largest magnitude of each output's weights."""
+        wide = matrix.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(wide), axis=-2) / 127
+        steps = jnp.round(wide / jnp.maximum(scale, 1e-30)[..., None, :])
+        return cls(steps.astype(jnp.int8), scale)
+
+
+def dense(matrix: jax.Array | Int8, dtype) -> jax.Array:
+    """The matrix as products take it."""
+    if isinstance(matrix, Int8):
+        return (matrix.steps.astype(jnp.float32) * matrix.scale[..., None, :]).astype(dtype)
+    return matrix
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight.
+
+    With `int8` the kernel has 8 bit and a `scale` for each output, and is turned into x's dtype where it is used.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = (), int8: bool = False
+    ):  # fmt: skip
+        self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), jnp.int8 if int8 else dtype))
+        self.scale = nnx.Param(jnp.ones((*stack, out_features), jnp.float32)) if int8 else None
         self.bias = nnx.Param(jnp.zeros((*stack, out_features), dtype)) if bias else None
 
+    @property
+    def matrix(self) -> jax.Array | Int8:
+        return self.kernel[...] if self.scale is None else Int8(self.kernel[...], self.scale[...])
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...]
+        y = x @ dense(self.matrix, x.dtype)
         if self.bias is None:
             return y
         # cuBLAS could add the bias itself; XLA then copies the kernel out of its stack (see `rrs_jax.models.stack`).
