@@ -67,6 +67,7 @@ def measure(model: nnx.Module, remat: str, arguments: argparse.Namespace) -> dic
         state, metrics, _ = step(state, bank, [rows])
         return metrics.loss
 
+    first = float(one_step())
     seconds = seconds_each(one_step, arguments.steps)
     tokens = arguments.batch * arguments.length
     matrices = config.num_hidden_layers * sum(a * b for a, b in config.linears().values())
@@ -74,6 +75,7 @@ def measure(model: nnx.Module, remat: str, arguments: argparse.Namespace) -> dic
         "what": "step", "remat": remat, "milliseconds": round(1000 * seconds, 1),
         "samples_per_second": round(arguments.batch / seconds, 1),
         "tflop_per_second": round(4 * matrices * tokens / seconds / 1e12, 1),
+        "first_loss": first, "later_loss": float(one_step()),
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2), "compile_seconds": round(compilation, 1),
     }  # fmt: skip
     return found | (summary(kernels(one_step)) if arguments.profile else {})

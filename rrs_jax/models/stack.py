@@ -158,10 +158,14 @@ def _products(primitive, *avals, **parameters):
 def compiler_options() -> dict | None:
     """For what is jitted around the scan, on a GPU: matrix products by cuBLAS, each by itself, which then reads a
     layer's weights where they lie in the stack of layers. XLA's own kernels, and products that XLA joins, are handed
-    a copy of the layer, which makes three passes over the weights of one."""
+    a copy of the layer, which makes three passes over the weights of one. And stacks of kept values that are not
+    filled with zeros before they are filled."""
     if jax.default_backend() != "gpu" or jax.__version_info__ < (0, 11):
         return None
-    return {
+    options = {
         "xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_dynamic_slice_fusion": True,
         "xla_gpu_dot_merger_threshold_mb": 0,
     }  # fmt: skip
+    if jax.__version_info__ >= (0, 11, 2):
+        options["xla_gpu_enable_dus_accumulator_zero_init_elimination"] = True
+    return options
