@@ -32,7 +32,7 @@ FIELDS = {field.name: field for field in (
           "Of the frozen weights and activations; LoRA, loss and representations are float32 always."),
     Field("model.quantize", "none", choice("none", "int8"),
           "Of the decoder's frozen matrices: `int8` keeps them in 8 bit with a scale for each output, half of "
-          "bfloat16's memory, at an error that docs/performance.md states; adapters and export stay exact."),
+          "bfloat16's memory, at an error that docs/training_step.md states; adapters and export stay exact."),
     Field("data.manifest", None, either(text("a JSON-lines file"), None),
           "Training questions; None takes the starter set. Audio paths in it are relative to its folder."),
     Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),
@@ -141,7 +141,7 @@ FIELDS = {field.name: field for field in (
           "Steps between checkpoints; a killed run loses at most these."),
     Field("train.keep_checkpoints", 2, whole(1), "Latest checkpoints kept, beside the best."),
     Field("train.remat", "dots", choice("none", "dots", "full"),
-          "Activations computed again in the backward pass: none, all but matrix products, or all."),
+          "Activations computed again in the backward pass: none, all but products and attention, or all."),
     Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient."),
 
     Field("mesh.data", -1, either(whole(1), -1),
