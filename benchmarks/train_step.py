@@ -23,6 +23,7 @@ from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import make_mesh
 from rrs_jax.representations import _representations, extract_reps
 from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train import step as step_module
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 
 WARM_UP = 3
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--first_layer", type=int, default=0, help="first layer with an adapter")
     parser.add_argument(
         "--variants", default="dots,none,full,extract",
-        help="train steps by their train.remat, extract, products; each with +unroll",
+        help="train steps by their train.remat, extract, products; each with +unroll, and with @FLAG=VALUE for XLA",
     )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
@@ -147,8 +148,11 @@ def main() -> None:
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     report({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "weights_gib": round(weights / GIB, 2)})
     for variant in arguments.variants.split(","):
-        names = variant.split("+")
+        names, *flags = variant.split("@")
+        names = names.split("+")
         stack.UNROLL = "unroll" in names
+        added = {name: {"true": True, "false": False}.get(value, value) for name, value in (flag.split("=") for flag in flags)}
+        step_module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
         if names[0] == "products":
             measure_products(model, arguments)
         elif names[0] == "extract":
