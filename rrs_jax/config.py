@@ -140,8 +140,9 @@ FIELDS = {field.name: field for field in (
     Field("train.checkpoint_every_steps", 50, whole(1),
           "Steps between checkpoints; a killed run loses at most these."),
     Field("train.keep_checkpoints", 2, whole(1), "Latest checkpoints kept, beside the best."),
-    Field("train.remat", "dots", choice("none", "dots", "full"),
-          "Activations computed again in the backward pass: none, all but products and attention, or all."),
+    Field("train.remat", "auto", choice("auto", "none", "dots", "full"),
+          "Activations computed again in the backward pass: none, all but products and "
+          "attention, or all; `auto` is `dots` where that fits into the device's memory, else `full`."),
     Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient."),
 
     Field("mesh.data", -1, either(whole(1), -1),
