@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.generate.greedy = True
     config.generate.max_new_tokens = 20
     config.evaluate.samples = 1
+    config.report.representation_epochs = "ends"  # each epoch would cost half a minute more
     choose_variant(config, variant, full=full, smoke=smoke)
     return config
 
@@ -59,6 +60,7 @@ def full(config: ConfigDict) -> None:
     config.train.schedule = "constant"
     config.train.warmup_steps = 0
     config.extract.batch_size = 16
+    config.report.representation_epochs = None
 
 
 def smoke(config: ConfigDict) -> None:

@@ -13,7 +13,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges import JUDGES_WRITTEN, judge_problem
 from rrs_jax.evaluate.question_sets import question_set_problem
 from rrs_jax.evaluate.settings import SETTINGS
-from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole
+from rrs_jax.fields import Field, choice, either, names, nearest, number, switch, text, whole, wholes
 from rrs_jax.inputs.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.strategy_table import DATA, PLUS, STRATEGY_TABLE
 
@@ -53,6 +53,8 @@ FIELDS = {field.name: field for field in (
           "Starter set: plain harmless training questions on which the model is to stay as it is; None is all (140)."),
     Field("data.contrast", 0, either(whole(0), None),
           "Starter set: the same with alarming words, in other styles than the rewrites; None is all (140)."),
+    Field("data.seed", 0, whole(0, 2**31 - 1),
+          "Of the data: each question's voice, noise as a distractor, and which questions a part of the starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.max_cost_usd", 0.0, number(0),
@@ -66,7 +68,7 @@ FIELDS = {field.name: field for field in (
     Field("strategy", "rrs", choice(*STRATEGY_TABLE),
           "; ".join(f"`{name}`: {entry.what}" for name, entry in STRATEGY_TABLE.items()) + "."),
     Field("seed", 0, whole(0, 2**31 - 1),
-          "Of LoRA's start, data order, prompts t', voices and sampled answers."),
+          "Of training and answers: LoRA's start, data order, prompts t', sampled answers. Not of the data."),
 
     Field("rrs.top_m", 51.0, either(number(0, 100, above=True), "positive"),
           "Percent of features kept in the safety vector (section 4.1), by contribution to the refusal "
@@ -191,6 +193,9 @@ FIELDS = {field.name: field for field in (
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
     Field("evaluate.air_bench_limit", None, either(whole(1), None), "AIR-Bench: items of each task; None is all."),
     Field("evaluate.vanilla", True, switch(), "Evaluate the model before training too; NSI needs it."),
+    Field("evaluate.epochs", (), wholes("different epochs of the training, with commas between", 1),
+          "Evaluate the adapters after these epochs too, in RUN/eval/epochs; the last one is evaluated anyway. They must "
+          "be among the epochs that the training kept: these or report.representation_epochs."),
     Field("judge.url", None, either(text("an address"), None),
           "Of the OpenAI-compatible server of `llm` judges and AIR-Bench, such as http://localhost:8000/v1."),
     Field("judge.model", None, either(text("a model's name"), None), "The judge, as that server calls it."),
@@ -209,6 +214,11 @@ FIELDS = {field.name: field for field in (
     Field("endpoint.concurrency", 16, whole(1), "Requests at once."),
     Field("endpoint.timeout", 300.0, number(0, above=True), "Seconds that one try may take."),
     Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies."),
+    Field("report.representation_epochs", None,
+          either(either(wholes("different epochs, with commas between, 0 for the model before training", 0), "ends"), None),
+          "Figure 2: epochs whose adapters the training keeps (RUN/epochs) and of whose models it writes down the "
+          "representations of the evaluation questions; None is 0, 2, 4 and so on, and the last; `ends` is 0 and the last; "
+          "empty is none."),
     Field("export.merged", False, switch(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
@@ -301,6 +311,11 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
     if values["data.manifest"] and values[needed] is None:
         yield f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such questions"
+    for name in ("evaluate.epochs", "report.representation_epochs"):
+        given = values[name] if isinstance(values[name], tuple) else ()
+        late = [str(epoch) for epoch in given if int(epoch) > values["train.epochs"]]
+        if late:
+            yield f"{name} has {', '.join(late)}, behind the last of train.epochs {values['train.epochs']}"
     if values["rrs.whiten"] is not None and values["rrs.project"]:
         yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
     if values["generate.greedy"] and values["evaluate.samples"] > 1:

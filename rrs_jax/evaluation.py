@@ -1,5 +1,6 @@
 """The evaluate stage: which questions in which setting, answered by which engine, judged by whom."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from flax import nnx
 from rrs_jax.audio_bank import empty_audio_bank, make_audio_bank
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.voices import draw_voice, read_voices
+from rrs_jax.epochs import evaluated_epochs, model_after
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench import air_bench, read_meta
 from rrs_jax.evaluate.compare import compare_folders
@@ -39,6 +41,11 @@ def evaluate_stage(session: Session, served: Callable[[Session], Serving]) -> di
     if config.evaluate.vanilla or not tuned:
         vanilla = evaluation.of("vanilla", evaluation.engine("vanilla", lambda: Serving([session.vanilla], {"adapter": None})))
     if tuned:
+        for epoch in evaluated_epochs(config):
+            model = model_after(session, epoch)
+            served_then = Serving([model], {"adapter": adapter_hash(model)})
+            engine = evaluation.engine(config.strategy, lambda served_then=served_then: served_then)
+            evaluation.of(config.strategy, engine, vanilla, epoch)
         name, engine = config.strategy, evaluation.engine(config.strategy, lambda: served(session))
         evaluation.of(name, engine, vanilla)
     return {}
@@ -64,9 +71,14 @@ class Evaluation:
                 raise UserError("evaluate.air_bench: needs judge.url and judge.model, the judge of the answers.")
             self.air_bench_items = read_meta(config.air_bench, config.air_bench_limit)
 
-    def of(self, name: str, engine: tuple[Generate, dict], vanilla: dict | None = None) -> dict:
-        """Evaluates one model; writes RUN/eval/NAME (with the questions' and the setting's name behind it)."""
+    def of(
+        self, name: str, engine: tuple[Generate, dict], vanilla: dict | None = None, epoch: int | None = None
+    ) -> dict:
+        """Evaluates one model; writes RUN/eval/NAME (with the questions' and the setting's name behind it), or
+        RUN/eval/epochs/EPOCH/NAME and its rates alone."""
         config, folder = self.config.evaluate, self.session.folder.evaluations
+        if epoch is not None:
+            folder = folder / "epochs" / str(epoch)
         generate, made_by = engine
         served = self.config.endpoint.url
         write_every = 0.0 if served else 2.0  # what a server answers may cost money
@@ -78,17 +90,21 @@ class Evaluation:
             [[row["id"], row["label"], row["question"]] for row in self.rows],
             config.samples, modes, config.over_refusal_modes, config.text_only_variant, self.suffix,
         )  # fmt: skip
-        if name == "vanilla":
-            self.session.shared.borrow(answers, folder / (name + self.suffix))
-        summary = evaluate_model(
-            name + self.suffix, self.rows, generate, modes=modes, samples=config.samples,
-            judge_names=config.judges, judge_settings=self.judges, folder=folder,
-            setting=config.setting, text_only_variant=config.text_only_variant,
-            over_refusal_modes=config.over_refusal_modes, audio_folder=self.audio_folder, made_by=made_by,
-            model=made_by["model"], strategy=name, vanilla=vanilla, write_every=write_every,
-        )  # fmt: skip
-        if name == "vanilla":
-            self.session.shared.lend(answers, folder / (name + self.suffix))
+        shared = self.session.shared
+        with shared.alone(f"vanilla-{answers}") if name == "vanilla" else contextlib.nullcontext():
+            if name == "vanilla":
+                shared.borrow(answers, folder / (name + self.suffix))
+            summary = evaluate_model(
+                name + self.suffix, self.rows, generate, modes=modes, samples=config.samples,
+                judge_names=config.judges, judge_settings=self.judges, folder=folder,
+                setting=config.setting, text_only_variant=config.text_only_variant,
+                over_refusal_modes=config.over_refusal_modes, audio_folder=self.audio_folder, made_by=made_by,
+                model=made_by["model"], strategy=name, vanilla=vanilla, write_every=write_every,
+            )  # fmt: skip
+            if name == "vanilla":
+                shared.lend(answers, folder / (name + self.suffix))
+        if epoch is not None:
+            return summary
         if vanilla is not None:
             path = folder / (name + self.suffix)
             write_json(path / "compared_to_vanilla.json", compare_folders(folder / ("vanilla" + self.suffix), path))
@@ -136,7 +152,7 @@ class Evaluation:
             mute = [row for row in rows if not row["audio"]]
             if mute and (set(config.modes) != {"text_only"} or config.setting != "spoken"):
                 drawn = read_voices(",".join(self.config.data.voices))
-                texts = [(row["question"], draw_voice(row["question"], self.config.seed, drawn)) for row in mute]
+                texts = [(row["question"], draw_voice(row["question"], self.config.data.seed, drawn)) for row in mute]
                 clips = speak_all(texts, max_cost_usd=self.config.data.max_cost_usd)
                 for row, (_, voice), (path, seconds) in zip(mute, texts, clips, strict=True):
                     row |= {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
@@ -147,7 +163,7 @@ class Evaluation:
         voices = read_voices(",".join(self.config.data.voices)) if config.setting == "spelled" else None
         rows = setting_rows(
             config.setting, rows, folder, session.folder.path / "data" / config.setting, voices=voices,
-            seed=self.config.seed, max_cost_usd=self.config.data.max_cost_usd,
+            seed=self.config.data.seed, max_cost_usd=self.config.data.max_cost_usd,
         )  # fmt: skip
         return rows, folder
 

@@ -96,6 +96,18 @@ def names(wants: str, *allowed: str, empty: bool = False) -> Kind:
     return Kind(wants, tuple, split_names, accepts)
 
 
+def wholes(wants: str, low: int) -> Kind:
+    """A tuple of different whole numbers from `low` on; a command line gives them as texts, which `int` reads."""
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, tuple) or not all(str(item).isdecimal() for item in value):
+            return False
+        numbers = [int(item) for item in value]
+        return len(set(numbers)) == len(numbers) and all(number >= low for number in numbers)
+
+    return Kind(wants, tuple, split_names, accepts)
+
+
 def split_names(written: str | Iterable[str]) -> tuple[str, ...]:
     """`q_proj,v_proj`, `('q_proj', 'v_proj')` or a sequence: a tuple of names."""
     if not isinstance(written, str):

@@ -16,12 +16,14 @@ from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
+from rrs_jax.epochs import keep_adapter, record_representations
 from rrs_jax.evaluation import adapter_hash, evaluate_stage
 from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.parallel import rows_multiple
+from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.serving import Serving
@@ -83,7 +85,7 @@ def make_data(session: Session) -> dict:
                 sizes = {name: chosen[name] for name in ("pairs_per_category", "everyday", "contrast")}
                 sizes["parallel"] = kind != "mirror"
             build_starter(
-                target.parent, split=split, categories=chosen.categories, voices=voices, seed=config.seed,
+                target.parent, split=split, categories=chosen.categories, voices=voices, seed=chosen.seed,
                 max_cost_usd=chosen.max_cost_usd, **sizes,
             )  # fmt: skip
     rows = session.training_rows
@@ -97,10 +99,10 @@ def _take_manifest(source: Path, target: Path, voices: str, config: ConfigDict) 
     mute = [row for row in rows if not row["audio"]]
     if mute:
         drawn = read_voices(voices)
-        texts = [(row["question"], draw_voice(row["question"], config.seed, drawn)) for row in mute]
+        texts = [(row["question"], draw_voice(row["question"], config.data.seed, drawn)) for row in mute]
         clips = speak_all(texts, max_cost_usd=config.data.max_cost_usd)
         for row, (path, seconds) in zip(mute, clips, strict=True):
-            voice = draw_voice(row["question"], config.seed, drawn)
+            voice = draw_voice(row["question"], config.data.seed, drawn)
             row |= {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
     rows = [row | {"audio": str((source.parent / row["audio"]).absolute())} for row in rows]
     check_audios([row["audio"] for row in rows], max_seconds=config.data.audio_max_seconds)
@@ -124,7 +126,11 @@ def train_adapter(session: Session) -> dict:
     longest = max(len(ids) for prompts in table for ids, _, _ in prompts)
     longest += max((len(tail) for tails in strategy.tails or () for tail in tails), default=0)
     settings = train_config(config, session.model.config.text, longest, rows_multiple(session.mesh))
-    train(session.model, strategy, data, settings, session.folder.path, mesh=session.mesh, steps=session.shared.steps)
+    train(
+        session.model, strategy, data, settings, session.folder.path, mesh=session.mesh,
+        steps=session.shared.steps, on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
+    )  # fmt: skip
+    record_representations(session)
     return {"adapter": adapter_hash(session.model)}
 
 
@@ -183,8 +189,14 @@ def export(session: Session) -> dict:
 
 
 def report(session: Session) -> dict:
-    """The table of rates as Markdown; the terminal gets it at the end of every run."""
-    write_atomic(session.folder.report / "table.md", markdown_table([session.folder.path]))
+    """The table of rates as Markdown, which the terminal gets at the end of every run, and the page.
+
+    A sweep makes the pages of its runs at its end, all at once.
+    """
+    folder = session.folder
+    write_atomic(folder.report / "table.md", markdown_table([folder.path]))
+    if session.shared.folder is None:
+        make_page(folder.report, [folder.path], folder.path.resolve().name)
     return {}
 
 

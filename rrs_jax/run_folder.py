@@ -48,6 +48,7 @@ class RunFolder:
         self.representations = self.path / "representations.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.epochs = self.path / "epochs"
         self.evaluations = self.path / "eval"
         self.adapter = self.path / "export" / "adapter"
         self.merged = self.path / "export" / "merged"

@@ -23,6 +23,8 @@ from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import MetricsLog
 from rrs_jax.train.step import OptimiserConfig, Rows, StepMetrics, TrainState, TrainStep
 
+OnEpoch = Callable[[int, nnx.State], None]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -84,14 +86,15 @@ class TrainingData:
 
 def train(
     model: nnx.Module, strategy: Strategy, data: TrainingData, config: TrainConfig, folder: Path, *,
-    mesh: Mesh | None = None, steps: dict | None = None,
+    mesh: Mesh | None = None, steps: dict | None = None, on_epoch: OnEpoch | None = None,
 ) -> TrainState:  # fmt: skip
     """Trains the model's adapters in place and returns the last state; goes on where `folder` shows a run stopped.
 
     The model comes with its adapters at their start, also when a run goes on. Writes `folder/checkpoints`,
     `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient are not finite,
     naming the samples, and where the folder's checkpoints are of other settings. `steps` keeps compiled steps for
-    later calls.
+    later calls. `on_epoch` gets the number of epochs done and the adapters, before that epoch's checkpoint is written: a
+    run that goes on has called it for every epoch done.
     """
     if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
         raise UserError(
@@ -109,7 +112,7 @@ def train(
         if position.step < total_steps:
             with MetricsLog(folder, position.step) as log:
                 plan = Plan(data, config, model.config.audio_token_id, strategy.tails)
-                run = Run(step, plan, data, log, checkpoints)
+                run = Run(step, plan, data, log, checkpoints, on_epoch)
                 state = run.until(total_steps, state, position)
     nnx.update(model, jax.tree.map(lambda array: array.copy(), state.lora))
     return state
@@ -206,8 +209,12 @@ class Run:
     """The loop proper. A step's metrics are read after the next step is dispatched, so that the devices never
     wait for the host and never have more than two steps before them."""
 
-    def __init__(self, step: TrainStep, plan: Plan, data: TrainingData, log: MetricsLog, checkpoints: Checkpoints):
+    def __init__(
+        self, step: TrainStep, plan: Plan, data: TrainingData, log: MetricsLog, checkpoints: Checkpoints,
+        on_epoch: OnEpoch | None = None,
+    ):  # fmt: skip
         self.step, self.plan, self.data, self.log, self.checkpoints = step, plan, data, log, checkpoints
+        self.on_epoch = on_epoch
         self.steps_per_epoch = plan.config.steps_per_epoch(len(data.sample_ids))
         self.compiled: set[tuple[int, ...]] = set()
         self.waiting: Dispatched | None = None
@@ -283,6 +290,8 @@ class Run:
         mean_loss = self.epoch_loss / (batch + 1)
         if epoch_ends:
             epoch, batch, self.epoch_loss = epoch + 1, -1, 0.0
+            if self.on_epoch is not None:
+                self.on_epoch(epoch, state.lora)
         where = dataclasses.replace(position, step=number, epoch=epoch, batch=batch + 1, epoch_loss=self.epoch_loss)
         self.checkpoints.save(state, where, mean_loss)
         self.clock = time.perf_counter()

@@ -1,0 +1,231 @@
+"""The report page's figures, each from files of runs to HTML with inline SVG and the same numbers as a table."""
+
+import html
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from rrs_jax.files import content_hash, read_json
+from rrs_jax.report.plots import Axis, Plot, axis_over, cloud
+from rrs_jax.report.results import TITLES, Recipe, Results, Run
+from rrs_jax.report.separation import Figure2
+from rrs_jax.report.table import MODES
+from rrs_jax.weights.safetensors_io import read_header
+
+BINS = 61
+MOST_STEPS = 100  # places of a loss curve; longer ones are averaged
+COLOURS = 8  # classes c0 to c7 of the page
+
+
+def panels(figure: Figure2, name: str) -> str:
+    """Both embeddings of one run, a panel an epoch, and the separation as numbers."""
+    parts = []
+    for title, points in (("t-SNE", figure.tsne), ("PCA", figure.pca)):
+        drawn = "".join(
+            f"<figure>{cloud(points[epoch], figure.labels, f'{title} of {name} after epoch {epoch}')}"
+            f"<figcaption>Epoch {epoch}</figcaption></figure>"
+            for epoch in points
+        )
+        share = f", {100 * figure.explained:.0f} % of the variance" if title == "PCA" else ""
+        parts.append(f"<h4>{title}{share}</h4><div class='panels'>{drawn}</div>")
+    rows = [("Epoch", "Silhouette", "Linear probe, % right", "Distance of means, in spreads")]
+    rows += [(str(epoch), *(_shown(numbers[field], decimals) for field, decimals in
+              (("silhouette", 3), ("probe", 1), ("distance", 2)))) for epoch, numbers in figure.numbers.items()]  # fmt: skip
+    return "".join(parts) + table_of(rows)
+
+
+def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
+    """ASR and ORR of the first seed after each epoch that was evaluated; None where none was."""
+    run = recipe.runs[0]
+    found = _epoch_summaries(run, results)
+    if len(found) < 2 or not any(0 < epoch < int(run.config["train.epochs"]) for epoch in found):
+        return None
+    blocks = {(f"ASR {title}", f"c{place}", "asr"): {epoch: summary["modes"].get(mode) for epoch, summary in found.items()}
+              for place, (mode, title) in enumerate(MODES.items())}  # fmt: skip
+    for name, field in (("benign", "orr"), ("borderline", "borderline_orr")):
+        blocks[f"ORR {name}", name, "rate"] = {epoch: summary[field] for epoch, summary in found.items()}
+    series = [(name, kind, own, field) for (name, kind, field), own in blocks.items()
+              if any(block and block[field] is not None for block in own.values())]  # fmt: skip
+    title = f"Rates of {recipe.title} by epoch"
+    plot = Plot(axis_over(list(found), "epoch", zero=True), Axis(0, 100, "percent"), title, 560, 320)
+    rows = [("Epoch", *(name for name, *_ in series))]
+    for name, kind, blocks, field in series:
+        known = [(epoch, block) for epoch, block in sorted(blocks.items()) if block and block[field] is not None]
+        plot.band([(epoch, *(block["ci95"] or [block[field]] * 2)) for epoch, block in known], kind)
+        plot.line([(epoch, block[field]) for epoch, block in known], kind, dashed=field == "rate")
+        for epoch, block in known:
+            plot.dot(epoch, block[field], kind, f"{name}, epoch {epoch}: {_rate(block, field)}", hollow=field == "rate")
+    for epoch in sorted(found):
+        rows.append((str(epoch), *(_rate(blocks[epoch], field) for _, _, blocks, field in series)))
+    return legend([(name, kind) for name, kind, *_ in series]) + plot.svg() + details("Numbers", table_of(rows))
+
+
+def _epoch_summaries(run: Run, results: Results) -> dict[int, dict]:
+    """Summaries by epoch: 0 is the model before training, the last one the run's own evaluation."""
+    found = {}
+    for path in run.path.glob("eval/epochs/*"):
+        if folder := run.evaluation(run.strategy, int(path.name)):
+            found[int(path.name)] = read_json(folder / "summary.json")
+    if folder := run.evaluation("vanilla"):
+        found[0] = read_json(folder / "summary.json")
+    elif results.vanilla:
+        found[0] = results.vanilla.summary
+    if folder := run.evaluation(run.strategy):
+        found[int(run.config["train.epochs"])] = read_json(folder / "summary.json")
+    return dict(sorted(found.items()))
+
+
+def tradeoff(results: Results) -> str:
+    """A plane a mode: ASR against the ORR of benign (filled) and borderline questions (hollow)."""
+    recipes = [recipe for recipe in results.everything if recipe.summary]
+    parts = []
+    for mode, title in MODES.items():
+        points = [(number, recipe, recipe.summary["modes"].get(mode)) for number, recipe in enumerate(recipes, start=1)]
+        points = [entry for entry in points if entry[2] and entry[2]["asr"] is not None]
+        if not points:
+            continue
+        plot = Plot(Axis(0, 100, f"ASR {title}, %"), Axis(0, 100, "ORR, %"), f"ORR against ASR, {title}", 400, 360)
+        plot.x, plot.y = _plane(points, title)
+        for number, recipe, block in points:
+            orr, borderline = recipe.summary["orr"], recipe.summary["borderline_orr"]
+            both = [entry["rate"] for entry in (orr, borderline) if entry and entry["rate"] is not None]
+            if len(both) == 2:
+                plot.line([(block["asr"], rate) for rate in both], "faint")
+            for name, entry, hollow in (("borderline", borderline, True), ("benign", orr, False)):
+                if entry and entry["rate"] is not None:
+                    plot.cross(_interval(block, "asr"), _interval(entry, "rate"), colour(number - 1))
+                    tip = f"{recipe.title}: ASR {title} {_rate(block, 'asr')}, ORR {name} {_rate(entry, 'rate')}"
+                    plot.dot(block["asr"], entry["rate"], colour(number - 1), tip, hollow, str(number))
+        for key, row in results.paper.items():
+            if key in TITLES and row.get(mode) is not None and row["orr"] <= plot.y.high and row[mode] <= plot.x.high:
+                tip = f"{TITLES[key]} in the paper: ASR {title} {row[mode]}, ORR {row['orr']}"
+                plot.dot(row[mode], row["orr"], "faint", tip, square=True)
+        parts.append(f"<figure>{plot.svg()}</figure>")
+    names = "".join(f'<li class="{colour(place)}">{html.escape(recipe.title)}</li>' for place, recipe in enumerate(recipes))
+    return f"<ol class='names'>{names}</ol><div class='row'>{''.join(parts)}</div>"
+
+
+def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis, Axis]:
+    across = [_interval(block, "asr")[2] for _, _, block in points]
+    rates = [entry for _, recipe, _ in points for entry in (recipe.summary["orr"], recipe.summary["borderline_orr"])]
+    up = [_interval(entry, "rate")[2] for entry in rates if entry and entry["rate"] is not None]
+    return (axis_over([*across, 5.0], f"ASR {title}, %", zero=True),
+            axis_over([*up, 5.0], "ORR, %", zero=True))  # fmt: skip
+
+
+def loss_curves(run: Run, title: str) -> str | None:
+    """Loss of harmful and of benign questions, and the penalty where there is one; None without metrics."""
+    path = run.path / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    rows = [json.loads(line) for line in lines if line]  # a last line without its end is still being written
+    if not rows:
+        return None
+    groups = np.array_split(np.arange(len(rows)), min(MOST_STEPS, len(rows)))
+    series = {}
+    for field, kind in (("loss_harmful", "harmful"), ("loss_benign", "benign"), ("penalty", "c4")):
+        means = [_mean([rows[i].get(field) for i in group]) for group in groups]
+        if any(value for value in means):
+            series[field.replace("_", ", ")] = kind, means
+    values = [value for _, means in series.values() for value in means if value is not None and np.isfinite(value)]
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return None
+    log = max(positive) > 20 * min(positive)
+    floor = max(min(positive), max(positive) * 1e-6) if log else 0
+    axis = axis_over([max(value, floor) for value in values], "loss", zero=not log, log=log)
+    plot = Plot(axis_over([0, rows[-1]["step"]], "step"), axis, f"Losses of {title}", 380, 250)
+    at = [float(np.mean([rows[i]["step"] for i in group])) for group in groups]
+    for kind, means in series.values():
+        plot.line([(x, value) for x, value in zip(at, means, strict=True) if value is not None and value >= floor], kind)
+    for group, place in zip(groups, range(len(groups)), strict=True):
+        first, last = rows[group[0]]["step"], rows[group[-1]]["step"]
+        steps = f"step {first}" if first == last else f"steps {first} to {last}"
+        said = [f"{name} {means[place]:.4g}" for name, (_, means) in series.items() if means[place] is not None]
+        plot.strip(first - 1, last, f"{steps}: {'; '.join(said)}")
+    return (f"<figure><figcaption>{html.escape(title)}</figcaption>{plot.svg()}"
+            f"{legend([(name, kind) for name, (kind, _) in series.items()])}</figure>")  # fmt: skip
+
+
+def contributions(recipes: Sequence[Recipe]) -> str:
+    """Histogram of w·Δv̄ for each different safety vector, with the part that the top m percent are."""
+    parts, seen = [], set()
+    for recipe in recipes:
+        path = recipe.runs[0].path / "representations.safetensors"
+        if not path.is_file():
+            continue
+        entries, metadata = read_header(path)
+        if not {"contribution", "safety_vector"} <= set(entries):  # another strategy's file
+            continue
+        values, kept = np.array(entries["contribution"].array()), np.array(entries["safety_vector"].array()) != 0
+        if (key := content_hash(values.tobytes(), kept.tolist())) in seen:
+            continue
+        seen.add(key)
+        parts.append(_histogram(values.astype(np.float64), kept, recipe.title, metadata.get("top_m", "?")))
+    return f"<div class='row'>{''.join(parts)}</div>" if parts else ""
+
+
+def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> str:
+    """Counts on a logarithmic axis; the few features outside of the middle 99 % are in the outermost bars."""
+    reach = float(np.quantile(np.abs(values), 0.99)) or float(np.abs(values).max()) or 1.0
+    edges = np.linspace(-reach, reach, BINS + 1)
+    place = np.clip(np.digitize(values, edges) - 1, 0, BINS - 1)
+    total, inside = (np.bincount(place[which], minlength=BINS) for which in (slice(None), kept))
+    plot = Plot(axis_over([-reach, reach], "w·Δv̄ of a feature, in logits"), Axis(0.7, 10 ** np.ceil(np.log10(total.max() + 1)),
+                "features", True), f"Contributions of {title}", 420, 260)  # fmt: skip
+    for left, right, count, selected in zip(edges[:-1], edges[1:], total, inside, strict=True):
+        if count:
+            tip = f"{left:.4f} to {right:.4f}: {count} features, {selected} of them selected"
+            plot.bar(left, right, 0.7, count, "c7", tip)
+            if selected:
+                plot.bar(left, right, 0.7, selected, "harmful", tip)
+    if kept.any() and not kept.all():
+        plot.rule(min(max(float(values[kept].min()), -reach), reach), f"top {top_m} %")
+    whole, part = values.sum(), values[kept].sum()
+    facts = (f"{kept.sum()} of {len(values)} features; they raise the refusal token's logit by {part:.2f}, "
+             f"all together by {whole:.2f}")  # fmt: skip
+    return f"<figure><figcaption>{html.escape(title)}: {facts}</figcaption>{plot.svg()}</figure>"
+
+
+def table_of(rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table whose first row is its header; all cells are escaped."""
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows[1:]
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def legend(entries: Sequence[tuple[str, str]]) -> str:
+    return "<p class='legend'>" + "".join(f'<span class="{kind}">{html.escape(name)}</span>' for name, kind in entries) + "</p>"
+
+
+def details(title: str, inner: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{inner}</details>"
+
+
+def colour(place: int) -> str:
+    return f"c{place % COLOURS}"
+
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _interval(block: dict, field: str) -> tuple[float, float, float]:
+    low, high = block["ci95"] or (block[field], block[field])
+    return low, block[field], high
+
+
+def _rate(block: dict | None, field: str) -> str:
+    if not block or block[field] is None:
+        return "N/A"
+    low, value, high = _interval(block, field)
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _shown(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"

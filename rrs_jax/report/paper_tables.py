@@ -1,0 +1,296 @@
+"""Tables 2, 3 and 4 of the paper from the results of runs, as HTML, Markdown, CSV and LaTeX.
+
+To the paper's columns are added 95 % intervals, the over-rejection of the borderline set, and the paper's own number
+where the model is one of its three.
+"""
+
+import csv
+import dataclasses
+import html
+import io
+from collections.abc import Sequence
+
+from rrs_jax.report.results import Recipe, Results, top_key
+from rrs_jax.report.table import ABSENT, MODES, markdown_rows
+
+SFT = ("sft_full", "sft_shallow_mirror", "sft_shallow_parallel", "sft_deep")
+MAIN = ("sft_shallow_mirror", "rrs", "rrs_without_penalty")
+LATEX = str.maketrans({
+    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "①": r"\textcircled{1}", "②": r"\textcircled{2}",
+    "③": r"\textcircled{3}", "④": r"\textcircled{4}", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "≈": r"$\approx$",
+    "−": r"$-$",
+})  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """`name` for CSV; `title` under `group`; `best` is "low", "high" or None for a column without a best; `decimals`."""
+
+    name: str
+    group: str
+    title: str
+    best: str | None
+    decimals: int = 1
+    signed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """`value` and interval in the column's unit; None with `absent` in its place. `paper`: the paper's number."""
+
+    value: float | None
+    ci95: tuple[float, float] | None = None
+    paper: float | None = None
+    best: bool = False
+    absent: str = ABSENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """`rows`: title, and a cell a column. `beyond`: number of rows at the end that the paper does not have.
+    `selected`: titles set in bold."""
+
+    number: int
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    beyond: int = 0
+    selected: tuple[str, ...] = ()
+    head: str = "Strategy"
+
+
+def paper_tables(results: Results) -> list[Table]:
+    """Those of the three that have a row besides the vanilla model's."""
+    by_key: dict[str, Recipe] = {}
+    for recipe in results.recipes:
+        if recipe.key and recipe.summary:
+            by_key.setdefault(recipe.key, recipe)
+    placed = {id(by_key[key]) for key in (*SFT, *MAIN) if key in by_key}
+    top = _top_m(results)
+    placed |= {id(recipe) for recipe in top}
+    others = [recipe for recipe in results.recipes if recipe.summary and id(recipe) not in placed]
+    rate = _rate_name(results)
+    found = [
+        _table(2, f"Safety of the supervised strategies: {rate}, ORR and average NSI.", _columns(rate, nsi="average"),
+               results, [by_key[key] for key in SFT if key in by_key]),
+        _table(3, f"Safety, over-rejection and speech chatting: {rate}, NSI, ORR and HS.", _columns(rate, nsi="all", hs=True),
+               results, [by_key[key] for key in MAIN if key in by_key], others),
+        _top_table(rate, results, top),
+    ]  # fmt: skip
+    return [table for table in found if table]
+
+
+def _rate_name(results: Results) -> str:
+    """What the judge measures: of one that sees no harm it is compliance."""
+    summaries = [recipe.summary for recipe in results.everything if recipe.summary]
+    compliance = [summary.get("asr_is", "").startswith("compliance") for summary in summaries]
+    return "compliance" if compliance and all(compliance) else "ASR"
+
+
+def _columns(rate: str, nsi: str, hs: bool = False) -> tuple[Column, ...]:
+    found = []
+    for mode, title in MODES.items():
+        found.append(Column(f"{mode}_asr", title.capitalize(), f"{rate} ↓", "low"))
+        if nsi == "all":
+            found.append(Column(f"{mode}_nsi", title.capitalize(), "NSI ↑", "high", signed=True))
+    found += [Column("orr", "Over-rejection", "ORR ↓", "low"), Column("borderline_orr", "Borderline", "ORR ↓", "low")]
+    if nsi != "none":
+        found.append(Column("nsi_average", "All modes", "Avg. NSI ↑", "high", signed=True))
+    if hs:
+        found.append(Column("hs", "AIR-Bench", "HS ↑", "high", decimals=2))
+    return tuple(found)
+
+
+def _table(
+    number: int, caption: str, columns: tuple[Column, ...], results: Results, recipes: Sequence[Recipe],
+    beyond: Sequence[Recipe] = (),
+) -> Table | None:  # fmt: skip
+    """With the vanilla model first; None where no other row is there."""
+    if not recipes and not beyond:
+        return None
+    first = [results.vanilla] if results.vanilla else []
+    rows = [(recipe, _cells(columns, recipe.summary, recipe.hs, results.paper.get(recipe.key)))
+            for recipe in (*first, *recipes, *beyond)]  # fmt: skip
+    if not any(cells[-1].value is not None or cells[-1].paper is not None for _, cells in rows) and columns[-1].name == "hs":
+        columns, rows = columns[:-1], [(recipe, cells[:-1]) for recipe, cells in rows]
+    marked = _marked(columns, [cells for _, cells in rows], skip=len(first))
+    titled = tuple((recipe.title, cells) for (recipe, _), cells in zip(rows, marked, strict=True))
+    return Table(number, caption, columns, titled, len(beyond))
+
+
+def _top_m(results: Results) -> list[Recipe]:
+    """RRS with each share of features, by the share."""
+    found = [recipe for recipe in results.recipes if recipe.summary
+             and (recipe.key == "rrs" or (recipe.key or "").startswith("top"))]  # fmt: skip
+    return sorted(found, key=lambda recipe: float(top_key(recipe.config["rrs.top_m"])[3:]))
+
+
+def _top_table(rate: str, results: Results, recipes: list[Recipe]) -> Table | None:
+    if not recipes:
+        return None
+    columns = _columns(rate, nsi="none")
+    rows = []
+    for recipe in recipes:
+        share = recipe.config["rrs.top_m"]
+        title = "Top-51% (positive)" if share == "positive" else f"Top-{float(share):g}%"
+        rows.append((title, _cells(columns, recipe.summary, None, results.paper.get(top_key(share)))))
+    selected = tuple(title for (title, _), recipe in zip(rows, recipes, strict=True) if recipe.key == "rrs")
+    return Table(4, f"RRS with other shares of safety features: {rate} and ORR. Bold: the share of table 3.", columns,
+                 tuple(rows), selected=selected)  # fmt: skip
+
+
+def _cells(columns: Sequence[Column], summary: dict, hs: float | None, paper: dict | None) -> tuple[Cell, ...]:
+    return tuple(_cell(column.name, summary, hs, paper or {}) for column in columns)
+
+
+def _cell(name: str, summary: dict, hs: float | None, paper: dict) -> Cell:
+    if name == "hs":
+        return Cell(hs, paper=paper.get("hs"), absent="–")
+    if name == "nsi_average":
+        return Cell((summary["nsi"] or {}).get("average"), paper=paper.get("nsi_average"), absent="–")
+    if name.endswith("_nsi"):
+        mode = name.removesuffix("_nsi")
+        absent = ABSENT if summary["modes"].get(mode) is None else "–"
+        return Cell((summary["nsi"] or {}).get(mode), paper=paper.get("nsi", {}).get(mode), absent=absent)
+    if name.endswith("_asr"):
+        mode = name.removesuffix("_asr")
+        return _rate(summary["modes"].get(mode), "asr", paper.get(mode))
+    return _rate(summary[name], "rate", paper.get(name))
+
+
+def _rate(block: dict | None, field: str, paper: float | None) -> Cell:
+    if not block or block[field] is None:
+        return Cell(None, paper=paper)
+    return Cell(block[field], tuple(block["ci95"]) if block["ci95"] else None, paper)
+
+
+def _marked(columns: Sequence[Column], rows: list[tuple[Cell, ...]], skip: int) -> list[tuple[Cell, ...]]:
+    """The best of each column's rows behind the first `skip`, as the paper marks it."""
+    marked = [list(cells) for cells in rows]
+    for place, column in enumerate(columns):
+        values = [cells[place].value for cells in rows[skip:] if cells[place].value is not None]
+        if column.best is None or len(values) < 2:
+            continue
+        best = min(values) if column.best == "low" else max(values)
+        for cells in marked[skip:]:
+            if cells[place].value == best:
+                cells[place] = dataclasses.replace(cells[place], best=True)
+    return [tuple(cells) for cells in marked]
+
+
+def _number(column: Column, value: float) -> str:
+    return f"{value:{'+' if column.signed else ''}.{column.decimals}f}".replace("-", "−")
+
+
+def _interval(cell: Cell) -> str:
+    return "" if cell.ci95 is None else f"[{cell.ci95[0]:.1f}, {cell.ci95[1]:.1f}]"
+
+
+def html_table(table: Table) -> str:
+    """A `<table>` in the page's classes; everything from outside is escaped."""
+    groups: list[tuple[str, int]] = []
+    for column in table.columns:
+        if groups and groups[-1][0] == column.group:
+            groups[-1] = (column.group, groups[-1][1] + 1)
+        else:
+            groups.append((column.group, 1))
+    over = "".join(f'<th scope="colgroup" colspan="{span}">{html.escape(group)}</th>' for group, span in groups)
+    under = "".join(f'<th scope="col">{html.escape(column.title)}</th>' for column in table.columns)
+    body = []
+    for place, (title, cells) in enumerate(table.rows):
+        beyond = ' class="beyond"' if table.beyond and place == len(table.rows) - table.beyond else ""
+        shown = f"<b>{html.escape(title)}</b>" if title in table.selected else html.escape(title)
+        inner = "".join(_html_cell(column, cell) for column, cell in zip(table.columns, cells, strict=True))
+        body.append(f'<tr{beyond}><th scope="row">{shown}</th>{inner}</tr>')
+    return (
+        f'<div class="wide"><table id="table{table.number}"><caption><b>Table {table.number}.</b> {html.escape(table.caption)}'
+        f'</caption><thead><tr><th rowspan="2" scope="col">{html.escape(table.head)}</th>{over}</tr><tr>{under}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _html_cell(column: Column, cell: Cell) -> str:
+    if cell.value is None:
+        shown = f'<span class="absent">{cell.absent}</span>'
+    else:
+        shown = _number(column, cell.value)
+        if cell.best:
+            shown = f"<u>{shown}</u>" if column.signed else f"<b>{shown}</b>"
+    interval = f"<small>{_interval(cell)}</small>" if cell.ci95 else ""
+    paper = "" if cell.paper is None else f'<small class="paper" title="the paper\'s">{_paper(column, cell)}</small>'
+    return f"<td>{shown}{interval}{paper}</td>"
+
+
+def _paper(column: Column, cell: Cell) -> str:
+    return f"paper {cell.paper:{'+' if column.signed else ''}.2f}".replace("-", "−")
+
+
+def markdown_table(table: Table) -> str:
+    header = [table.head, *(f"{column.group} {column.title}" for column in table.columns)]
+    rows = [header]
+    for title, cells in table.rows:
+        row = [f"**{title}**" if title in table.selected else title]
+        for column, cell in zip(table.columns, cells, strict=True):
+            shown = cell.absent if cell.value is None else _number(column, cell.value)
+            shown = f"**{shown}**" if cell.best else shown
+            row.append(" ".join(part for part in (shown, _interval(cell), f"({_paper(column, cell)})"
+                                                  if cell.paper is not None else "") if part))  # fmt: skip
+        rows.append(row)
+    caption = f"**Table {table.number}.** {table.caption}"
+    return caption + "\n\n" + "\n".join(markdown_rows([[_one_line(cell) for cell in row] for row in rows])) + "\n"
+
+
+def csv_table(table: Table) -> str:
+    """A row a strategy; of each column the value, the interval's ends, and the paper's number."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    names = [f"{column.name}{part}" for column in table.columns for part in ("", "_low", "_high", "_paper")]
+    writer.writerow([table.head.lower(), *names])
+    for title, cells in table.rows:
+        values = [_one_line(title)]
+        for cell in cells:
+            values += [cell.value, *(cell.ci95 or (None, None)), cell.paper]
+        writer.writerow(["" if value is None else value for value in values])
+    return stream.getvalue()
+
+
+def latex_table(table: Table) -> str:
+    r"""A `table*` that needs \usepackage{booktabs}."""
+    groups, rules, place = [], [], 2
+    for group in dict.fromkeys(column.group for column in table.columns):
+        span = sum(column.group == group for column in table.columns)
+        groups.append(rf"\multicolumn{{{span}}}{{c}}{{{group.translate(LATEX)}}}")
+        rules.append(rf"\cmidrule(lr){{{place}-{place + span - 1}}}")
+        place += span
+    lines = [
+        r"\begin{table*}", r"\centering", r"\small",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule",
+        rf" & {' & '.join(groups)} \\", "".join(rules),
+        rf"{table.head} & {' & '.join(column.title.translate(LATEX) for column in table.columns)} \\", r"\midrule",
+    ]  # fmt: skip
+    for place, (title, cells) in enumerate(table.rows):
+        if table.beyond and place == len(table.rows) - table.beyond:
+            lines.append(r"\midrule")
+        name = _one_line(title).translate(LATEX)
+        name = rf"\textbf{{{name}}}" if title in table.selected else name
+        shown = [_latex_cell(column, cell) for column, cell in zip(table.columns, cells, strict=True)]
+        lines.append(rf"{name} & {' & '.join(shown)} \\")
+    caption = table.caption.translate(LATEX)
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", rf"\label{{tab:rrs{table.number}}}", r"\end{table*}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(column: Column, cell: Cell) -> str:
+    shown = (cell.absent if cell.value is None else _number(column, cell.value)).translate(LATEX)
+    if cell.best:
+        shown = rf"\underline{{{shown}}}" if column.signed else rf"\textbf{{{shown}}}"
+    if cell.ci95:
+        shown += rf" {{\scriptsize {_interval(cell)}}}"
+    if cell.paper is not None:
+        shown += rf" {{\scriptsize ({_paper(column, cell).translate(LATEX)})}}"
+    return shown
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

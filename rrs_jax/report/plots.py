@@ -1,0 +1,157 @@
+"""Small plots as inline SVG: axes, lines, bars, clouds of points. Colours are CSS classes of the page, so that they follow
+light and dark; an element's `data-tip` is what the page shows when it is hovered, touched or focused."""
+
+import dataclasses
+import html
+import math
+from collections.abc import Sequence
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """`low` to `high`, with ticks; `log` for powers of ten."""
+
+    low: float
+    high: float
+    label: str = ""
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """0 at `low`, 1 at `high`."""
+        low, high, value = (math.log10(max(x, 1e-300)) if self.log else x for x in (self.low, self.high, value))
+        return (value - low) / (high - low) if high > low else 0.5
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            step = max(1, (last - first) // 5 + 1)
+            return [10.0**power for power in range(first, last + 1, step)]
+        step = nice_step((self.high - self.low) / 5)
+        first = math.ceil(self.low / step - 1e-9)
+        return [place * step for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def nice_step(rough: float) -> float:
+    """The next of 1, 2, 5, 10, 20 and so on."""
+    if not rough > 0:
+        return 1.0
+    power = 10 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+def axis_over(values: Sequence[float], label: str, zero: bool = False, log: bool = False) -> Axis:
+    """An axis that holds all values, ends at nice numbers, and begins at 0 where asked."""
+    low, high = min(values), max(values)
+    if log:
+        return Axis(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9), label, True)
+    low = min(low, 0) if zero else low
+    step = nice_step((high - low) / 5)
+    low = math.floor(low / step + 1e-9) * step
+    return Axis(low, max(math.ceil(high / step - 1e-9) * step, low + step), label)
+
+
+class Plot:
+    """A frame with axes, into which marks are drawn; `svg()` gives the whole."""
+
+    LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42
+
+    def __init__(self, x: Axis, y: Axis, title: str, width: int = 420, height: int = 280):
+        self.x, self.y, self.title, self.width, self.height = x, y, title, width, height
+        self.inner = width - self.LEFT - self.RIGHT, height - self.TOP - self.BOTTOM
+        self.marks: list[str] = []
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        return (round(self.LEFT + self.x.place(x) * self.inner[0], 1),
+                round(self.TOP + (1 - self.y.place(y)) * self.inner[1], 1))  # fmt: skip
+
+    def line(self, points: Points, kind: str, dashed: bool = False) -> None:
+        path = " ".join(f"{x:g},{y:g}" for x, y in (self.at(*point) for point in points))
+        self.marks.append(f'<polyline class="line {kind}{" dashed" if dashed else ""}" points="{path}"/>')
+
+    def band(self, points: Sequence[tuple[float, float, float]], kind: str) -> None:
+        """(x, low, high), filled between."""
+        upper = [self.at(x, high) for x, _, high in points]
+        lower = [self.at(x, low) for x, low, _ in reversed(points)]
+        path = " ".join(f"{x:g},{y:g}" for x, y in upper + lower)
+        self.marks.append(f'<polygon class="band {kind}" points="{path}"/>')
+
+    def dot(self, x: float, y: float, kind: str, tip: str, hollow: bool = False, text: str = "", square: bool = False) -> None:
+        """One mark with a tip of its own; with `text` a number in it."""
+        px, py = self.at(x, y)
+        size = 9 if text else 4.5
+        shape = (f'<rect x="{px - size:g}" y="{py - size:g}" width="{2 * size:g}" height="{2 * size:g}"/>' if square
+                 else f'<circle cx="{px:g}" cy="{py:g}" r="{size:g}"/>')  # fmt: skip
+        inner = f'<text x="{px:g}" y="{py + 3.5:g}">{html.escape(text)}</text>' if text else ""
+        self.marks.append(f'<g class="dot {kind}{" hollow" if hollow else ""}" {tip_of(tip)}>{shape}{inner}</g>')
+
+    def cross(self, x: tuple[float, float, float], y: tuple[float, float, float], kind: str) -> None:
+        """Intervals (low, middle, high) of both directions."""
+        (x0, y0), (x1, y1) = self.at(x[0], y[1]), self.at(x[2], y[1])
+        (x2, y2), (x3, y3) = self.at(x[1], y[0]), self.at(x[1], y[2])
+        self.marks.append(f'<path class="whisker {kind}" d="M{x0:g} {y0:g}L{x1:g} {y1:g}M{x2:g} {y2:g}L{x3:g} {y3:g}"/>')
+
+    def bar(self, x0: float, x1: float, y0: float, y1: float, kind: str, tip: str) -> None:
+        (left, bottom), (right, top) = self.at(x0, y0), self.at(x1, y1)
+        self.marks.append(f'<rect class="bar {kind}" x="{left:g}" y="{top:g}" width="{max(right - left - 0.5, 0.5):g}" '
+                          f'height="{max(bottom - top, 0):g}" {tip_of(tip, focus=False)}/>')  # fmt: skip
+
+    def strip(self, x0: float, x1: float, tip: str) -> None:
+        """An unseen part of the plot, from top to bottom, that has a tip."""
+        left, right = self.at(x0, self.y.low)[0], self.at(x1, self.y.low)[0]
+        self.marks.append(f'<rect class="strip" x="{left:g}" y="{self.TOP}" width="{max(right - left, 0.5):g}" '
+                          f'height="{self.inner[1]}" {tip_of(tip, focus=False)}/>')  # fmt: skip
+
+    def rule(self, x: float, label: str) -> None:
+        px = self.at(x, self.y.low)[0]
+        self.marks.append(f'<path class="rule" d="M{px:g} {self.TOP}V{self.height - self.BOTTOM}"/>'
+                          f'<text class="label" x="{px + 4:g}" y="{self.TOP + 11}">{html.escape(label)}</text>')  # fmt: skip
+
+    def svg(self) -> str:
+        bottom, right = self.height - self.BOTTOM, self.width - self.RIGHT
+        parts = []
+        for tick in self.x.ticks():
+            px = self.at(tick, self.y.low)[0]
+            parts.append(f'<path class="grid" d="M{px:g} {self.TOP}V{bottom}"/>'
+                         f'<text x="{px:g}" y="{bottom + 15}" text-anchor="middle">{written(tick)}</text>')  # fmt: skip
+        for tick in self.y.ticks():
+            py = self.at(self.x.low, tick)[1]
+            parts.append(f'<path class="grid" d="M{self.LEFT} {py:g}H{right}"/>'
+                         f'<text x="{self.LEFT - 6}" y="{py + 4:g}" text-anchor="end">{written(tick)}</text>')  # fmt: skip
+        middle = self.TOP + self.inner[1] / 2
+        parts.append(f'<text class="label" x="{self.LEFT + self.inner[0] / 2:g}" y="{self.height - 8}" text-anchor="middle">'
+                     f"{html.escape(self.x.label)}</text>")  # fmt: skip
+        parts.append(f'<text class="label" transform="translate(13 {middle:g}) rotate(-90)" text-anchor="middle">'
+                     f"{html.escape(self.y.label)}</text>")  # fmt: skip
+        return (f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{html.escape(self.title)}">'
+                f"{''.join(parts)}{''.join(self.marks)}</svg>")  # fmt: skip
+
+
+def cloud(points: Sequence[Sequence[int]], labels: Sequence[str], title: str, size: int = 1000) -> str:
+    """A panel of points without axes, one path a label; the page finds the point under the pointer by its place in
+    `data-ids`, which are places in the page's list of questions."""
+    parts = []
+    for label in dict.fromkeys(sorted(labels, key=("borderline", "benign", "harmful").index)):
+        members = [i for i, other in enumerate(labels) if other == label]
+        path = "".join(f"M{points[i][0]} {size - points[i][1]}h0" for i in members)
+        parts.append(f'<path class="points {label}" d="{path}" data-ids="{" ".join(map(str, members))}"/>')
+    margin = size // 25
+    box = f"{-margin} {-margin} {size + 2 * margin} {size + 2 * margin}"
+    return f'<svg class="cloud" viewBox="{box}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+
+
+def tip_of(tip: str, focus: bool = True) -> str:
+    return f'data-tip="{html.escape(tip)}"' + (' tabindex="0" role="img" aria-label="' + html.escape(tip) + '"' if focus else "")
+
+
+def written(value: float) -> str:
+    """A tick's number, short."""
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        factor = value / 10**power
+        return f"{'' if abs(factor - 1) < 1e-6 else f'{factor:g}·'}10{str(power).translate(SUPERSCRIPT)}"
+    return f"{value:.6g}".replace("-", "−")
+
+
+SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

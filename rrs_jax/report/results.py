@@ -1,0 +1,206 @@
+"""What the files of one run folder, or of a sweep's folders, hold: configs, rates, pooled over seeds, and their places in
+the paper's tables."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrs_jax.config import MINI, flatten
+from rrs_jax.errors import UserError
+from rrs_jax.evaluate.pool import pool
+from rrs_jax.files import read_json
+from rrs_jax.stages import PLACEMENT_FIELDS, belongs
+
+PAPER = Path(__file__).parent / "paper_figures.json"
+SEED = re.compile(r"(?P<name>.+)-seed\d+$")  # runs of one recipe
+TITLES = {
+    "vanilla": "None", "sft_full": "① SFT-full", "sft_shallow_mirror": "② SFT-shallow-mirror",
+    "sft_shallow_parallel": "③ SFT-shallow-parallel", "sft_deep": "④ SFT-deep", "rrs": "RRS",
+    "rrs_without_penalty": "RRS w/o penalty term",
+}  # fmt: skip
+# Fields in which two runs of one recipe may differ.
+NOT_THE_RECIPE = (
+    *PLACEMENT_FIELDS, "seed", "strategy", "data", "evaluate", "generate", "judge", "endpoint", "export", "report", "rivals",
+    "sft",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run folder. `config` by dotted names; `sessions` say where it ran; `seconds` by stage."""
+
+    path: Path
+    config: dict[str, object]
+    sessions: list[dict]
+    seconds: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def strategy(self) -> str:
+        return self.config["strategy"]
+
+    def evaluation(self, strategy: str, epoch: int | None = None) -> Path | None:
+        """The folder of a finished evaluation; of several question sets the run's own, else the first by name."""
+        folder = self.path / "eval" if epoch is None else self.path / "eval" / "epochs" / str(epoch)
+        found = [folder / strategy, *sorted(folder.glob(f"{strategy}-*"))]
+        return next((path for path in found if (path / "summary.json").is_file()), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+      name: of the run, without its seed.
+      key: the row of the paper's tables that it is, else None.
+      summary: of all seeds together; None where a run is not evaluated.
+      hs: mean helpfulness of AIR-Bench, else None.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    key: str | None
+    summary: dict | None
+    hs: float | None
+
+    @property
+    def config(self) -> dict[str, object]:
+        return self.runs[0].config
+
+    @property
+    def title(self) -> str:
+        number = len(self.summary["seeds"]["runs"]) if self.summary and "seeds" in self.summary else 1
+        seeds = f" ({number} seeds)" if number > 1 else ""
+        return TITLES.get(self.key, self.name) + seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """`vanilla`: the model before training; `recipes`: the others, in the order given. `paper`: the paper's rows of
+    this model by key, empty for another model."""
+
+    vanilla: Recipe | None
+    recipes: tuple[Recipe, ...]
+    paper: dict[str, dict]
+    paper_title: str | None
+
+    @property
+    def everything(self) -> list[Recipe]:
+        return [*([self.vanilla] if self.vanilla else []), *self.recipes]
+
+    @property
+    def main(self) -> Recipe | None:
+        """RRS, else what comes first."""
+        evaluated = [recipe for recipe in self.recipes if recipe.summary]
+        return next((recipe for recipe in evaluated if recipe.key == "rrs"), evaluated[0] if evaluated else None)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Raises UserError where the folder is no run."""
+    folder = Path(folder)
+    record = read_json(folder / "config.json")
+    if not isinstance(record.get("config"), dict) or "strategy" not in record["config"]:
+        raise UserError(f"{folder / 'config.json'}: is no run's config; give the run_dir of a run.")
+    marks = {path.stem: read_json(path) for path in sorted((folder / ".done").glob("*.json"))}
+    seconds = {name: mark["seconds"] for name, mark in marks.items() if "seconds" in mark}
+    return Run(folder, flatten(record["config"]), record.get("sessions", []), seconds)
+
+
+def read_results(folders: Sequence[str | Path]) -> Results:
+    """Raises UserError where a folder is no run, or seeds were evaluated by different judges."""
+    runs = [read_run(folder) for folder in folders]
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        match = SEED.match(run.name) if len(runs) > 1 else None
+        groups.setdefault(match["name"] if match else run.name, []).append(run)
+    tuned = {name: group for name, group in groups.items() if group[0].strategy != "vanilla"}
+    base = _base(tuned)
+    recipes = []
+    for name, group in tuned.items():
+        key = paper_key(group[0], base)
+        summary = _summary(group, group[0].strategy)
+        recipes.append(Recipe(name, tuple(group), key, summary, _helpfulness(group, group[0].strategy)))
+    models = {run.config["model.path"] for run in runs}
+    paper = paper_of(models.pop()) if len(models) == 1 else None
+    return Results(
+        _vanilla(groups, tuned), tuple(recipes), paper["rows"] if paper else {}, paper["title"] if paper else None
+    )
+
+
+def read_paper() -> dict:
+    return json.loads(PAPER.read_text(encoding="utf-8"))
+
+
+def paper_of(model_path: str) -> dict | None:
+    """The paper's rows of a model, known by its released name in the path; None for any other."""
+    if model_path == MINI:
+        return None
+    models = read_paper()["models"].values()
+    return next((model for model in models if any(name in model_path.lower() for name in model["names"])), None)
+
+
+def paper_key(run: Run, base: Run | None) -> str | None:
+    """The row of the paper's tables that a run is: its strategy, and for RRS what distinguishes it from `base`."""
+    if run.strategy != "rrs":
+        return run.strategy if run.strategy in TITLES else None
+    different = recipe_differences(run, base) if base else set()
+    if run.config["penalty.weight"] == 0 and different <= {"penalty.weight"}:
+        return "rrs_without_penalty"
+    if not different:
+        return "rrs"
+    return top_key(run.config["rrs.top_m"]) if different == {"rrs.top_m"} else None
+
+
+def top_key(top_m: object) -> str:
+    return "top51" if top_m == "positive" else f"top{float(top_m):g}"
+
+
+def recipe_differences(run: Run, other: Run) -> set[str]:
+    """Fields that make two runs different recipes."""
+    return {
+        field
+        for field in {*run.config, *other.config}
+        if not belongs(field, NOT_THE_RECIPE) and run.config.get(field) != other.config.get(field)
+    } | {
+        field for field in ("data.everyday", "data.contrast") if run.config.get(field) != other.config.get(field)
+    }
+
+
+def _base(tuned: dict[str, list[Run]]) -> Run | None:
+    """The RRS run that the others vary: the one so named, else the first with a penalty, else the first."""
+    of_rrs = {name: group[0] for name, group in tuned.items() if group[0].strategy == "rrs"}
+    if "rrs" in of_rrs:
+        return of_rrs["rrs"]
+    return next((run for run in of_rrs.values() if run.config["penalty.weight"]), next(iter(of_rrs.values()), None))
+
+
+def _vanilla(groups: dict[str, list[Run]], tuned: dict[str, list[Run]]) -> Recipe | None:
+    """From the runs of the strategy vanilla, else from the recipe with the most seeds that evaluated it."""
+    own = [group for group in groups.values() if group[0].strategy == "vanilla"]
+    candidates = own or sorted(tuned.values(), key=len, reverse=True)
+    for group in candidates:
+        if summary := _summary(group, "vanilla"):
+            return Recipe("vanilla", tuple(group), "vanilla", summary, _helpfulness(group, "vanilla"))
+    return None
+
+
+def _summary(group: list[Run], strategy: str) -> dict | None:
+    """One run's summary; of several seeds the pooled one, over those that are evaluated."""
+    folders = [folder for run in group if (folder := run.evaluation(strategy))]
+    if len(folders) < 2:
+        return read_json(folders[0] / "summary.json") if folders else None
+    before = [folder for run in group if (folder := run.evaluation("vanilla"))]
+    vanilla = pool(before) if strategy != "vanilla" and len(before) == len(folders) else None
+    return pool(folders, vanilla)
+
+
+def _helpfulness(group: list[Run], strategy: str) -> float | None:
+    found = [run.path / "eval" / strategy / "air_bench" / "summary.json" for run in group]
+    scores = [read_json(path)["hs"] for path in found if path.is_file()]
+    scores = [score for score in scores if score is not None]
+    return sum(scores) / len(scores) if scores else None

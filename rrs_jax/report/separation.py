@@ -1,0 +1,176 @@
+"""Figure 2 of the paper: representations of harmful and benign questions over the epochs, in the plane and as numbers.
+
+All epochs of a run are embedded together, so that the panels have common coordinates. Needs scikit-learn, which
+`pip install 'rrs-jax[report]'` brings.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from rrs_jax.errors import UserError
+from rrs_jax.files import content_hash, read_json, write_atomic
+from rrs_jax.progress import Progress
+from rrs_jax.weights.safetensors_io import read_header
+
+DIMENSIONS = 50  # principal components that t-SNE is given
+MOST_POINTS = 3000  # over all epochs; t-SNE takes about a minute on two cores for them
+FOLDS = 5
+GRID = 1000  # coordinates are whole numbers from 0 to this
+VERSION = 1  # of what is kept in figure2.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """`states` by epoch, each float32 (N, D); the questions' ids, labels and pairs."""
+
+    states: dict[int, np.ndarray]
+    ids: list[str]
+    labels: np.ndarray
+    pairs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure2:
+    """`tsne`, `pca`: int (N, 2) by epoch, from 0 to GRID; `ids`, `labels` of the N questions; `explained`: share of the
+    variance in PCA's two directions, 0 to 1; `numbers`: what `separation` gives, by epoch."""
+
+    tsne: dict[int, list]
+    pca: dict[int, list]
+    ids: list[str]
+    labels: list[str]
+    explained: float
+    numbers: dict[int, dict]
+
+
+def read_recorded(run: Path) -> Recorded | None:
+    """What RUN/epochs holds; None where it holds nothing. Raises UserError where epochs have different questions."""
+    states, first = {}, None
+    for path in sorted(run.glob("epochs/*/representations.safetensors"), key=lambda path: int(path.parent.name)):
+        entries, metadata = read_header(path)
+        questions = {name: json.loads(metadata[name]) for name in ("ids", "labels", "pairs")}
+        if first not in (None, questions):
+            raise UserError(f"{path}: has other questions than the epochs before; delete {path.parent.parent} and train again.")
+        first = questions
+        states[int(path.parent.name)] = np.array(entries["states"].array(), np.float32)
+    if not states:
+        return None
+    return Recorded(states, first["ids"], np.array(first["labels"]), np.array(first["pairs"]))
+
+
+def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> dict[str, float | None]:
+    """How far harmful and benign questions (bool (N,), `states` (N, D)) are apart.
+
+    silhouette: mean, -1 to 1. probe: accuracy of a linear classifier, percent, cross-validated with the questions of
+    a pair on the same side. distance: of the two means, in units of the root of the mean squared distance of a
+    question from its own mean. None where there are too few questions.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import silhouette_score
+    from sklearn.model_selection import GroupKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    sizes = harmful.sum(), (~harmful).sum()
+    if min(sizes) < 2:
+        return {"silhouette": None, "probe": None, "distance": None}
+    folds = min(FOLDS, len(set(pairs)))
+    probe = None
+    if folds > 1 and min(sizes) >= folds:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+        probe = 100 * float(np.mean(cross_val_score(classifier, states, harmful, groups=pairs, cv=GroupKFold(folds))))
+    means = [states[side].mean(0, dtype=np.float64) for side in (harmful, ~harmful)]
+    own = np.where(harmful[:, None], *means)
+    spread = np.sqrt(np.mean(np.sum((states - own) ** 2, axis=1)))
+    return {
+        "silhouette": float(silhouette_score(states, harmful)),
+        "probe": probe,
+        "distance": float(np.linalg.norm(means[0] - means[1]) / spread) if spread > 0 else None,
+    }
+
+
+def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
+    """The embeddings and the numbers. The numbers are of all harmful and benign questions; of very many questions the
+    panels show the first of each label."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    epochs = list(recorded.states)
+    shown = _shown(recorded.labels, MOST_POINTS // len(epochs))
+    together = np.concatenate([states[shown] for states in recorded.states.values()])
+    components = min(DIMENSIONS, *together.shape)
+    pca = PCA(components, random_state=seed)
+    reduced = pca.fit_transform(together)
+    flat = np.pad(reduced[:, :2], ((0, 0), (0, 2 - reduced[:, :2].shape[1])))
+    moved = flat
+    if len(together) > 6:
+        perplexity = min(30.0, (len(together) - 1) / 3)
+        moved = TSNE(2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(reduced)
+    harmful, sides = recorded.labels == "harmful", np.isin(recorded.labels, ("harmful", "benign"))
+    return Figure2(
+        tsne=_on_grid(moved, epochs),
+        pca=_on_grid(flat, epochs),
+        ids=[recorded.ids[i] for i in shown],
+        labels=[str(recorded.labels[i]) for i in shown],
+        explained=float(pca.explained_variance_ratio_[:2].sum()),
+        numbers={
+            epoch: separation(states[sides], harmful[sides], recorded.pairs[sides]) for epoch, states in recorded.states.items()
+        },
+    )
+
+
+def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
+    """Of the runs that recorded something, several at a time; kept in RUN/report/figure2.json until they record anew.
+    Raises UserError where scikit-learn is missing and something is to be made."""
+    found, wanted = {}, {}
+    for run in runs:
+        recorded = read_recorded(run)
+        if recorded is None:
+            continue
+        key = content_hash(VERSION, *(states.tobytes() for states in recorded.states.values()), recorded.labels.tolist())
+        kept = run / "report" / "figure2.json"
+        if kept.is_file() and (values := read_json(kept)).pop("key", None) == key:
+            for name in ("tsne", "pca", "numbers"):  # JSON makes texts of the epochs
+                values[name] = {int(epoch): value for epoch, value in values[name].items()}
+            found[run] = Figure2(**values)
+        else:
+            wanted[run] = key, recorded
+    if not wanted:
+        return found
+    if find_spec("sklearn") is None:
+        raise UserError("figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again.")
+    from threadpoolctl import threadpool_limits  # which comes with scikit-learn
+
+    workers = min(len(wanted), os.cpu_count() or 1)
+
+    def make(run: Path) -> Figure2:
+        with threadpool_limits(max(1, (os.cpu_count() or 1) // workers)):
+            return make_figure(wanted[run][1])
+
+    with Progress(len(wanted), "figure 2", "runs") as progress, ThreadPoolExecutor(workers) as pool:
+        for run, figure in zip(wanted, pool.map(make, wanted), strict=True):
+            values = {"key": wanted[run][0]} | dataclasses.asdict(figure)
+            write_atomic(run / "report" / "figure2.json", json.dumps(values, separators=(",", ":")))
+            found[run] = figure
+            progress.update(1)
+    return found
+
+
+def _shown(labels: np.ndarray, most: int) -> np.ndarray:
+    """Places of at most so many questions, as many of each label."""
+    names = sorted(set(labels))
+    return np.sort(np.concatenate([np.flatnonzero(labels == name)[: max(1, most // len(names))] for name in names]))
+
+
+def _on_grid(points: np.ndarray, epochs: Sequence[int]) -> dict[int, list]:
+    """One scale for both axes and all epochs."""
+    low, high = points.min(0), points.max(0)
+    scale = GRID / max(float((high - low).max()), 1e-9)
+    whole = np.rint((points - (low + high) / 2) * scale + GRID / 2).astype(int)
+    return {epoch: part.tolist() for epoch, part in zip(epochs, np.split(whole, len(epochs)), strict=True)}
