@@ -14,14 +14,13 @@ import numpy as np
 from flax import nnx
 from kernels import kernels, summary
 
-from rrs_jax.models import stack
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.random_init import random_model
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import make_mesh
-from rrs_jax.representations import _representations, extract_reps
+from rrs_jax.representations import extract_reps
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train import step as step_module
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
@@ -51,11 +50,11 @@ def seconds_each(function, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def measure(model: nnx.Module, remat: str, arguments: argparse.Namespace) -> dict:
+def measure(model: nnx.Module, remat: str, unroll: bool, arguments: argparse.Namespace) -> dict:
     mesh = make_mesh(devices=jax.devices()[:1])
     config = model.config.text
     strategy = RRS(np.zeros((arguments.batch, config.hidden_size), np.float32))
-    step = TrainStep(model, strategy, OptimiserConfig(remat=remat), mesh, arguments.steps)
+    step = TrainStep(model, strategy, OptimiserConfig(remat=remat, unroll=unroll), mesh, arguments.steps)
     bank = jax.device_put(jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype)), step.replicated)
     rows = step.place(random_rows(strategy, arguments.batch, arguments.length, config.vocab_size))
     state = step.init()
@@ -79,13 +78,14 @@ def measure(model: nnx.Module, remat: str, arguments: argparse.Namespace) -> dic
         "first_loss": first, "later_loss": float(one_step()),
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2), "compile_seconds": round(compilation, 1),
     }  # fmt: skip
-    return found | (summary(kernels(one_step)) if arguments.profile else {})
+    return found | (summary(kernels(one_step), arguments.kernels) if arguments.profile else {})
 
 
-def measure_extraction(model: nnx.Module, arguments: argparse.Namespace) -> dict:
+def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Namespace) -> dict:
     """Of the untrained model, as a run's extraction."""
     model = nnx.merge(*nnx.split(model))
     model.lora, config = None, model.config.text
+    model.language_model.unroll = unroll
     batch = random_rows(RRS(np.zeros((arguments.batch, 1))), arguments.batch, arguments.length, config.vocab_size).batch
     bank = jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype))
 
@@ -97,7 +97,7 @@ def measure_extraction(model: nnx.Module, arguments: argparse.Namespace) -> dict
         "what": "extract_reps", "milliseconds": round(1000 * seconds, 1),
         "samples_per_second": round(arguments.batch / seconds, 1),
     }  # fmt: skip
-    return found | (summary(kernels(extract)) if arguments.profile else {})
+    return found | (summary(kernels(extract), arguments.kernels) if arguments.profile else {})
 
 
 def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
@@ -133,6 +133,7 @@ def main() -> None:
         "--variants", default="dots,none,full,extract",
         help="train steps by their train.remat, extract, products; each with +unroll, and with @FLAG=VALUE for XLA",
     )  # fmt: skip
+    parser.add_argument("--kernels", type=int, default=12, help="most of them named with --profile")
     parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantize", default="none", choices=("none", "int8"), help="the decoder's frozen matrices")
@@ -150,16 +151,14 @@ def main() -> None:
     for variant in arguments.variants.split(","):
         names, *flags = variant.split("@")
         names = names.split("+")
-        stack.UNROLL = "unroll" in names
         added = {name: {"true": True, "false": False}.get(value, value) for name, value in (flag.split("=") for flag in flags)}
         step_module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
         if names[0] == "products":
             measure_products(model, arguments)
         elif names[0] == "extract":
-            _representations.cache_clear()
-            report({"variant": variant} | measure_extraction(model, arguments))
+            report({"variant": variant} | measure_extraction(model, "unroll" in names, arguments))
         else:
-            report({"variant": variant} | measure(model, names[0], arguments))
+            report({"variant": variant} | measure(model, names[0], "unroll" in names, arguments))
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         report({"peak_gib": round(peak / GIB, 2)})

@@ -38,9 +38,8 @@ def arrays():
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("stop", [LAYERS, LAYERS - 1])
-def test_scan_and_its_derivative(arrays, monkeypatch, unroll, remat, stop):
+def test_scan_and_its_derivative(arrays, unroll, remat, stop):
     """A range that begins and ends inside of the stack; outputs of all layers count as well as the last state."""
-    monkeypatch.setattr(stack, "UNROLL", unroll)
     x, shared, weights, adapters = arrays
     factors = draw(5, stop - FIRST, 3, WIDTH)
 
@@ -52,7 +51,7 @@ def test_scan_and_its_derivative(arrays, monkeypatch, unroll, remat, stop):
         return jnp.sum(x**2) + jnp.sum(jnp.stack(outs) * factors)
 
     def scanned(x, adapters):
-        x, outs = stack.scan_layers(layer, x, shared, weights, adapters, FIRST, stop, remat=remat)
+        x, outs = stack.scan_layers(layer, x, shared, weights, adapters, FIRST, stop, remat=remat, unroll=unroll)
         return jnp.sum(x**2) + jnp.sum(outs * factors)
 
     for ours, theirs in zip(

@@ -99,10 +99,12 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    """`unroll`: compile each layer by itself where whole layers are run (`rrs_jax.models.stack.scan_layers`)."""
+
     layer_class: ClassVar[type[DecoderLayer]] = DecoderLayer
 
     def __init__(self, config: DecoderConfig, *, dtype):
-        self.config = config
+        self.config, self.unroll = config, False
         self.embed_tokens = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
         self.layers = self.layer_class(config, dtype=dtype, stack=(config.num_hidden_layers,))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
@@ -231,8 +233,8 @@ class Decoder(nnx.Module):
         shared = (self._angles(jnp.arange(x.shape[1])[None], lengths), lengths)
         carrying = jax.tree.leaves(adapters)[0].shape[0] if adapters is not None else 0
         first = min(self.config.num_hidden_layers - carrying, stop)
-        x, low = scan_layers(step, x, shared, stacks, None, 0, first)
-        x, high = scan_layers(step, x, shared, stacks, adapters, first, stop, remat=remat)
+        x, low = scan_layers(step, x, shared, stacks, None, 0, first, unroll=self.unroll)
+        x, high = scan_layers(step, x, shared, stacks, adapters, first, stop, remat=remat, unroll=self.unroll)
         if 0 < first < stop:
             return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), low, high)
         return x, high if first == 0 else low

@@ -16,10 +16,6 @@ import jax.numpy as jnp
 SAVED_NAMES = ("queries", "keys", "values", "attended", "middle", "gate", "up", "thin")
 
 
-# Compile each layer by itself: the compilation takes several times as long, and nothing that is kept is copied.
-UNROLL = False
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(eq=False)
 class Pullback:
@@ -34,16 +30,17 @@ class Pullback:
     places: list[int | None]
 
 
-def scan_layers(step, x, shared, frozen, adapters, start: int, stop: int, *, remat: str = "none"):
+def scan_layers(step, x, shared, frozen, adapters, start: int, stop: int, *, remat: str = "none", unroll: bool = False):
     """Runs `step(x, layer, adapter, shared) -> (x, out)` over layers `start` to `stop`; returns x and the stacked outs.
 
     frozen: stacks over all layers. adapters: stacks over the layers from `start` on, or None. shared: arrays that
     all layers read. x and the adapters are differentiated, for `frozen` and `shared` there is no derivative. `step`
-    reads no array but its arguments. remat: what is kept for the backward pass, see `rematerialise`.
+    reads no array but its arguments. remat: what is kept for the backward pass, see `rematerialise`. unroll: compile
+    each layer by itself, which takes several times as long, and copies nothing that is kept.
     """
     if start == stop:
         return x, None
-    return _scan(step, remat, UNROLL, start, stop, x, adapters, frozen, shared)
+    return _scan(step, remat, unroll, start, stop, x, adapters, frozen, shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))

@@ -34,6 +34,7 @@ class OptimiserConfig:
       clip_norm: largest norm of the adapters' gradient, None for no clipping.
       penalty_weight, penalty_space: see `rrs_jax.strategies.penalty`.
       remat: what is kept for the backward pass, see `rrs_jax.models.stack.rematerialise`.
+      unroll: each layer is compiled by itself.
     """
 
     learning_rate: float = 5e-5
@@ -47,6 +48,7 @@ class OptimiserConfig:
     penalty_weight: float = 1.0
     penalty_space: str = "weights"
     remat: str = "dots"
+    unroll: bool = False
 
 
 @flax.struct.dataclass
@@ -210,6 +212,7 @@ class TrainStep:
 
         def total(lora):
             model = nnx.merge(self.graphdef, lora, base)
+            model.language_model.unroll = self.config.unroll
             losses = self.strategy.row_losses(model, rows.batch, audio_bank, rows.examples, remat=self.config.remat)
             return jnp.sum(losses * rows.weights), losses
 
