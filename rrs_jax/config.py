@@ -31,6 +31,9 @@ FIELDS = {field.name: field for field in (
           "Folder or hub id of the model; `mini` is the small real model, made on first use."),
     Field("model.dtype", "bfloat16", choice("bfloat16", "float32"),
           "Of the frozen weights and activations; LoRA, loss and representations are float32 always."),
+    Field("model.quantize", "none", choice("none", "int8"),
+          "Of the decoder's frozen matrices: `int8` keeps them in 8 bit with a scale for each output, half of "
+          "bfloat16's memory, at an error that docs/training_step.md states; adapters and export stay exact."),
     Field("data.manifest", None, either(text("a JSON-lines file"), None),
           "Training questions; None takes the starter set. Audio paths in it are relative to its folder."),
     Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),
@@ -140,8 +143,12 @@ FIELDS = {field.name: field for field in (
     Field("train.checkpoint_every_steps", 50, whole(1),
           "Steps between checkpoints; a killed run loses at most these."),
     Field("train.keep_checkpoints", 2, whole(1), "Latest checkpoints kept, beside the best."),
-    Field("train.remat", "dots", choice("none", "dots", "full"),
-          "Activations computed again in the backward pass: none, all but matrix products, or all."),
+    Field("train.remat", "auto", choice("auto", "none", "dots", "full"),
+          "Activations computed again in the backward pass: none, all but products and "
+          "attention, or all; `auto` is `dots` where that fits into the device's memory, else `full`."),
+    Field("train.unroll", False, switch(),
+          "Compile each layer by itself: 6 % fewer milliseconds a step on an H100, four times the compilation, once for "
+          "each padded length (docs/training_step.md)."),
     Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient."),
 
     Field("mesh.data", -1, either(whole(1), -1),

@@ -93,7 +93,8 @@ class Evaluation:
         audios = [row["audio"] for row in self.rows if row["audio"]]
         made_by |= {"clips": content_hash([content_hash((self.audio_folder / audio).read_bytes()) for audio in audios])}
         answers = content_hash(
-            made_by, self.config.model.dtype, [[row["id"], row["label"], row["question"]] for row in self.rows],
+            made_by, self.config.model.dtype, self.config.model.quantize,
+            [[row["id"], row["label"], row["question"]] for row in self.rows],
             config.samples, modes, config.over_refusal_modes, config.text_only_variant, self.suffix,
         )  # fmt: skip
         shared = self.session.shared

@@ -10,6 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.config import MINI, flatten, with_preset
+from rrs_jax.costs import fitting_remat, free_memory
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
@@ -21,6 +22,7 @@ from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.parallel import rows_multiple
 from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
@@ -123,20 +125,27 @@ def train_adapter(session: Session) -> dict:
         sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
         encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
     )  # fmt: skip
+    longest = max(len(ids) for prompts in table for ids, _, _ in prompts)
+    longest += max((len(tail) for tails in strategy.tails or () for tail in tails), default=0)
+    settings = train_config(config, session.model.config.text, longest, rows_multiple(session.mesh))
     train(
-        session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh,
+        session.model, strategy, data, settings, session.folder.path, mesh=session.mesh,
         steps=session.shared.steps, on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
     )  # fmt: skip
     record_representations(session)
     return {"adapter": adapter_hash(session.model)}
 
 
-def train_config(config: ConfigDict) -> TrainConfig:
-    values = config.train
+def train_config(config: ConfigDict, text, tokens: int, parts: int) -> TrainConfig:
+    """`text`: the decoder's config; `tokens`: of the longest prompt; `parts`: that cut a batch."""
+    values, remat = config.train, config.train.remat
+    if remat == "auto":
+        remat = fitting_remat(config, text, tokens, parts, free_memory())
     optimiser = OptimiserConfig(
         learning_rate=values.learning_rate, schedule=values.schedule, warmup_steps=values.warmup_steps,
         weight_decay=values.weight_decay, b1=values.b1, b2=values.b2, eps=values.eps, clip_norm=values.clip_norm or 0.0,
-        penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=values.remat,
+        penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=remat,
+        unroll=values.unroll,
     )  # fmt: skip
     return TrainConfig(
         epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,

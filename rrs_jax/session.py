@@ -116,7 +116,7 @@ class Session:
 
     @functools.cached_property
     def vanilla(self) -> nnx.Module:
-        return self.shared.vanilla(self.model_folder, self.config.model.dtype, self.mesh)
+        return self.shared.vanilla(self.model_folder, self.config.model.dtype, self.mesh, self.config.model.quantize)
 
     @functools.cached_property
     def training_rows(self) -> list[dict]:

@@ -55,7 +55,8 @@ class TrainConfig:
     def result_settings(self) -> dict:
         """What shapes the adapters; the rest may change while a run is under way."""
         values = dataclasses.asdict(self)
-        del values["checkpoint_every_steps"], values["keep_checkpoints"], values["optimiser"]["remat"]
+        del values["checkpoint_every_steps"], values["keep_checkpoints"]
+        del values["optimiser"]["remat"], values["optimiser"]["unroll"]
         return values
 
     def steps_per_epoch(self, samples: int) -> int:

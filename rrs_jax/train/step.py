@@ -1,6 +1,7 @@
 """One optimiser step as one jitted function over a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import flax.struct
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, parameter_sharding, replicated, rows_multiple
 from rrs_jax.representations import pad_rows
 from rrs_jax.strategies import Strategy
@@ -31,7 +33,8 @@ class OptimiserConfig:
       warmup_steps: steps in which the rate rises linearly from 0.
       clip_norm: largest norm of the adapters' gradient, None for no clipping.
       penalty_weight, penalty_space: see `rrs_jax.strategies.penalty`.
-      remat: what is kept for the backward pass, see `rrs_jax.models.decoder.rematerialise`.
+      remat: what is kept for the backward pass, see `rrs_jax.models.stack.rematerialise`.
+      unroll: each layer is compiled by itself.
     """
 
     learning_rate: float = 5e-5
@@ -45,6 +48,7 @@ class OptimiserConfig:
     penalty_weight: float = 1.0
     penalty_space: str = "weights"
     remat: str = "dots"
+    unroll: bool = False
 
 
 @flax.struct.dataclass
@@ -136,18 +140,19 @@ class TrainStep:
         sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora))
         # The penalty's weight is an argument, so that runs that differ in it alone share what is compiled.
         inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None, all_of_it)
-        self._step = jax.jit(
+        jit = functools.partial(jax.jit, compiler_options=compiler_options())
+        self._step = jit(
             self._fused, donate_argnums=0,
             in_shardings=(state, *inputs, all_of_it, rows), out_shardings=(state, all_of_it, all_of_it),
         )  # fmt: skip
-        self._first = jax.jit(
+        self._first = jit(
             self._sums, in_shardings=(state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it)
         )  # fmt: skip
-        self._next = jax.jit(
+        self._next = jit(
             self._add, donate_argnums=0,
             in_shardings=(sums, state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it),
         )  # fmt: skip
-        self._apply = jax.jit(
+        self._apply = jit(
             self._update, donate_argnums=0, in_shardings=(state, sums, *inputs), out_shardings=(state, all_of_it)
         )
 
@@ -208,6 +213,7 @@ class TrainStep:
 
         def total(lora):
             model = nnx.merge(self.graphdef, lora, base)
+            model.language_model.unroll = self.config.unroll
             losses = self.strategy.row_losses(model, rows.batch, audio_bank, rows.examples, remat=self.config.remat)
             return jnp.sum(losses * rows.weights), losses
 
