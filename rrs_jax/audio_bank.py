@@ -1,6 +1,7 @@
 """Audio embeddings of all clips, computed once and used by every stage and epoch."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,7 @@ def make_audio_bank(
     rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(features)
     if features:
         graphdef, state = nnx.split(model)
-        encode = jax.jit(lambda state, x, lengths: nnx.merge(graphdef, state).encode_audio(x, lengths))
+        encode = encoder(graphdef)
         lengths = [array.shape[1] for array, _ in features]
         buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple)
         size = -(-batch_size // rows_multiple(mesh)) * rows_multiple(mesh)
@@ -90,6 +91,12 @@ def make_audio_bank(
         with atomic_path(cache) as temporary:
             save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
     return _bank(jax.device_put(array, replicated(mesh)), counts, prints)
+
+
+@functools.lru_cache(maxsize=8)
+def encoder(graphdef):
+    """`encode_audio` of a model's structure as a function of its state, compiled once for each shape of clips."""
+    return jax.jit(lambda state, features, lengths: nnx.merge(graphdef, state).encode_audio(features, lengths))
 
 
 def empty_audio_bank(model: nnx.Module) -> AudioBank:
