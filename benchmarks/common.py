@@ -38,9 +38,12 @@ SMALL = {
     },
 }  # fmt: skip
 TINY = SMALL | {
-    "audio_config": SMALL["audio_config"] | {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64},
-    "text_config": SMALL["text_config"] | {
-        "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "audio_config": {
+        "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "num_mel_bins": 80,
+    },
+    "text_config": {
+        "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 8192, "tie_word_embeddings": False,
     },
 }  # fmt: skip
 SIZES = RELEASED | {"mini": MINI_CONFIG, "small": SMALL, "tiny": TINY}

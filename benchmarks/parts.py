@@ -17,5 +17,6 @@ def each_part(side: str, functions: dict[str, Callable], arguments: argparse.Nam
             function(*inputs, arguments)
         except Exception as error:  # a peer may lack a model, a card memory: whatever it is, the other parts are of use
             traceback.print_exc(file=sys.stderr)
-            report(part=name, side=side, failed=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+            first = (str(error).splitlines() or [""])[0]
+            report(part=name, side=side, failed=f"{type(error).__name__}: {first[:200]}")
         gc.collect()

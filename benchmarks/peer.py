@@ -30,6 +30,7 @@ from rrs_jax.architectures import part
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NO_VISION = {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [0]}
 
 
@@ -82,6 +83,14 @@ def peer_model(values: dict, config) -> torch.nn.Module:
     return transformers.Qwen2AudioForConditionalGeneration(whole)
 
 
+def random_peer(values: dict, config, dtype: torch.dtype) -> torch.nn.Module:
+    torch.set_default_dtype(dtype)
+    with DEVICE:
+        model = peer_model(values, config).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
 def module_of_class(model: torch.nn.Module, *endings: str) -> tuple[str, torch.nn.Module]:
     """Releases of transformers differ in where a part stands, not in its class."""
     return next(
@@ -90,13 +99,12 @@ def module_of_class(model: torch.nn.Module, *endings: str) -> tuple[str, torch.n
 
 
 class Peer:
-    def __init__(self, values: dict, config, arguments: argparse.Namespace):
+    """`model`: one that is loaded already; else it is made of random numbers."""
+
+    def __init__(self, values: dict, config, arguments: argparse.Namespace, model: torch.nn.Module | None = None):
         self.config, self.arguments = config, arguments
         self.dtype = getattr(torch, arguments.dtype)
-        torch.set_default_dtype(self.dtype)
-        with DEVICE:
-            self.model = peer_model(values, config).eval()
-        torch.set_default_dtype(torch.float32)
+        self.model = model or random_peer(values, config, self.dtype)
         self.audio_token = self.model.config.audio_token_id
         self.decoder_name, self.decoder = module_of_class(self.model, "Qwen2Model", "ThinkerTextModel")
         _, self.tower = module_of_class(self.model, "AudioEncoder")
@@ -180,15 +188,16 @@ class Peer:
         variant = "padded to 30 s, as the class wants" if self.fixed_frames else "real lengths"
         report(part="encoder", side="peer", variant=variant, batch=batch, seconds=seconds, units=len(frames), unit="clips")
 
-    def step(self, arguments: argparse.Namespace) -> None:
-        linears = set("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
+    def adapted(self, rank: int) -> peft.PeftModel:
+        """With adapters on all linears of the decoder and on no other."""
         prefix = self.decoder_name + "."
-        targets = [
-            name for name, _ in self.model.named_modules() if name.startswith(prefix) and name.rsplit(".", 1)[-1] in linears
-        ]
+        names = [name for name, _ in self.model.named_modules() if name.startswith(prefix)]
+        targets = [name for name in names if name.rsplit(".", 1)[-1] in LINEARS]
+        return peft.get_peft_model(self.model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+
+    def step(self, arguments: argparse.Namespace) -> None:
         for rank in sorted({rank for _, _, rank in arguments.settings}):
-            lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
-            wrapped = peft.get_peft_model(self.model, lora)
+            wrapped = self.adapted(rank)
             for batch, length, _ in (setting for setting in arguments.settings if setting[2] == rank):
                 self.steps(wrapped, batch, length, rank)
             self.model = wrapped.unload()
@@ -213,17 +222,26 @@ class Peer:
             parameter.data = parameter.data.float()
 
     def train(self, variant: str, forward, adapters: list, batch: int, length: int, rank: int) -> None:
+        self.time("step", variant, self.one_step(forward, adapters, batch), batch, length, rank=rank)
+
+    def one_step(self, forward, adapters: list, batch: int):
         optimiser = torch.optim.AdamW(adapters, lr=5e-5, weight_decay=0.0, fused=CUDA)
         target = torch.zeros(batch, self.config.text.hidden_size, device=DEVICE)
 
-        def one_step():
+        def step():
             optimiser.zero_grad(set_to_none=True)
             loss = ((forward().float() - target) ** 2).sum(-1).mean()
             loss.backward()
             optimiser.step()
             return loss
 
-        self.time("step", variant, one_step, batch, length, rank=rank)
+        return step
+
+    def first_step(self) -> None:
+        batch, length, rank = self.arguments.settings[0]
+        adapters = [parameter for parameter in self.adapted(rank).parameters() if parameter.requires_grad]
+        inputs = self.inputs(batch, length)
+        self.one_step(lambda: self.kept(inputs, self.decoder), adapters, batch)()
 
     def time(self, name: str, variant: str, call, batch: int, length: int, **more) -> None:
         """One variant that fails is told and the next one goes on."""

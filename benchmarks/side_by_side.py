@@ -73,8 +73,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     defaults = {
         "rounds": 3 if cpu else 1, "batch": 4 if cpu else 16, "steps": (1 if mini else 3) if cpu else 10,
         "dtype": "float32" if cpu else "bfloat16", "clips": 16 if cpu else 128, "queries": (2 if mini else 8) if cpu else 350,
-        "new_tokens": 16 if cpu else 64, "answers": "40" if cpu else "320", "peer_queries": ("2" if mini else "8") if cpu else "16,64",
-        "questions": 8 if cpu else 700,
+        "new_tokens": 16 if cpu else 64, "answers": "40" if cpu else "320",
+        "peer_queries": ("2" if mini else "8") if cpu else "16,64", "questions": 8 if cpu else 700,
     }  # fmt: skip
     for name, value in defaults.items():
         if getattr(options, name) is None:
@@ -117,6 +117,8 @@ def one_side(options: argparse.Namespace) -> None:
         from load import ours_load as measure
     elif options.side == "peer-load":
         from load import peer_load as measure
+    elif options.side == "write-folder":
+        from load import write_folder as measure
     else:
         from whole_run import measure
     measure(values, options)
@@ -131,10 +133,9 @@ def measure_model(model: str, options: argparse.Namespace) -> list[dict]:
             lines += side_lines(model, side, turn, f"--parts={','.join(in_turns)}")
     if "load" in options.parts:
         with tempfile.TemporaryDirectory(prefix="rrs_jax_load_") as folder:
-            from load import SIDES, write_folder_in_process
+            from load import SIDES
 
-            lines += write_folder_in_process(model, folder, options, side_lines)
-            for side in (name for which in options.sides for name in SIDES[which]):
+            for side in ("write-folder", *(name for which in options.sides for name in SIDES[which])):
                 lines += side_lines(model, side, 0, "--parts=load", f"--folder={folder}")
     if "whole" in options.parts:
         lines += side_lines(model, "whole", 0, "--parts=whole")
@@ -167,16 +168,15 @@ def compare(lines: list[dict], model: str) -> list[dict]:
     found = []
     timed = [line for line in lines if "seconds" in line and "units" in line]
     for key in dict.fromkeys(setting(line) for line in timed):
-        sides = {side: best(line for line in timed if setting(line) == key and line["side"] == side) for side in ("ours", "peer")}
-        ours, peer = sides["ours"], sides["peer"]
-        line = {"model": model, "part": key[0], "side": "comparison", **dict(zip(("batch", "length", "rank"), key[1:], strict=True))}
+        same = [line for line in timed if setting(line) == key]
+        ours, peer = (best(line for line in same if line["side"] == side) for side in ("ours", "peer"))
+        line = {"model": model, "side": "comparison", **dict(zip(("part", "batch", "length", "rank"), key, strict=True))}
         if ours:
             units = ours["units"]
             line |= {"unit": ours["unit"], "ours_seconds": ours["seconds"], "ours_variant": ours["variant"],
                      "ours_a_second": units / ours["seconds"], "ours_peak_gib": ours.get("peak_gib")}  # fmt: skip
-            if rates["flops_a_second"]:
-                floor = ours["floor_flops"] / rates["flops_a_second"]
-                floor += ours.get("floor_bytes", 0) / rates["bytes_a_second"]
+            floor = floor_seconds(ours, rates, lines)
+            if floor:
                 line |= {"floor_seconds": floor, "floor_a_second": units / floor, "share_of_floor": floor / ours["seconds"]}
         if peer:
             line |= {"unit": peer["unit"], "peer_seconds": peer["seconds"], "peer_variant": peer["variant"],
@@ -188,6 +188,17 @@ def compare(lines: list[dict], model: str) -> list[dict]:
         found.append(line)
         print(json.dumps(line), flush=True)
     return lines + found
+
+
+def floor_seconds(line: dict, rates: dict, lines: list[dict]) -> float:
+    """0 where the rate was not measured."""
+    disk = next((line["read_bytes_a_second"] for line in lines if line.get("detail") == "folder"), 0)
+    seconds = 0.0
+    for work, rate in (
+        ("floor_flops", rates["flops_a_second"]), ("floor_bytes", rates["bytes_a_second"]), ("disk_bytes", disk),
+    ):  # fmt: skip
+        seconds += line[work] / rate if rate and work in line else 0.0
+    return seconds
 
 
 def setting(line: dict) -> tuple:
