@@ -18,7 +18,6 @@ GIB = 2**30
 SAMPLE_RATE = 16_000
 AUDIO_TOKENS, AUDIO_START = 80, 16  # of a prompt of fixed length: a clip of 3.2 seconds, and where it begins
 AUDIO_FRAMES = 4 * AUDIO_TOKENS
-TEXT_BEFORE, TEXT_BEHIND = 20, 25  # tokens of the template and of the prompt around a clip of real length
 
 # Seconds of the starter set's spoken questions at 0, 5, …, 100 % (1,131 clips of the library's own voices, mean 2.68).
 CLIP_SECONDS = (

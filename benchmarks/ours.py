@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +163,5 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
 def mel_config(values: dict, bins: int) -> MelConfig:
     prompt_format = part("inputs", values).FORMAT
     if prompt_format.mel_config:
-        from pathlib import Path
-
         return prompt_format.mel_config(Path("."), prompt_format.model_values(values))
     return MelConfig(num_mel_bins=bins)
