@@ -8,10 +8,9 @@ decoder and the output head, the keys and values of each prompt once, and those 
 """
 
 import argparse
-import time
 
 import numpy as np
-from common import GIB, decoder_weights, forward_flops, report
+from common import GIB, Clock, decoder_weights, forward_flops, report
 
 SAMPLING = dict(temperature=0.7, top_k=20, top_p=0.5, repetition_penalty=1.1)
 CLIP_TOKENS, PROMPT_TOKENS = 75, (121, 136)  # a clip of three seconds; shortest and longest prompt
@@ -44,12 +43,12 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
     for batch in map(int, arguments.answers.split(",")):
         generator = Generator(model, sampling, eos_token_ids=(-1,), batch_size=batch, cache_dtype=arguments.cache_dtype)
         answers = {}
-        start = time.perf_counter()
+        start = Clock.now()
         generator.generate(prompts, bank, answers.__setitem__)
-        first = time.perf_counter() - start
-        start = time.perf_counter()
+        first = Clock.now() - start
+        start = Clock.now()
         generator.generate(prompts, bank, answers.__setitem__)
-        seconds = time.perf_counter() - start
+        seconds = Clock.now() - start
         if {len(answer) for answer in answers.values()} != {arguments.new_tokens}:
             raise AssertionError("an answer of another length")
         pieces = timed_pieces(generator, prompts, bank)
@@ -86,9 +85,9 @@ def timed_pieces(generator, prompts, bank) -> list[dict]:
         prompts, width = state.cache.prompts.keys.shape[1], state.cache.prompts.keys.shape[3]
         made = np.asarray(state.made)
         lengths = int(np.asarray(state.cache.prompt_lengths).sum())
-        start = time.perf_counter()
+        start = Clock.now()
         state, tokens = jax.block_until_ready(decode(params, state))
-        seconds = time.perf_counter() - start
+        seconds = Clock.now() - start
         after = np.asarray(state.made)
         steps = int((after - made).max())
         # In step i of the chunk a row attends to the tokens that it had before, and to its new one.
@@ -98,9 +97,9 @@ def timed_pieces(generator, prompts, bank) -> list[dict]:
         return state, tokens
 
     def timed_prefill(*inputs):
-        start = time.perf_counter()
+        start = Clock.now()
         entered = jax.block_until_ready(prefill(*inputs))
-        pieces.append({"what": "prefill", "seconds": time.perf_counter() - start})
+        pieces.append({"what": "prefill", "seconds": Clock.now() - start})
         return entered
 
     generator._decode, generator._prefill = timed_decode, timed_prefill
@@ -143,9 +142,9 @@ def theirs(text, arguments: argparse.Namespace) -> None:
         line = dict(part="generate", side="peer", variant=f"generate, {queries} queries at once")
         try:
             answer(new_tokens=4)
-            start = time.perf_counter()
+            start = Clock.now()
             responses = len(answer())
-            seconds = time.perf_counter() - start
+            seconds = Clock.now() - start
         except torch.OutOfMemoryError:
             report(**line, failed="out of memory")
             torch.cuda.empty_cache()

@@ -88,8 +88,7 @@ def ours_load(values: dict, arguments: argparse.Namespace) -> None:
 
 def peer_load(values: dict, arguments: argparse.Namespace) -> None:
     import torch
-    import transformers
-    from peer import DEVICE, Peer, wait
+    from peer import DEVICE, Peer, peer_class, wait
 
     from rrs_jax.architectures import part
 
@@ -98,12 +97,14 @@ def peer_load(values: dict, arguments: argparse.Namespace) -> None:
         return
     folder = Path(arguments.folder)
     loading = time.time()
-    name = "Qwen2_5OmniThinker" if "thinker_config" in values else "Qwen2Audio"
-    model_class = getattr(transformers, f"{name}ForConditionalGeneration")
-    model = model_class.from_pretrained(folder, dtype=getattr(torch, arguments.dtype), device_map=str(DEVICE))
+    config = part("models", values).MODEL.config_class.from_hf(values)
+    model_class, settings = peer_class(values, config)
+    model = model_class.from_pretrained(
+        folder, config=settings, dtype=getattr(torch, arguments.dtype), device_map=str(DEVICE)
+    )
     wait(None)
     loaded = time.time()
-    peer = Peer(values, part("models", values).MODEL.config_class.from_hf(values), arguments, model)
+    peer = Peer(values, config, arguments, model)
     peer.first_step()
     wait(None)
     told("peer", "from_pretrained, encoder outputs kept", loading, loaded, time.time(), folder)

@@ -62,13 +62,13 @@ def rates(arguments: argparse.Namespace) -> dict:
     return {"flops_a_second": 2 * width**3 / seconds, "bytes_a_second": 4 * elements / copying}
 
 
-def peer_model(values: dict, config) -> torch.nn.Module:
-    """The class of transformers with these sizes."""
+def peer_class(values: dict, config) -> tuple[type, transformers.PretrainedConfig]:
+    """The class of transformers, and its config with these sizes."""
     if "thinker_config" in values:
         width = config.text.hidden_size
         thinker = values["thinker_config"] | {"vision_config": NO_VISION | {"out_hidden_size": width}}
         thinker = transformers.Qwen2_5OmniThinkerConfig(**thinker)
-        return transformers.Qwen2_5OmniThinkerForConditionalGeneration(thinker)
+        return transformers.Qwen2_5OmniThinkerForConditionalGeneration, thinker
     text, audio = config.text, config.audio
     text = {
         "model_type": "qwen2", "hidden_size": text.hidden_size, "intermediate_size": text.intermediate_size,
@@ -80,13 +80,14 @@ def peer_model(values: dict, config) -> torch.nn.Module:
         "encoder_attention_heads": audio.encoder_attention_heads, "num_mel_bins": audio.num_mel_bins,
     }  # fmt: skip
     whole = transformers.Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=text["vocab_size"] - 1)
-    return transformers.Qwen2AudioForConditionalGeneration(whole)
+    return transformers.Qwen2AudioForConditionalGeneration, whole
 
 
 def random_peer(values: dict, config, dtype: torch.dtype) -> torch.nn.Module:
+    model_class, settings = peer_class(values, config)
     torch.set_default_dtype(dtype)
     with DEVICE:
-        model = peer_model(values, config).eval()
+        model = model_class(settings).eval()
     torch.set_default_dtype(torch.float32)
     return model
 

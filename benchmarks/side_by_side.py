@@ -8,7 +8,9 @@
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=step --scaling=batch,length,rank
 
 Each side runs in a process of its own, one behind the other, so that neither holds memory that the other wants. With
-`--rounds=N` they take turns N times and the medians count, for a machine that others use too. What fails, on either
+`--rounds=N` they take turns N times and the medians count, for a machine that others use too. Where it is much used,
+`taskset -c 0 python benchmarks/side_by_side.py --clock=cpu ...` counts one core's seconds of work in place of the wall's:
+several threads that wait for one another are slowed by others' work far more than one. What fails, on either
 side, is told in a line of its own, and everything else goes on.
 
 The floor of a piece of work is its arithmetic (matrix products with weights) over the rate of a large matrix product,
@@ -58,6 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache_dtype", default="auto", help="of our keys and values in generate")
     parser.add_argument("--questions", type=int, help="harmful ones of the whole run, and as many benign ones")
     parser.add_argument("--epochs", type=int, default=10, help="of the whole run")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: with `taskset -c 0`, on a busy machine")
     parser.add_argument("--out", help="file to which the lines are appended")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -106,8 +109,9 @@ def main() -> None:
 
 
 def one_side(options: argparse.Namespace) -> None:
-    from common import SIZES
+    from common import SIZES, Clock
 
+    Clock.choose(options.clock)
     values = SIZES[options.model[0]]
     if options.side == "ours":
         from ours import measure
