@@ -41,7 +41,7 @@ class OnDevice(Shared):
         super().__init__()
         self.model, self.encoding = model, 0.0
 
-    def vanilla(self, model_folder: Path, dtype: str, mesh):
+    def vanilla(self, *_: object):
         return self.model
 
     def audio_bank(self, *inputs, **settings) -> AudioBank:
