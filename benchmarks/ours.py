@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+import generation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,6 @@ from common import (
     step_flops,
 )
 from flax import nnx
-from generation import ours as generate
 from parts import each_part
 
 from rrs_jax.architectures import part
@@ -82,6 +82,13 @@ def fixed_batch(batch: int, length: int, vocabulary: int) -> Batch:
 
 def clip_bank(model: nnx.Module) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (AUDIO_TOKENS, model.config.text.hidden_size), model.dtype)
+
+
+def generate(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
+    if arguments.adapters:
+        lora = LoRAConfig(arguments.rank, 2.0 * arguments.rank, None)
+        model = with_lora(model, lora, make_mesh(devices=jax.devices()[:1]), 0)
+    generation.ours(model, values, arguments)
 
 
 def step(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:

@@ -56,6 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=5, help="answers to a query")
     parser.add_argument("--new_tokens", type=int, help="of an answer")
     parser.add_argument("--answers", help="ours in flight, several with commas between")
+    parser.add_argument("--adapters", action="store_true", help="ours in generate with adapters beside the base")
     parser.add_argument("--peer_queries", help="of the peer at once, several with commas between")
     parser.add_argument("--cache_dtype", default="auto", help="of our keys and values in generate")
     parser.add_argument("--questions", type=int, help="harmful ones of the whole run, and as many benign ones")
