@@ -57,8 +57,9 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
         needed = sum(step["steps"] * weights + slot * step["real_slots"] for step in steps)
         read = sum(step["steps"] * (weights + slot * step["slots"]) for step in steps)
         stats = jax.devices()[0].memory_stats() or {}
+        variant = f"{batch} answers in flight" + (", adapters" if model.lora else "")
         report(
-            part="generate", side="ours", variant=f"{batch} answers in flight" + (", adapters" if model.lora else ""), seconds=seconds, units=len(prompts),
+            part="generate", side="ours", variant=variant, seconds=seconds, units=len(prompts),
             unit="responses", floor_flops=prefill, floor_bytes=needed, seconds_with_compilation=first,
             prefill_seconds=sum(piece["seconds"] for piece in pieces if piece["what"] == "prefill"),
             decode_seconds=spent, decode_steps=count, floor_bytes_a_step=needed / count, read_bytes_a_step=read / count,
