@@ -66,7 +66,8 @@ def test_encoder_floor_is_what_torch_counts_for_30_seconds():
 
 
 @pytest.mark.parametrize("model, parts", [
-    ("tiny", ["step", "extract", "encoder", "generate"]), ("omni-7b", ["step", "encoder"]), ("qwen-audio", ["extract", "encoder"]),
+    ("tiny", ["step", "extract", "encoder", "generate"]), ("omni-7b", ["step", "encoder"]),
+    ("qwen-audio", ["extract", "encoder"]),
 ])  # fmt: skip
 def test_both_sides_tell_a_line_for_each_part(model, parts, capsys):
     values = small(RELEASED[model]) if model in RELEASED else common.SIZES[model]
