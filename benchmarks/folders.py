@@ -13,7 +13,7 @@ from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.weights.load import abstract_model
 from rrs_jax.weights.safetensors_io import write_header
 
-WORDS = r" ?\w+|\n|[^\w\s]"  # as Qwen's tokenizer cuts the prompts, none of whose words has two tokens there
+WORDS = r"\n| ?[^\W\d]+|\d|[^\w\s]| "  # as Qwen's tokenizer cuts the prompts, of whose words it cuts one in two
 PIECE = 2**25  # numbers that are drawn once and written again and again
 
 

@@ -92,32 +92,36 @@ def generate(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> 
 
 
 def step(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
+    for setting in arguments.settings:
+        for remat in arguments.remat.split(","):
+            one_setting(model, *setting, remat, arguments)
+
+
+def one_setting(model: nnx.Module, batch: int, length: int, rank: int, remat: str, arguments: argparse.Namespace) -> None:
     text, mesh = model.config.text, make_mesh(devices=jax.devices()[:1])
-    remat = {"remat": arguments.remat} if arguments.remat else {}
-    for batch, length, rank in arguments.settings:
-        lora = LoRAConfig(rank, 2.0 * rank, None)
-        adapted = with_lora(model, lora, mesh, 0)
-        strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
-        train = TrainStep(adapted, strategy, OptimiserConfig(**remat), mesh, 1000)
-        prompts = fixed_batch(batch, length, text.vocab_size)
-        rows = train.place(
-            Rows(prompts, strategy.examples(np.arange(batch)), np.arange(batch) % 2 == 0, np.ones(batch, np.float32))
-        )
-        bank = jax.device_put(clip_bank(model), train.replicated)
-        state = train.init()
+    line = dict(part="step", side="ours", variant=f"remat {remat}", batch=batch, length=length, rank=rank)
+    adapted = with_lora(model, LoRAConfig(rank, 2.0 * rank, None), mesh, 0)
+    strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
+    train = TrainStep(adapted, strategy, OptimiserConfig(remat=remat), mesh, 1000)
+    prompts, harmful = fixed_batch(batch, length, text.vocab_size), np.arange(batch) % 2 == 0
+    rows = train.place(Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32)))
+    bank = jax.device_put(clip_bank(model), train.replicated)
+    state = train.init()
 
-        def one_step(train=train, bank=bank, rows=rows):
-            nonlocal state
-            state, metrics, _ = train(state, bank, [rows])
-            return metrics
+    def one_step():
+        nonlocal state
+        state, metrics, _ = train(state, bank, [rows])
+        return metrics
 
+    try:
         seconds = median_seconds(one_step, jax.block_until_ready, arguments.steps)
-        report(
-            part="step", side="ours", variant=f"remat {train.config.remat}", batch=batch, length=length, rank=rank,
-            seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank),
-            peak_gib=peak_gib(), finite=bool(one_step().finite),
-        )  # fmt: skip
-
+    except jax.errors.JaxRuntimeError as error:  # out of memory at one setting; the others go on
+        report(**line, failed=str(error).splitlines()[0][:200])
+        return
+    report(
+        **line, seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank),
+        peak_gib=peak_gib(), finite=bool(one_step().finite),
+    )  # fmt: skip
 
 
 def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:

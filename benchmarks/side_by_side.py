@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, help="calls that one timing takes together")
     parser.add_argument("--dtype")
-    parser.add_argument("--remat", help="what our step keeps, see train.remat; else the config's default")
+    parser.add_argument("--remat", help="what our step keeps, see train.remat; several with commas between, the best counts")
     parser.add_argument("--compile", action="store_true", help="the peer through torch.compile as well")
     parser.add_argument("--clips", type=int, help="of the encoder")
     parser.add_argument("--queries", type=int, help="of generate")
@@ -76,7 +76,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     mini = "mini" in options.model
     defaults = {
         "rounds": 3 if cpu else 1, "batch": 4 if cpu else 16, "steps": (1 if mini else 3) if cpu else 10,
-        "dtype": "float32" if cpu else "bfloat16", "clips": 16 if cpu else 128, "queries": (2 if mini else 8) if cpu else 350,
+        "dtype": "float32" if cpu else "bfloat16", "clips": 16 if cpu else 128,
+        "remat": "dots" if cpu else "dots,none", "queries": (2 if mini else 8) if cpu else 350,
         "new_tokens": 16 if cpu else 64, "answers": "40" if cpu else "320",
         "peer_queries": ("2" if mini else "8") if cpu else "16,64", "questions": 8 if cpu else 700,
     }  # fmt: skip

@@ -89,8 +89,6 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         config.run_dir = str(place / "run")
         config.data.manifest, config.data.eval_manifest = map(str, manifests)
         config.train.epochs = arguments.epochs
-        if arguments.remat:
-            config.train.remat = arguments.remat
         shared, clock, compiling = OnDevice(model), CompileClock(), {}
         functions = {name: clocked(pipeline.STAGE_FUNCTIONS[name], name, clock, compiling) for name in STAGES}
         pipeline.STAGE_FUNCTIONS.update(functions)

@@ -15,10 +15,13 @@ import common  # noqa: E402
 import ours  # noqa: E402
 import peer  # noqa: E402
 import side_by_side  # noqa: E402
-from performance_page import comparison_table, draw  # noqa: E402
+from folders import write_random_weights, write_small_files  # noqa: E402
+from performance_page import comparison_table, draw, with_peer_of_whole_run  # noqa: E402
 from released_sizes import small  # noqa: E402
 
 from rrs_jax.architectures import part  # noqa: E402
+from rrs_jax.inputs.processor import Processor  # noqa: E402
+from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T  # noqa: E402
 from rrs_jax.models.released import RELEASED  # noqa: E402
 
 
@@ -124,6 +127,36 @@ def test_the_page_takes_the_last_lines_and_draws_the_scales(tmp_path):
     assert "Failed: m, step, peer: out of memory." in table
     pytest.importorskip("matplotlib")
     assert [file.name for file in draw(lines, tmp_path, "n")] == ["n-batch.svg"]
+
+
+def test_prompts_are_as_long_as_by_qwens_own_tokenizer(tmp_path):
+    write_small_files(tmp_path, common.SIZES["small"])
+    processor = Processor.from_folder(tmp_path)
+    lengths = [len(processor.encode(text, [75])) for text in (*PROMPT_POOL, PROMPT_T, PROMPT_REFUSAL)]
+    by_qwen = [109, 109, 109, 110, 112, 111, 113, 111, 112, 114, 113, 125]  # with the tokenizer and template of the mini
+    assert np.abs(np.subtract(lengths, by_qwen)).max() <= 1
+
+
+def test_a_folder_of_random_weights_is_loaded_by_transformers_whole(tmp_path):
+    values = common.SIZES["tiny"]
+    write_small_files(tmp_path, values)
+    size = write_random_weights(tmp_path / "model.safetensors", values, "float32")
+    assert (tmp_path / "model.safetensors").stat().st_size == size
+    model_class, settings = peer.peer_class(values, part("models", values).MODEL.config_class.from_hf(values))
+    _, info = model_class.from_pretrained(tmp_path, config=settings, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+
+
+def test_the_peers_whole_run_is_by_its_rates():
+    def compared(name, rate, **more):
+        return {"model": "m", "part": name, "side": "comparison", "peer_a_second": rate, "peer_seconds": 1.0, **more}
+
+    parts = [compared("encoder", 10.0), compared("extract", 20.0, length=200), compared("step", 40.0, length=200)]
+    run = {"model": "m", "part": "whole", "side": "ours", "extractions": 60, "sample_passes": 400, "mean_tokens": 100.0}
+    line = {"model": "m", "part": "whole", "side": "comparison", "ours_seconds": 2.0}
+    whole = with_peer_of_whole_run(line, [*parts, run, line])
+    assert whole["peer_seconds"] == 40 / 10 + 60 / 20 / 2 + 400 / 40 / 2 and whole["ratio"] == whole["peer_seconds"] / 2
+    assert with_peer_of_whole_run(line, [*parts[1:], run, line]) == line
 
 
 def test_clips_are_as_long_as_the_starter_set():
