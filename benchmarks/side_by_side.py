@@ -72,6 +72,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         if unknown:
             parser.error(f"--{name}: {', '.join(unknown)} is none of {', '.join(known)}")
         setattr(options, name, chosen)
+    if options.clock == "cpu" and len(os.sched_getaffinity(0)) > 1:
+        parser.error("--clock=cpu: counts what threads spend on waiting for one another as well; start it with `taskset -c 0`")
     cpu = all(model in CPU_SIZES for model in options.model)
     mini = "mini" in options.model
     defaults = {
