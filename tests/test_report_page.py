@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 from report_runs import HOSTILE, REFUSAL, write_recorded, write_run
-from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from test_show import browser  # noqa: F401 (fixture)
 
@@ -305,11 +305,16 @@ def test_text_from_outside_stays_text(opened, sweep):
 
 
 def hover(browser, element, x: int = 0, y: int = 0):  # noqa: F811
-    """The pointer on the element's middle, moved by x and y. The driver scrolls first, and scrolling, which the page is
-    told late, takes a tip away; so once more when two frames are drawn."""
-    for nearby in (1, 0):  # a pointer that does not move tells the page nothing
-        ActionChains(browser).move_to_element_with_offset(element, x + nearby, y).perform()
-        browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    """The pointer on the element's middle, moved by x and y; after scrolling, of which the page is told late and which
+    takes a tip away."""
+    left, top = browser.execute_async_script("""const [element, done] = arguments;
+        element.scrollIntoView({block: "center"});
+        const box = element.getBoundingClientRect();
+        const middle = [box.x + box.width / 2, box.y + box.height / 2];
+        requestAnimationFrame(() => requestAnimationFrame(() => done(middle)));""", element)
+    builder = ActionBuilder(browser)
+    builder.pointer_action.move_to_location(round(left + x), round(top + y))
+    builder.perform()
 
 
 def test_marks_and_points_can_be_hovered(opened, sweep):
