@@ -22,9 +22,13 @@ flags.adopt_module_key_flags(command_line)  # `--help` shows them
 def main(_: list[str]) -> None:
     config, stages = command_line.read()
     validate(config)
-    sweep, index = flags.FLAGS.sweep, flags.FLAGS.sweep_index
-    if index is not None and sweep is None:
-        raise UserError("--sweep_index: has no meaning without --sweep; give both.")
+    sweep, index, jobs = flags.FLAGS.sweep, flags.FLAGS.sweep_index, flags.FLAGS.sweep_jobs
+    if sweep is None and (index is not None or jobs != 1):
+        raise UserError(f"--sweep_{'jobs' if index is None else 'index'}: has no meaning without --sweep; give both.")
+    if index is not None and jobs != 1:
+        raise UserError("--sweep_jobs: has no meaning with --sweep_index, which is one run; give one of them.")
+    if jobs < 1:
+        raise UserError(f"--sweep_jobs: is {jobs}; give 1 or more processes.")
     # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
     if flags.FLAGS.dry_run and sweep is not None:
         from rrs_jax.sweep import print_sweep
@@ -37,7 +41,7 @@ def main(_: list[str]) -> None:
     elif sweep is not None:
         from rrs_jax.sweep import run_sweep
 
-        run_sweep(config, sweep, stages, index)
+        run_sweep(config, sweep, stages, index, jobs)
     else:
         from rrs_jax import pipeline
 

@@ -50,6 +50,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
     flags.DEFINE_integer(
         "sweep_index", None, "The one run of the sweep to do, from 0; without it all of them.", flag_values=flag_values
     )
+    flags.DEFINE_integer(
+        "sweep_jobs", 1, "Processes that share the sweep's runs, on one machine.", flag_values=flag_values
+    )
     flags.DEFINE_bool(
         "dry_run", False, "Print stages, sizes, memory and estimated time, and end.", flag_values=flag_values
     )

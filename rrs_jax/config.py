@@ -50,6 +50,8 @@ FIELDS = {field.name: field for field in (
           "Starter set: plain harmless training questions on which the model is to stay as it is; None is all (140)."),
     Field("data.contrast", 0, either(whole(0), None),
           "Starter set: the same with alarming words, in other styles than the rewrites; None is all (140)."),
+    Field("data.seed", 0, whole(0, 2**31 - 1),
+          "Of the data: each question's voice, noise as a distractor, and which questions a part of the starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.max_cost_usd", 0.0, number(0),
@@ -63,7 +65,7 @@ FIELDS = {field.name: field for field in (
     Field("strategy", "rrs", choice(*STRATEGY_TABLE),
           "; ".join(f"`{name}`: {entry.what}" for name, entry in STRATEGY_TABLE.items()) + "."),
     Field("seed", 0, whole(0, 2**31 - 1),
-          "Of LoRA's start, data order, prompts t', voices and sampled answers."),
+          "Of training and answers: LoRA's start, data order, prompts t', sampled answers. Not of the data."),
 
     Field("rrs.top_m", 51.0, either(number(0, 100, above=True), "positive"),
           "Percent of features kept in the safety vector (section 4.1), by contribution to the refusal "

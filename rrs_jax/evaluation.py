@@ -1,5 +1,6 @@
 """The evaluate stage: which questions in which setting, answered by which engine, judged by whom."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -88,17 +89,19 @@ class Evaluation:
             made_by, self.config.model.dtype, [[row["id"], row["label"], row["question"]] for row in self.rows],
             config.samples, modes, config.over_refusal_modes, config.text_only_variant, self.suffix,
         )  # fmt: skip
-        if name == "vanilla":
-            self.session.shared.borrow(answers, folder / (name + self.suffix))
-        summary = evaluate_model(
-            name + self.suffix, self.rows, generate, modes=modes, samples=config.samples,
-            judge_names=config.judges, judge_settings=self.judges, folder=folder,
-            setting=config.setting, text_only_variant=config.text_only_variant,
-            over_refusal_modes=config.over_refusal_modes, audio_folder=self.audio_folder, made_by=made_by,
-            model=made_by["model"], strategy=name, vanilla=vanilla, write_every=write_every,
-        )  # fmt: skip
-        if name == "vanilla":
-            self.session.shared.lend(answers, folder / (name + self.suffix))
+        shared = self.session.shared
+        with shared.alone(f"vanilla-{answers}") if name == "vanilla" else contextlib.nullcontext():
+            if name == "vanilla":
+                shared.borrow(answers, folder / (name + self.suffix))
+            summary = evaluate_model(
+                name + self.suffix, self.rows, generate, modes=modes, samples=config.samples,
+                judge_names=config.judges, judge_settings=self.judges, folder=folder,
+                setting=config.setting, text_only_variant=config.text_only_variant,
+                over_refusal_modes=config.over_refusal_modes, audio_folder=self.audio_folder, made_by=made_by,
+                model=made_by["model"], strategy=name, vanilla=vanilla, write_every=write_every,
+            )  # fmt: skip
+            if name == "vanilla":
+                shared.lend(answers, folder / (name + self.suffix))
         if epoch is not None:
             return summary
         if vanilla is not None:
@@ -148,7 +151,7 @@ class Evaluation:
             mute = [row for row in rows if not row["audio"]]
             if mute and (set(config.modes) != {"text_only"} or config.setting != "spoken"):
                 drawn = read_voices(",".join(self.config.data.voices))
-                texts = [(row["question"], draw_voice(row["question"], self.config.seed, drawn)) for row in mute]
+                texts = [(row["question"], draw_voice(row["question"], self.config.data.seed, drawn)) for row in mute]
                 clips = speak_all(texts, max_cost_usd=self.config.data.max_cost_usd)
                 for row, (_, voice), (path, seconds) in zip(mute, texts, clips, strict=True):
                     row |= {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
@@ -159,7 +162,7 @@ class Evaluation:
         voices = read_voices(",".join(self.config.data.voices)) if config.setting == "spelled" else None
         rows = setting_rows(
             config.setting, rows, folder, session.folder.path / "data" / config.setting, voices=voices,
-            seed=self.config.seed, max_cost_usd=self.config.data.max_cost_usd,
+            seed=self.config.data.seed, max_cost_usd=self.config.data.max_cost_usd,
         )  # fmt: skip
         return rows, folder
 

@@ -1,6 +1,7 @@
 """Small files: JSON lines, atomic writes, content hashes."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +37,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path}: writing failed ({error.strerror}); free space or choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path | None) -> Iterator[None]:
+    """Processes enter one after another; the lock goes with the process, however it ends. None locks nothing."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: what is shared may be made twice
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:

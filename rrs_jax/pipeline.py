@@ -83,7 +83,7 @@ def make_data(session: Session) -> dict:
                 sizes = {name: chosen[name] for name in ("pairs_per_category", "everyday", "contrast")}
                 sizes["parallel"] = kind != "mirror"
             build_starter(
-                target.parent, split=split, categories=chosen.categories, voices=voices, seed=config.seed,
+                target.parent, split=split, categories=chosen.categories, voices=voices, seed=chosen.seed,
                 max_cost_usd=chosen.max_cost_usd, **sizes,
             )  # fmt: skip
     rows = session.training_rows
@@ -97,10 +97,10 @@ def _take_manifest(source: Path, target: Path, voices: str, config: ConfigDict) 
     mute = [row for row in rows if not row["audio"]]
     if mute:
         drawn = read_voices(voices)
-        texts = [(row["question"], draw_voice(row["question"], config.seed, drawn)) for row in mute]
+        texts = [(row["question"], draw_voice(row["question"], config.data.seed, drawn)) for row in mute]
         clips = speak_all(texts, max_cost_usd=config.data.max_cost_usd)
         for row, (path, seconds) in zip(mute, clips, strict=True):
-            voice = draw_voice(row["question"], config.seed, drawn)
+            voice = draw_voice(row["question"], config.data.seed, drawn)
             row |= {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
     rows = [row | {"audio": str((source.parent / row["audio"]).absolute())} for row in rows]
     check_audios([row["audio"] for row in rows], max_seconds=config.data.audio_max_seconds)

@@ -28,7 +28,8 @@ def enable_compilation_cache() -> None:
     folder = Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax").expanduser() / "compiled"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # Small programs too: a sweep's processes need hundreds of them, and each takes longer to compile than to read.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def lora_config(config: ConfigDict) -> LoRAConfig:

@@ -1,16 +1,19 @@
 """What the runs of one process, and of one sweep, have in common: each part made once and found again by its content."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from rrs_jax.audio_bank import AudioBank, make_audio_bank
-from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.files import atomic_path, content_hash, waiting_lock
 from rrs_jax.generate import Generator, SamplingConfig
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.weights.load import load_weights
@@ -35,9 +38,7 @@ class Shared:
         self._banks: dict = {}
         self._generators: dict = {}
         self._states: dict[str, np.ndarray] = {}
-        for path in sorted(folder.glob("states/*.safetensors")) if folder else ():
-            entries, _ = read_header(path)
-            self._states |= {name: np.array(entry.array()) for name, entry in entries.items()}
+        self._read: set[Path] = set()
 
     def vanilla(self, model_folder: Path, dtype: str, mesh) -> nnx.Module:
         """The frozen model without adapters."""
@@ -60,11 +61,12 @@ class Shared:
             return make_audio_bank(model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key)
         found = self._banks.get((key, model))
         if found is None:
-            distinct = list({content_hash(path.read_bytes()): path for path in self.clips}.values())
-            whole = self.folder / "audio.safetensors"
-            found = make_audio_bank(
-                model, processor.mel, distinct, batch_size=batch_size, cache=whole, cache_key=key
-            )  # fmt: skip
+            distinct = {content_hash(path.read_bytes()): path for path in self.clips}
+            whole = self.folder / f"audio-{content_hash(key, list(distinct))}.safetensors"
+            with self.alone("audio"):
+                found = make_audio_bank(
+                    model, processor.mel, list(distinct.values()), batch_size=batch_size, cache=whole, cache_key=key
+                )  # fmt: skip
             self._banks[key, model] = found
         return found.part([content_hash(path.read_bytes()) for path in paths])
 
@@ -81,15 +83,34 @@ class Shared:
         self._generators[key].state = state
         return self._generators[key]
 
+    def know_clips(self, runs: Iterable[ConfigDict]) -> None:
+        """Takes the clips of these runs' manifests, as far as they are written, for `clips`."""
+        self.clips = []
+        for run in runs:
+            for manifest in ("data/manifest.jsonl", "data/eval/manifest.jsonl"):
+                if (written := Path(run.run_dir) / manifest).is_file():
+                    self.clips += audio_paths(written, load_manifest(written))
+
+    def alone(self, what: str) -> contextlib.AbstractContextManager:
+        """Within it no other process of the sweep makes the same part, so that the second one finds it made."""
+        return waiting_lock(self.folder and self.folder / f".{what}.lock")
+
     def states(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        """Those of the frozen model's states that are known."""
+        """Those of the frozen model's states that are known, here or to another process by now."""
+        if self.folder and not self._states.keys() >= set(keys):
+            for path in sorted(set(self.folder.glob("states/*.safetensors")) - self._read):
+                entries, _ = read_header(path)
+                self._states |= {name: np.array(entry.array()) for name, entry in entries.items()}
+                self._read.add(path)
         return {key: self._states[key] for key in keys if key in self._states}
 
     def keep_states(self, states: dict[str, np.ndarray]) -> None:
         self._states |= states
         if self.folder and states:
-            with atomic_path(self.folder / "states" / f"{content_hash(sorted(states))}.safetensors") as temporary:
+            path = self.folder / "states" / f"{content_hash(sorted(states))}.safetensors"
+            with atomic_path(path) as temporary:
                 save_file(temporary, states, {})
+            self._read.add(path)
 
     def borrow(self, key: str, target: Path) -> None:
         """Another run's finished answers of the frozen model into `target`, where there are some and `target` has none."""

@@ -19,11 +19,11 @@ class Stage:
 
 
 STAGES = {stage.name: stage for stage in (
-    Stage("data", "questions and speech", (), ("data", "seed", "strategy")),
+    Stage("data", "questions and speech", (), ("data", "strategy")),
     Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft", "rivals")),
-    Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train")),
+    Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train", "seed")),
     Stage("evaluate", "answers, judgements and rates", ("data", "extract", "train"),
-          ("model", "strategy", "rivals", "evaluate", "generate", "judge", "endpoint")),
+          ("model", "strategy", "rivals", "evaluate", "generate", "judge", "endpoint", "seed")),
     Stage("export", "adapter and model for other programs", ("train",), ("export",)),
     Stage("report", "tables and page", ("evaluate",), ()),
 )}  # fmt: skip

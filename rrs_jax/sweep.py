@@ -1,6 +1,7 @@
-"""Many runs of one config with named overrides, one after the other in one process, or one of them by its index.
+"""Many runs of one config with named overrides: one after the other, several at once, or one of them by its index.
 
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_jobs=4
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_index=3
 
 A sweep file has a function `runs(config)` that yields a name and a dict of fields for each run. A run lies in
@@ -8,6 +9,7 @@ run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.sh
 """
 
 import runpy
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,45 +50,70 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     return found
 
 
-def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None) -> None:
-    """Runs what is not done yet, and prints and writes what is done and the table of rates.
+def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None, jobs: int = 1) -> None:
+    """Runs what is not done yet, in `jobs` processes, and prints and writes what is done and the table of rates.
 
-    A run that ends with a UserError is told and passed over; all of them are raised together at the end.
+    A run that ends with a UserError is told and passed over; all of them are raised together at the end. With several
+    processes the same holds for a run that crashes; then the exit status is 1.
     """
-    from rrs_jax import pipeline
-    from rrs_jax.data.manifest import audio_paths, load_manifest
-    from rrs_jax.report.page import make_sweep_pages
-    from rrs_jax.shared import Shared
-
     runs = read_sweep(path, config)
     if index is not None and not 0 <= index < len(runs):
         raise UserError(f"--sweep_index: {index} is none of 0 to {len(runs) - 1}, the runs of {path}.")
-    folder = Path(config.run_dir)
     chosen = runs if index is None else dict([list(runs.items())[index]])
-    shared = Shared(folder / "shared")
-    start, failed = time.monotonic(), {}
-    if "data" in stages:
-        for run in chosen.values():
-            pipeline.run(run, ("data",), shared)
-    for run in chosen.values():
-        for manifest in ("data/manifest.jsonl", "data/eval/manifest.jsonl"):
-            if (written := Path(run.run_dir) / manifest).is_file():
-                shared.clips += audio_paths(written, load_manifest(written))
-    for number, (name, run) in enumerate(chosen.items(), start=1):
-        pipeline.say(f"{name}: run {number} of {len(chosen)}, {time.monotonic() - start:.0f} s so far")
-        try:
-            asked = [stage for stage in stages_of(run.strategy) if stage in stages and stage != "data"]
-            pipeline.run(run, asked, shared)
-        except UserError as error:
-            failed[name] = str(error)
-            pipeline.say(f"{name}: {error}")
-        table = _report(folder, runs)
+    folder, start, crashed = Path(config.run_dir), time.monotonic(), False
+    asked = {name: [stage for stage in stages_of(run.strategy) if stage in stages] for name, run in chosen.items()}
+    if jobs == 1:
+        failed = _one_after_another(chosen, runs, asked, folder)
+    else:
+        from rrs_jax.sweep_jobs import Jobs
+
+        whole = Jobs(chosen, list(_data_runs(chosen)), asked, jobs)
+        failed, crashed = whole.run(), whole.crashed
+    table = _report(folder, runs)
     print(table)
     if "report" in stages:
+        from rrs_jax.report.page import make_sweep_pages
+
         make_sweep_pages(folder, [folder / name for name in runs])
-    pipeline.say(f"sweep: {time.monotonic() - start:.0f} s")
+    say(f"sweep: {time.monotonic() - start:.0f} s")
     if failed:
-        raise UserError("\n".join(f"{name}: {error}" for name, error in failed.items()))
+        raise (SystemExit if crashed else UserError)("\n".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> dict[str, str]:
+    """What went wrong, by run."""
+    from rrs_jax import pipeline
+    from rrs_jax.shared import Shared
+
+    shared = Shared(folder / "shared")
+    for name, run in _data_runs(chosen).items():
+        if "data" in asked[name]:
+            pipeline.run(run, ("data",), shared)
+    # Of all runs, also where only one is done now: processes of one sweep then have the same clips.
+    shared.know_clips(_data_runs(runs).values())
+    start, failed = time.monotonic(), {}
+    for number, (name, run) in enumerate(chosen.items(), start=1):
+        say(f"{name}: run {number} of {len(chosen)}, {time.monotonic() - start:.0f} s so far")
+        try:
+            pipeline.run(run, asked[name], shared)
+        except UserError as error:
+            failed[name] = str(error)
+            say(f"{name}: {error}")
+        _report(folder, runs)
+    return failed
+
+
+def _data_runs(runs: dict[str, ConfigDict]) -> dict[str, ConfigDict]:
+    """Of runs with the same data the first one."""
+    from rrs_jax.config import with_preset
+    from rrs_jax.strategy_table import STRATEGY_TABLE
+
+    found: dict[str, tuple[str, ConfigDict]] = {}
+    for name, run in runs.items():
+        values = flatten(with_preset(run))
+        data = {field: value for field, value in values.items() if field.startswith("data.")}
+        found.setdefault(repr((STRATEGY_TABLE[run.strategy].data, data)), (name, run))
+    return dict(found.values())
 
 
 def print_sweep(config: ConfigDict, path: str) -> None:
@@ -124,3 +151,7 @@ def status(runs: dict[str, ConfigDict]) -> dict[str, dict[str, str]]:
         return "done" if stage_is_done(Path(run.run_dir), stage, flatten(with_preset(run))) else "to do"
 
     return {name: {stage: state(run, stage) for stage in STAGES} for name, run in runs.items()}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

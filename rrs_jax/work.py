@@ -3,12 +3,13 @@
 import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from rrs_jax.files import append_jsonl, content_hash, read_jsonl
+from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.generate import Prompt, SamplingConfig
-from rrs_jax.inputs.batching import bucket_lengths
+from rrs_jax.inputs.batching import fixed_lengths
 from rrs_jax.inputs.prompts import PROMPT_POOL, written_prompt
 from rrs_jax.progress import Progress
 from rrs_jax.representations import Row, extract_all
@@ -71,19 +72,20 @@ class Work:
     def representations(self, prompts: Sequence[Row]) -> np.ndarray:
         """float32 (len(prompts), D): the frozen model's final-norm state at each prompt's last token."""
         keys = self._keys(prompts)
-        known = self.session.shared.states(keys)
-        wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
-        if wanted:
-            rows = list(wanted.values())
-            buckets = bucket_lengths([len(ids) for ids, _, _ in rows])
-            with Progress(len(rows), "representations", "prompts") as progress:
-                values = extract_all(
-                    self.vanilla, rows, self.session.training_bank.array,
-                    batch_size=self.config.extract.batch_size, buckets=buckets, progress=progress,
-                )  # fmt: skip
-            made = dict(zip(wanted, values, strict=True))
-            self.session.shared.keep_states(made)
-            known |= made
+        with self.session.shared.alone("states"):
+            known = self.session.shared.states(keys)
+            wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
+            if wanted:
+                rows = list(wanted.values())
+                buckets = fixed_lengths(len(ids) for ids, _, _ in rows)
+                with Progress(len(rows), "representations", "prompts") as progress:
+                    values = extract_all(
+                        self.vanilla, rows, self.session.training_bank.array,
+                        batch_size=self.config.extract.batch_size, buckets=buckets, progress=progress,
+                    )  # fmt: skip
+                made = dict(zip(wanted, values, strict=True))
+                self.session.shared.keep_states(made)
+                known |= made
         return np.stack([known[key] for key in keys])
 
     def layer_states(self, prompts: Sequence[Row], layers: Sequence[int], audio_bank=None) -> np.ndarray:
@@ -92,7 +94,7 @@ class Work:
         `audio_bank`: the array on which the prompts lie, where it is not the training questions'.
         """
         bank = self.session.training_bank.array if audio_bank is None else audio_bank
-        buckets = bucket_lengths([len(ids) for ids, _, _ in prompts])
+        buckets = fixed_lengths(len(ids) for ids, _, _ in prompts)
         with Progress(len(prompts), "hidden states", "prompts") as progress:
             return extract_all(
                 self.vanilla, prompts, bank, batch_size=self.config.extract.batch_size, buckets=buckets,
@@ -113,7 +115,12 @@ class Work:
         """
         shared = self.session.shared
         path = (shared.folder or self.folder.path) / "responses.jsonl"
-        made = {row["key"]: row["tokens"] for row in (read_jsonl(path) if path.is_file() else [])}
+        with shared.alone("responses"):
+            return self._responses(prompts, max_new_tokens, path)
+
+    def _responses(self, prompts: Sequence[Row], max_new_tokens: int, path: Path) -> list[list[int]]:
+        shared = self.session.shared
+        made = {row["key"]: row["tokens"] for row in read_growing_jsonl(path)}
         keys = self._keys(prompts, max_new_tokens)
         wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in made}
         if wanted:

@@ -1,5 +1,8 @@
 """The bridge's loss and the projector's gradients against transformers, and what the bridge is trained on."""
 
+import re
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +97,18 @@ def test_questions_with_alarming_words_are_not_answered(monkeypatch):
                  "Where do pandas live in China?"]  # fmt: skip
     bridge_questions.answer_questions(None, Processor, questions, max_new_tokens=4, batch_size=2, seed=0)
     assert asked == [0, 3]
+
+
+def test_word_lists_have_the_vocabularys_whole_words():
+    words = ["velvet", "torch", "shelter", "lemon", "kidnap", "orange", "monet", "barn"]
+    others = {"Ġthe": 8, "velvety": 9, "ĠParis": 10, "Ġfoo2": 11, "Ġsaxophone": bridge_questions.COMMON_IDS}
+    vocabulary = {f"Ġ{word}": id for id, word in enumerate(words)} | others
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda: vocabulary))
+    lists = bridge_questions.word_lists(processor, 60, 3)
+    found = [re.fullmatch(r"([A-Z][a-z]+(?:, [a-z]+)*)\.", text)[1].lower().split(", ") for text in lists]
+    assert {len(row) for row in found} == {bridge_questions.WORDS_A_LIST}
+    assert {word for row in found for word in row} == set(words)
+    assert lists == bridge_questions.word_lists(processor, 60, 3) != bridge_questions.word_lists(processor, 60, 4)
 
 
 def test_a_third_of_the_answers_follow_an_instruction():

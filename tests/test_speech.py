@@ -1,6 +1,7 @@
 """Voices, clips and spoken manifests: with tones in place of voices, and one sentence by the real voice."""
 
 import importlib.metadata
+import os
 import sys
 from collections import Counter
 
@@ -255,3 +256,12 @@ def test_hibari_speaks():
 def test_word_errors():
     assert word_errors("How can I get my coworker's records?", " how can I get my co-workers records") == (0, 7)
     assert word_errors("How do I set my beehive on a stand?", "How do I set my be high on stand.") == (3, 9)
+
+
+def test_voices_compute_with_one_thread_each_and_nothing_else_does(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with speech.voice_processes(2, niceness=3) as pool:
+        assert set(pool.map(os.getenv, speech.THREAD_VARIABLES)) == {"1"}
+        assert list(pool.map(os.nice, [0])) == [os.nice(0) + 3]
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "OPENBLAS_NUM_THREADS" not in os.environ

@@ -1,5 +1,6 @@
 """Many spoken clips: one process a core, each clip cached by its content, so that a killed run goes on."""
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from rrs_jax.progress import Progress
 
 CLIP_FORMAT = 1  # part of the cache's key: raise it when `speak` makes other samples of the same waveform
 CLIPS_A_WORKER = 32  # fewer are spoken sooner than a further process starts
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def clip_path(text: str, voice: Voice, cache: str | Path | None = None) -> Path:
@@ -104,12 +106,29 @@ def _run(clips: list[tuple[Path, str, Voice]], workers: int) -> Iterator[tuple[P
     if workers <= 1:
         yield from map(_write_clip, computed)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of JAX, and may then hang
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
+    with voice_processes(workers) as pool:
         yield from pool.map(_write_clip, computed, chunksize=8)
+
+
+@contextlib.contextmanager
+def voice_processes(workers: int, niceness: int = 0) -> Iterator[ProcessPoolExecutor]:
+    """Processes that compute with one thread each; what is not begun is dropped at the end.
+
+    With a thread a core in every process, 16 of them on 16 cores spoke a tenth of the clips a second.
+    """
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # new processes read them, this one has
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of JAX, and may then hang
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=os.nice, initargs=(niceness,))
+    try:
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _write_clip(clip: tuple[Path, str, Voice]) -> tuple[Path, float | str]:

@@ -1,6 +1,6 @@
 """Batches of few shapes and little padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -54,6 +54,17 @@ def bucket_lengths(
         buckets.append(int(sizes[end - 1]))
         end = choice[end - 1]
     return tuple(reversed(buckets))
+
+
+def fixed_lengths(lengths: Iterable[int]) -> tuple[int, ...]:
+    """Of sizes 32 apart up to 256, and then four to each doubling, those that hold `lengths`. They do not depend on
+    the data, so that other questions need no other compilation."""
+
+    def size(length: int) -> int:
+        step = 32 * max(1, 2 ** ((length - 1) // 128).bit_length() // 2)
+        return -(-length // step) * step
+
+    return tuple(sorted({size(length) for length in lengths}))
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:

@@ -157,7 +157,8 @@ class _Shield:
 
     def __init__(self, special_tokens: Iterable[str], texts: Sequence[str]):
         used = set("".join(texts))
-        self.left, self.right = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used][:2]
+        unused = (c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
+        self.left, self.right = next(unused), next(unused)
         self.tokens = [token for token in special_tokens if any(token in text for text in texts)]
 
     def hide(self, text: str) -> str:

@@ -1,8 +1,6 @@
 """The bridge's data: questions, their written answers, speech, and the encoder's outputs, in a work folder."""
 
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -11,13 +9,14 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.audio_bank import AudioBank
+from rrs_jax.data.speech import voice_processes
 from rrs_jax.data.voices import draw_voice, speak
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, write_jsonl
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.bridge_questions import answer_questions, ask_questions, draw_instruction
+from rrs_jax.mini.bridge_questions import answer_questions, ask_questions, draw_instruction, word_lists
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
@@ -27,12 +26,12 @@ MAX_SECONDS = 8
 
 def make_data(
     model: nnx.Module, processor: Processor, work: Path, *, samples: int, batch_size: int, seed: int, max_new_tokens: int,
-    word_share: float = 0.0,
+    word_share: float = 0.0, lists: int = 0,
 ) -> None:  # fmt: skip
     """Writes `encoder.safetensors` (encoder outputs of all clips) and `data.jsonl`.
 
-    A row has the question, the instruction that it is answered under (or null), the answer's tokens (null where the
-    question is only to be repeated) and whether the answer ended by itself.
+    A row has the question (or a list of words), the instruction that it is answered under (or null), the answer's
+    tokens (null where it is only to be repeated) and whether the answer ended by itself.
 
     The voices speak on all cores while the device answers.
     """
@@ -40,16 +39,16 @@ def make_data(
         model, processor, samples=samples, batch_size=batch_size, seed=seed, word_share=word_share
     )
     print(f"{len(questions)} distinct questions of {samples} samples", flush=True)
-    context = multiprocessing.get_context("spawn")  # a fork would copy the device's threads
+    texts = questions + word_lists(processor, lists, seed)
     # The voices yield to the process that feeds the device.
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=os.nice, initargs=(10,)) as pool:
-        clips = pool.map(speech_features, questions, [processor.mel] * len(questions), [seed] * len(questions), chunksize=16)
+    with voice_processes(os.cpu_count() or 1, niceness=10) as pool:
+        clips = pool.map(speech_features, texts, [processor.mel] * len(texts), [seed] * len(texts), chunksize=16)
         answers = answer_questions(
             model, processor, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
         )
         print(f"{len(answers)} of {len(questions)} answered; the others, alarming or declined, are repeated", flush=True)
         features = {}
-        with Progress(len(questions), "speaking", "clips") as progress:
+        with Progress(len(texts), "speaking", "clips") as progress:
             for i, clip in enumerate(clips):
                 if clip is not None:
                     features[i] = clip
@@ -60,7 +59,7 @@ def make_data(
     for i in kept:
         answer, ended = answers.get(i, (None, False))
         instruction = draw_instruction(i, seed)
-        rows.append({"question": questions[i], "instruction": instruction, "answer": answer, "ended": ended})
+        rows.append({"question": texts[i], "instruction": instruction, "answer": answer, "ended": ended})
     write_jsonl(work / "data.jsonl", rows)
 
 

@@ -3,7 +3,7 @@
 Nobody else's data is needed: the decoder continues the opening of a user's turn under a system prompt that
 names a topic or, so that rarer words are heard too, a word of its own vocabulary. What it declines to answer is
 left out, as a modality adaptation would. Questions with alarming words are never answered; the bridge learns only
-to repeat them, so that it knows how those words sound.
+to repeat them, so that it knows how those words sound. Lists of random words are only repeated too.
 """
 
 import re
@@ -80,6 +80,7 @@ ALARMING = re.compile(
 )  # fmt: skip
 SPEAKABLE = re.compile(r"[A-Z][A-Za-z' ,-]*\?")
 MIN_WORDS, MAX_WORDS = 5, 18
+WORDS_A_LIST = 6
 COMMON_IDS = 60_000  # ids of a byte-pair vocabulary rise as words become rare; beyond, most are pieces and other languages
 
 
@@ -120,6 +121,16 @@ def vocabulary_words(processor: Processor) -> list[str]:
     vocabulary = processor.tokenizer.get_vocab()
     pieces = sorted((id, token) for token, id in vocabulary.items() if re.fullmatch("Ġ[a-z]{4,12}", token))
     return [token[1:] for id, token in pieces if id < COMMON_IDS]
+
+
+def word_lists(processor: Processor, count: int, seed: int) -> list[str]:
+    """Lists of WORDS_A_LIST random words of the decoder's vocabulary, to be spoken and repeated.
+
+    In a question the words before tell much of a word; among random words it is heard or not.
+    """
+    words = vocabulary_words(processor)
+    drawn = np.random.default_rng([seed, count]).integers(len(words), size=(count, WORDS_A_LIST))
+    return [", ".join(words[i] for i in row).capitalize() + "." for row in drawn]
 
 
 def wanted(question: str) -> bool:

@@ -5,6 +5,7 @@ Stages, each resumed from its files in the work folder: `data` (questions, answe
 A bridge belongs into `checkpoints/mini/`; `python -m rrs_jax.mini.measure` gives the figures of its model card.
 """
 
+import functools
 import re
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ flags.DEFINE_list("stages", ["data", "projector", "adapter"], "which stages to r
 flags.DEFINE_string("dtype", "bfloat16", "of the frozen weights: bfloat16 or float32")
 flags.DEFINE_integer("samples", 40_000, "openings that the decoder is asked to continue")
 flags.DEFINE_float("word_share", 0.0, "share of the questions that are asked with a word of the decoder's vocabulary")
+flags.DEFINE_integer("lists", 0, "lists of random words that are spoken and repeated")
 flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
 flags.DEFINE_integer("batch_size", 64, "examples a step")
 flags.DEFINE_integer(
@@ -63,7 +65,7 @@ def main(_):
     if "data" in FLAGS.stages and not (work / "data.jsonl").is_file():
         bridge_data.make_data(
             model, processor, work, samples=FLAGS.samples, batch_size=FLAGS.generate_batch, seed=FLAGS.seed,
-            max_new_tokens=ANSWER_TOKENS, word_share=FLAGS.word_share,
+            max_new_tokens=ANSWER_TOKENS, word_share=FLAGS.word_share, lists=FLAGS.lists,
         )  # fmt: skip
     rows = read_jsonl(work / "data.jsonl")
     bank = bridge_data.load_bank(work, model)
@@ -85,18 +87,29 @@ def main(_):
         save_bridge(trainable, work)
 
 
-def answer_example(processor: Processor, row: dict, i: int, bank: AudioBank, prompt: str | None) -> Example:
-    offsets, counts = bank.clips([i])
-    end = list(processor.eos_token_ids[:1]) if row["ended"] else []
-    written = processor.encode(written_prompt(row["question"], row["instruction"]))
-    return Example((processor.encode(row["instruction"] or prompt, counts), offsets, counts), written, row["answer"] + end)
+class Examples:
+    """What is heard, what is read and what is answered, of any row.
 
+    Encoded prompts are kept: the step would wait for the tokenizer, and prompts come again, for every clip of the same
+    length and in every epoch.
+    """
 
-def repeat_example(processor: Processor, row: dict, i: int, bank: AudioBank, prompt: str) -> Example:
-    offsets, counts = bank.clips([i])
-    answer = processor.tokenizer(row["question"], add_special_tokens=False)["input_ids"] + list(processor.eos_token_ids[:1])
-    written = processor.encode(f"Repeat this question: {row['question']}")
-    return Example((processor.encode(prompt, counts), offsets, counts), written, answer)
+    def __init__(self, processor: Processor, rows: list[dict], bank: AudioBank):
+        self.processor, self.rows, self.bank = processor, rows, bank
+        self.encode = functools.cache(processor.encode)
+        self.end = list(processor.eos_token_ids[:1])
+
+    def answer(self, i: int, prompt: str | None) -> Example:
+        row, (offsets, counts) = self.rows[i], self.bank.clips([i])
+        spoken = self.encode(row["instruction"] or prompt, tuple(counts)), offsets, counts
+        written = self.encode(written_prompt(row["question"], row["instruction"]))
+        return Example(spoken, written, row["answer"] + (self.end if row["ended"] else []))
+
+    def repeat(self, i: int, prompt: str) -> Example:
+        """Nothing is read: the loss of repeating has no divergence."""
+        offsets, counts = self.bank.clips([i])
+        said = self.processor.text_ids(self.rows[i]["question"])
+        return Example((self.encode(prompt, tuple(counts)), offsets, counts), self.encode(prompt), said + self.end)
 
 
 def run(
@@ -105,6 +118,7 @@ def run(
 ):  # fmt: skip
     """One phase of training; `repeat` is the share of batches that repeat the question in place of answering it."""
     random = np.random.default_rng([FLAGS.seed, *name.encode()])
+    examples = Examples(processor, rows, bank)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10 + 1), steps, rate * 0.05)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     optimiser_state = jax.jit(optimiser.init)(trainable)
@@ -115,8 +129,9 @@ def run(
     prompt_room = max(len(processor.encode(p, [2])) for p in (*ANSWER_PROMPTS, *REPEAT_PROMPTS, *INSTRUCTIONS))
     lengths = [bank.counts[i] + prompt_room + ANSWER_TOKENS for i in range(len(rows))]
     buckets = bucket_lengths(lengths, 2, 16)
-    longest = max(len(processor.encode(written_prompt(row["question"], row["instruction"]))) for row in rows)
-    written_length = -(-longest // 16) * 16 + ANSWER_TOKENS
+    questions = processor.tokenizer([row["question"] for row in rows], add_special_tokens=False)["input_ids"]
+    read_room = max(len(processor.encode(written_prompt("?", p))) for p in (None, *INSTRUCTIONS))
+    written_length = -(-(max(map(len, questions)) + read_room) // 16) * 16 + ANSWER_TOKENS
     answered = [i for i, row in enumerate(rows) if row["answer"] is not None]
 
     def endless(chosen: list[int]):
@@ -134,9 +149,9 @@ def run(
         while done < steps:
             repeating = bool(random.random() < repeat)
             indices, length = next(to_repeat if repeating else to_answer)
-            make, prompts = (repeat_example, REPEAT_PROMPTS) if repeating else (answer_example, ANSWER_PROMPTS)
-            examples = [make(processor, rows[i], i, bank, prompts[random.integers(len(prompts))]) for i in indices]
-            batch = make_batch(examples, length, written_length, ANSWER_TOKENS, processor.audio_token_id)
+            make, prompts = (examples.repeat, REPEAT_PROMPTS) if repeating else (examples.answer, ANSWER_PROMPTS)
+            chosen = [make(i, prompts[random.integers(len(prompts))]) for i in indices]
+            batch = make_batch(chosen, length, written_length, ANSWER_TOKENS, processor.audio_token_id)
             step = step_functions[not repeating]
             trainable, optimiser_state, metrics = step(trainable, optimiser_state, bridge.base, batch, bank.array)
             recent.append((repeating, metrics))
