@@ -30,7 +30,7 @@ def panels(figure: Figure2, name: str) -> str:
         share = f", {100 * figure.explained:.0f} % of the variance" if title == "PCA" else ""
         parts.append(f"<h4>{title}{share}</h4><div class='panels'>{drawn}</div>")
     rows = [("Epoch", "Silhouette", "Linear probe, % right", "Distance of means, in spreads")]
-    rows += [(str(epoch), *(_shown(numbers[field], decimals) for field, decimals in
+    rows += [(str(epoch), *(shown(numbers[field], decimals) for field, decimals in
               (("silhouette", 3), ("probe", 1), ("distance", 2)))) for epoch, numbers in figure.numbers.items()]  # fmt: skip
     return "".join(parts) + table_of(rows)
 
@@ -43,12 +43,12 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
         return None
     blocks = {(f"ASR {title}", f"c{place}", "asr"): {epoch: summary["modes"].get(mode) for epoch, summary in found.items()}
               for place, (mode, title) in enumerate(MODES.items())}  # fmt: skip
-    for name, field in (("benign", "orr"), ("borderline", "borderline_orr")):
-        blocks[f"ORR {name}", name, "rate"] = {epoch: summary[field] for epoch, summary in found.items()}
+    for name, kind, field in (("benign", "c3", "orr"), ("borderline", "borderline", "borderline_orr")):
+        blocks[f"ORR {name}", kind, "rate"] = {epoch: summary[field] for epoch, summary in found.items()}
     series = [(name, kind, own, field) for (name, kind, field), own in blocks.items()
               if any(block and block[field] is not None for block in own.values())]  # fmt: skip
     title = f"Rates of {recipe.title} by epoch"
-    plot = Plot(axis_over(list(found), "epoch", zero=True), Axis(0, 100, "percent"), title, 560, 320)
+    plot = Plot(axis_over(list(found), "epoch", zero=True), Axis(0, 100, "percent"), title, 440, 290)
     rows = [("Epoch", *(name for name, *_ in series))]
     for name, kind, blocks, field in series:
         known = [(epoch, block) for epoch, block in sorted(blocks.items()) if block and block[field] is not None]
@@ -58,7 +58,9 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
             plot.dot(epoch, block[field], kind, f"{name}, epoch {epoch}: {_rate(block, field)}", hollow=field == "rate")
     for epoch in sorted(found):
         rows.append((str(epoch), *(_rate(blocks[epoch], field) for _, _, blocks, field in series)))
-    return legend([(name, kind) for name, kind, *_ in series]) + plot.svg() + details("Numbers", table_of(rows))
+    named = legend([(name, kind) for name, kind, *_ in series])
+    return (f"<figure><figcaption>{html.escape(recipe.title)}</figcaption>{plot.svg()}{named}"
+            f"{details('Numbers', table_of(rows))}</figure>")  # fmt: skip
 
 
 def _epoch_summaries(run: Run, results: Results) -> dict[int, dict]:
@@ -85,8 +87,7 @@ def tradeoff(results: Results) -> str:
         points = [entry for entry in points if entry[2] and entry[2]["asr"] is not None]
         if not points:
             continue
-        plot = Plot(Axis(0, 100, f"ASR {title}, %"), Axis(0, 100, "ORR, %"), f"ORR against ASR, {title}", 400, 360)
-        plot.x, plot.y = _plane(points, title)
+        plot = Plot(*_plane(points, title), f"ORR against ASR, {title}", 400, 360)
         for number, recipe, block in points:
             orr, borderline = recipe.summary["orr"], recipe.summary["borderline_orr"]
             both = [entry["rate"] for entry in (orr, borderline) if entry and entry["rate"] is not None]
@@ -103,15 +104,17 @@ def tradeoff(results: Results) -> str:
                 plot.dot(row[mode], row["orr"], "faint", tip, square=True)
         parts.append(f"<figure>{plot.svg()}</figure>")
     names = "".join(f'<li class="{colour(place)}">{html.escape(recipe.title)}</li>' for place, recipe in enumerate(recipes))
-    return f"<ol class='names'>{names}</ol><div class='row'>{''.join(parts)}</div>"
+    said = "Filled: benign questions; hollow: borderline ones." + (" Squares: the paper's." if results.paper else "")
+    return f"<p>{said} Both low is best.</p><ol class='names'>{names}</ol><div class='row'>{''.join(parts)}</div>"
 
 
 def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis, Axis]:
+    """Both with a square-root scale, from 0 to the next of these over all intervals."""
     across = [_interval(block, "asr")[2] for _, _, block in points]
     rates = [entry for _, recipe, _ in points for entry in (recipe.summary["orr"], recipe.summary["borderline_orr"])]
     up = [_interval(entry, "rate")[2] for entry in rates if entry and entry["rate"] is not None]
-    return (axis_over([*across, 5.0], f"ASR {title}, %", zero=True),
-            axis_over([*up, 5.0], "ORR, %", zero=True))  # fmt: skip
+    high = [next(end for end in (10, 20, 40, 60, 80, 100) if end >= max(values, default=0)) for values in (across, up)]
+    return Axis(0, high[0], f"ASR {title}, % (square-root scale)", root=True), Axis(0, high[1], "ORR, %", root=True)
 
 
 def loss_curves(run: Run, title: str) -> str | None:
@@ -161,7 +164,7 @@ def contributions(recipes: Sequence[Recipe]) -> str:
         if (key := content_hash(values.tobytes(), kept.tolist())) in seen:
             continue
         seen.add(key)
-        parts.append(_histogram(values.astype(np.float64), kept, recipe.title, metadata.get("top_m", "?")))
+        parts.append(_histogram(values.astype(np.float64), kept, recipe.title, metadata["top_m"]))
     return f"<div class='row'>{''.join(parts)}</div>" if parts else ""
 
 
@@ -180,7 +183,8 @@ def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> 
             if selected:
                 plot.bar(left, right, 0.7, selected, "harmful", tip)
     if kept.any() and not kept.all():
-        plot.rule(min(max(float(values[kept].min()), -reach), reach), f"top {top_m} %")
+        cut = min(max(float(values[kept].min()), -reach), reach)
+        plot.rule(cut, top_m if top_m == "positive" else f"top {float(top_m):g} %")
     whole, part = values.sum(), values[kept].sum()
     facts = (f"{kept.sum()} of {len(values)} features; they raise the refusal token's logit by {part:.2f}, "
              f"all together by {whole:.2f}")  # fmt: skip
@@ -227,5 +231,5 @@ def _rate(block: dict | None, field: str) -> str:
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 
-def _shown(value: float | None, decimals: int) -> str:
-    return "–" if value is None else f"{value:.{decimals}f}"
+def shown(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}".replace("-", "−")

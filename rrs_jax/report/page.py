@@ -7,6 +7,7 @@ The stage `report` and a sweep make them by themselves. Only files of the run fo
 """
 
 import argparse
+import contextlib
 import html
 import json
 import sys
@@ -47,6 +48,8 @@ def make_sweep_pages(folder: Path, runs: Sequence[Path]) -> None:
     """FOLDER/report of all runs that have begun, and each run's own report; figure 2 of several at a time."""
     begun = [path for path in runs if (path / "config.json").is_file()]
     if begun:
+        with contextlib.suppress(UserError):  # which each page then says in the figure's place
+            all_figures(begun)
         make_page(folder / "report", begun, folder.resolve().name)
         for path in begun:
             make_page(path / "report", [path], path.name)
@@ -92,7 +95,7 @@ def _facts(results: Results) -> str:
         block = next((block for block in summary["modes"].values() if block), None)
         sets = {"harmful": block, "benign": summary["orr"], "borderline": summary["borderline_orr"]}
         facts += [f"{entry['queries']} {name}" for name, entry in sets.items() if entry]
-        facts += [f"{summary['samples']} answers each", f"judge {summary['judge']}"]
+        facts += [f"{summary['samples']} answer{'s' if summary['samples'] > 1 else ''} each", f"judge {summary['judge']}"]
     return "<p class='facts'>" + "".join(f"<span>{html.escape(fact)}</span>" for fact in facts) + "</p>"
 
 
@@ -136,7 +139,7 @@ def _tables(results: Results, folders: Sequence[str | Path]) -> str:
         "the model before training apart. Below a rule: what the paper does not have."
     ]
     if results.paper:
-        said.append(f"Beside them, the paper's numbers for {results.paper_title}: {read_paper()['source']}")
+        said.append(f"Beside them, the paper's numbers for {results.paper_title}. {read_paper()['source']}")
     else:
         said.append("model.path names none of the paper's three models, so that no number of the paper stands beside these.")
     seeds = [recipe for recipe in results.everything if recipe.summary and "seeds" in recipe.summary]
@@ -199,7 +202,7 @@ def _separations(entries: Sequence[tuple[str, Figure2]]) -> str:
     for title, figure in entries:
         first, last = min(figure.numbers), max(figure.numbers)
         pairs = [[figure.numbers[epoch][field] for epoch in (first, last)] for field in ("silhouette", "probe", "distance")]
-        shown = [" → ".join("–" if value is None else f"{value:.{digits}f}" for value in pair)
+        shown = [" → ".join(figures.shown(value, digits) for value in pair)
                  for pair, digits in zip(pairs, (3, 1, 2), strict=True)]  # fmt: skip
         rows.append((title, f"{first} → {last}", *shown))
     return figures.table_of(rows)
@@ -221,8 +224,10 @@ def _located(panels: str, own: list[str], questions: list[str]) -> str:
 
 
 def _by_epoch(results: Results) -> str:
-    drawn = [(recipe.title, figures.rates_by_epoch(recipe, results)) for recipe in results.recipes if recipe.summary]
-    return "".join(f"<h3>{html.escape(title)}</h3>{inner}" for title, inner in drawn if inner)
+    drawn = [figures.rates_by_epoch(recipe, results) for recipe in results.recipes if recipe.summary]
+    drawn = [inner for inner in drawn if inner]
+    said = "Bands are 95 % intervals over questions; of several seeds the first one is shown."
+    return f"<p>{said}</p><div class='row'>{''.join(drawn)}</div>" if drawn else ""
 
 
 def _losses(results: Results) -> str:
@@ -275,8 +280,9 @@ def _made(results: Results) -> str:
         last = run.sessions[-1] if run.sessions else {}
         device = last.get("device", {})
         versions |= last.get("versions", {})
+        started = str(last.get("started", "–"))[:16].replace("T", " ")
         rows.append((
-            run.name, str(run.config.get("seed")), str(last.get("started", "–")), str(last.get("commit") or "–")[:18],
+            run.name, str(run.config.get("seed")), started, str(last.get("commit") or "–")[:18],
             f"{device.get('count', '–')} {device.get('kind', '')}", ", ".join(f"{k} {v:.0f}" for k, v in run.seconds.items()),
         ))  # fmt: skip
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())

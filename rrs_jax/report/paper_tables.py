@@ -74,8 +74,8 @@ def paper_tables(results: Results) -> list[Table]:
     found = [
         _table(2, f"Safety of the supervised strategies: {rate}, ORR and average NSI.", _columns(rate, nsi="average"),
                results, [by_key[key] for key in SFT if key in by_key]),
-        _table(3, f"Safety, over-rejection and speech chatting: {rate}, NSI, ORR and HS.", _columns(rate, nsi="all", hs=True),
-               results, [by_key[key] for key in MAIN if key in by_key], others),
+        _table(3, f"Safety and over-rejection: {rate}, NSI and ORR. Helpfulness (HS) is AIR-Bench's.",
+               _columns(rate, nsi="all", hs=True), results, [by_key[key] for key in MAIN if key in by_key], others),
         _top_table(rate, results, top),
     ]  # fmt: skip
     return [table for table in found if table]
@@ -114,6 +114,7 @@ def _table(
             for recipe in (*first, *recipes, *beyond)]  # fmt: skip
     if not any(cells[-1].value is not None or cells[-1].paper is not None for _, cells in rows) and columns[-1].name == "hs":
         columns, rows = columns[:-1], [(recipe, cells[:-1]) for recipe, cells in rows]
+        caption = caption.replace(" Helpfulness (HS) is AIR-Bench's.", "")
     marked = _marked(columns, [cells for _, cells in rows], skip=len(first))
     titled = tuple((recipe.title, cells) for (recipe, _), cells in zip(rows, marked, strict=True))
     return Table(number, caption, columns, titled, len(beyond))
@@ -204,8 +205,9 @@ def html_table(table: Table) -> str:
         inner = "".join(_html_cell(column, cell) for column, cell in zip(table.columns, cells, strict=True))
         body.append(f'<tr{beyond}><th scope="row">{shown}</th>{inner}</tr>')
     return (
-        f'<div class="wide"><table id="table{table.number}"><caption><b>Table {table.number}.</b> {html.escape(table.caption)}'
-        f'</caption><thead><tr><th rowspan="2" scope="col">{html.escape(table.head)}</th>{over}</tr><tr>{under}</tr></thead>'
+        f'<p class="caption" id="caption{table.number}"><b>Table {table.number}.</b> {html.escape(table.caption)}</p>'
+        f'<div class="wide"><table id="table{table.number}" aria-labelledby="caption{table.number}">'
+        f'<thead><tr><th rowspan="2" scope="col">{html.escape(table.head)}</th>{over}</tr><tr>{under}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 

@@ -11,19 +11,27 @@ Points = Sequence[tuple[float, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """`low` to `high`, with ticks; `log` for powers of ten."""
+    """`low` to `high`, with ticks; `log` for powers of ten, `root` for a square-root scale that spreads small shares."""
 
     low: float
     high: float
     label: str = ""
     log: bool = False
+    root: bool = False
 
     def place(self, value: float) -> float:
         """0 at `low`, 1 at `high`."""
-        low, high, value = (math.log10(max(x, 1e-300)) if self.log else x for x in (self.low, self.high, value))
+        low, high, value = map(self._scaled, (self.low, self.high, value))
         return (value - low) / (high - low) if high > low else 0.5
 
+    def _scaled(self, value: float) -> float:
+        if self.log:
+            return math.log10(max(value, 1e-300))
+        return math.sqrt(max(value, 0)) if self.root else value
+
     def ticks(self) -> list[float]:
+        if self.root:
+            return [tick for tick in (0, 1, 5, 10, 20, 40, 60, 80, 100) if self.low <= tick <= self.high]
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             step = max(1, (last - first) // 5 + 1)
@@ -80,7 +88,7 @@ class Plot:
     def dot(self, x: float, y: float, kind: str, tip: str, hollow: bool = False, text: str = "", square: bool = False) -> None:
         """One mark with a tip of its own; with `text` a number in it."""
         px, py = self.at(x, y)
-        size = 9 if text else 4.5
+        size = 7.5 if text else 4.5
         shape = (f'<rect x="{px - size:g}" y="{py - size:g}" width="{2 * size:g}" height="{2 * size:g}"/>' if square
                  else f'<circle cx="{px:g}" cy="{py:g}" r="{size:g}"/>')  # fmt: skip
         inner = f'<text x="{px:g}" y="{py + 3.5:g}">{html.escape(text)}</text>' if text else ""

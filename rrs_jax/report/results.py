@@ -87,7 +87,7 @@ class Results:
     vanilla: Recipe | None
     recipes: tuple[Recipe, ...]
     paper: dict[str, dict]
-    paper_title: str | None
+    paper_title: str | None  # with the share of features of its RRS
 
     @property
     def everything(self) -> list[Recipe]:
@@ -127,9 +127,8 @@ def read_results(folders: Sequence[str | Path]) -> Results:
         recipes.append(Recipe(name, tuple(group), key, summary, _helpfulness(group, group[0].strategy)))
     models = {run.config["model.path"] for run in runs}
     paper = paper_of(models.pop()) if len(models) == 1 else None
-    return Results(
-        _vanilla(groups, tuned), tuple(recipes), paper["rows"] if paper else {}, paper["title"] if paper else None
-    )
+    title = f"{paper['title']}, whose RRS has the top {paper['top_m']:g} % of the features" if paper else None
+    return Results(_vanilla(groups, tuned), tuple(recipes), paper["rows"] if paper else {}, title)
 
 
 def read_paper() -> dict:

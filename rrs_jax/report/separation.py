@@ -23,7 +23,7 @@ DIMENSIONS = 50  # principal components that t-SNE is given
 MOST_POINTS = 3000  # over all epochs; t-SNE takes about a minute on two cores for them
 FOLDS = 5
 GRID = 1000  # coordinates are whole numbers from 0 to this
-VERSION = 1  # of what is kept in figure2.json
+VERSION = 2  # of what is kept in figure2.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> di
     folds = min(FOLDS, len(set(pairs)))
     probe = None
     if folds > 1 and min(sizes) >= folds:
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         probe = 100 * float(np.mean(cross_val_score(classifier, states, harmful, groups=pairs, cv=GroupKFold(folds))))
     means = [states[side].mean(0, dtype=np.float64) for side in (harmful, ~harmful)]
     own = np.where(harmful[:, None], *means)
@@ -150,7 +150,7 @@ def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
     workers = min(len(wanted), os.cpu_count() or 1)
 
     def make(run: Path) -> Figure2:
-        with threadpool_limits(max(1, (os.cpu_count() or 1) // workers)):
+        with threadpool_limits(1):  # t-SNE's own threads wait for each other longer than they save on a busy machine
             return make_figure(wanted[run][1])
 
     with Progress(len(wanted), "figure 2", "runs") as progress, ThreadPoolExecutor(workers) as pool:
