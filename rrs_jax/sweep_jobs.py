@@ -19,6 +19,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rrs_jax.config import default_config, flatten
+from rrs_jax.environment import environment
 from rrs_jax.errors import UserError
 
 MEMORY_SHARE = 0.92  # of a card, for all its processes; the rest is for their CUDA contexts
@@ -82,8 +83,9 @@ class Jobs:
         context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
         ours, theirs = context.Pipe()
         log = self.folder / "shared" / LOG
-        process = context.Process(target=work, args=(theirs, self.data_runs, str(log)), daemon=True)
-        with _environment(self._settings(number)):
+        # No daemon, which could not have the processes that speak.
+        process = context.Process(target=work, args=(theirs, self.data_runs, str(log)))
+        with environment(self._settings(number)):
             process.start()
         theirs.close()
         return Worker(process, ours, number)
@@ -203,21 +205,6 @@ def _write_to(log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-@contextlib.contextmanager
-def _environment(settings: dict[str, str]):
-    """For what is started meanwhile."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def say(text: str) -> None:

@@ -156,6 +156,7 @@ def test_an_interruption_ends_the_processes(two_runs, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         jobs.run()
     assert not any(worker.process.is_alive() for worker in jobs.workers)
+    assert not any(worker.process.daemon for worker in jobs.workers)  # whose data stage could start no voices
 
 
 def test_a_mistake_in_the_data_ends_the_sweep(two_runs, tmp_path):

@@ -14,6 +14,7 @@ import soundfile
 from rrs_jax.data.service import Refused
 from rrs_jax.data.speech_cache import speech_folder
 from rrs_jax.data.voices import SAMPLING_RATE, Voice, loaded, speak
+from rrs_jax.environment import environment
 from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.progress import Progress
@@ -116,19 +117,13 @@ def voice_processes(workers: int, niceness: int = 0) -> Iterator[ProcessPoolExec
 
     With a thread a core in every process, 16 of them on 16 cores spoke a tenth of the clips a second.
     """
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # new processes read them, this one has
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of JAX, and may then hang
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=os.nice, initargs=(niceness,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with environment(dict.fromkeys(THREAD_VARIABLES, "1")):
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=os.nice, initargs=(niceness,))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _write_clip(clip: tuple[Path, str, Voice]) -> tuple[Path, float | str]:
