@@ -56,11 +56,11 @@ def build(values: dict, dtype: str) -> nnx.Module:
 
 def rates(arguments: argparse.Namespace) -> dict:
     """FLOP a second of a large matrix product, and bytes read and written a second by a large copy."""
-    width, elements = (8192, 2**30) if jax.default_backend() == "gpu" else (1536, 2**25)
+    width, elements = (8192, 2**29) if jax.default_backend() == "gpu" else (1536, 2**24)
     matrix = jax.random.normal(jax.random.key(0), (width, width), jnp.dtype(arguments.dtype))
     product = jax.jit(jnp.matmul)
     seconds = median_seconds(lambda: product(matrix, matrix), jax.block_until_ready, steps=arguments.rate_steps)
-    vector = jnp.ones(elements, jnp.bfloat16)
+    vector = jnp.ones(elements, jnp.float32)
     copy = jax.jit(jnp.negative)
     copying = median_seconds(lambda: copy(vector), jax.block_until_ready, steps=5)
     return {"flops_a_second": 2 * width**3 / seconds, "bytes_a_second": 2 * vector.nbytes / copying}

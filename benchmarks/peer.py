@@ -54,12 +54,12 @@ def wait(value: object) -> None:
 
 
 def rates(arguments: argparse.Namespace) -> dict:
-    width, elements = (8192, 2**30) if CUDA else (1536, 2**25)
+    width, elements = (8192, 2**29) if CUDA else (1536, 2**24)
     matrix = torch.randn(width, width, device=DEVICE).to(getattr(torch, arguments.dtype))
     seconds = median_seconds(lambda: matrix @ matrix, wait, arguments.rate_steps)
-    vector = torch.ones(elements, device=DEVICE, dtype=torch.bfloat16)
+    vector = torch.ones(elements, device=DEVICE, dtype=torch.float32)
     copying = median_seconds(lambda: -vector, wait, 5)
-    return {"flops_a_second": 2 * width**3 / seconds, "bytes_a_second": 4 * elements / copying}
+    return {"flops_a_second": 2 * width**3 / seconds, "bytes_a_second": 8 * elements / copying}
 
 
 def peer_class(values: dict, config) -> tuple[type, transformers.PretrainedConfig]:

@@ -86,7 +86,7 @@ def rate(line: dict, side: str) -> str:
     if f"{side}_seconds" not in line:
         return "–"
     seconds = line[f"{side}_seconds"]
-    time = f"{seconds:.2f} s" if seconds >= 2 else f"{1000 * seconds:.3g} ms"
+    time = f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
     if line["unit"] == "runs":
         return time
     each = line[f"{side}_a_second"]
