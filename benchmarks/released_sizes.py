@@ -3,7 +3,7 @@
     python benchmarks/released_sizes.py --model=omni-7b
     python benchmarks/released_sizes.py --model=qwen2-audio,omni-7b,omni-3b,qwen-audio
 
-Clips are noise of about three seconds and prompts random tokens, of the lengths that a run has. `seconds` of a stage
+Clips are noise and prompts random tokens, of the lengths that a run has. `seconds` of a stage
 is what it takes once its programs are compiled, `first_seconds` the first time, compilation included; clips are
 encoded once in a run, so for them it is the only one. `peak_gib` is the device's highest use since the model's start;
 on a CPU there is none. Several models run in processes of their own, so that each starts with an empty device.
@@ -12,7 +12,6 @@ on a CPU there is none. Several models run in processes of their own, so that ea
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import GIB, clip_seconds, noise
 from flax import nnx
+from folders import write_sparse_weights
+from ours import mel_config
 
 from rrs_jax.architectures import check_architecture, part
 from rrs_jax.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.files import write_json
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import bucket_lengths, collate
-from rrs_jax.inputs.mel import MelConfig
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.random_init import random_model
 from rrs_jax.models.released import RELEASED
@@ -39,12 +40,8 @@ from rrs_jax.representations import extract_all
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.export import export_adapter
-from rrs_jax.weights.load import weight_table
-from rrs_jax.weights.safetensors_io import write_header
 
-GIB = 2**30
-SECONDS = 3.0  # a spoken question's mean
-TEXT_BEFORE, TEXT_BEHIND = 20, 25  # tokens of the template and of the prompt t
+TEXT_BEFORE, TEXT_BEHIND = 15, 23  # tokens of the template and of the prompt t
 
 SMALL_TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -143,14 +140,8 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def encode(model, values: dict, arguments, report: Report) -> AudioBank:
-    rng = np.random.default_rng(0)
-    frames = rng.uniform(0.6, 1.4, arguments.questions) * SECONDS * 16_000
-    sounds = [rng.normal(size=int(n)).astype(np.float32) * 0.1 for n in frames]
-    prompt_format = part("inputs", values).FORMAT
-    if prompt_format.mel_config:
-        mel = prompt_format.mel_config(Path("."), prompt_format.model_values(values))
-    else:
-        mel = MelConfig(num_mel_bins=model.config.audio.num_mel_bins)
+    sounds = [noise(seconds, place) for place, seconds in enumerate(clip_seconds(arguments.questions))]
+    mel = mel_config(values, model.config.audio.num_mel_bins)
     _, first = timed(lambda: make_audio_bank(model, mel, sounds, batch_size=arguments.batch).array)
     bank = make_audio_bank(model, mel, sounds, batch_size=arguments.batch)
     report.line("encode audio", first_seconds=first, clips=len(sounds), audio_tokens=sum(bank.counts))
@@ -237,24 +228,10 @@ def export(model, values: dict, arguments, report: Report) -> None:
         base, out = Path(place) / "base", Path(place) / "adapter"
         base.mkdir()
         write_json(base / "config.json", values)
-        write_sparse_weights(base / "model.safetensors", model, values)
+        write_sparse_weights(base / "model.safetensors", values, arguments.dtype)
         _, seconds = timed(lambda: export_adapter(model, base, out, base_name="random"))
         size = (out / "adapter_model.safetensors").stat().st_size
         report.line("export", seconds=seconds, adapter_mib=round(size / 2**20, 1))
-
-
-def write_sparse_weights(file: Path, model, values: dict) -> None:
-    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    shapes = {tuple(path): (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in state}
-    tensors = []
-    for row in weight_table(model.config, values, ()).rows:
-        shape, dtype = shapes[row.path]
-        shape = shape[1:] if row.layers else shape
-        shape = row.convert(np.broadcast_to(np.int8(0), shape)).shape
-        tensors += [(name, dtype, shape) for name in row.names()]
-    with file.open("wb") as stream:
-        end = write_header(stream, tensors, {})
-        os.truncate(stream.fileno(), end)
 
 
 if __name__ == "__main__":

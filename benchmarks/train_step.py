@@ -1,9 +1,10 @@
 """Times the training step on random weights of Qwen2-Audio-7B's size (or smaller) and prints a JSON line a setting.
 
-    python benchmarks/train_step.py --batch=16 --length=144 --remat=none,dots,full
+    python benchmarks/train_step.py --batch=16 --length=144 --variants=dots,dots+unroll,extract --profile
 """
 
 import argparse
+import dataclasses
 import json
 import time
 
@@ -11,14 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from kernels import kernels, summary
 
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.random_init import random_model
+from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import make_mesh
 from rrs_jax.representations import extract_reps
 from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train import step as step_module
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 
 WARM_UP = 3
@@ -46,11 +50,11 @@ def seconds_each(function, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def measure(model: nnx.Module, remat: str, arguments: argparse.Namespace) -> dict:
+def measure(model: nnx.Module, remat: str, unroll: bool, arguments: argparse.Namespace) -> dict:
     mesh = make_mesh(devices=jax.devices()[:1])
     config = model.config.text
     strategy = RRS(np.zeros((arguments.batch, config.hidden_size), np.float32))
-    step = TrainStep(model, strategy, OptimiserConfig(remat=remat), mesh, arguments.steps)
+    step = TrainStep(model, strategy, OptimiserConfig(remat=remat, unroll=unroll), mesh, arguments.steps)
     bank = jax.device_put(jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype)), step.replicated)
     rows = step.place(random_rows(strategy, arguments.batch, arguments.length, config.vocab_size))
     state = step.init()
@@ -63,15 +67,60 @@ def measure(model: nnx.Module, remat: str, arguments: argparse.Namespace) -> dic
         state, metrics, _ = step(state, bank, [rows])
         return metrics.loss
 
+    first = float(one_step())
     seconds = seconds_each(one_step, arguments.steps)
     tokens = arguments.batch * arguments.length
     matrices = config.num_hidden_layers * sum(a * b for a, b in config.linears().values())
-    return {
+    found = {
         "what": "step", "remat": remat, "milliseconds": round(1000 * seconds, 1),
         "samples_per_second": round(arguments.batch / seconds, 1),
         "tflop_per_second": round(4 * matrices * tokens / seconds / 1e12, 1),
+        "first_loss": first, "later_loss": float(one_step()),
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2), "compile_seconds": round(compilation, 1),
     }  # fmt: skip
+    return found | (summary(kernels(one_step), arguments.kernels) if arguments.profile else {})
+
+
+def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Namespace) -> dict:
+    """Of the untrained model, as a run's extraction."""
+    model = nnx.merge(*nnx.split(model))
+    model.lora, config = None, model.config.text
+    model.language_model.unroll = unroll
+    batch = random_rows(RRS(np.zeros((arguments.batch, 1))), arguments.batch, arguments.length, config.vocab_size).batch
+    bank = jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype))
+
+    def extract():
+        return extract_reps(model, batch, bank)
+
+    seconds = seconds_each(extract, arguments.steps)
+    found = {
+        "what": "extract_reps", "milliseconds": round(1000 * seconds, 1),
+        "samples_per_second": round(arguments.batch / seconds, 1),
+    }  # fmt: skip
+    return found | (summary(kernels(extract), arguments.kernels) if arguments.profile else {})
+
+
+def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
+    """What cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of this shape."""
+    tokens, layers = arguments.batch * arguments.length, 8
+    sizes = sorted(set(model.config.text.linears().values()))
+    d, f = model.config.text.hidden_size, model.config.text.intermediate_size
+    for rows, columns in [*sizes, (d, 3 * d), (d, 2 * f)]:
+        weights = jax.random.normal(jax.random.key(0), (layers, rows, columns), jnp.dtype(arguments.dtype))
+        for backward in (False, True):
+            x = jnp.ones((tokens, columns if backward else rows), weights.dtype)
+
+            def products(x, weights, backward=backward):
+                return [x @ (weights[i].T if backward else weights[i]) for i in range(layers)]
+
+            run = jax.jit(products, compiler_options=compiler_options())
+            seconds = seconds_each(lambda run=run, x=x, weights=weights: run(x, weights), arguments.steps) / layers
+            rate = round(2 * tokens * rows * columns / seconds / 1e12)
+            report({"what": "product", "size": [tokens, rows, columns], "backward": backward, "tflop_per_second": rate})
+
+
+def report(found: dict) -> None:
+    print(json.dumps(found), flush=True)
 
 
 def main() -> None:
@@ -80,29 +129,39 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=144)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--first_layer", type=int, default=0, help="first layer with an adapter")
-    parser.add_argument("--remat", default="none,dots,full")
+    parser.add_argument(
+        "--variants", default="dots,none,full,extract",
+        help="train steps by their train.remat, extract, products; each with +unroll, and with @FLAG=VALUE for XLA",
+    )  # fmt: skip
+    parser.add_argument("--kernels", type=int, default=12, help="most of them named with --profile")
+    parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantize", default="none", choices=("none", "int8"), help="the decoder's frozen matrices")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
 
     text = {"intermediate_size": 11008, "vocab_size": 156032, "num_hidden_layers": arguments.layers}  # as released
     config = Qwen2AudioConfig.from_hf({"text_config": text})
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, int8=arguments.quantize == "int8"))
     lora = LoRAConfig(first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
-    print(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "weights_gib": round(weights / GIB, 2)}))
-    for remat in arguments.remat.split(","):
-        print(json.dumps(measure(model, remat, arguments)), flush=True)
-
-    batch = random_rows(RRS(np.zeros((arguments.batch, 1))), arguments.batch, arguments.length, config.text.vocab_size).batch
-    bank = jnp.ones((AUDIO_TOKENS, config.text.hidden_size), jnp.dtype(arguments.dtype))
-    seconds = seconds_each(lambda: extract_reps(model, batch, bank), arguments.steps)
-    rate = round(arguments.batch / seconds, 1)
-    print(json.dumps({"what": "extract_reps", "milliseconds": round(1000 * seconds, 1), "samples_per_second": rate}))
+    report({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "weights_gib": round(weights / GIB, 2)})
+    for variant in arguments.variants.split(","):
+        names, *flags = variant.split("@")
+        names = names.split("+")
+        added = {name: {"true": True, "false": False}.get(value, value) for name, value in (flag.split("=") for flag in flags)}
+        step_module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
+        if names[0] == "products":
+            measure_products(model, arguments)
+        elif names[0] == "extract":
+            report({"variant": variant} | measure_extraction(model, "unroll" in names, arguments))
+        else:
+            report({"variant": variant} | measure(model, names[0], "unroll" in names, arguments))
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
-        print(json.dumps({"peak_gib": round(peak / GIB, 2)}))
+        report({"peak_gib": round(peak / GIB, 2)})
 
 
 if __name__ == "__main__":

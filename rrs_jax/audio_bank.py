@@ -1,6 +1,7 @@
 """Audio embeddings of all clips, computed once and used by every stage and epoch."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from flax import nnx
 
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import as_waveform
-from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
+from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
 from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
 from rrs_jax.progress import Progress
@@ -72,24 +73,38 @@ def make_audio_bank(
     rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(features)
     if features:
         graphdef, state = nnx.split(model)
-        encode = jax.jit(lambda state, x, lengths: nnx.merge(graphdef, state).encode_audio(x, lengths))
+        encode = encoder(graphdef)
         lengths = [array.shape[1] for array, _ in features]
         buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple)
         size = -(-batch_size // rows_multiple(mesh)) * rows_multiple(mesh)
         with Progress(len(features), "encoding audio", "clips") as progress:
-            for selection in batches_in_buckets(lengths, size, buckets):
-                arrays, frames = pad_features([features[i] for i in selection.indices], selection.length)
-                output = encode(state, *jax.device_put((arrays, frames), batch_sharding(mesh)))
+
+            def read(selection: Selection, output: jax.Array) -> None:
                 output = jax.device_get(output)
                 for place, i in enumerate(selection.indices):
                     if selection.weights[place]:
                         rows[i] = output[place, : counts[i]]
                 progress.update(int(selection.weights.sum()))
+
+            before = None
+            for selection in batches_in_buckets(lengths, size, buckets):
+                arrays, frames = pad_features([features[i] for i in selection.indices], selection.length)
+                output = encode(state, *jax.device_put((arrays, frames), batch_sharding(mesh)))
+                if before is not None:
+                    read(*before)  # while the device computes the next one
+                before = selection, output
+            read(*before)
     array = np.concatenate([np.zeros((1, width), dtype), *rows])
     if cache is not None:
         with atomic_path(cache) as temporary:
             save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
     return _bank(jax.device_put(array, replicated(mesh)), counts, prints)
+
+
+@functools.lru_cache(maxsize=8)
+def encoder(graphdef):
+    """`encode_audio` of a model's structure as a function of its state, compiled once for each shape of clips."""
+    return jax.jit(lambda state, features, lengths: nnx.merge(graphdef, state).encode_audio(features, lengths))
 
 
 def empty_audio_bank(model: nnx.Module) -> AudioBank:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rrs_jax.evaluate.choice import chosen_rows
 from rrs_jax.files import read_jsonl
 from rrs_jax.parallel import parameter_sharding
 
@@ -26,8 +27,9 @@ SPEECH_TIMES_REAL_TIME = 38.0  # the starter set's voice on one core
 EFFICIENCY = 0.5  # what a whole model reaches of the measured matrix product
 
 # Elements a token and layer that wait for the backward pass, as multiples of (hidden, mlp) width; fitted to
-# the temporary memory of compiled 7 B steps: 18.2, 12.0 and 1.3 GiB at 2,304 tokens.
-SAVED = {"none": (16, 6), "dots": (8, 5), "full": (2, 0)}
+# the temporary memory of compiled 7 B steps: 14.3, 6.1 and 1.1 GiB at 2,304 tokens.
+SAVED = {"none": (15, 4), "dots": (6, 2), "full": (2, 0)}
+HEADROOM = 1.2  # over what is saved: workspaces, gradients, and what the allocator cannot join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ class DeviceRate:
     bandwidth: float
 
 
-def count_questions(data: ConfigDict, limit: int | None, written: Path, written_eval: Path) -> Sizes:
+def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, written_eval: Path) -> Sizes:
     """From the run's own manifests where they are written, or the config's, or the starter set's numbers."""
 
     def starter(name: str) -> int:
@@ -72,17 +74,19 @@ def count_questions(data: ConfigDict, limit: int | None, written: Path, written_
     train = len(rows) if training else 2 * pairs + starter("everyday") + starter("contrast")
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     if evaluation:
-        asked = read_jsonl(evaluation)
+        asked = chosen_rows(read_jsonl(evaluation), asked_of.split, asked_of.limit)
         sets = [
             sum(row.get("label") == label for row in asked) for label in ("harmful", "benign", "borderline")
         ]
     else:
         asked, pairs = [], categories * starter("eval_pairs_per_category")
         sets = [pairs, pairs, starter("borderline")]
+        if asked_of.split != "all":
+            sets = [-(-size // 2) for size in sets]
     seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
     return Sizes(
         train,
-        *(size if limit is None else min(size, limit) for size in sets),
+        *(size if asked_of.limit is None else min(size, asked_of.limit) for size in sets),
         seconds=sum(seconds) / len(seconds) if seconds else CLIP_SECONDS,
         spoken=bool(rows) and bool(asked) and all(row.get("audio") for row in rows + asked),
     )
@@ -127,18 +131,11 @@ def memory_bytes(
         return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = math.ceil(config.train.batch_size / config.train.gradient_accumulation / parts)
-    layers = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
-    hidden, mlp = SAVED[config.train.remat]
-    saved = layers * (hidden * text.hidden_size + mlp * text.intermediate_size)
-    if config.train.remat == "full":  # and one layer at a time computed again
-        saved += SAVED["none"][0] * text.hidden_size + SAVED["none"][1] * text.intermediate_size
-    activations = rows * sizes.tokens * saved * item
-    if (
-        jax.default_backend() != "gpu" or item == 4
-    ):  # no flash attention: scores and weights are whole matrices
-        scores = 2 * rows * text.num_attention_heads * sizes.tokens**2 * 4
-        activations += scores * (1 if config.train.remat == "full" else layers)
+    weights = sum(shard_bytes(*leaf) for leaf in frozen)
+    adapters = 4 * sum(shard_bytes(*leaf) for leaf in adapter)
+    remat = config.train.remat
+    if remat == "auto":
+        remat = fitting_remat(config, text, sizes.tokens, parts, device_memory() - weights - adapters)
     # The samples of one question share its prompt's slots.
     slots = sizes.tokens / config.evaluate.samples + config.generate.max_new_tokens
     cached = {"auto": item, "bfloat16": 2, "float32": 4, "int8": 1 + 4 / text.head_dim}[config.generate.cache_dtype]
@@ -146,12 +143,39 @@ def memory_bytes(
     flight = math.ceil(config.generate.batch_size / parts)
     clips = sizes.train + sizes.evaluated
     return {
-        "weights": sum(shard_bytes(*leaf) for leaf in frozen),
-        "adapter, gradient, moments": 4 * sum(shard_bytes(*leaf) for leaf in adapter),
+        "weights": weights,
+        "adapter, gradient, moments": adapters,
         "audio embeddings": clips * AUDIO_TOKENS_A_SECOND * sizes.seconds * text.hidden_size * item,
-        "activations of a training step": activations if adapter else 0,
+        "activations of a training step": activation_bytes(config, text, sizes.tokens, parts, remat) if adapter else 0,
         "key-value cache and logits": flight * (slots * entry + 2 * text.vocab_size * 4),
     }
+
+
+def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: str) -> float:
+    """What waits for the backward pass of a micro-batch whose rows have `tokens`, on one of the `parts` that cut it."""
+    item = jnp.dtype(config.model.dtype).itemsize
+    rows = math.ceil(config.train.batch_size / config.train.gradient_accumulation / parts)
+    layers = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
+    hidden, mlp = SAVED[remat]
+    saved = layers * (hidden * text.hidden_size + mlp * text.intermediate_size)
+    if remat == "full":  # and one layer at a time computed again
+        saved += SAVED["none"][0] * text.hidden_size + SAVED["none"][1] * text.intermediate_size
+    activations = rows * tokens * saved * item
+    if jax.default_backend() != "gpu" or item == 4:  # no flash attention: scores and weights are whole matrices
+        scores = 2 * rows * text.num_attention_heads * tokens**2 * 4
+        activations += scores * (layers if remat == "none" else 1)
+    return activations
+
+
+def fitting_remat(config: ConfigDict, text, tokens: int, parts: int, free: float) -> str:
+    """`dots` where a micro-batch's values fit into `free` bytes with some room to spare, else `full`."""
+    return "dots" if activation_bytes(config, text, tokens, parts, "dots") * HEADROOM <= free else "full"
+
+
+def free_memory() -> float:
+    """Bytes of one device that nothing takes up; of a CPU, the machine's memory."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return device_memory() - stats.get("bytes_in_use", 0)
 
 
 def device_memory() -> float:

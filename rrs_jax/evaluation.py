@@ -14,6 +14,7 @@ from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.epochs import evaluated_epochs, model_after
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench import air_bench, read_meta
+from rrs_jax.evaluate.choice import chosen_rows
 from rrs_jax.evaluate.compare import compare_folders
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, reply_cache
 from rrs_jax.evaluate.endpoint_engine import endpoint_engine
@@ -35,29 +36,35 @@ def evaluate_stage(session: Session, served: Callable[[Session], Serving]) -> di
     `served` gives what answers for the run's strategy.
     """
     config = session.config
-    evaluation = Evaluation(session)
     tuned = config.strategy != "vanilla"
-    vanilla = None
-    if config.evaluate.vanilla or not tuned:
-        vanilla = evaluation.of("vanilla", evaluation.engine("vanilla", lambda: Serving([session.vanilla], {"adapter": None})))
-    if tuned:
-        for epoch in evaluated_epochs(config):
+    for place, setting in enumerate(config.evaluate.setting):
+        evaluation = Evaluation(session, setting, helpfulness=place == 0)
+        vanilla = None
+        if config.evaluate.vanilla or not tuned:
+            engine = evaluation.engine("vanilla", lambda: Serving([session.vanilla], {"adapter": None}))
+            vanilla = evaluation.of("vanilla", engine)
+        for epoch in evaluated_epochs(config) if place == 0 else ():
             model = model_after(session, epoch)
             served_then = Serving([model], {"adapter": adapter_hash(model)})
             engine = evaluation.engine(config.strategy, lambda served_then=served_then: served_then)
             evaluation.of(config.strategy, engine, vanilla, epoch)
-        name, engine = config.strategy, evaluation.engine(config.strategy, lambda: served(session))
-        evaluation.of(name, engine, vanilla)
+        if tuned:
+            engine = evaluation.engine(config.strategy, lambda: served(session))
+            evaluation.of(config.strategy, engine, vanilla)
     return {}
 
 
 class Evaluation:
-    """What the evaluations of one stage share: rows with their setting's clips, judges, the answers' settings."""
+    """What the evaluations in one setting share: rows with the setting's clips, judges, the answers' settings.
 
-    def __init__(self, session: Session):
-        self.session, self.config = session, session.config
+    helpfulness: whether AIR-Bench is asked too, where the config has it.
+    """
+
+    def __init__(self, session: Session, setting: str, helpfulness: bool):
+        self.session, self.config, self.setting = session, session.config, setting
         config = self.config.evaluate
-        parts = [question_sets_name(config.questions), "" if config.setting == "spoken" else config.setting]
+        others = [value for value, usual in ((setting, "spoken"), (config.split, "all")) if value != usual]
+        parts = [question_sets_name(config.questions), *others]
         self.suffix = "".join(f"-{part}" for part in parts if part)  # of the folders in RUN/eval
         self.rows, self.audio_folder = self._rows()
         judge = self.config.judge
@@ -66,7 +73,7 @@ class Evaluation:
             judge.temperature, generate=None if self.config.endpoint.url else self._answer_texts,
         )  # fmt: skip
         self.air_bench_items = None
-        if config.air_bench is not None:
+        if config.air_bench is not None and helpfulness:
             if not judge.url or not judge.model:
                 raise UserError("evaluate.air_bench: needs judge.url and judge.model, the judge of the answers.")
             self.air_bench_items = read_meta(config.air_bench, config.air_bench_limit)
@@ -86,7 +93,8 @@ class Evaluation:
         audios = [row["audio"] for row in self.rows if row["audio"]]
         made_by |= {"clips": content_hash([content_hash((self.audio_folder / audio).read_bytes()) for audio in audios])}
         answers = content_hash(
-            made_by, self.config.model.dtype, [[row["id"], row["label"], row["question"]] for row in self.rows],
+            made_by, self.config.model.dtype, self.config.model.quantize,
+            [[row["id"], row["label"], row["question"]] for row in self.rows],
             config.samples, modes, config.over_refusal_modes, config.text_only_variant, self.suffix,
         )  # fmt: skip
         shared = self.session.shared
@@ -96,7 +104,7 @@ class Evaluation:
             summary = evaluate_model(
                 name + self.suffix, self.rows, generate, modes=modes, samples=config.samples,
                 judge_names=config.judges, judge_settings=self.judges, folder=folder,
-                setting=config.setting, text_only_variant=config.text_only_variant,
+                setting=self.setting, text_only_variant=config.text_only_variant,
                 over_refusal_modes=config.over_refusal_modes, audio_folder=self.audio_folder, made_by=made_by,
                 model=made_by["model"], strategy=name, vanilla=vanilla, write_every=write_every,
             )  # fmt: skip
@@ -147,9 +155,9 @@ class Evaluation:
         """The questions, spoken, with the setting's clips; and the folder to which their audio paths are relative."""
         session, config = self.session, self.config.evaluate
         if config.questions:
-            rows, folder = self._limited(read_question_sets(config.questions)), Path(".")
+            rows, folder = chosen_rows(read_question_sets(config.questions), config.split, config.limit), Path(".")
             mute = [row for row in rows if not row["audio"]]
-            if mute and (set(config.modes) != {"text_only"} or config.setting != "spoken"):
+            if mute and (set(config.modes) != {"text_only"} or self.setting != "spoken"):
                 drawn = read_voices(",".join(self.config.data.voices))
                 texts = [(row["question"], draw_voice(row["question"], self.config.data.seed, drawn)) for row in mute]
                 clips = speak_all(texts, max_cost_usd=self.config.data.max_cost_usd)
@@ -159,18 +167,16 @@ class Evaluation:
             check_audios(given, max_seconds=self.config.data.audio_max_seconds)
         else:
             rows, folder = session.evaluation_rows, session.folder.evaluation_manifest.parent
-        voices = read_voices(",".join(self.config.data.voices)) if config.setting == "spelled" else None
+        voices = None
+        if self.setting in ("spelled", "other_voices"):
+            voices = read_voices(",".join(self.config.data.voices))
+        if self.setting == "other_voices":
+            voices = tuple(set(read_voices("")) - set(voices)) or voices
         rows = setting_rows(
-            config.setting, rows, folder, session.folder.path / "data" / config.setting, voices=voices,
+            self.setting, rows, folder, session.folder.path / "data" / self.setting, voices=voices,
             seed=self.config.data.seed, max_cost_usd=self.config.data.max_cost_usd,
         )  # fmt: skip
         return rows, folder
-
-    def _limited(self, rows: list[dict]) -> list[dict]:
-        limit = self.config.evaluate.limit or len(rows)
-        sets = {label: [row for row in rows if row["label"] == label][:limit] for label in {row["label"] for row in rows}}
-        kept = {row["id"] for chosen in sets.values() for row in chosen}
-        return [row for row in rows if row["id"] in kept]
 
     def _sampling(self, **changes) -> SamplingConfig:
         values = self.config.generate
@@ -209,7 +215,7 @@ class Evaluation:
         session = self.session
         if not clips:
             return empty_audio_bank(session.vanilla), {}
-        if not self.config.evaluate.questions and self.config.evaluate.setting == "spoken":
+        if not self.config.evaluate.questions and self.setting == "spoken":
             own = [self.audio_folder / row["audio"] for row in session.evaluation_rows]
             if set(clips) <= set(own):
                 return session.evaluation_bank, {path: i for i, path in enumerate(own)}

@@ -10,6 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.config import MINI, flatten, with_preset
+from rrs_jax.costs import fitting_remat, free_memory
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
@@ -21,11 +22,12 @@ from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.parallel import rows_multiple
 from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
 from rrs_jax.serving import Serving
-from rrs_jax.session import Session, enable_compilation_cache
+from rrs_jax.session import Session, compile_clock, enable_compilation_cache
 from rrs_jax.shared import Shared
 from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
 from rrs_jax.train.loop import TrainConfig, TrainingData, train
@@ -42,6 +44,7 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
     `shared` is what a sweep's runs have in common.
     """
     enable_compilation_cache()
+    clock = compile_clock()
     config = with_preset(config)
     folder = RunFolder(config.run_dir, config)
     with folder.locked():
@@ -56,11 +59,12 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
             if folder.stage_done(name):
                 say(f"{name}: done already")
                 continue
-            start = time.monotonic()
+            start, compiled, programs = time.monotonic(), clock.seconds, clock.programs
             facts = STAGE_FUNCTIONS[name](session) or {}
             seconds = round(time.monotonic() - start, 1)
-            folder.mark_done(name, seconds=seconds, **facts)
-            say(f"{name}: {seconds} s")
+            compiling = round(clock.seconds - compiled, 1)
+            folder.mark_done(name, seconds=seconds, compiling_seconds=compiling, **facts)
+            say(f"{name}: {seconds} s, of which {compiling} s to compile {clock.programs - programs} programs")
     if shared is None:
         print_summary(folder)
 
@@ -121,20 +125,27 @@ def train_adapter(session: Session) -> dict:
         sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
         encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
     )  # fmt: skip
+    longest = max(len(ids) for prompts in table for ids, _, _ in prompts)
+    longest += max((len(tail) for tails in strategy.tails or () for tail in tails), default=0)
+    settings = train_config(config, session.model.config.text, longest, rows_multiple(session.mesh))
     train(
-        session.model, strategy, data, train_config(config), session.folder.path, mesh=session.mesh,
+        session.model, strategy, data, settings, session.folder.path, mesh=session.mesh,
         steps=session.shared.steps, on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
     )  # fmt: skip
     record_representations(session)
     return {"adapter": adapter_hash(session.model)}
 
 
-def train_config(config: ConfigDict) -> TrainConfig:
-    values = config.train
+def train_config(config: ConfigDict, text, tokens: int, parts: int) -> TrainConfig:
+    """`text`: the decoder's config; `tokens`: of the longest prompt; `parts`: that cut a batch."""
+    values, remat = config.train, config.train.remat
+    if remat == "auto":
+        remat = fitting_remat(config, text, tokens, parts, free_memory())
     optimiser = OptimiserConfig(
         learning_rate=values.learning_rate, schedule=values.schedule, warmup_steps=values.warmup_steps,
         weight_decay=values.weight_decay, b1=values.b1, b2=values.b2, eps=values.eps, clip_norm=values.clip_norm or 0.0,
-        penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=values.remat,
+        penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=remat,
+        unroll=values.unroll,
     )  # fmt: skip
     return TrainConfig(
         epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,

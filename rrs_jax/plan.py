@@ -91,12 +91,14 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
         )
     dtype = jnp.dtype(config.model.dtype)
     values = model_config(config.model.path)
-    model, _ = abstract_model(values, dtype, lora_config(config) if trained else None)
+    model, _ = abstract_model(
+        values, dtype, lora_config(config) if trained else None, quantize=config.model.quantize
+    )
     _, adapter, frozen = nnx.split(model, LoRAParam, ...)
     adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)
     written = folder / "data" / "manifest.jsonl", folder / "data" / "eval" / "manifest.jsonl"
-    sizes = count_questions(config.data, config.evaluate.limit, *written)
+    sizes = count_questions(config.data, config.evaluate, *written)
     modes = modes_of(config, part("inputs", values).FORMAT.modes)
     queries = sizes.harmful * len(modes)
     queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))
@@ -172,7 +174,7 @@ def format_plan(plan: Plan, config: ConfigDict) -> str:
     if plan.memory_needed > plan.memory_there:
         verdict = (
             "IT DOES NOT FIT: lower train.batch_size or generate.batch_size, raise train.gradient_accumulation, "
-            "set train.remat=full, or cut weights with mesh.fsdp"
+            "set train.remat=full or model.quantize=int8, or cut weights with mesh.fsdp"
         )
     lines.append(f"{plan.memory_needed / 2**30:>16.2f} GiB  at the same time")
     lines.append(f"{plan.memory_there / 2**30:>16.2f} GiB  are there: {verdict}")

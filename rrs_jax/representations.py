@@ -15,6 +15,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path
 from rrs_jax.inputs.batching import batches_in_buckets, collate, restore_order
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
@@ -121,7 +122,7 @@ def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None):
             return model.representations(batch, audio_bank)
         return model.layer_states(batch, audio_bank, layers)
 
-    return jax.jit(representations, out_shardings=replicated(mesh))
+    return jax.jit(representations, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
 
 def pad_rows(tree, multiple: int):

@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -167,7 +169,7 @@ def check_disk(path: Path, needed_bytes: int = LEAST_FREE_BYTES) -> None:
 
 
 def describe_machine() -> dict:
-    """What may change a result's last bits: versions, source commit, devices."""
+    """What made a result and may change its last bits: command, source commit, versions, devices."""
     import jax
 
     devices = jax.devices()
@@ -177,6 +179,7 @@ def describe_machine() -> dict:
             versions[package] = metadata.version(package)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
         "commit": source_commit(),
         "versions": versions,
         "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},

@@ -13,6 +13,7 @@ from rrs_jax.audio_bank import AudioBank
 from rrs_jax.config import MINI
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.errors import UserError
+from rrs_jax.evaluate.choice import chosen_rows
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.lora import LoRA, LoRAConfig
 from rrs_jax.parallel import make_mesh
@@ -30,6 +31,26 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # Small programs too: a sweep's processes need hundreds of them, and each takes longer to compile than to read.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+class CompileClock:
+    """Seconds that this process has spent on making programs for its devices, or reading them from the cache."""
+
+    EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+
+    def __init__(self):
+        self.seconds, self.programs = 0.0, 0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, seconds: float, **_) -> None:
+        if event in self.EVENTS:
+            self.seconds += seconds
+            self.programs += event == self.EVENTS[1]
+
+
+@functools.cache
+def compile_clock() -> CompileClock:
+    return CompileClock()
 
 
 def lora_config(config: ConfigDict) -> LoRAConfig:
@@ -95,7 +116,7 @@ class Session:
 
     @functools.cached_property
     def vanilla(self) -> nnx.Module:
-        return self.shared.vanilla(self.model_folder, self.config.model.dtype, self.mesh)
+        return self.shared.vanilla(self.model_folder, self.config.model.dtype, self.mesh, self.config.model.quantize)
 
     @functools.cached_property
     def training_rows(self) -> list[dict]:
@@ -103,11 +124,9 @@ class Session:
 
     @functools.cached_property
     def evaluation_rows(self) -> list[dict]:
-        """At most `evaluate.limit` of each set."""
+        """Of the half `evaluate.split`, at most `evaluate.limit` of each set."""
         rows = load_manifest(self.folder.evaluation_manifest)
-        limit = self.config.evaluate.limit or len(rows)
-        sets = {label: [row for row in rows if row["label"] == label][:limit] for label in {row["label"] for row in rows}}
-        return [row for row in rows if row in sets[row["label"]]]
+        return chosen_rows(rows, self.config.evaluate.split, self.config.evaluate.limit)
 
     @functools.cached_property
     def training_bank(self) -> AudioBank:

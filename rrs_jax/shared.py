@@ -40,11 +40,11 @@ class Shared:
         self._states: dict[str, np.ndarray] = {}
         self._read: set[Path] = set()
 
-    def vanilla(self, model_folder: Path, dtype: str, mesh) -> nnx.Module:
+    def vanilla(self, model_folder: Path, dtype: str, mesh, quantize: str = "none") -> nnx.Module:
         """The frozen model without adapters."""
-        key = (model_folder, dtype, mesh)
+        key = (model_folder, dtype, mesh, quantize)
         if key not in self._models:
-            self._models[key] = load_weights(model_folder, dtype=jnp.dtype(dtype), mesh=mesh)
+            self._models[key] = load_weights(model_folder, dtype=jnp.dtype(dtype), mesh=mesh, quantize=quantize)
         return self._models[key]
 
     def processor(self, model_folder: Path) -> Processor:

@@ -31,7 +31,7 @@ STAGES = {stage.name: stage for stage in (
 # They change where and how fast a run is done, not what it gives, so a run may go on with other values.
 PLACEMENT_FIELDS = (
     "run_dir", "mesh", "data.max_cost_usd", "extract.batch_size", "generate.batch_size", "train.remat",
-    "train.checkpoint_every_steps", "train.keep_checkpoints", "judge.key_variable", "judge.concurrency",
+    "train.unroll", "train.checkpoint_every_steps", "train.keep_checkpoints", "judge.key_variable", "judge.concurrency",
     "judge.timeout", "judge.retries", "endpoint.key_variable", "endpoint.concurrency", "endpoint.timeout",
     "endpoint.retries",
 )  # fmt: skip

@@ -8,6 +8,7 @@ A sweep file has a function `runs(config)` that yields a name and a dict of fiel
 run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.shared`). The same command resumes.
 """
 
+import re
 import runpy
 import sys
 import time
@@ -20,6 +21,9 @@ from rrs_jax.config import FIELDS, config_error, default_config, flatten, unknow
 from rrs_jax.errors import UserError
 from rrs_jax.files import write_atomic
 from rrs_jax.stages import stages_of
+
+SEED = re.compile(r"-seed\d+$")
+BASELINE = "rrs"  # the run against which a sweep's others are ranked
 
 
 def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
@@ -124,6 +128,7 @@ def print_sweep(config: ConfigDict, path: str) -> None:
 
 def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     """What is done, and the rates of the runs that are evaluated; written to run_dir/report."""
+    from rrs_jax.report.ranking import ranking
     from rrs_jax.report.table import markdown_table, text_table
 
     states = status(runs)
@@ -134,9 +139,38 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     done = [path for name in runs if list((path := folder / name).glob("eval/*/summary.json"))]
     if not done:
         return "\n".join("  ".join(line) for line in lines)
-    write_atomic(folder / "report" / "table.md", markdown_table(done, vanilla_once=True))
+    done.sort(key=lambda path: runs[path.name].strategy != "vanilla")  # else in their order
+    rows = pooled_seeds(done, folder / "report" / "pooled")
+    write_atomic(folder / "report" / "table.md", markdown_table(rows, vanilla_once=True))
+    text = text_table(rows, vanilla_once=True)
+    if BASELINE in {path.name for path in done} and len(done) > 1:
+        write_atomic(folder / "report" / "ranking.md", ranking(done, BASELINE, markdown=True))
+        text += "\n" + ranking(done, BASELINE)
     unfinished = [name for name, state in states.items() if "to do" in state.values()]
-    return text_table(done, vanilla_once=True) + (f"\nto do: {', '.join(unfinished)}\n" if unfinished else "")
+    return text + (f"\nto do: {', '.join(unfinished)}\n" if unfinished else "")
+
+
+def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
+    """The runs, and in place of each with others behind it whose names end in -seedN all of them as one, written to
+    `target`, where all have the same evaluations."""
+    from rrs_jax.evaluate.pool import pool_runs
+
+    names = {run.name: run for run in runs}
+    rows = []
+    for run in runs:
+        stem = SEED.sub("", run.name)
+        if stem != run.name and stem in names:
+            continue
+        seeds = [run] + [other for other in runs if other.name != run.name and SEED.sub("", other.name) == run.name]
+        evaluated = [{path.parent.name for path in one.glob("eval/*/summary.json")} for one in seeds]
+        if len(seeds) > 1 and all(names == evaluated[0] for names in evaluated):
+            pooled = target / f"{run.name}-{len(seeds)}seeds"
+            for name in sorted(evaluated[0] - {"vanilla"}) or ["vanilla"]:
+                pool_runs(seeds, name, pooled)
+            rows.append(pooled)
+        else:
+            rows += seeds
+    return rows
 
 
 def status(runs: dict[str, ConfigDict]) -> dict[str, dict[str, str]]:

@@ -105,7 +105,7 @@ class Work:
         """Hashes of the model and of what each prompt is made of."""
         bank = self.session.training_bank
         prints = dict(zip(bank.offsets, bank.prints, strict=True))
-        model = str(self.session.model_folder), self.config.model.dtype
+        model = str(self.session.model_folder), self.config.model.dtype, self.config.model.quantize
         return [content_hash(model, list(map(int, ids)), [prints[o] for o in offsets], *more) for ids, offsets, _ in prompts]
 
     def responses(self, prompts: Sequence[Row], max_new_tokens: int) -> list[list[int]]:

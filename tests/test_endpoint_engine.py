@@ -173,7 +173,7 @@ def test_greedy_and_penalty_in_the_request(tmp_path):
         ({"evaluate.judges": ("gpt",)}, "no judge is called gpt; choose from phrases"),
         ({"evaluate.air_bench": "x"}, "judge.url and judge.model are needed"),
         ({"evaluate.questions": ("figstep:/no",)}, "question set figstep:/no: /no does not exist"),
-        ({"evaluate.setting": "loud"}, "evaluate.setting is 'loud', give one of spoken, silence"),
+        ({"evaluate.setting": ("loud",)}, "evaluate.setting is .'loud',., give different names out of spoken, silence"),
     ],
 )
 def test_contradictions_are_told_before_any_work(manifest, tmp_path, changes, sentence):

@@ -148,7 +148,7 @@ def test_other_questions_and_settings_have_folders_of_their_own(run, clips, tmp_
     run's own model too."""
     config, path = run
     before = (path / "eval" / "rrs" / "summary.json").read_text()
-    config.evaluate.setting, config.evaluate.vanilla = "silence", False
+    config.evaluate.setting, config.evaluate.vanilla = ("silence",), False
     pipeline.run(config, ("evaluate",))
     summary = read_json(path / "eval" / "rrs-silence" / "summary.json")
     assert [mode for mode, block in summary["modes"].items() if block] == ["text_only"]
@@ -158,7 +158,7 @@ def test_other_questions_and_settings_have_folders_of_their_own(run, clips, tmp_
     rows = [{"question": f"How do I ask {i}?", "label": label, "audio": str(clips[i])}
             for i, label in enumerate(("harmful", "borderline"))]  # fmt: skip
     write_jsonl(tmp_path / "own.jsonl", rows)
-    config.evaluate.setting, config.evaluate.vanilla = "spoken", True
+    config.evaluate.setting, config.evaluate.vanilla = ("spoken",), True
     config.evaluate.questions = (f"jsonl:{tmp_path / 'own.jsonl'}",)
     config.evaluate.judges = ("phrases", "own:jailbreakbench")
     pipeline.run(config, ("evaluate",))

@@ -2,17 +2,28 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import peft
 import pytest
 import torch
 import transformers
+from test_sharding import random_rows
 
 from rrs_jax.config import default_config
-from rrs_jax.costs import DeviceRate
+from rrs_jax.costs import DeviceRate, activation_bytes, fitting_remat
 from rrs_jax.errors import UserError
+from rrs_jax.models.audio_encoder import AudioEncoderConfig
+from rrs_jax.models.decoder import DecoderConfig
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from rrs_jax.parallel import make_mesh
 from rrs_jax.plan import MINI_CONFIG, format_plan, make_plan
 from rrs_jax.run_folder import RunFolder
 from rrs_jax.stages import STAGES
+from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train.step import OptimiserConfig, TrainStep
 
 RATE = DeviceRate(flops=1e9, bandwidth=1e8)
 
@@ -135,3 +146,37 @@ def test_questions_already_written_are_counted(config, tmp_path):
     plan = make_plan(config, tuple(STAGES), RATE)
     assert (plan.sizes.train, plan.sizes.harmful, plan.sizes.benign, plan.sizes.borderline) == (2, 1, 0, 2)
     assert (plan.sizes.tokens, plan.seconds["data"]) == (95, 0)
+
+
+def temporary_bytes(remat: str, layers: int, text: dict) -> int:
+    """Of a compiled training step of eight rows of 48 tokens, by XLA's own account."""
+    decoder = DecoderConfig(**text | {"num_hidden_layers": layers})
+    config = Qwen2AudioConfig(AudioEncoderConfig(24, 1, 3, 40, 12, 1500), decoder, 60)
+    model = Qwen2Audio(config, dtype=jnp.float32, lora=LoRAConfig(rank=1))
+    strategy = RRS(np.zeros((8, text["hidden_size"]), np.float32))
+    step = TrainStep(model, strategy, OptimiserConfig(remat=remat), make_mesh(devices=jax.devices()[:1]), 1)
+    rows = step.place(random_rows(np.random.default_rng(0), strategy, 8, 48, 60))
+    compiled = step.lower(step.init(), jnp.zeros((9, text["hidden_size"])), rows).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_what_more_layers_keep_is_what_the_compiled_step_takes_more(config, remat):
+    text = dict(
+        hidden_size=64, intermediate_size=160, num_attention_heads=4, num_key_value_heads=4, head_dim=16, vocab_size=64,
+        rms_norm_eps=1e-5, rope_theta=1000.0, tie_word_embeddings=False,
+    )  # fmt: skip
+    taken = temporary_bytes(remat, 12, text) - temporary_bytes(remat, 4, text)
+    config.train.batch_size = 8
+    few, many = (
+        activation_bytes(config, DecoderConfig(**text | {"num_hidden_layers": layers}), 48, 1, remat) for layers in (4, 12)
+    )
+    assert 0.8 < (many - few) / taken < 1.8
+
+
+def test_values_are_kept_where_there_is_room_for_them(config):
+    text = DecoderConfig(64, 160, 8, 4, 4, 16, 64, 1e-5, 1000.0, False)
+    needed = activation_bytes(config, text, 50, 1, "dots")
+    assert fitting_remat(config, text, 50, 1, 1.3 * needed) == "dots"
+    assert fitting_remat(config, text, 50, 1, 1.1 * needed) == "full"
+    assert fitting_remat(config, text, 50, 2, 0.7 * needed) == "dots"  # half of the rows on each device

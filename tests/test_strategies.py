@@ -100,10 +100,11 @@ def micro_batches(step, strategy, batch, parts: int) -> list[Rows]:
 
 
 @pytest.mark.parametrize(
-    "reduction, space, parts, remat",
-    [("sum", "weights", 1, "none"), ("mean", "lora", 2, "dots"), ("mean", "weights", 2, "full"), ("sum", "lora", 1, "dots")],
+    "reduction, space, parts, remat, unroll",
+    [("sum", "weights", 1, "none", False), ("mean", "lora", 2, "dots", True), ("mean", "weights", 2, "full", True),
+     ("sum", "lora", 1, "dots", False)],
 )
-def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduction, space, parts, remat):
+def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduction, space, parts, remat, unroll):
     """Equation 12's targets, as a strategy is given them."""
     rows, row_clips = prompts(np.random.default_rng(5))
     rng = np.random.default_rng(6)
@@ -115,12 +116,13 @@ def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduc
     expected = squared_distances(rows, targets, reduction)
     compare(
         RRS(targets, reduction), expected, rows, row_clips, reference, folder, clips, monkeypatch,
-        space=space, parts=parts, remat=remat,
+        space=space, parts=parts, remat=remat, unroll=unroll,
     )  # fmt: skip
 
 
 def compare(
-    strategy, row_losses_of, rows, row_clips, reference, folder, clips, monkeypatch, space="weights", parts=1, remat="dots"
+    strategy, row_losses_of, rows, row_clips, reference, folder, clips, monkeypatch, space="weights", parts=1, remat="dots",
+    unroll=False,
 ):  # fmt: skip
     """A step's losses, penalty and gradients with those of `dense`. With plain gradient descent of rate 1 the step's
     own update is the gradient."""
@@ -133,7 +135,7 @@ def compare(
     batch = make_batch(rows, row_clips, offsets)
     rng = np.random.default_rng(7)
 
-    config = OptimiserConfig(penalty_weight=STRENGTH, penalty_space=space, remat=remat)
+    config = OptimiserConfig(penalty_weight=STRENGTH, penalty_space=space, remat=remat, unroll=unroll)
     step = TrainStep(model, strategy, config, mesh, 1)
     state, start = step.init(), adapters(model)
     # B too is moved away from zero, or half of the gradients and the penalty would vanish.

@@ -71,7 +71,13 @@ def test_all_runs_but_the_mistaken_one_are_done(launched, base):  # noqa: F811
     assert {line.split(":")[0] for line in lines} == set(states)
     assert lines[-1].endswith("4 of 4 runs, about 0 s left")
     assert "training: 1/1 steps" in (path / "jobs" / "rrs" / "log.txt").read_text()
-    assert "rrs-seed1" in (path / "jobs" / "report" / "table.md").read_text()
+    pooled = read_json(path / "jobs" / "report" / "pooled" / "rrs-2seeds" / "eval" / "rrs" / "summary.json")
+    alone = [read_json(path / "jobs" / name / "eval" / "rrs" / "summary.json") for name in ("rrs", "rrs-seed1")]
+    assert pooled["modes"]["audio_text"]["responses"] == sum(one["modes"]["audio_text"]["responses"] for one in alone)
+    assert pooled["seeds"]["orr"]["rates"] == [one["orr"]["rate"] for one in alone]
+    table = (path / "jobs" / "report" / "table.md").read_text()
+    assert "| rrs-2seeds: rrs |" in table and "Mean over 2 seeds, rrs-2seeds: rrs: ASR audio-text" in table
+    assert table.count(": vanilla |") == 1
 
 
 def test_processes_share_what_they_make(launched):

@@ -1,28 +1,51 @@
 """RRS with each addition of docs/strategies.md: what lessens over-refusal, and what it costs in safety.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --config.run_dir=runs/plus
+    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --sweep_jobs=4 --config.run_dir=runs/plus
+
+Measured on the half `choose` of the evaluation questions; configs/sweeps/plus_check.py measures the winner on the other.
+The sweep ends with a ranking (`rrs_jax.report.ranking`).
 """
 
 from collections.abc import Iterator
 
 KEPT = {"data.everyday": None, "data.contrast": None}
 KEEP = KEPT | {"rrs.benign_target": "keep"}
+HINGE = KEPT | {"rrs.benign_target": "hinge"}
+ROWS = {
+    "rrs": {},
+    "everyday": {"data.everyday": None},
+    "contrast": {"data.contrast": None},
+    "kept": KEPT,
+    "rewrites_keep": {"rrs.benign_target": "keep"},
+    "hinge": {"rrs.benign_target": "hinge"},
+    "kept_rewrites_keep": KEEP,
+    "kept_hinge": HINGE,
+    "kept_heavier": KEEP | {"rrs.keep_weight": 3.0},
+    "own": KEEP | {"rrs.target": "own"},
+    "category": KEEP | {"rrs.target": "category"},
+    "whiten": KEEP | {"rrs.whiten": 0.1},
+    "project": KEEP | {"rrs.project": 8},
+    "two_tokens": KEEP | {"rrs.refusal_tokens": ("I", "Sorry")},
+    "text_share": KEEP | {"train.text_share": 0.33},
+    "positions": KEEP | {"rrs.positions": 4},
+    # Several at once.
+    "much_heavier": KEEP | {"rrs.keep_weight": 10.0},
+    "hinge_heavier": HINGE | {"rrs.keep_weight": 3.0},
+    "hinge_near": HINGE | {"rrs.margin": 2.0},
+    "slower": KEEP | {"train.learning_rate": 2e-5},
+    "faster": KEEP | {"train.learning_rate": 1e-4},
+    "shorter": KEEP | {"train.epochs": 5},
+    "longer": KEEP | {"train.epochs": 20},
+    "penalty": {"penalty.weight": 100.0},
+    "kept_penalty": KEEP | {"penalty.weight": 100.0},
+    "faster_heavier": KEEP | {"train.learning_rate": 1e-4, "rrs.keep_weight": 3.0},
+    "own_heavier": KEEP | {"rrs.target": "own", "rrs.keep_weight": 3.0},
+    "text_share_heavier": KEEP | {"train.text_share": 0.33, "rrs.keep_weight": 3.0},
+    "whole_vector": KEEP | {"rrs.top_m": 100.0},
+    "positions_text_share": KEEP | {"rrs.positions": 4, "train.text_share": 0.33},
+}
 
 
 def runs(_) -> Iterator[tuple[str, dict]]:
-    yield "rrs", {}
-    yield "everyday", {"data.everyday": None}
-    yield "contrast", {"data.contrast": None}
-    yield "kept", KEPT
-    yield "rewrites_keep", {"rrs.benign_target": "keep"}
-    yield "hinge", {"rrs.benign_target": "hinge"}
-    yield "kept_rewrites_keep", KEEP
-    yield "kept_hinge", KEPT | {"rrs.benign_target": "hinge"}
-    yield "kept_heavier", KEEP | {"rrs.keep_weight": 3.0}
-    yield "own", KEEP | {"rrs.target": "own"}
-    yield "category", KEEP | {"rrs.target": "category"}
-    yield "whiten", KEEP | {"rrs.whiten": 0.1}
-    yield "project", KEEP | {"rrs.project": 8}
-    yield "two_tokens", KEEP | {"rrs.refusal_tokens": ("I", "Sorry")}
-    yield "text_share", KEEP | {"train.text_share": 0.33}
-    yield "positions", KEEP | {"rrs.positions": 4}
+    for name, overrides in ROWS.items():
+        yield name, overrides | {"evaluate.split": "choose"}

@@ -56,6 +56,19 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
     }
 
 
+def pool_runs(runs: Sequence[str | Path], name: str, target: str | Path) -> None:
+    """Writes `target`/eval/NAME/summary.json, and that of the models before training where all runs have one."""
+    suffix = name.partition("-")[2]
+    before = "vanilla" + (f"-{suffix}" if suffix else "")
+    folders = {each: [Path(run) / "eval" / each for run in runs] for each in (before, name)}
+    vanilla = None
+    if all((folder / "summary.json").is_file() for folder in folders[before]):
+        vanilla = pool(folders[before])
+        write_json(Path(target) / "eval" / before / "summary.json", vanilla)
+    if name != before:
+        write_json(Path(target) / "eval" / name / "summary.json", pool(folders[name], vanilla))
+
+
 def _asked(rows: Sequence[dict]) -> set:
     return {(row["set"], row["id"], row["mode"]) for row in rows}
 
@@ -84,17 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="rrs", help="evaluation in each run (default: rrs)")
     parser.add_argument("--out", required=True, help="folder to write eval/NAME/summary.json in")
     options = parser.parse_args(arguments)
-    suffix = options.name.partition("-")[2]
-    before = "vanilla" + (f"-{suffix}" if suffix else "")
     try:
-        folders = {name: [Path(run) / "eval" / name for run in options.runs] for name in (before, options.name)}
-        vanilla = None
-        if all((folder / "summary.json").is_file() for folder in folders[before]):
-            vanilla = pool(folders[before])
-            write_json(Path(options.out) / "eval" / before / "summary.json", vanilla)
-        if options.name != before:
-            summary = pool(folders[options.name], vanilla)
-            write_json(Path(options.out) / "eval" / options.name / "summary.json", summary)
+        pool_runs(options.runs, options.name, options.out)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@
 | silence    | text_only  | zeros, as long as the spoken question             | the bare question  |
 | noise      | text_only  | Gaussian, mean and variance of the harmful speech | the bare question  |
 | unit_noise | text_only  | Gaussian, mean 0 and variance 1                   | the bare question  |
+| other_voices | audio_text, audio_only | the question by a voice that training lacked | the mode's |
 | spelled    | audio_text | the harmful question with its harmful words spelt | PROMPT_SPELLED     |
 
 Which words are harmful, AIAH does not list: those that the benign twin lacks, and where there is no twin all words but
@@ -36,6 +37,7 @@ SETTING_MODES = {
     "noise": ("text_only",),
     "unit_noise": ("text_only",),
     "spelled": ("audio_text",),
+    "other_voices": ("audio_text", "audio_only"),
 }
 SETTINGS = tuple(SETTING_MODES)
 DISTRACTORS = ("silence", "noise", "unit_noise")
@@ -64,7 +66,8 @@ def setting_rows(
     max_cost_usd: float = 0.0,
 ) -> list[dict]:  # fmt: skip
     """The rows with the clips of `setting`, made in `target` where they are not there yet; of `spelled` the harmful
-    ones alone, whose paid voices may cost `max_cost_usd`.
+    ones alone. Paid voices may cost `max_cost_usd`. voices: of `spelled` those to draw from, of `other_voices` those
+    that training lacked, or if it had all, all.
 
     Raises UserError where a question without speech has to lend its length, or a spelt one cannot be spoken or is
     longer than 30 s.
@@ -79,6 +82,13 @@ def setting_rows(
         return [
             row | {"audio": str(path.absolute()), "seconds": round(seconds, 3)}
             for row, (path, seconds) in zip(chosen, clips, strict=True)
+        ]
+    if setting == "other_voices":
+        spoken = [(row["question"], _another_voice(row, seed, voices)) for row in rows]
+        clips = speak_all(spoken, max_cost_usd=max_cost_usd)
+        return [
+            row | {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
+            for row, (_, voice), (path, seconds) in zip(rows, spoken, clips, strict=True)
         ]
     mute = [row["id"] for row in rows if not row.get("audio")]
     if mute:
@@ -104,6 +114,14 @@ def setting_rows(
                 soundfile.write(temporary, wave, SAMPLING_RATE, format="WAV", subtype="FLOAT")
         made.append(row | {"audio": str(path.absolute()), "seconds": round(samples / SAMPLING_RATE, 3)})
     return made
+
+
+def _another_voice(row: dict, seed: int, voices: Sequence[Voice]) -> Voice:
+    """One of `voices` that is not the row's own. Raises UserError where there is none."""
+    others = tuple(sorted((voice for voice in voices if voice.name != row["voice"]), key=lambda voice: voice.name))
+    if not others:
+        raise UserError("evaluate.setting: other_voices needs a voice beside the only one; name more in data.voices.")
+    return draw_voice(row["question"] + row["id"], seed, others)
 
 
 def _content_words(question: str) -> list[str]:

@@ -23,6 +23,7 @@ from rrs_jax.generate.sampling import SamplingConfig, next_tokens
 from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, mesh_of, rows_multiple
 
 CHUNK_STEPS = 16
@@ -68,7 +69,7 @@ class Generator:
         self.audio_token_id = model.config.audio_token_id
         cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
         common = self.graphdef, sampling, self.eos
-        options = _compiler_options()
+        options = compiler_options()
         self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
         self._decode = jax.jit(functools.partial(_decode, *common), donate_argnums=(1,), compiler_options=options)
 
@@ -216,8 +217,7 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
     """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one chosen
     before, and the new ones of the row, left-aligned."""
     model = nnx.merge(graphdef, params)
-    if model.lora is not None:  # once, not in every step
-        model.lora = model.lora.fixed(model.dtype)
+    adapters = model.adapters(all_layers=True)  # once, not in every step
     rows = state.tokens.shape[0]
 
     def unfinished(carry):
@@ -226,7 +226,7 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
 
     def step(carry):
         state, chosen, n = carry
-        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache)
+        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache, adapters)
         tokens = next_tokens(logits, state.seen, _keys(state.seeds, state.made), sampling)
         tokens = jnp.where(state.active, tokens, state.tokens)
         made = state.made + state.active
@@ -240,18 +240,6 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
     chosen = jnp.zeros((rows, 1 + CHUNK_STEPS), jnp.int32).at[:, 0].set(state.tokens)
     state, chosen, _ = jax.lax.while_loop(unfinished, step, (state, chosen, jnp.int32(0)))
     return state, chosen
-
-
-def _compiler_options() -> dict | None:
-    """On a GPU: matrix products by cuBLAS, each by itself, which then reads a layer's weights where they lie in the
-    stack of layers. XLA's own kernels, and products that XLA joins, are handed a copy of the layer, which makes three
-    passes over the weights of one."""
-    if jax.default_backend() != "gpu" or jax.__version_info__ < (0, 11):
-        return None
-    return {
-        "xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_dynamic_slice_fusion": True,
-        "xla_gpu_dot_merger_threshold_mb": 0,
-    }  # fmt: skip
 
 
 def _keys(seeds: jax.Array, made: jax.Array) -> jax.Array:

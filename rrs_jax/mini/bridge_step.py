@@ -82,8 +82,8 @@ class Bridge:
             weights = trainable["projector"]
             audio = bank[jnp.maximum(batch.audio_index, 0)] @ weights["kernel"].astype(x.dtype) + weights["bias"].astype(x.dtype)
             x = jnp.where(batch.audio_index[..., None] >= 0, audio, x)
-        lora = model.lora if bridged else None
-        hidden = model.language_model.hidden_states(x, batch.lengths, lora, remat="dots")
+        adapters = model.adapters() if bridged else None
+        hidden = model.language_model.hidden_states(x, batch.lengths, adapters, remat="dots")
         positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], hidden.shape[1] - 1)
         return model.logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rrs_jax.models.layers import LayerNorm, Linear, attention, layer_at
+from rrs_jax.models.layers import LayerNorm, Linear, attention
+from rrs_jax.models.stack import scan_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +85,12 @@ class AudioEncoder(nnx.Module):
         x = jax.nn.gelu(self.conv2(x), approximate=False)
         x = x + self.embed_positions[...][: x.shape[1]]
         lengths = (feature_lengths - 1) // 2 + 1
-        graphdef, state = nnx.split(self.layers)
+        graphdef, stacks = nnx.split(self.layers)
 
-        def body(x, index):
-            return layer_at(graphdef, state, index)(x, lengths), None
+        def step(x, layer, _, lengths):
+            return nnx.merge(graphdef, layer)(x, lengths), None
 
-        x, _ = jax.lax.scan(body, x, jnp.arange(self.config.encoder_layers))
+        x, _ = scan_layers(step, x, lengths, stacks, None, 0, self.config.encoder_layers)
         clips, positions, width = x.shape
         x = x.reshape(clips, positions // 2, 2, width).mean(axis=2)
         return self.layer_norm(x)

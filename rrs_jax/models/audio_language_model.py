@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rrs_jax.models.adapters import Adapters
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.cache import Cache, Store
@@ -54,6 +55,12 @@ class AudioLanguageModel(nnx.Module):
         """Of the frozen parameters and of the embeddings."""
         return self.language_model.embed_tokens.dtype
 
+    def adapters(self, *, all_layers: bool = False) -> Adapters | None:
+        """What is trained, as the decoder computes it: stacked over the layers that carry adapters, or over all."""
+        if self.lora is None:
+            return None
+        return self.lora.packed(self.dtype, self.language_model.layer_class.released, all_layers=all_layers)
+
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
         """Log-mel (C, M, frames) with valid frames (C,) to (C, A, D); a clip owns its first
         `rrs_jax.inputs.mel.MelConfig.token_count(feature_length)` rows, and nothing of them may depend on the
@@ -69,24 +76,24 @@ class AudioLanguageModel(nnx.Module):
     def representations(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
         """f(d, t) of equation 6: (B, D) float32, the final-norm hidden state at the last input token."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        return self.language_model.last_hidden_state(x, batch.lengths, self.lora, remat=remat)
+        return self.language_model.last_hidden_state(x, batch.lengths, self.adapters(), remat=remat)
 
     def hidden_states(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
         """(B, T, D) after the final norm."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        return self.language_model.hidden_states(x, batch.lengths, self.lora, remat=remat)
+        return self.language_model.hidden_states(x, batch.lengths, self.adapters(), remat=remat)
 
     def states_at(self, batch: Batch, audio_bank: jax.Array, positions: jax.Array, *, remat: str = "none") -> jax.Array:
         """(B, K, D) float32, the final-norm hidden states at `positions` (B, K): what the tokens behind them are made of."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        return self.language_model.states_at(x, batch.lengths, positions, self.lora, remat=remat)
+        return self.language_model.states_at(x, batch.lengths, positions, self.adapters(), remat=remat)
 
     def layer_states(
         self, batch: Batch, audio_bank: jax.Array, layers: tuple[int, ...], *, remat: str = "none"
     ) -> jax.Array:
         """(B, len(layers), D) float32, the last input token's hidden state behind each of these layers."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        return self.language_model.layer_states(x, batch.lengths, layers, self.lora, remat=remat)
+        return self.language_model.layer_states(x, batch.lengths, layers, self.adapters(), remat=remat)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.language_model.logits(hidden)
@@ -98,14 +105,14 @@ class AudioLanguageModel(nnx.Module):
         """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values
         (L, B, K, T, H) of `cache_dtype` (None: the model's)."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        lora = self.lora and self.lora.fixed(x.dtype)
-        hidden, store = self.language_model.prefill(x, batch.lengths, lora, cache_dtype)
+        hidden, store = self.language_model.prefill(x, batch.lengths, self.adapters(all_layers=True), cache_dtype)
         return self.logits(hidden), batch.lengths, store
 
     def decode(
-        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache
+        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, adapters: Adapters | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache."""
+        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache.
+        `adapters` are `self.adapters(all_layers=True)`, made once for all steps."""
         x = self.language_model.embed_tokens[...][tokens]
-        hidden, cache = self.language_model.decode(x, positions, slot, cache, self.lora and self.lora.fixed(x.dtype))
+        hidden, cache = self.language_model.decode(x, positions, slot, cache, adapters)
         return self.logits(hidden), cache

@@ -4,25 +4,59 @@ Every parameter of a stack of layers carries a leading axis L, written `stack=(L
 over layers the axis is gone and the same module computes with what is left.
 """
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 
-class Linear(nnx.Module):
-    """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight."""
+@flax.struct.dataclass
+class Int8:
+    """A matrix (..., in, out) in 8 bit: `steps`, times a float32 scale (..., out) for each output."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = ()):
-        self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), dtype))
+    steps: jax.Array
+    scale: jax.Array
+
+    @classmethod
+    def of(cls, matrix: jax.Array) -> "Int8":
+        """Rounded to 127 steps of the largest magnitude of each output's weights."""
+        wide = matrix.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(wide), axis=-2) / 127
+        steps = jnp.round(wide / jnp.maximum(scale, 1e-30)[..., None, :])
+        return cls(steps.astype(jnp.int8), scale)
+
+
+def dense(matrix: jax.Array | Int8, dtype) -> jax.Array:
+    """The matrix as products take it."""
+    if isinstance(matrix, Int8):
+        return (matrix.steps.astype(jnp.float32) * matrix.scale[..., None, :]).astype(dtype)
+    return matrix
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight.
+
+    With `int8` the kernel has 8 bit and a `scale` for each output, and is turned into x's dtype where it is used.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = (), int8: bool = False
+    ):  # fmt: skip
+        self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), jnp.int8 if int8 else dtype))
+        self.scale = nnx.Param(jnp.ones((*stack, out_features), jnp.float32)) if int8 else None
         self.bias = nnx.Param(jnp.zeros((*stack, out_features), dtype)) if bias else None
 
-    def __call__(self, x: jax.Array, lora=None) -> jax.Array:
-        y = x @ self.kernel[...]
-        if self.bias is not None:
-            # cuBLAS could add the bias itself; XLA then copies the kernel out of its stack (see generate.engine).
-            y = jax.lax.optimization_barrier(y) + self.bias[...]
-        return y if lora is None else y + lora(x)
+    @property
+    def matrix(self) -> jax.Array | Int8:
+        return self.kernel[...] if self.scale is None else Int8(self.kernel[...], self.scale[...])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ dense(self.matrix, x.dtype)
+        if self.bias is None:
+            return y
+        # cuBLAS could add the bias itself; XLA then copies the kernel out of its stack (see `rrs_jax.models.stack`).
+        return jax.lax.optimization_barrier(y) + self.bias[...]
 
 
 class RMSNorm(nnx.Module):
@@ -77,28 +111,13 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 def attention(q, k, v, *, causal: bool, key_lengths=None, mask=None) -> jax.Array:
     """Scaled dot-product attention; q (B, T, N, H), k and v (B, S, K, H) with N a multiple of K.
 
-    cuDNN's flash attention on a GPU in 16 bit, XLA elsewhere. `key_lengths` (B,) hides keys past a row's
-    end. Causal attention over right-padded rows needs it only to skip work, so it is passed to cuDNN alone.
+    cuDNN's flash attention on a GPU in 16 bit, XLA elsewhere. `key_lengths` (B,) hides keys past a row's end; causal
+    attention over right-padded rows does not need it.
     """
-    sixteen_bit = q.dtype in (jnp.bfloat16, jnp.float16)
-    if jax.default_backend() == "gpu" and sixteen_bit and mask is None and q.shape[1] > 1:
-        query_lengths = key_lengths if causal else None
-        attended = jax.nn.dot_product_attention(
-            q, k, v, is_causal=causal, query_seq_lengths=query_lengths, key_value_seq_lengths=key_lengths,
-            implementation="cudnn",
-        )  # fmt: skip
-        if query_lengths is None:
-            return attended
-        # cuDNN leaves rows past the length as it found them; a NaN there would spread through 0 * NaN.
-        real = jnp.arange(q.shape[1])[None] < query_lengths[:, None]
-        return jnp.where(real[..., None, None], attended, 0)
     if causal and mask is None:
         key_lengths = None
+    sixteen_bit = q.dtype in (jnp.bfloat16, jnp.float16)
+    flash = jax.default_backend() == "gpu" and sixteen_bit and mask is None and q.shape[1] > 1
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="xla"
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="cudnn" if flash else "xla"
     )
-
-
-def layer_at(graphdef, state, index: jax.Array | int):
-    """The module of one layer out of a stack, by a traced index."""
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], state))

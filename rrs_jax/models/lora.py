@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rrs_jax.errors import UserError
+from rrs_jax.models.adapters import SAME_INPUT, Adapters
 
 
 class LoRAParam(nnx.Param):
@@ -30,17 +31,12 @@ class LoRAConfig:
 
 
 class LoRAPair(nnx.Module):
-    """`x @ lora_a @ lora_b * scale`, computed in x's dtype from float32 parameters."""
+    """A (in, R) and B (R, out), float32: adds `x @ lora_a @ lora_b * scale` to a linear's output."""
 
     def __init__(self, in_features: int, out_features: int, *, rank: int, scale: float, stack: tuple[int, ...]):
         self.lora_a = LoRAParam(jnp.zeros((*stack, in_features, rank), jnp.float32))
         self.lora_b = LoRAParam(jnp.zeros((*stack, rank, out_features), jnp.float32))
         self.scale = scale
-
-    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-        """All outputs, or some `columns` of them."""
-        lora_b = self.lora_b[...][..., columns] * self.scale
-        return (x @ self.lora_a[...].astype(x.dtype)) @ lora_b.astype(x.dtype)
 
 
 class LoRA(nnx.Module):
@@ -75,21 +71,29 @@ class LoRA(nnx.Module):
     def pair(self, target: str) -> LoRAPair | None:
         return getattr(self, target, None)
 
-    def fixed(self, dtype) -> "LoRA":
-        """The same adapters for use without training: on all layers, zero where there are none, in `dtype`, with the
-        scale folded in."""
-        pairs = {target: self.pair(target) for target in self.config.targets}
-        first = self.config.first_layer
-        if not first and all(pair.scale == 1.0 and pair.lora_a.dtype == dtype for pair in pairs.values()):
-            return self
-        sizes = {target: (pair.lora_a.shape[-2], pair.lora_b.shape[-1]) for target, pair in pairs.items()}
-        config = dataclasses.replace(self.config, first_layer=0, alpha=float(self.config.rank))
-        fixed = LoRA(config, sizes, first + pairs[self.config.targets[0]].lora_a.shape[0])
-        for target, pair in pairs.items():
-            for name, factor in (("lora_a", 1.0), ("lora_b", pair.scale)):
-                value = (getattr(pair, name)[...] * factor).astype(dtype)
-                getattr(fixed.pair(target), name).set_value(jnp.pad(value, [(first, 0), (0, 0), (0, 0)]))
-        return fixed
+    def packed(self, dtype, released: dict[str, tuple[str, int | None]], *, all_layers: bool = False) -> Adapters:
+        """As the decoder's linears compute them, stacked over the layers that carry adapters, or over all, zero
+        where there are none. `released`: see `DecoderLayer.released`."""
+        below = self.config.first_layer if all_layers else 0
+        rank = self.config.rank
+        a, b = {}, {}
+        for names in SAME_INPUT:
+            targets = [target for target in dict.fromkeys(released[name][0] for name in names) if self.pair(target)]
+            if not targets:
+                continue
+            a[names[0]] = jnp.concatenate([self.pair(target).lora_a[...] for target in targets], axis=-1)
+            for name in names:
+                target, third = released[name]
+                if target not in targets:
+                    continue
+                pair, place = self.pair(target), targets.index(target)
+                lora_b = pair.lora_b[...] * pair.scale
+                if third is not None:
+                    lora_b = jnp.split(lora_b, 3, axis=-1)[third]
+                rows = (rank * place, rank * (len(targets) - 1 - place))
+                b[name] = jnp.pad(lora_b, [(0, 0), rows, (0, 0)])
+        adapters = jax.tree.map(lambda leaf: leaf.astype(dtype), Adapters(a, b))
+        return jax.tree.map(lambda leaf: jnp.pad(leaf, [(below, 0), (0, 0), (0, 0)]), adapters) if below else adapters
 
     def initialise(self, key: jax.Array) -> None:
         """A uniform in ±1/sqrt(in) (torch's kaiming_uniform with a=sqrt(5), as PEFT), B zero."""

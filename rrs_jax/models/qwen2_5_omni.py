@@ -16,8 +16,9 @@ from rrs_jax.models.audio_encoder import AudioEncoderConfig, Convolution, Encode
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.decoder import DecoderConfig
 from rrs_jax.models.hf_config import picked, refuse_what_is_not_computed, with_rotary_base
-from rrs_jax.models.layers import LayerNorm, Linear, layer_at
+from rrs_jax.models.layers import LayerNorm, Linear
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.stack import scan_layers
 
 POSITION_BASE = 10_000.0
 
@@ -88,12 +89,12 @@ class WindowedAudioEncoder(nnx.Module):
         x = x + jnp.asarray(sinusoids(self.config.n_window, self.config.d_model), x.dtype)
         # A window behind the clip's end has no key; one is left it, since a softmax over none is no number.
         keys = jnp.maximum((lengths + 1) // 2, 1)
-        graphdef, state = nnx.split(self.layers)
+        graphdef, stacks = nnx.split(self.layers)
 
-        def body(x, index):
-            return layer_at(graphdef, state, index)(x, keys), None
+        def step(x, layer, _, keys):
+            return nnx.merge(graphdef, layer)(x, keys), None
 
-        x, _ = jax.lax.scan(body, x, jnp.arange(self.config.encoder_layers))
+        x, _ = scan_layers(step, x, keys, stacks, None, 0, self.config.encoder_layers)
         # Only a clip's last window is short, so its positions lie side by side.
         x = x.reshape(clips, frames // 4, 2, -1).mean(axis=2)
         return self.proj(self.ln_post(x))

@@ -2,7 +2,6 @@
 sequences longer than those of its training, dynamic NTK and log-n attention."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 
 from rrs_jax.models.decoder import Decoder, DecoderConfig, DecoderLayer
 from rrs_jax.models.layers import rotary_angles, rotate
-from rrs_jax.models.lora import LoRA
 
 # A projection of the shared layer to the linear that computes it in the released model, with the third of its
 # outputs where it computes three. `w2` has the gate.
@@ -42,21 +40,15 @@ class QwenDecoderLayer(DecoderLayer):
     The fused c_attn is kept as three matrices, which the mesh cuts by heads; its adapter is one pair.
     """
 
-    def project(self, name: str, x: jax.Array, lora: LoRA | None) -> jax.Array:
-        linear, target, third = getattr(self, name), *RELEASED_LINEARS[name]
-        pair = lora.pair(target) if lora else None
-        if pair is None or third is None:
-            return linear(x, pair)
-        width = pair.lora_b.shape[-1] // 3
-        return linear(x, functools.partial(pair, columns=slice(third * width, (third + 1) * width)))
+    released = RELEASED_LINEARS
 
-    def keys_values(self, h: jax.Array, angles, lora: LoRA | None) -> tuple[jax.Array, jax.Array]:
-        cos, sin, _ = angles
-        return super().keys_values(h, (cos, sin), lora)
-
-    def queries(self, h: jax.Array, angles, lora: LoRA | None) -> jax.Array:
+    def rotate_queries(self, q: jax.Array, angles) -> jax.Array:
         cos, sin, factor = angles
-        return rotate(self.heads("q_proj", h, lora), (cos * factor, sin * factor))
+        return rotate(q, (cos * factor, sin * factor))
+
+    def rotate_keys(self, k: jax.Array, angles) -> jax.Array:
+        cos, sin, _ = angles
+        return rotate(k, (cos, sin))
 
 
 class QwenDecoder(Decoder):

@@ -28,9 +28,13 @@ def random_model(build, *, seed: int = 0, mesh: Mesh | None = None) -> nnx.Modul
 
 
 def _random(key: jax.Array, name: str, shape: tuple[int, ...], dtype) -> jax.Array:
+    if dtype == jnp.int8:
+        return jax.random.randint(key, shape, -127, 128, jnp.int8)
     sample = jax.random.normal(key, shape, dtype)
     if name.endswith("kernel"):
         return sample * shape[-2] ** -0.5
     if name.endswith(("embed_tokens", "lm_head")):
         return sample * shape[-1] ** -0.5
+    if name.endswith("scale"):  # of 8-bit matrices: their own scale is that of a width of 4096
+        return jnp.full(shape, 3**0.5 / 127 / 64, dtype)
     return sample * 0.1 + (1.0 if name.endswith("norm.weight") else 0.0)

@@ -1,5 +1,6 @@
 """A constant added to the hidden state behind chosen layers, in the place of LoRA."""
 
+import flax.struct
 import jax
 import numpy as np
 from flax import nnx
@@ -7,14 +8,15 @@ from flax import nnx
 from rrs_jax.models.lora import LoRAConfig
 
 
-class Shift(nnx.Module):
-    """Adds its vector, one a layer (L, D), to what a linear gives."""
+@flax.struct.dataclass
+class Shift:
+    """Vectors (L, D), or one layer's (D,), added to what `down_proj` gives."""
 
-    def __init__(self, vectors: jax.Array):
-        self.vectors = nnx.Param(vectors)
+    vectors: jax.Array
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.vectors[...].astype(x.dtype)
+    def apply(self, names: tuple[str, ...], x: jax.Array, linears) -> list[jax.Array]:
+        outputs = [linear(x) for linear in linears]
+        return [outputs[0] + self.vectors] if names == ("down_proj",) else outputs
 
 
 class Steering(nnx.Module):
@@ -24,14 +26,11 @@ class Steering(nnx.Module):
     def __init__(self, vectors: jax.Array):
         """vectors: float32 (L, D), 0 for layers that are left alone."""
         self.config = LoRAConfig(rank=1, targets=("down_proj",))
-        self.down_proj = Shift(vectors)
+        self.vectors = nnx.Param(vectors)
 
-    def pair(self, target: str) -> Shift | None:
-        return self.down_proj if target == "down_proj" else None
-
-    def fixed(self, _) -> "Steering":
-        """As LoRA's, which then is cast once for all steps of decoding: there is nothing to cast."""
-        return self
+    def packed(self, dtype, released, *, all_layers: bool = False) -> Shift:
+        """As LoRA's: it stands on all layers and under one name in every architecture."""
+        return Shift(self.vectors[...].astype(dtype))
 
 
 def steered(model: nnx.Module, layers: list[int], vectors: np.ndarray, sharding) -> nnx.Module:

@@ -37,7 +37,7 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
     summaries = []
     for run in map(Path, runs):
         paths = sorted(
-            run.glob("eval/*/summary.json"), key=lambda path: (path.parent.name != "vanilla", path)
+            run.glob("eval/*/summary.json"), key=lambda path: (not _is_vanilla(path), path)
         )
         if not paths:
             raise UserError(f"{run}: holds no eval/NAME/summary.json; run the evaluate stage on it first.")
@@ -46,12 +46,17 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
             lacking = [field for field in FIELDS if field not in summary]
             if lacking:
                 raise UserError(f"{path}: has no {', '.join(lacking)}; run the evaluate stage again.")
-            if vanilla_once and summaries and path.parent.name == "vanilla":
+            if vanilla_once and _is_vanilla(path) and any(path.parent.name == other["name"] for other in summaries):
                 continue
             helpfulness = path.parent / "air_bench" / "summary.json"
             air_bench = read_json(helpfulness) if helpfulness.is_file() else None
             summaries.append({"name": path.parent.name, **summary, "run": run.name, "air_bench": air_bench})
     return summaries
+
+
+def _is_vanilla(summary: Path) -> bool:
+    """Also in another setting or on other questions, whose name stands behind."""
+    return summary.parent.name.partition("-")[0] == "vanilla"
 
 
 def text_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
@@ -97,6 +102,8 @@ def notes(summaries: Sequence[dict]) -> list[str]:
             lines.append(f"Neither answer nor refusal, {label}: {'; '.join(counts)}.")
         if shares := _first_token(summary):
             lines.append(f"Begin with the refusal token (diagnostic), {label}: {', '.join(shares)}.")
+        if summary.get("seeds"):
+            lines.append(f"Mean over {len(summary['seeds']['runs'])} seeds, {label}: {_over_seeds(summary['seeds'])}.")
         if summary["air_bench"]:
             lines.append(f"AIR-Bench chat, helpfulness, {label}: {_helpfulness(summary['air_bench'])}.")
     return lines
@@ -184,6 +191,14 @@ def _first_token(summary: dict) -> list[str]:
     shares = {f"harmful {label}": block["modes"].get(mode) for mode, label in MODES.items()}
     shares |= {"benign": block["orr"], "borderline": block["borderline_orr"]}
     return [f"{name} {100 * b['refusals'] / b['responses']:.1f} %" for name, b in shares.items() if b]
+
+
+def _over_seeds(seeds: dict) -> str:
+    rates = {f"ASR {label}": seeds["modes"].get(mode) for mode, label in MODES.items()}
+    rates |= {"ORR": seeds["orr"], "ORR borderline": seeds["borderline_orr"]}
+    shown = [f"{name} {spread['mean']:.1f} (standard deviation {spread['sd']:.1f})"
+             for name, spread in rates.items() if spread and spread["sd"] is not None]  # fmt: skip
+    return ", ".join(shown)
 
 
 def _helpfulness(result: dict) -> str:

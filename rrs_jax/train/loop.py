@@ -55,7 +55,8 @@ class TrainConfig:
     def result_settings(self) -> dict:
         """What shapes the adapters; the rest may change while a run is under way."""
         values = dataclasses.asdict(self)
-        del values["checkpoint_every_steps"], values["keep_checkpoints"], values["optimiser"]["remat"]
+        del values["checkpoint_every_steps"], values["keep_checkpoints"]
+        del values["optimiser"]["remat"], values["optimiser"]["unroll"]
         return values
 
     def steps_per_epoch(self, samples: int) -> int:
@@ -121,9 +122,10 @@ def train(
 def _make_step(model, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int, steps: dict) -> TrainStep:
     """One out of `steps` where what is compiled would be the same."""
     scheduled = total_steps if config.schedule != "constant" else None
-    key = (nnx.split(model)[0], type(strategy), strategy.static, config, mesh, scheduled)
+    compiled = dataclasses.replace(config, penalty_weight=1.0)
+    key = (nnx.split(model)[0], type(strategy), strategy.static, compiled, mesh, scheduled)
     if key in steps:
-        steps[key].renew(model, strategy)
+        steps[key].renew(model, strategy, config.penalty_weight)
     else:
         steps[key] = TrainStep(model, strategy, config, mesh, total_steps)
     return steps[key]

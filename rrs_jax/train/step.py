@@ -1,6 +1,7 @@
 """One optimiser step as one jitted function over a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import flax.struct
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, parameter_sharding, replicated, rows_multiple
 from rrs_jax.representations import pad_rows
 from rrs_jax.strategies import Strategy
@@ -31,7 +33,8 @@ class OptimiserConfig:
       warmup_steps: steps in which the rate rises linearly from 0.
       clip_norm: largest norm of the adapters' gradient, None for no clipping.
       penalty_weight, penalty_space: see `rrs_jax.strategies.penalty`.
-      remat: what is kept for the backward pass, see `rrs_jax.models.decoder.rematerialise`.
+      remat: what is kept for the backward pass, see `rrs_jax.models.stack.rematerialise`.
+      unroll: each layer is compiled by itself.
     """
 
     learning_rate: float = 5e-5
@@ -45,6 +48,7 @@ class OptimiserConfig:
     penalty_weight: float = 1.0
     penalty_space: str = "weights"
     remat: str = "dots"
+    unroll: bool = False
 
 
 @flax.struct.dataclass
@@ -128,31 +132,33 @@ class TrainStep:
     def __init__(self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int):
         self.config, self.mesh = config, mesh
         self.optimiser = make_optimiser(config, total_steps)
-        self.renew(model, strategy)
+        self.renew(model, strategy, config.penalty_weight)
         lora = self.initial
         self.replicated = replicated(mesh)
         state, rows, all_of_it = self._state_shardings(), batch_sharding(mesh), self.replicated
         base = self._shardings(self.base)
         sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora))
-        inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None)
-        self._step = jax.jit(
+        # The penalty's weight is an argument, so that runs that differ in it alone share what is compiled.
+        inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None, all_of_it)
+        jit = functools.partial(jax.jit, compiler_options=compiler_options())
+        self._step = jit(
             self._fused, donate_argnums=0,
             in_shardings=(state, *inputs, all_of_it, rows), out_shardings=(state, all_of_it, all_of_it),
         )  # fmt: skip
-        self._first = jax.jit(
+        self._first = jit(
             self._sums, in_shardings=(state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it)
         )  # fmt: skip
-        self._next = jax.jit(
+        self._next = jit(
             self._add, donate_argnums=0,
             in_shardings=(sums, state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it),
         )  # fmt: skip
-        self._apply = jax.jit(
+        self._apply = jit(
             self._update, donate_argnums=0, in_shardings=(state, sums, *inputs), out_shardings=(state, all_of_it)
         )
 
-    def renew(self, model: nnx.Module, strategy: Strategy) -> None:
-        """Takes another model and strategy; what is compiled stays if structure, shapes and `strategy.static` are the same."""
-        self.strategy = strategy
+    def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float) -> None:
+        """Takes others; what is compiled stays if structure, shapes and `strategy.static` are the same."""
+        self.strategy, self.penalty_weight = strategy, np.float32(penalty_weight)
         self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
         # The jitted functions donate their state, so it must not share buffers with the model's adapters.
         self.initial = jax.device_put(jax.tree.map(jnp.copy, lora), self._shardings(lora))
@@ -175,14 +181,14 @@ class TrainStep:
         """The next state (the old one's buffers are gone), metrics, and each micro-batch's row losses (B,)."""
         initial = self.initial if self.config.penalty_space == "lora" else None
         if len(micro_batches) == 1:
-            state, metrics, losses = self._step(state, self.base, initial, audio_bank, micro_batches[0])
+            state, metrics, losses = self._step(state, self.base, initial, self.penalty_weight, audio_bank, micro_batches[0])
             return state, metrics, [losses]
         sums, losses = self._first(state.lora, self.base, audio_bank, micro_batches[0])
         row_losses = [losses]
         for rows in micro_batches[1:]:
             sums, losses = self._next(sums, state.lora, self.base, audio_bank, rows)
             row_losses.append(losses)
-        state, metrics = self._apply(state, sums, self.base, initial)
+        state, metrics = self._apply(state, sums, self.base, initial, self.penalty_weight)
         return state, metrics, row_losses
 
     def model(self, state: TrainState) -> nnx.Module:
@@ -196,17 +202,18 @@ class TrainStep:
     def lower(self, state: TrainState, audio_bank: jax.Array, rows: Rows):
         """The single-batch step, lowered for these arrays or shapes; `.compile().memory_analysis()` tells its memory."""
         initial = self.initial if self.config.penalty_space == "lora" else None
-        return self._step.lower(state, self.base, initial, audio_bank, rows)
+        return self._step.lower(state, self.base, initial, self.penalty_weight, audio_bank, rows)
 
-    def _fused(self, state: TrainState, base, initial, audio_bank, rows: Rows):
+    def _fused(self, state: TrainState, base, initial, penalty_weight, audio_bank, rows: Rows):
         sums, row_losses = self._sums(state.lora, base, audio_bank, rows)
-        return *self._update(state, sums, base, initial), row_losses
+        return *self._update(state, sums, base, initial, penalty_weight), row_losses
 
     def _sums(self, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
         groups = jnp.stack([rows.harmful, ~rows.harmful]) * rows.weights  # (2, B)
 
         def total(lora):
             model = nnx.merge(self.graphdef, lora, base)
+            model.language_model.unroll = self.config.unroll
             losses = self.strategy.row_losses(model, rows.batch, audio_bank, rows.examples, remat=self.config.remat)
             return jnp.sum(losses * rows.weights), losses
 
@@ -217,15 +224,15 @@ class TrainStep:
         more, losses = self._sums(lora, base, audio_bank, rows)
         return jax.tree.map(jnp.add, sums, more), losses
 
-    def _update(self, state: TrainState, sums: Sums, base, initial) -> tuple[TrainState, StepMetrics]:
+    def _update(self, state: TrainState, sums: Sums, base, initial, penalty_weight) -> tuple[TrainState, StepMetrics]:
         count = sums.weights.sum()
 
         def distance(lora):
             return penalty(nnx.merge(self.graphdef, lora, base), self.config.penalty_space, initial)
 
         moved, pull = jax.value_and_grad(distance)(state.lora)
-        gradients = jax.tree.map(lambda g, p: g / count + self.config.penalty_weight * p, sums.gradients, pull)
-        loss = sums.losses.sum() / count + self.config.penalty_weight * moved
+        gradients = jax.tree.map(lambda g, p: g / count + penalty_weight * p, sums.gradients, pull)
+        loss = sums.losses.sum() / count + penalty_weight * moved
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 

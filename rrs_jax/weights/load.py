@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rrs_jax.architectures import check_architecture, part
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
+from rrs_jax.models.layers import Int8
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.parallel import make_mesh, parameter_sharding
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
@@ -53,8 +54,9 @@ def read_config(folder: Path) -> dict:
 
 
 def abstract_model(
-    values: dict, dtype, lora: LoRAConfig | None = None, entries: dict[str, TensorEntry] | None = None
-) -> tuple[nnx.Module, WeightTable]:
+    values: dict, dtype, lora: LoRAConfig | None = None, entries: dict[str, TensorEntry] | None = None,
+    quantize: str = "none",
+) -> tuple[nnx.Module, WeightTable]:  # fmt: skip
     """The model of a config.json with shapes in place of arrays, and its weight table.
 
     With the folder's tensors at hand, they and not the config say whether the head is tied: releases of
@@ -66,6 +68,7 @@ def abstract_model(
         table = weight_table(config, values, entries)
         tied = config.text.tie_word_embeddings and table.head not in entries or _same_bytes(table, entries)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=tied))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, int8=quantize == "int8"))
     return nnx.eval_shape(lambda: model_class(config, dtype=dtype, lora=lora)), weight_table(config, values, entries or ())
 
 
@@ -84,9 +87,12 @@ def _same_bytes(table: WeightTable, entries: dict[str, TensorEntry]) -> bool:
 
 
 def load_weights(
-    folder: Path, *, dtype=jnp.float32, lora: LoRAConfig | None = None, mesh: Mesh | None = None, seed: int = 0
-) -> nnx.Module:
+    folder: Path, *, dtype=jnp.float32, lora: LoRAConfig | None = None, mesh: Mesh | None = None, seed: int = 0,
+    quantize: str = "none",
+) -> nnx.Module:  # fmt: skip
     """The model of a folder, each parameter in its sharding over `mesh` (default: all devices as `data`).
+
+    quantize: `int8` keeps the decoder's matrices in 8 bit (`rrs_jax.models.layers.Int8`), `none` in `dtype`.
 
     Host memory holds the mapped pages of a shard and one stacked tensor at a time. LoRA starts as PEFT starts
     it, from `seed`. Raises UserError naming every missing, surplus and misshapen tensor before one is read.
@@ -94,14 +100,20 @@ def load_weights(
     mesh = mesh or make_mesh()
     values = read_config(folder)
     entries = read_folder(folder)
-    model, table = abstract_model(values, dtype, lora, entries)
+    model, table = abstract_model(values, dtype, lora, entries, quantize)
     graphdef, lora_state, state = nnx.split(model, LoRAParam, ...)
     flat = {tuple(path): leaf for path, leaf in nnx.to_flat_state(state)}
     check_tensors(folder, table, entries, flat)
 
     for row in table.rows:
         leaf = flat[row.path]
-        array = _read_stacked(row, entries, leaf.shape, dtype, parameter_sharding(mesh, ".".join(row.path), leaf.shape))
+        sharding = parameter_sharding(mesh, ".".join(row.path), leaf.shape)
+        array = _read_stacked(row, entries, leaf.shape, dtype, sharding)
+        if leaf.dtype == jnp.int8:
+            place = (*row.path[:-1], "scale")
+            scale_sharding = parameter_sharding(mesh, ".".join(place), flat[place].shape)
+            small = jax.jit(Int8.of, out_shardings=Int8(sharding, scale_sharding))(array)
+            array, flat[place] = small.steps, flat[place].replace(small.scale)
         flat[row.path] = leaf.replace(array)
     flat_lora = nnx.to_flat_state(lora_state)
     zeros = [(path, leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))) for path, leaf in flat_lora]

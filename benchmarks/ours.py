@@ -1,0 +1,178 @@
+"""Our side of `side_by_side.py`: every part on random weights made on the device."""
+
+import argparse
+import os
+from pathlib import Path
+
+import generation
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import (
+    AUDIO_START,
+    AUDIO_TOKENS,
+    GIB,
+    clip_frames,
+    clip_seconds,
+    encoder_flops,
+    forward_flops,
+    median_seconds,
+    noise,
+    report,
+    step_flops,
+)
+from flax import nnx
+from parts import each_part
+
+from rrs_jax.architectures import part
+from rrs_jax.audio_bank import encoder as encode_function
+from rrs_jax.audio_bank import make_audio_bank
+from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
+from rrs_jax.inputs.mel import CONVOLUTION_REACH, MelConfig
+from rrs_jax.models.batch import Batch
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.random_init import random_model
+from rrs_jax.parallel import make_mesh
+from rrs_jax.representations import extract_reps
+from rrs_jax.session import with_lora
+from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
+
+
+def measure(values: dict, arguments: argparse.Namespace) -> None:
+    model = build(values, arguments.dtype)
+    report(part="device", side="ours", device=jax.devices()[0].device_kind, version=f"jax {jax.__version__}", **rates(arguments))
+    functions = {"step": step, "extract": extract, "encoder": encoder, "generate": generate}
+    each_part("ours", functions, arguments, model, values)
+
+
+def build(values: dict, dtype: str) -> nnx.Module:
+    """The model without adapters."""
+    model_class = part("models", values).MODEL
+    config = model_class.config_class.from_hf(values)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return random_model(lambda: model_class(config, dtype=jnp.dtype(dtype)), mesh=mesh)
+
+
+def rates(arguments: argparse.Namespace) -> dict:
+    """FLOP a second of a large matrix product, and bytes read and written a second by a large copy."""
+    width, elements = (8192, 2**30) if jax.default_backend() == "gpu" else (1536, 2**25)
+    matrix = jax.random.normal(jax.random.key(0), (width, width), jnp.dtype(arguments.dtype))
+    product = jax.jit(jnp.matmul)
+    seconds = median_seconds(lambda: product(matrix, matrix), jax.block_until_ready, steps=arguments.rate_steps)
+    vector = jnp.ones(elements, jnp.bfloat16)
+    copy = jax.jit(jnp.negative)
+    copying = median_seconds(lambda: copy(vector), jax.block_until_ready, steps=5)
+    return {"flops_a_second": 2 * width**3 / seconds, "bytes_a_second": 2 * vector.nbytes / copying}
+
+
+def peak_gib() -> float | None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return round(stats["peak_bytes_in_use"] / GIB, 2) if "peak_bytes_in_use" in stats else None
+
+
+def fixed_batch(batch: int, length: int, vocabulary: int) -> Batch:
+    """Prompts of equal length, each with a clip in it, on the bank of one clip."""
+    rng = np.random.default_rng(0)
+    index = np.full((batch, length), -1, np.int32)
+    index[:, AUDIO_START : AUDIO_START + AUDIO_TOKENS] = np.arange(AUDIO_TOKENS)
+    ids = rng.integers(0, vocabulary, (batch, length)).astype(np.int32)
+    return Batch(ids, np.full(batch, length, np.int32), index)
+
+
+def clip_bank(model: nnx.Module) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (AUDIO_TOKENS, model.config.text.hidden_size), model.dtype)
+
+
+def generate(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
+    if arguments.adapters:
+        lora = LoRAConfig(arguments.rank, 2.0 * arguments.rank, None)
+        model = with_lora(model, lora, make_mesh(devices=jax.devices()[:1]), 0)
+    generation.ours(model, values, arguments)
+
+
+def step(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
+    for setting in arguments.settings:
+        for remat in arguments.remat.split(","):
+            one_setting(model, *setting, remat, arguments)
+
+
+def one_setting(model: nnx.Module, batch: int, length: int, rank: int, remat: str, arguments: argparse.Namespace) -> None:
+    text, mesh = model.config.text, make_mesh(devices=jax.devices()[:1])
+    line = dict(part="step", side="ours", variant=f"remat {remat}", batch=batch, length=length, rank=rank)
+    adapted = with_lora(model, LoRAConfig(rank, 2.0 * rank, None), mesh, 0)
+    strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
+    train = TrainStep(adapted, strategy, OptimiserConfig(remat=remat), mesh, 1000)
+    prompts, harmful = fixed_batch(batch, length, text.vocab_size), np.arange(batch) % 2 == 0
+    rows = train.place(Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32)))
+    bank = jax.device_put(clip_bank(model), train.replicated)
+    state = train.init()
+
+    def one_step():
+        nonlocal state
+        state, metrics, _ = train(state, bank, [rows])
+        return metrics
+
+    try:
+        seconds = median_seconds(one_step, jax.block_until_ready, arguments.steps)
+    except jax.errors.JaxRuntimeError as error:  # out of memory at one setting; the others go on
+        report(**line, failed=str(error).splitlines()[0][:200])
+        return
+    report(
+        **line, seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank),
+        peak_gib=peak_gib(), finite=bool(one_step().finite),
+    )  # fmt: skip
+
+
+def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
+    text, bank = model.config.text, clip_bank(model)
+    for batch, length, rank in arguments.settings:
+        if rank != arguments.rank:
+            continue
+        prompts = fixed_batch(batch, length, text.vocab_size)
+        seconds = median_seconds(lambda: extract_reps(model, prompts, bank), jax.block_until_ready, arguments.steps)  # noqa: B023
+        report(
+            part="extract", side="ours", variant="encoder outputs kept", batch=batch, length=length,
+            seconds=seconds, units=batch, unit="samples", floor_flops=forward_flops(text, batch * length), peak_gib=peak_gib(),
+        )  # fmt: skip
+
+
+def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
+    """On the device alone, in the batches that `make_audio_bank` makes of clips of real length; then with the waveforms'
+    features and the way back to the host."""
+    config, batch = model.config, arguments.batch
+    seconds = clip_seconds(arguments.clips)
+    frames = clip_frames(seconds)
+    lengths = [m + CONVOLUTION_REACH for m in frames]
+    selections = batches_in_buckets(lengths, batch, bucket_lengths(lengths, 5, model.frame_multiple))
+    graphdef, state = nnx.split(model)
+    encode = encode_function(graphdef)
+    inputs = [
+        jax.device_put((
+            jnp.ones((batch, config.audio.num_mel_bins, selection.length), jnp.float32),
+            np.asarray([frames[i] for i in selection.indices], np.int32),
+        ))
+        for selection in selections
+    ]  # fmt: skip
+
+    def every_batch():
+        for features, counting in inputs:
+            encoded = encode(state, features, counting)
+        return encoded
+
+    floor = encoder_flops(config.audio, config.text.hidden_size, frames)
+    common = dict(part="encoder", side="ours", units=len(frames), unit="clips", floor_flops=floor, batch=batch)
+    device_seconds = median_seconds(every_batch, jax.block_until_ready, 1)
+    report(**common, variant="real lengths", seconds=device_seconds)
+
+    mel = mel_config(values, config.audio.num_mel_bins)
+    sounds = [noise(s, i) for i, s in enumerate(seconds)]
+    bank = median_seconds(lambda: make_audio_bank(model, mel, sounds, batch_size=batch), lambda bank: bank.array, 1)
+    report(**common, variant="make_audio_bank: with features from waveforms", seconds=bank, cores=os.cpu_count())
+
+
+def mel_config(values: dict, bins: int) -> MelConfig:
+    prompt_format = part("inputs", values).FORMAT
+    if prompt_format.mel_config:
+        return prompt_format.mel_config(Path("."), prompt_format.model_values(values))
+    return MelConfig(num_mel_bins=bins)

@@ -1,0 +1,161 @@
+"""The whole run of configs/qwen2_rrs.py through `rrs_jax.pipeline`, from weights on the device to a saved adapter.
+
+700 harmful questions under two prompts, 700 benign ones under one, 10 epochs over all of them: 2,100 extractions and
+14,000 sample passes, with clips as long as the starter set's. Weights and sound are random, so the numbers mean nothing,
+while the work is that of a run. Reading and checking the clips is the stage `data`, which is not counted.
+
+Compiled programs are kept in $RRS_JAX_CACHE, or $TMPDIR/rrs_jax_cache: a second run finds a warm cache.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+import wave
+from pathlib import Path
+
+import jax
+import numpy as np
+from common import GIB, clip_frames, clip_seconds, encoder_flops, forward_flops, noise, report, step_flops
+from folders import working_folder, write_small_files, write_sparse_weights
+from ours import build, rates
+from parts import each_part
+
+from configs.qwen2_rrs import get_config
+from rrs_jax import pipeline
+from rrs_jax.audio_bank import AudioBank
+from rrs_jax.files import read_json, read_jsonl, write_jsonl
+from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
+from rrs_jax.shared import Shared
+
+STAGES = ("data", "extract", "train", "export")
+# Lowering, and compilation or reading it from the cache; tracing is not told apart, since its times lie in one another.
+COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+
+
+class OnDevice(Shared):
+    """A model that is on the device already, and clocks."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.encoding = model, 0.0
+
+    def vanilla(self, *_: object):
+        return self.model
+
+    def audio_bank(self, *inputs, **settings) -> AudioBank:
+        start = time.perf_counter()
+        bank = super().audio_bank(*inputs, **settings)
+        jax.block_until_ready(bank.array)
+        self.encoding += time.perf_counter() - start
+        return bank
+
+
+class CompileClock:
+    """Seconds that JAX spent on lowering and compiling."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, name: str, seconds: float, **_: object) -> None:
+        if name in COMPILING:
+            self.seconds += seconds
+
+
+def measure(values: dict, arguments: argparse.Namespace) -> None:
+    if values["model_type"] == "qwen":
+        report(part="whole", side="ours", failed="no tokenizer of 150,000 ranks is made up for the first Qwen-Audio")
+        return
+    os.environ.setdefault("RRS_JAX_CACHE", os.path.join(tempfile.gettempdir(), "rrs_jax_cache"))
+    device = jax.devices()[0].device_kind
+    report(part="device", side="ours", device=device, version=f"jax {jax.__version__}", **rates(arguments))
+    each_part("ours", {"whole": whole}, arguments, values)
+
+
+def whole(values: dict, arguments: argparse.Namespace) -> None:
+    with working_folder("whole") as place:
+        seconds = clip_seconds(2 * arguments.questions)
+        manifests = write_questions(place / "questions", seconds)
+        base = place / "base"
+        base.mkdir()
+        write_small_files(base, values)
+        write_sparse_weights(base / "model.safetensors", values, arguments.dtype)
+        model = jax.block_until_ready(build(values, arguments.dtype))
+
+        config = get_config()
+        config.model.path, config.model.dtype = str(base), arguments.dtype
+        config.run_dir = str(place / "run")
+        config.data.manifest, config.data.eval_manifest = map(str, manifests)
+        config.train.epochs = arguments.epochs
+        shared, clock, compiling = OnDevice(model), CompileClock(), {}
+        functions = {name: clocked(pipeline.STAGE_FUNCTIONS[name], name, clock, compiling) for name in STAGES}
+        pipeline.STAGE_FUNCTIONS.update(functions)
+        pipeline.run(config, STAGES, shared)
+        tell(Path(config.run_dir), model, seconds, shared, compiling, config, arguments)
+
+
+def clocked(function, name: str, clock: CompileClock, compiling: dict):
+    def stage(session):
+        before = clock.seconds
+        facts = function(session)
+        compiling[name] = clock.seconds - before
+        return facts
+
+    return stage
+
+
+def tell(run: Path, model, seconds, shared: OnDevice, compiling: dict, config, arguments: argparse.Namespace) -> None:
+    from rrs_jax.inputs.processor import Processor
+
+    stages = {name: read_json(run / ".done" / f"{name}.json")["seconds"] for name in STAGES}
+    metrics = read_jsonl(run / "metrics.jsonl")
+    processor = Processor.from_folder(Path(config.model.path))
+    frames = clip_frames(seconds)
+    counts = [processor.mel.token_count(m) for m in frames]
+
+    def tokens(text: str) -> np.ndarray:
+        return np.asarray(counts) + len(processor.encode(text, [2])) - 2
+
+    half = len(counts) // 2
+    extracted = tokens(PROMPT_T).sum() + tokens(PROMPT_REFUSAL)[:half].sum()
+    trained = config.train.epochs * np.mean([tokens(text).sum() for text in PROMPT_POOL])
+    text = model.config.text
+    floor = encoder_flops(model.config.audio, text.hidden_size, frames) + forward_flops(text, extracted)
+    floor += step_flops(text, trained, config.lora.rank)
+    work = {name: stages[name] for name in ("extract", "train", "export")}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    report(
+        part="whole", side="ours", variant="pipeline.run", seconds=sum(work.values()), units=1, unit="runs", floor_flops=floor,
+        stage_seconds=work | {"data (not counted)": stages["data"]}, encoding_seconds=shared.encoding,
+        compile_seconds=compiling, seconds_without_compilation=sum(work.values()) - sum(compiling[name] for name in work),
+        extractions=3 * half, sample_passes=2 * half * config.train.epochs, mean_tokens=float(tokens(PROMPT_T).mean()),
+        samples_a_second=statistics.median(line["samples_per_second"] for line in metrics), steps=len(metrics),
+        adapter=(run / "export" / "adapter" / "adapter_model.safetensors").stat().st_size,
+        peak_gib=round(stats.get("peak_bytes_in_use", 0) / GIB, 2),
+    )  # fmt: skip
+
+
+def write_questions(folder: Path, seconds: np.ndarray) -> tuple[Path, Path]:
+    """Manifests of training and of evaluation, which is not run but belongs to the data stage; clips are noise."""
+    folder.mkdir()
+    rows = []
+    for place, length in enumerate(seconds):
+        label = "harmful" if place < len(seconds) // 2 else "benign"
+        clip = folder / f"{place}.wav"
+        write_clip(clip, noise(length, place))
+        rows.append({"id": f"q{place}", "label": label, "question": f"question {place}", "audio": clip.name,
+                     "seconds": float(length), "voice": "noise"})  # fmt: skip
+    evaluation = [row | {"id": f"e{row['id']}", "question": f"e {row['question']}"} for row in (rows[0], rows[-1])]
+    write_jsonl(folder / "train.jsonl", rows)
+    write_jsonl(folder / "eval.jsonl", evaluation)
+    return folder / "train.jsonl", folder / "eval.jsonl"
+
+
+def write_clip(file: Path, sound: np.ndarray) -> None:
+    with wave.open(str(file), "wb") as stream:
+        stream.setnchannels(1)
+        stream.setsampwidth(2)
+        stream.setframerate(16_000)
+        stream.writeframes((np.clip(sound, -1, 1) * 32_767).astype("<i2").tobytes())

@@ -1,0 +1,16 @@
+"""Where the method fails: sounds beside written questions, words spelt letter by letter, other voices.
+
+    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/limits.py --config.run_dir=runs/paper \\
+        --stages=evaluate,report
+
+In the folder of configs/sweeps/paper.py, whose adapters it takes: it evaluates alone, with the same config.
+"""
+
+from collections.abc import Iterator
+
+SETTINGS = ("spoken", "silence", "noise", "unit_noise", "spelled", "other_voices")
+
+
+def runs(_) -> Iterator[tuple[str, dict]]:
+    for strategy in ("vanilla", "rrs", "rrs_plus", "sft_shallow_mirror"):
+        yield strategy, {"strategy": strategy, "evaluate.setting": SETTINGS}

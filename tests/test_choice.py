@@ -1,0 +1,74 @@
+"""Halves of the evaluation questions, pooled seeds in a sweep's table, and the ranking by the target."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from rrs_jax.data.starter import choose_rows
+from rrs_jax.errors import UserError
+from rrs_jax.evaluate.choice import chosen_rows
+from rrs_jax.report.ranking import main, ranking
+
+
+def test_halves_share_no_question_and_keep_twins_together():
+    rows = choose_rows("eval", pairs_per_category=None, borderline=None)
+    choose, check = (chosen_rows(rows, split, None) for split in ("choose", "check"))
+    for key in ("id", "pair_id", "question"):
+        assert not {row[key] for row in choose} & {row[key] for row in check}
+    assert sorted(row["id"] for row in choose + check) == sorted(row["id"] for row in rows)
+    for half in (choose, check):
+        pairs = Counter(row["pair_id"] for row in half if row["label"] != "borderline")
+        assert set(pairs.values()) == {2} and len(pairs) == 70
+        categories = Counter(row["category"] for row in half if row["label"] == "harmful")
+        assert set(categories.values()) == {5} and len(categories) == 14
+        styles = Counter(row["category"] for row in half if row["label"] == "borderline")
+        assert len(styles) == 8 and set(styles.values()) <= {7, 8}
+
+
+def test_questions_without_a_twin_and_a_limit():
+    rows = [{"id": f"{label}{i}", "label": label, "category": "none", "pair_id": None}
+            for i in range(5) for label in ("harmful", "benign")]  # fmt: skip
+    assert [row["id"] for row in chosen_rows(rows, "choose", 2)] == ["harmful0", "harmful1"]
+    assert [row["id"] for row in chosen_rows(rows, "check", None)] == ["benign0", "benign1", "benign2", "benign3", "benign4"]
+    assert [row["id"] for row in chosen_rows(rows, "all", 1)] == ["harmful0", "benign0"]
+
+
+def write(path, run: str, name: str, asr: tuple, orr: float, borderline: float, nsi: bool):
+    """A summary.json with the fields that tables read."""
+    block = {"ci95": [0.0, 100.0], "queries": 10, "responses": 10}
+    modes = zip(("audio_text", "text_only", "audio_only"), asr, strict=True)
+    summary = {
+        "name": name, "judge": "phrases", "nsi": {"average": 1.0} if nsi else None,
+        "modes": {mode: None if rate is None else {"asr": rate} | block for mode, rate in modes},
+        "orr": {"rate": orr} | block, "borderline_orr": {"rate": borderline} | block,
+    }  # fmt: skip
+    folder = path / run / "eval" / name
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for run, asr, orr, borderline in (
+        ("rrs", (20.0, 30.0, None), 9.0, 60.0),
+        ("met", (22.0, 33.0, None), 2.0, 10.0),
+        ("unsafe", (20.0, 36.0, None), 1.0, 5.0),
+    ):
+        write(tmp_path, run, "vanilla-choose", (100.0, 90.0, None), 1.0, 5.0, nsi=False)
+        write(tmp_path, run, "rrs-choose", asr, orr, borderline, nsi=True)
+    return [tmp_path / run for run in ("rrs", "met", "unsafe")]
+
+
+def test_the_ranking_follows_the_target(sweep, capsys):
+    """met is at every limit; unsafe is 6 points above rrs in one mode, 3 beyond; rrs 8 - 1 and 55 - 5 beyond."""
+    lines = ranking(sweep, "rrs").splitlines()
+    assert [line.split() for line in lines[2:5]] == [
+        ["met", "+3.0", "+1.0", "+5.0", "0.0"],
+        ["unsafe", "+6.0", "+0.0", "+0.0", "3.0"],
+        ["rrs", "+0.0", "+8.0", "+55.0", "57.0"],
+    ]
+    assert main([*map(str, sweep), "--baseline=absent"]) == 2
+    assert "absent is none of the evaluated runs" in capsys.readouterr().err
+    with pytest.raises(UserError, match="holds no eval/NAME/summary.json"):
+        ranking([sweep[0] / "eval"], "rrs")
