@@ -17,7 +17,7 @@ from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.weights.safetensors_io import read_header
 
-STAGES = ("data", "extract", "train", "evaluate", "export")
+STAGES = ("data", "extract", "train", "evaluate", "export", "report")
 
 
 def configured(folder, clips, path, **fields):  # noqa: F811
@@ -104,6 +104,15 @@ def test_an_epoch_is_evaluated_like_the_last(finished):
     assert len(set(hashes)) == 3 and hashes[2] == read_json(path / ".done" / "train.json")["adapter"]
     meta = read_json(path / "eval" / "epochs" / "1" / "rrs" / "responses.meta.json")
     assert hashes[0] in json.dumps(meta)
+
+
+def test_the_page_has_what_was_kept(finished):
+    """Figure 2 of the epochs 0, 2 and the last; the rates before training, after epoch 1, and after the last."""
+    _, path = finished
+    text = (path / "report" / "index.html").read_text()
+    assert [f"t-SNE of RRS after epoch {epoch}" in text for epoch in range(5)] == [True, False, True, True, False]
+    assert [f"ORR benign, epoch {epoch}:" in text for epoch in range(4)] == [True, True, False, True]
+    assert set(read_json(path / "report" / "figure2.json")["numbers"]) == {"0", "2", "3"}
 
 
 def test_an_epoch_that_was_not_kept_is_named(finished, folder, clips, tmp_path):  # noqa: F811

@@ -20,7 +20,7 @@ from rrs_jax.files import read_jsonl, write_atomic
 from rrs_jax.report import figures
 from rrs_jax.report.details import details as all_details
 from rrs_jax.report.paper_tables import csv_table, html_table, latex_table, markdown_table, paper_tables
-from rrs_jax.report.results import Results, Run, read_paper, read_results
+from rrs_jax.report.results import Recipe, Results, Run, read_paper, read_results
 from rrs_jax.report.samples import choose_samples, html_samples
 from rrs_jax.report.separation import Figure2
 from rrs_jax.report.separation import figures as all_figures
@@ -29,6 +29,7 @@ from rrs_jax.report.table import text_table as rates_table
 
 TEMPLATE = Path(__file__).parent / "page.html"
 MOST_CLOUDS = 8  # runs whose figure 2 stands on a sweep's page; each run's own page has its own
+MOST_CHARTS = 3  # of one kind that are not folded away
 
 
 def make_page(out: str | Path, folders: Sequence[str | Path], title: str) -> Path:
@@ -155,7 +156,7 @@ def _tables(results: Results, folders: Sequence[str | Path]) -> str:
     return "".join(parts)
 
 
-def _seeds(recipes: Sequence) -> str:
+def _seeds(recipes: Sequence[Recipe]) -> str:
     """Mean and Student's interval over seeds, which say what another seed may give."""
     modes = (f"ASR {title}" for title in MODES.values())
     rows = [("Over seeds: mean [95 % interval]", *modes, "ORR", "ORR borderline", "Avg. NSI")]
@@ -178,7 +179,7 @@ def _figure_2(results: Results, questions: list[str]) -> str:
         made = all_figures([recipe.runs[0].path for recipe in recipes])
     except UserError as error:
         return f"<p class='absent'>{html.escape(str(error))}</p>"
-    shown = sorted(recipes, key=lambda recipe: recipe is not results.main)[:MOST_CLOUDS]
+    shown = _main_first(results, recipes)[:MOST_CLOUDS]
     said = (
         "Figure 2: representations of the evaluation questions under the prompt t, spoken beside it. All epochs are embedded "
         "together, so that the panels of a run have common coordinates. Silhouette, linear probe (cross-validated, a pair's "
@@ -224,17 +225,27 @@ def _located(panels: str, own: list[str], questions: list[str]) -> str:
 
 
 def _by_epoch(results: Results) -> str:
-    drawn = [figures.rates_by_epoch(recipe, results) for recipe in results.recipes if recipe.summary]
-    drawn = [inner for inner in drawn if inner]
+    recipes = _main_first(results, [recipe for recipe in results.recipes if recipe.summary])
     said = "Bands are 95 % intervals over questions; of several seeds the first one is shown."
-    return f"<p>{said}</p><div class='row'>{''.join(drawn)}</div>" if drawn else ""
+    return _charts(said, [figures.rates_by_epoch(recipe, results) for recipe in recipes])
 
 
 def _losses(results: Results) -> str:
-    drawn = [figures.loss_curves(recipe.runs[0], recipe.title) for recipe in results.recipes]
-    drawn = [inner for inner in drawn if inner]
     said = "Mean loss of a harmful and of a benign question in a step, and the penalty; each run has its own scale."
-    return f"<p>{said}</p><div class='row'>{''.join(drawn)}</div>" if drawn else ""
+    return _charts(said, [figures.loss_curves(recipe.runs[0], recipe.title) for recipe in _main_first(results, results.recipes)])
+
+
+def _main_first(results: Results, recipes: Sequence[Recipe]) -> list[Recipe]:
+    return sorted(recipes, key=lambda recipe: recipe is not results.main)
+
+
+def _charts(said: str, drawn: Sequence[str | None]) -> str:
+    """The first few side by side, the others folded away; None are those that a run has no numbers for."""
+    drawn = [chart for chart in drawn if chart]
+    if not drawn:
+        return ""
+    first, others = (f"<div class='row'>{''.join(part)}</div>" for part in (drawn[:MOST_CHARTS], drawn[MOST_CHARTS:]))
+    return f"<p>{said}</p>{first}" + (figures.details("Other runs", others) if drawn[MOST_CHARTS:] else "")
 
 
 def _samples(results: Results) -> str:
