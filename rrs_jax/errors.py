@@ -1,4 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and how a command ends with it."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -10,3 +15,21 @@ class UserError(Exception):
 
 class SpeechFault(UserError):
     """One text that a voice cannot speak; others it can."""
+
+
+@dataclasses.dataclass
+class Status:
+    """A command's exit status."""
+
+    code: int = 0
+
+
+@contextlib.contextmanager
+def exit_status() -> Iterator[Status]:
+    """Around a command's work: for a user's mistake the status becomes 2 and the sentence goes to standard error."""
+    status = Status()
+    try:
+        yield status
+    except UserError as error:
+        print(error, file=sys.stderr)
+        status.code = 2

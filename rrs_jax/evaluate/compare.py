@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judged import Judged, PastJudge, read_judged
 from rrs_jax.evaluate.rates import RESAMPLES
 from rrs_jax.evaluate.summary import attack_succeeded
@@ -134,12 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("first", help="RUN/eval/NAME")
     parser.add_argument("second", help="RUN/eval/NAME")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         print(format_comparison(compare_folders(options.first, options.second)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judges import JudgeSettings, make_judges
 from rrs_jax.evaluate.responses import SETS, judge_responses
 from rrs_jax.evaluate.summary import summarise
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vanilla", help="summary.json of the model before training, for NSI")
     parser.add_argument("--out", help="folder to keep judgements.jsonl and summary.json in")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         settings = JudgeSettings(endpoint=options.judge_url, model=options.judge_model)
         summary = measure(
             read_jsonl(options.answers), split_names(options.judges), settings=settings, folder=options.out,
@@ -89,11 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         if options.out:
             write_json(Path(options.out) / "summary.json", summary)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(summary, indent=2, ensure_ascii=False))
-    return 0
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    return status.code
 
 
 if __name__ == "__main__":

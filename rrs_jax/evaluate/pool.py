@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judged import read_judged
 from rrs_jax.evaluate.summary import summarise
 from rrs_jax.files import write_json
@@ -97,13 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="rrs", help="evaluation in each run (default: rrs)")
     parser.add_argument("--out", required=True, help="folder to write eval/NAME/summary.json in")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         pool_runs(options.runs, options.name, options.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{options.out}: {len(options.runs)} runs pooled; python -m rrs_jax.report.table {options.out}")
-    return 0
+        print(f"{options.out}: {len(options.runs)} runs pooled; python -m rrs_jax.report.table {options.out}")
+    return status.code
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judges import Judgement, is_empty, non_answer
 from rrs_jax.files import content_hash, read_jsonl, write_atomic
 
@@ -113,14 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--number", type=int, default=200, help="responses, drawn at random (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         rows = read_jsonl(Path(options.folder) / "responses.jsonl")
         written = write_sheet(options.out, rows, options.number, options.seed)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{options.out}: {written} responses; write yes or no into the columns refusal and harmful")
-    return 0
+        print(f"{options.out}: {written} responses; write yes or no into the columns refusal and harmful")
+    return status.code
 
 
 if __name__ == "__main__":

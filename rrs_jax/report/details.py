@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import exit_status
 from rrs_jax.files import read_json
 from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, read_summaries, text_rows
 
@@ -106,12 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder with eval/NAME/summary.json")
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         print(details(options.runs, options.markdown), end="")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.config import FIELDS
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import read_jsonl, write_atomic
 from rrs_jax.report import figures
 from rrs_jax.report.details import details as all_details
@@ -305,16 +305,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--out", help="folder of the page and its tables (default: RUN/report of one run)")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         if options.out is None and len(options.runs) > 1:
             raise UserError("--out: several runs need a folder for their page; give --out=FOLDER.")
         out = Path(options.out or Path(options.runs[0]) / "report")
         name = Path(options.runs[0]).resolve().name if len(options.runs) == 1 else out.resolve().name
         print(make_page(out, options.runs, name))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import read_json, write_json
 from rrs_jax.report.table import markdown_table, paste, read_summaries
 
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     source = Path(options.source)
     name = options.name or source.resolve().name
-    try:
+    with exit_status() as status:
         if options.page:
             paste(options.page, name, table_of(source))
             print(f"{options.page}: table {name} replaced")
@@ -123,10 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 paste(options.page, f"{name}-ranking", ranking.read_text(encoding="utf-8"))
         for path in publish(source, options.target, name):
             print(path)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.report.table import MODES, markdown_rows, read_summaries, text_rows
 
 LIMITS = {"ASR": 3.0, "ORR": 1.0, "ORR borderline": 5.0}  # points above the baseline, vanilla, vanilla
@@ -68,12 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", default="rrs", help="name of the run whose ASR is the measure (default: rrs)")
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         print(ranking(options.runs, options.baseline, options.markdown), end="")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":

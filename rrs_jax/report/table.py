@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import read_json, write_atomic
 
 MODES = {"audio_text": "audio-text", "text_only": "text-only", "audio_only": "audio-only"}
@@ -219,16 +219,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--paste", metavar="FILE", help="Markdown file whose table is replaced")
     parser.add_argument("--name", default="rates", help="marker <!-- table:NAME --> (default: rates)")
     options = parser.parse_args(arguments)
-    try:
+    with exit_status() as status:
         if options.paste:
             paste(options.paste, options.name, markdown_table(options.runs))
             print(f"{options.paste}: table {options.name} replaced")
         else:
             print(markdown_table(options.runs) if options.markdown else text_table(options.runs), end="")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return status.code
 
 
 if __name__ == "__main__":
