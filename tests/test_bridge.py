@@ -35,12 +35,16 @@ def examples_and_bank(model, clips):
     return examples, np.concatenate(bank)
 
 
-def answer_log_probabilities(reference, ids: list[list[int]], answers, **inputs) -> list[torch.Tensor]:
-    logits = reference(**inputs).logits.double()
-    return [
+def answer_log_probabilities(reference, ids: list[list[int]], answers, **inputs) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Of each answer's tokens; and the states of the prompts' last tokens."""
+    output = reference(**inputs, output_hidden_states=True)
+    logits = output.logits.double()
+    scores = [
         torch.log_softmax(logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)], -1)
         for row, (prompt, answer) in enumerate(zip(ids, answers, strict=True))
     ]
+    ends = [output.hidden_states[-1][row, len(prompt) - 1] for row, prompt in enumerate(ids)]
+    return scores, torch.stack(ends).double()
 
 
 def test_the_loss_and_the_projectors_gradient_are_those_of_a_dense_model(reference, folder):
@@ -53,7 +57,10 @@ def test_the_loss_and_the_projectors_gradient_are_those_of_a_dense_model(referen
     batch = make_batch(examples, 64, 24, 7, AUDIO)
     bridge = Bridge(model)
     (value, metrics), gradients = jax.value_and_grad(
-        lambda trainable: loss(bridge, trainable, bridge.base, batch, jnp.asarray(bank), distil=True), has_aux=True
+        lambda trainable: loss(
+            bridge, trainable, bridge.base, batch, jnp.asarray(bank), distil=True, state_weight=0.7
+        ),
+        has_aux=True,
     )(bridge.initial)
 
     answers = [example.answer for example in examples]
@@ -63,19 +70,22 @@ def test_the_loss_and_the_projectors_gradient_are_those_of_a_dense_model(referen
     inputs["input_features"] = inputs["input_features"][list(CLIPS)]
     inputs["feature_attention_mask"] = inputs["feature_attention_mask"][list(CLIPS)]
     reference.zero_grad()
-    student = answer_log_probabilities(reference, spoken, answers, **inputs)
+    student, heard = answer_log_probabilities(reference, spoken, answers, **inputs)
     inputs = torch_inputs([[*p, *a] for p, a in zip(written, answers, strict=True)], clips, "right")
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
     with torch.no_grad():
-        teacher = answer_log_probabilities(reference, written, answers, **inputs)
+        teacher, read = answer_log_probabilities(reference, written, answers, **inputs)
     total = sum(map(len, answers))
     cross_entropy = -sum(s[range(len(a)), a].sum() for s, a in zip(student, answers, strict=True)) / total
     divergence = sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student, strict=True)) / total
-    (cross_entropy + divergence).backward()
+    distance = ((heard - read) ** 2).sum() / ((read - read.mean(0)) ** 2).sum()
+    expected = cross_entropy + divergence + 0.7 * distance
+    expected.backward()
 
     assert abs(float(metrics["cross_entropy"]) - cross_entropy.item()) < 1e-4 * cross_entropy.item()
     assert abs(float(metrics["divergence"]) - divergence.item()) < 1e-4 * divergence.item()
-    assert abs(float(value) - (cross_entropy + divergence).item()) < 1e-4 * (cross_entropy + divergence).item()
+    assert abs(float(metrics["state_distance"]) - distance.item()) < 1e-4 * distance.item()
+    assert abs(float(value) - expected.item()) < 1e-4 * expected.item()
     projector = reference.model.multi_modal_projector.linear
     assert relative_error(gradients["projector"]["kernel"], projector.weight.grad.numpy().T) < 1e-4
     assert relative_error(gradients["projector"]["bias"], projector.bias.grad.numpy()) < 1e-4

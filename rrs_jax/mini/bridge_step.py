@@ -1,8 +1,8 @@
 """One training step of the mini's bridge: the projector and LoRA learn to hear what the decoder reads.
 
 Cross-entropy on the decoder's own answer to the written question, and the divergence from the distribution
-that the decoder has when it reads the question (self-distillation). The encoder's outputs are computed
-beforehand; the decoder's base weights stay as they are.
+that the decoder has when it reads the question (self-distillation); if wanted, the state before the answer too.
+The encoder's outputs are computed beforehand; the decoder's base weights stay as they are.
 """
 
 import dataclasses
@@ -74,8 +74,8 @@ class Bridge:
             "lora": lora,
         }  # fmt: skip
 
-    def answer_logits(self, base, trainable, batch: Batch, bank: jax.Array, start: jax.Array, count: int, *, bridged: bool):
-        """float32 (B, count, V): the logits that choose each of the answer's tokens."""
+    def answer_states(self, base, trainable, batch: Batch, bank: jax.Array, start: jax.Array, count: int, *, bridged: bool):
+        """(B, count, D) behind the final norm: of the prompt's last token, and of the answer's tokens but the last."""
         model = nnx.merge(self.graphdef, trainable["lora"], base)
         x = model.language_model.embed_tokens[...][batch.input_ids]
         if bridged:
@@ -85,34 +85,50 @@ class Bridge:
         adapters = model.adapters() if bridged else None
         hidden = model.language_model.hidden_states(x, batch.lengths, adapters, remat="dots")
         positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], hidden.shape[1] - 1)
-        return model.logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
+        return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+
+    def logits(self, base, states: jax.Array) -> jax.Array:
+        return nnx.merge(self.graphdef, self.initial["lora"], base).logits(states)
 
 
-def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, bank, *, distil: bool):
-    """Mean over the answers' tokens of cross-entropy, plus the divergence from the reading decoder."""
+def loss(
+    bridge: Bridge, trainable, base, batch: DistillationBatch, bank, *, distil: bool, state_weight: float = 0.0
+):  # fmt: skip
+    """Mean over the answers' tokens of cross-entropy, plus the divergence from the reading decoder.
+
+    `state_weight` adds that times the squared distance between the states in which the hearing and the reading decoder
+    end the prompt, as a share of the reading one's spread over the batch: answers hardly need what was asked in this
+    state, since they can look back, and RRS has nothing else.
+    """
     count = batch.answer.shape[1]
-    student = bridge.answer_logits(base, trainable, batch.spoken, bank, batch.spoken_start, count, bridged=True)
-    log_student = jax.nn.log_softmax(student)
+    heard = bridge.answer_states(base, trainable, batch.spoken, bank, batch.spoken_start, count, bridged=True)
+    log_student = jax.nn.log_softmax(bridge.logits(base, heard))
     total = batch.answer_mask.sum()
     chosen = jnp.take_along_axis(log_student, batch.answer[..., None], axis=-1)[..., 0]
     cross_entropy = -(chosen * batch.answer_mask).sum() / total
-    agreement = ((student.argmax(-1) == batch.answer) * batch.answer_mask).sum() / total
-    divergence = jnp.zeros(())
+    agreement = ((log_student.argmax(-1) == batch.answer) * batch.answer_mask).sum() / total
+    divergence = distance = jnp.zeros(())
     if distil:
-        teacher = bridge.answer_logits(base, trainable, batch.written, bank, batch.written_start, count, bridged=False)
-        log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(teacher))
+        read = bridge.answer_states(base, trainable, batch.written, bank, batch.written_start, count, bridged=False)
+        log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(bridge.logits(base, read)))
         divergence = ((jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1) * batch.answer_mask).sum() / total
-    metrics = {"cross_entropy": cross_entropy, "divergence": divergence, "agreement": agreement}
-    return cross_entropy + divergence, metrics
+        end, goal = heard[:, 0].astype(jnp.float32), jax.lax.stop_gradient(read[:, 0].astype(jnp.float32))
+        distance = jnp.sum((end - goal) ** 2) / jnp.sum((goal - goal.mean(axis=0)) ** 2)
+    metrics = {
+        "cross_entropy": cross_entropy, "divergence": divergence, "agreement": agreement, "state_distance": distance,
+    }  # fmt: skip
+    return cross_entropy + divergence + state_weight * distance, metrics
 
 
-def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, *, train_lora: bool, distil: bool):
+def make_step(
+    bridge: Bridge, optimiser: optax.GradientTransformation, *, train_lora: bool, distil: bool, state_weight: float = 0.0
+):  # fmt: skip
     """`step(trainable, optimiser_state, base, batch, bank)`; without `train_lora` the decoder stays as it is."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(trainable, optimiser_state, base, batch, bank):
         def objective(trainable):
-            return loss(bridge, trainable, base, batch, bank, distil=distil)
+            return loss(bridge, trainable, base, batch, bank, distil=distil, state_weight=state_weight)
 
         gradients, metrics = jax.grad(objective, has_aux=True)(trainable)
         if not train_lora:

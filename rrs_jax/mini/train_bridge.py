@@ -46,6 +46,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float("adapter_repeat", 0.25, "share of the adapter's batches that repeat the question")
 flags.DEFINE_integer("adapter_steps", 1100, "steps of projector and LoRA")
+flags.DEFINE_float("state_weight", 0.0, "of the distance between the states before the answer, heard and read")
 flags.DEFINE_integer("seed", 0, "of everything random")
 
 ANSWER_TOKENS = 64
@@ -123,7 +124,10 @@ def run(
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     optimiser_state = jax.jit(optimiser.init)(trainable)
     step_functions = {
-        distil: make_step(bridge, optimiser, train_lora=train_lora, distil=distil) for distil in (True, False)
+        distil: make_step(
+            bridge, optimiser, train_lora=train_lora, distil=distil, state_weight=FLAGS.state_weight
+        )
+        for distil in (True, False)
     }
     # Prompts differ by a few tokens around the clip's own length; the longest one sets the room.
     prompt_room = max(len(processor.encode(p, [2])) for p in (*ANSWER_PROMPTS, *REPEAT_PROMPTS, *INSTRUCTIONS))
