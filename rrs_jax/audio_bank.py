@@ -16,6 +16,7 @@ from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import as_waveform
 from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
+from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
@@ -104,7 +105,11 @@ def make_audio_bank(
 @functools.lru_cache(maxsize=8)
 def encoder(graphdef):
     """`encode_audio` of a model's structure as a function of its state, compiled once for each shape of clips."""
-    return jax.jit(lambda state, features, lengths: nnx.merge(graphdef, state).encode_audio(features, lengths))
+
+    def encode(state, features, lengths):
+        return nnx.merge(graphdef, state).encode_audio(features, lengths)
+
+    return jax.jit(encode, compiler_options=compiler_options())
 
 
 def empty_audio_bank(model: nnx.Module) -> AudioBank:

@@ -19,6 +19,7 @@ from flax import nnx
 from rrs_jax.inputs.batching import collate
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.models.stack import compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def make_step(
 ):  # fmt: skip
     """`step(trainable, optimiser_state, base, batch, bank)`; without `train_lora` the decoder stays as it is."""
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options())
     def step(trainable, optimiser_state, base, batch, bank):
         def objective(trainable):
             return loss(bridge, trainable, base, batch, bank, distil=distil, state_weight=state_weight)
