@@ -130,11 +130,10 @@ class TrainStep:
     """
 
     def __init__(self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int):
-        self.config, self.mesh = config, mesh
+        self.config, self.mesh, self.replicated = config, mesh, replicated(mesh)
         self.optimiser = make_optimiser(config, total_steps)
         self.renew(model, strategy, config.penalty_weight)
         lora = self.initial
-        self.replicated = replicated(mesh)
         state, rows, all_of_it = self._state_shardings(), batch_sharding(mesh), self.replicated
         base = self._shardings(self.base)
         sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora))
@@ -158,7 +157,7 @@ class TrainStep:
 
     def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float) -> None:
         """Takes others; what is compiled stays if structure, shapes and `strategy.static` are the same."""
-        self.strategy, self.penalty_weight = strategy, np.float32(penalty_weight)
+        self.strategy, self.penalty_weight = strategy, jax.device_put(np.float32(penalty_weight), self.replicated)
         self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
         # The jitted functions donate their state, so it must not share buffers with the model's adapters.
         self.initial = jax.device_put(jax.tree.map(jnp.copy, lora), self._shardings(lora))
