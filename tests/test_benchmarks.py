@@ -125,7 +125,6 @@ def test_the_page_takes_the_last_lines_and_draws_the_scales(tmp_path):
     table = comparison_table([*lines, failed])
     assert "| 2 samples/s (500 ms) |" in table and "5.00 s" not in table
     assert "Failed: m, step, peer: out of memory." in table
-    pytest.importorskip("matplotlib")
     assert [file.name for file in draw(lines, tmp_path, "n")] == ["n-batch.svg"]
 
 
