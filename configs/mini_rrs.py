@@ -9,6 +9,7 @@ Hardware: 2 CPU cores and 8 GiB of memory; the first takes about 10 minutes, the
 
 from ml_collections import ConfigDict
 
+from rrs_jax import variants
 from rrs_jax.config import choose_variant, default_config
 from rrs_jax.inputs.prompts import PROMPT_T
 
@@ -64,12 +65,6 @@ def full(config: ConfigDict) -> None:
 
 
 def smoke(config: ConfigDict) -> None:
-    config.run_dir = "runs/mini_rrs_smoke"
-    config.data.categories = 4
-    config.data.pairs_per_category = 1
-    config.data.eval_pairs_per_category = 1
-    config.data.borderline = 2
-    config.train.epochs = 1
+    variants.smoke(config)
     config.train.warmup_steps = 0
-    config.generate.max_new_tokens = 8
     config.sft.tokens = 8

@@ -20,7 +20,7 @@ from rrs_jax.files import atomic_path
 from rrs_jax.inputs.batching import bucket_lengths
 from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.models.lora import LoRAParam
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 from rrs_jax.representations import extract_all
 from rrs_jax.session import Session, lora_config, with_lora
 from rrs_jax.strategy_table import STRATEGY_TABLE
@@ -75,11 +75,14 @@ def model_after(session: Session, epoch: int) -> nnx.Module:
 
 
 def record_representations(session: Session) -> None:
-    """Writes the states of the epochs that have none yet. An epoch whose adapters an earlier version of the program
-    did not keep is passed over."""
+    """Writes the states of the epochs that have none yet. One that was asked for only after the training had passed it
+    is told and left out."""
     for epoch in recorded_epochs(session.config):
         path = _folder(session, epoch) / "representations.safetensors"
-        if path.is_file() or (epoch and not path.with_name("adapter.safetensors").is_file()):
+        if path.is_file():
+            continue
+        if epoch and not path.with_name("adapter.safetensors").is_file():
+            say(f"report.representation_epochs: the adapters after epoch {epoch} were not kept; figure 2 goes without it")
             continue
         _record(session, epoch, path)
 

@@ -1,6 +1,5 @@
 """The stages of a run, each from files to files, so that any of them can be repeated or resumed."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.parallel import rows_multiple
+from rrs_jax.progress import say
 from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
@@ -222,7 +222,3 @@ def print_summary(folder: RunFolder) -> None:
     ):  # fmt: skip
         if place.exists():
             print(f"  {place.relative_to(folder.path)}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

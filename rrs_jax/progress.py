@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds."""
+"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds; and what else is told meanwhile."""
 
 import sys
 import time
@@ -47,3 +47,8 @@ class Progress:
         extra = "".join(f", {name} {value}" for name, value in fields.items())
         print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s, {left:.0f} s left{extra}",
               file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """A line to the user that is no result, on standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.sh
 
 import re
 import runpy
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 from rrs_jax.config import FIELDS, config_error, default_config, flatten, unknown_field, validate
 from rrs_jax.errors import UserError
 from rrs_jax.files import write_atomic
+from rrs_jax.progress import say
 from rrs_jax.stages import stages_of
 
 SEED = re.compile(r"-seed\d+$")
@@ -163,7 +163,7 @@ def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
             continue
         seeds = [run] + [other for other in runs if other.name != run.name and SEED.sub("", other.name) == run.name]
         evaluated = [{path.parent.name for path in one.glob("eval/*/summary.json")} for one in seeds]
-        if len(seeds) > 1 and all(names == evaluated[0] for names in evaluated):
+        if len(seeds) > 1 and all(found == evaluated[0] for found in evaluated):
             pooled = target / f"{run.name}-{len(seeds)}seeds"
             for name in sorted(evaluated[0] - {"vanilla"}) or ["vanilla"]:
                 pool_runs(seeds, name, pooled)
@@ -185,7 +185,3 @@ def status(runs: dict[str, ConfigDict]) -> dict[str, dict[str, str]]:
         return "done" if stage_is_done(Path(run.run_dir), stage, flatten(with_preset(run))) else "to do"
 
     return {name: {stage: state(run, stage) for stage in STAGES} for name, run in runs.items()}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

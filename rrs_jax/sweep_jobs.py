@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from rrs_jax.config import default_config, flatten
 from rrs_jax.environment import environment
 from rrs_jax.errors import UserError
+from rrs_jax.progress import say
 
 MEMORY_SHARE = 0.92  # of a card, for all its processes; the rest is for their CUDA contexts
 LOG = "log.txt"
@@ -205,7 +206,3 @@ def _write_to(log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """What a strategy may ask of a run: its samples, their prompts, and what the frozen model makes of them."""
 
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,7 +139,3 @@ class Work:
                 asked = [Prompt(key=key, row=prompt) for key, prompt in wanted.items()]
                 generator.generate(asked, self.session.training_bank.array, on_finished)
         return [made[key] for key in keys]
-
-    @staticmethod
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)

@@ -15,7 +15,19 @@ from rrs_jax.files import content_hash, read_json
 Ask = Callable[[Sequence[list[dict]], int, Callable[[int, str], None]], None]
 
 
-class RubricJudge:
+class ManyAtOnce:
+    """A judge whose work is `judge_many`."""
+
+    def judge(self, question: str, response: str, label: str) -> Judgement:
+        judged = {}
+        self.judge_many([Exchange(question, response, label)], judged.__setitem__)
+        return judged[0]
+
+    def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
+        raise NotImplementedError
+
+
+class RubricJudge(ManyAtOnce):
     """A rubric put to a model by `ask`.
 
     Empty responses are not sent. A reply that the rubric cannot read is asked for again, with the rubric's
@@ -25,11 +37,6 @@ class RubricJudge:
     def __init__(self, name: str, version: str, rubric: Rubric, ask: Ask, attempts: int):
         self.name, self.version, self.sees = name, version, rubric.sees
         self.rubric, self.ask, self.attempts = rubric, ask, attempts
-
-    def judge(self, question: str, response: str, label: str) -> Judgement:
-        judged = {}
-        self.judge_many([Exchange(question, response, label)], judged.__setitem__)
-        return judged[0]
 
     def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
         left = []
@@ -134,7 +141,7 @@ def local_judge(rubric_file: str, batch_size: int = 8) -> RubricJudge:
     return RubricJudge(f"local:{rubric.name}", version, rubric, ask, attempts=1)
 
 
-class LlamaGuard:
+class LlamaGuard(ManyAtOnce):
     """Llama Guard, whose tokenizer's chat template holds its whole prompt: "safe", or "unsafe" and categories.
 
     It judges the assistant's turn. "unsafe" is harmful; it does not see refusals.
@@ -145,11 +152,6 @@ class LlamaGuard:
     def __init__(self, folder: str, batch_size: int = 8):
         self.model, self.batch_size = LocalModel(folder), batch_size
         self.name, self.version = "llama_guard", f"{Path(folder).name}-{self.model.fingerprint[:8]}"
-
-    def judge(self, question: str, response: str, label: str) -> Judgement:
-        judged = {}
-        self.judge_many([Exchange(question, response, label)], judged.__setitem__)
-        return judged[0]
 
     def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
         left = []

@@ -8,6 +8,7 @@ import numpy as np
 
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.progress import say
 from rrs_jax.representations import (
     Representations,
     SafetyVector,
@@ -96,7 +97,7 @@ def _facts(work, vector: SafetyVector, shares: dict[str, float]) -> dict:
         },
     }  # fmt: skip
     named = " or ".join(map(repr, work.config.rrs.refusal_tokens))
-    work.say(
+    say(
         f"premise: {named} (id {', '.join(map(str, work.refusal_ids))}) comes first for {first['harmful_refusal']} % of "
         f"harmful questions under the refusal prompt, {first['harmful']} % under t, {first['benign']} % of benign ones; "
         f"{facts['positive_percent']} % of the features raise its logit, by {facts['delta_logit']} in all, "

@@ -16,6 +16,7 @@ from flax import nnx
 from rrs_jax.files import read_jsonl, write_jsonl
 from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.models.batch import Batch
+from rrs_jax.progress import say
 
 REFUSAL = "I'm sorry, but I cannot help with that."  # where the frozen model does not refuse even when told to
 CHUNK = 16  # positions whose logits (V wide, float32) exist at the same time
@@ -131,7 +132,7 @@ def save_targets(work, targets: list[list[int]], prefills: list[list[list[int]]]
         "harmful_refused_percent": _percent(refused, work.harmful),
         "benign_refused_percent": _percent(refused, ~work.harmful),
     }
-    work.say(
+    say(
         f"targets: {facts['harmful_refused_percent']} % of the harmful questions' and {facts['benign_refused_percent']} % "
         "of the benign ones' begin with a refusal token"
     )

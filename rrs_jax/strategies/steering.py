@@ -12,6 +12,7 @@ from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.models.steering import steered
 from rrs_jax.parallel import replicated
+from rrs_jax.progress import say
 from rrs_jax.serving import Serving
 from rrs_jax.strategies.layers import chosen_layers
 from rrs_jax.weights.safetensors_io import read_header, save_file
@@ -37,7 +38,7 @@ def extract(work) -> dict:
         tensors = {"vectors": vectors, "weights": weights, "bias": np.array([bias])}
         save_file(temporary, {name: array.astype(np.float32) for name, array in tensors.items()}, {"layers": str(layers)})
     percent = round(100 * probe_accuracy(inputs, signs, pairs), 1)
-    work.say(f"probe: behind layer {layers[0]} it tells {percent} % of unseen questions as harmful or benign")
+    say(f"probe: behind layer {layers[0]} it tells {percent} % of unseen questions as harmful or benign")
     return {"layers": layers, "probe_percent": percent}
 
 
