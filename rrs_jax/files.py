@@ -77,13 +77,17 @@ def read_jsonl(path: str | Path) -> list[dict]:
     """One object a line; empty lines are passed over. Raises UserError with the line's number."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold U+2028
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
+    return list(parse_jsonl(path, text))
+
+
+def parse_jsonl(path: Path, text: str) -> Iterator[dict]:
+    """The objects of a JSON lines text that was read from `path`; raises as `read_jsonl` does."""
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold U+2028
         if not line.strip():
             continue
         try:
@@ -92,8 +96,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
             raise UserError(f"{path}, line {number}: is not valid JSON ({error.msg}); mend or delete it.") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: holds no JSON object; every line must be one object.")
-        rows.append(row)
-    return rows
+        yield row
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from rrs_jax.data.manifest import LABELS
 from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.errors import UserError
+from rrs_jax.files import parse_jsonl
 
 
 def read_question_sets(written: Sequence[str]) -> list[dict]:
@@ -133,7 +134,7 @@ def _beavertails(path: Path) -> Read:
     """Rows of pairs (category: 14 booleans) or of the evaluation set (category: a name). Each question once, under
     the first of its categories."""
     seen = set()
-    for number, row in enumerate(_json_lines(path), start=1):
+    for number, row in enumerate(parse_jsonl(path, _text(path)), start=1):
         category = row.get("category")
         if not isinstance(row.get("prompt"), str) or not isinstance(category, dict | str):
             raise UserError(f"{path}, line {number}: has no prompt with a category; give a file of BeaverTails.")
@@ -148,7 +149,7 @@ def _beavertails(path: Path) -> Read:
 
 
 def _jsonl(path: Path) -> Read:
-    for number, row in enumerate(_json_lines(path), start=1):
+    for number, row in enumerate(parse_jsonl(path, _text(path)), start=1):
         question, label = row.get("question") or row.get("prompt"), row.get("label")
         if not isinstance(question, str) or not question.strip():
             raise UserError(f"{path}, line {number}: has no question; write one under question or prompt.")
@@ -196,18 +197,6 @@ def _json_list(path: Path) -> list[dict]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path}: is no JSON list of objects, as an index is.")
     return entries
-
-
-def _json_lines(path: Path) -> Iterator[dict]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: is not valid JSON ({error.msg}).") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: holds no JSON object.")
-            yield row
 
 
 def _text(path: Path) -> str:
