@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import sys
 import time
 import uuid
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rrs_jax.errors import UserError
+from rrs_jax.meeting import meet
 
 PIECE = 2**20  # characters of one message
 LEAVE_SECONDS = 15.0  # that one process gives the others to end as it does
@@ -183,15 +183,16 @@ class Lead:
             self.functions[said["run"]](*said["arguments"])
 
 
-def check_alike(what: str, value: str) -> None:
-    """Raises UserError, in all processes, where `value` is not the same in all."""
-    said = gather(value)
-    others = [str(index) for index, one in enumerate(said) if one != said[0]]
-    if others:
-        raise UserError(
-            f"{what}: is not the same in all processes (process {', '.join(others)} differs from process 0); start all "
-            "with the same command and the same version of the program."
-        )
+def check_alike(values: dict[str, object]) -> None:
+    """Raises UserError, in all processes, where values by their names are not the same in all."""
+    said = [json.loads(text) for text in gather(json.dumps(values, default=str))]
+    for index, other in enumerate(said):
+        names = [name for name in said[0] if other.get(name) != said[0][name]]
+        if names:
+            shown = ", ".join(f"{name} {said[0][name]!r} in process 0 and {other.get(name)!r} in process {index}"
+                              for name in names[:3])  # fmt: skip
+            more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"the processes are not started alike ({shown}{more}); give all the same command and program.")
 
 
 def check_shared(folder: Path) -> None:
@@ -238,53 +239,42 @@ def _on_network(folder: Path) -> bool:
 def _join(joining: Joining) -> None:
     joining.check()
     import jax
-
-    given = dict.fromkeys(("coordinator_address", "num_processes", "process_id"))
-    if joining.coordinator is not None:
-        given = {"coordinator_address": joining.coordinator, "num_processes": joining.processes, "process_id": joining.index}
-        if joining.index:
-            _await_coordinator(joining)
-    try:
-        jax.distributed.initialize(**given, initialization_timeout=joining.seconds, shutdown_timeout_seconds=60)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(_not_joined(joining, error)) from error
     from jax._src.distributed import global_state  # JAX has no public name for its key-value store
 
-    _here.index, _here.count, _here.client = global_state.process_id, global_state.num_processes, global_state.client
+    cards = None
+    if joining.coordinator is None:
+        joining, cards = _by_scheduler(joining)
+    meet(joining.coordinator, joining.processes, joining.index, joining.seconds)
+    try:
+        jax.distributed.initialize(
+            joining.coordinator, joining.processes, joining.index, local_device_ids=cards,
+            initialization_timeout=max(joining.seconds, 60), shutdown_timeout_seconds=60,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--coordinator: the processes cannot come together at {joining.coordinator} ({reason}).") from error
+    _here.index, _here.count, _here.client = joining.index, joining.processes, global_state.client
     jax.devices()  # found by all at the same time, which wait for one another here
 
 
-def _await_coordinator(joining: Joining) -> None:
-    """JAX's own client ends the program where nobody listens; raises UserError instead."""
-    host, _, port = joining.coordinator.rpartition(":")
-    until = time.monotonic() + joining.seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                reason = error.strerror or str(error)
-                raise UserError(
-                    f"--coordinator: nothing answers at {joining.coordinator} in {joining.seconds} s ({reason}); start process 0 "
-                    "there, check name, port and firewall, or give more --join_seconds."
-                ) from error
-            time.sleep(0.2)
+def _by_scheduler(joining: Joining) -> tuple[Joining, list[int] | None]:
+    """What the variables of SLURM or Open MPI say, and which of the host's GPUs are this process's."""
+    from jax._src.clusters import ClusterEnv
 
-
-def _not_joined(joining: Joining, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    if joining.coordinator is None:
-        return (
-            f"--distributed: no scheduler's variables tell the processes apart ({reason}); start it by srun or mpirun, or "
-            "give --coordinator, --num_processes and --process_id."
+    try:
+        address, count, index, cards = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, joining.seconds
         )
-    if "DEADLINE_EXCEEDED" in reason:
-        return (
-            f"--num_processes: not all of the {joining.processes} processes came to {joining.coordinator} in "
-            f"{joining.seconds} s; start them all, or give more --join_seconds."
+    except Exception as error:
+        raise UserError(f"--distributed: the scheduler's variables cannot be read ({error}).") from error
+    if None in (address, count, index):
+        raise UserError(
+            "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun, or give "
+            "--coordinator, --num_processes and --process_id."
         )
-    return f"--coordinator: the processes cannot come together at {joining.coordinator} ({reason})."
+    found = dataclasses.replace(joining, coordinator=address, processes=count, index=index)
+    found.check()
+    return found, None if cards is None else list(cards)
 
 
 def end(status: int) -> NoReturn:

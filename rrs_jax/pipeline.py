@@ -20,7 +20,7 @@ from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.epochs import adapter_hash, keep_adapter, record_representations
 from rrs_jax.evaluation import evaluate_stage
-from rrs_jax.files import content_hash, read_json, write_atomic, write_jsonl
+from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
@@ -76,8 +76,8 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
 def _open(config: ConfigDict, stages: Sequence[str], stack: contextlib.ExitStack) -> RunFolder:
     """The run's folder, locked until `stack` ends. Raises UserError, in all processes, where it cannot be used by one."""
     if hosts.several():
-        record = content_hash(config.to_dict(), list(stages), source_commit(), metadata.version("jax"))
-        hosts.check_alike("--config and --stages", record)
+        versions = {"the program's commit": source_commit(), "jax": metadata.version("jax")}
+        hosts.check_alike(flatten(config) | {"--stages": list(stages)} | versions)
     with hosts.in_step():
         folder = RunFolder(config.run_dir, config)
         if hosts.is_first():
