@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.meeting import meet
 
 PIECE = 2**20  # characters of one message
-LEAVE_SECONDS = 15.0  # that one process gives the others to end as it does
+LEAVE_SECONDS = 5.0  # that one process gives the others to end as it does
 SEEN_SECONDS = 70.0  # network file systems keep for up to a minute that a file is not there
 
 
@@ -33,6 +34,7 @@ class _Here:
     count: int = 1
     client: Any = None
     rounds: int = 0
+    leaving: bool = False
 
 
 _here = _Here()
@@ -241,6 +243,7 @@ def _join(joining: Joining) -> None:
     import jax
     from jax._src.distributed import global_state  # JAX has no public name for its key-value store
 
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
     cards = None
     if joining.coordinator is None:
         joining, cards = _by_scheduler(joining)
@@ -254,6 +257,7 @@ def _join(joining: Joining) -> None:
         reason = str(error).splitlines()[0]
         raise UserError(f"--coordinator: the processes cannot come together at {joining.coordinator} ({reason}).") from error
     _here.index, _here.count, _here.client = joining.index, joining.processes, global_state.client
+    threading.Thread(target=_watch, daemon=True).start()
     jax.devices()  # found by all at the same time, which wait for one another here
 
 
@@ -295,6 +299,7 @@ def _part() -> None:
 
 def _leave(error: BaseException) -> BaseException:
     """Tells the others why this process ends, and waits a little for them. Returns what it is to end with."""
+    _here.leaving = True
     if isinstance(error, UserError):
         told = {"mistake": str(error)}
     else:
@@ -310,7 +315,7 @@ def _leave(error: BaseException) -> BaseException:
         error = KeyboardInterrupt()
     elif not is_first() and others.get(0) == told and "failed" not in told:
         error = SystemExit(2 if "mistake" in told else 1)  # the first one tells it
-    if len(ended) == _here.count:
+    if len(ended) == _here.count and not any("gone" in why for why in others.values()):
         with contextlib.suppress(Exception):
             _part()
     elif isinstance(error, SystemExit):
@@ -318,14 +323,36 @@ def _leave(error: BaseException) -> BaseException:
     return error
 
 
+def _watch() -> None:
+    """Ends this process where another one has ended and this one waits on its devices for what will never come."""
+    while several():
+        time.sleep(1.0)
+        if _here.leaving or not _ended(0):
+            continue
+        time.sleep(LEAVE_SECONDS / 2)
+        if _here.leaving or not several():
+            return
+        why = {index: reason for index, reason in _ended(0).items() if index != _here.index}
+        with contextlib.suppress(Exception):
+            _put(f"rrs_jax/ended/{_here.index}", json.dumps({"gone": True}))
+        if is_first():
+            index, reason = next(iter(why.items()), (0, {}))
+            told = reason.get("mistake") or "interrupted; the same command resumes"
+            if "failed" in reason:
+                told = f"it failed with {reason['failed']}, which it tells itself"
+            print(f"process {index}: {told}", file=sys.stderr, flush=True)
+            time.sleep(LEAVE_SECONDS / 2)  # the service goes with this process, and JAX ends those that miss it
+        os._exit(2 if any("mistake" in reason for reason in why.values()) else 1)
+
+
 def _ended(seconds: float) -> dict[int, dict]:
     """How the processes ended that did, by number, after waiting for all of them."""
     until = time.monotonic() + seconds
     while True:
         found = {}
-        for index in range(_here.count):
-            with contextlib.suppress(Exception):
-                found[index] = json.loads(_here.client.key_value_try_get(f"rrs_jax/ended/{index}/0")[1:])
+        with contextlib.suppress(Exception):  # there is none, or no service any more
+            for key, text in _here.client.key_value_dir_get("rrs_jax/ended"):
+                found[int(key.split("/")[-2])] = json.loads(text[1:])
         if len(found) == _here.count or time.monotonic() > until:
             return found
         time.sleep(0.1)
