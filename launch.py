@@ -12,9 +12,10 @@ stages asked for are done, 2 for a mistake in the input, which one sentence name
 
 from absl import app, flags
 
-from rrs_jax import command_line, hosts
+from rrs_jax import command_line
 from rrs_jax.config import validate
 from rrs_jax.errors import UserError
+from rrs_jax.joining import joined
 
 command_line.define_flags()
 flags.adopt_module_key_flags(command_line)  # `--help` shows them
@@ -45,7 +46,7 @@ def main(_: list[str]) -> None:
 
         run_sweep(config, sweep, stages, index, jobs)
     else:
-        with hosts.joined(joining):
+        with joined(joining):
             from rrs_jax import pipeline
 
             pipeline.run(config, stages)

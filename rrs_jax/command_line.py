@@ -11,10 +11,11 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rrs_jax import hosts
 from rrs_jax.config import FIELDS, config_error, unknown_field
 from rrs_jax.errors import UserError
 from rrs_jax.fields import split_names
+from rrs_jax.hosts import several
+from rrs_jax.joining import Joining, end
 from rrs_jax.stages import STAGES, parse_stages
 
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<name>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
@@ -107,7 +108,7 @@ def read(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[ConfigDict, tuple
     return config, parse_stages(flag_values.stages, config.get("strategy", "rrs"))
 
 
-def joining(flag_values: flags.FlagValues = flags.FLAGS) -> hosts.Joining | None:
+def joining(flag_values: flags.FlagValues = flags.FLAGS) -> Joining | None:
     """How this process joins the others of its run; None where it is alone. Raises UserError for what cannot be."""
     values = flag_values
     if values.coordinator is None and not values.distributed:
@@ -124,7 +125,7 @@ def joining(flag_values: flags.FlagValues = flags.FLAGS) -> hosts.Joining | None
         )
     if values.dry_run:
         raise UserError("--dry_run: needs one process; leave out --distributed and --coordinator.")
-    found = hosts.Joining(values.coordinator, values.num_processes, values.process_id, values.join_seconds)
+    found = Joining(values.coordinator, values.num_processes, values.process_id, values.join_seconds)
     found.check()
     return found
 
@@ -179,17 +180,17 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        hosts.end(_say(str(error), 2))
+        end(_say(str(error), 2))
     except KeyboardInterrupt:
-        hosts.end(_say("interrupted; the same command resumes", 1))
+        end(_say("interrupted; the same command resumes", 1))
     except Exception as error:
         if "No space left on device" in str(error):
             where = getattr(error, "filename", None) or "the run folder's disk"
-            hosts.end(_say(f"{where}: no space is left; free some, and the same command resumes.", 2))
-        if not hosts.several():
+            end(_say(f"{where}: no space is left; free some, and the same command resumes.", 2))
+        if not several():
             raise
         traceback.print_exc()
-        hosts.end(1)
+        end(1)
 
 
 def _say(sentence: str, status: int) -> int:

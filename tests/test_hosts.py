@@ -20,6 +20,7 @@ from rrs_jax import command_line, hosts
 from rrs_jax.config import default_config, flatten
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl, write_jsonl
+from rrs_jax.joining import Joining, joined
 from rrs_jax.meeting import meet
 from rrs_jax.weights.safetensors_io import read_header
 
@@ -130,6 +131,7 @@ import json, sys
 from pathlib import Path
 from rrs_jax import hosts
 from rrs_jax.errors import UserError
+from rrs_jax.joining import Joining, joined
 
 def sentence(act):
     try:
@@ -148,7 +150,7 @@ def refused():
     raise UserError("no")
 
 index = int(sys.argv[1])
-with hosts.joined(hosts.Joining(sys.argv[2], 2, index, 60)):
+with joined(Joining(sys.argv[2], 2, index, 60)):
     seen = []
     lead = hosts.Lead({"add": lambda a, b: seen.append(a + b)})
     def work():
@@ -205,9 +207,10 @@ ENDINGS = """
 import sys, time
 from rrs_jax import command_line, hosts
 from rrs_jax.errors import UserError
+from rrs_jax.joining import Joining, joined
 
 index, how = int(sys.argv[1]), sys.argv[3]
-with command_line.exit_status(), hosts.joined(hosts.Joining(sys.argv[2], 2, index, 60)):
+with command_line.exit_status(), joined(Joining(sys.argv[2], 2, index, 60)):
     print("READY", flush=True)
     if index == 1 and how == "mistake":
         raise UserError("this host has no model")
@@ -341,14 +344,14 @@ def test_without_flags_a_process_is_alone():
     command_line.define_flags(values, [])
     values(["launch.py"])
     assert command_line.joining(values) is None
-    with hosts.joined(None):
+    with joined(None):
         assert hosts.is_first() and not hosts.several()
 
 
 def test_schedulers_variables_are_missed(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
         monkeypatch.delenv(name)
-    with pytest.raises(UserError) as error, hosts.joined(hosts.Joining()):
+    with pytest.raises(UserError) as error, joined(Joining()):
         raise AssertionError
     assert str(error.value) == (
         "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun, or give "
