@@ -37,18 +37,19 @@ from rrs_jax.weights.table import DECODER_MODULES
 FLAGS = flags.FLAGS
 flags.DEFINE_string("work", None, "folder for data and results", required=True)
 flags.DEFINE_string("dtype", "bfloat16", "of the frozen weights: bfloat16 or float32")
-flags.DEFINE_integer("samples", 24_000, "openings that the decoder is asked to continue")
+flags.DEFINE_integer("samples", 22_000, "openings that the decoder is asked to continue")
 flags.DEFINE_float("word_share", 0.5, "share of the questions that are asked with a word of the decoder's vocabulary")
 flags.DEFINE_integer("lists", 6000, "lists of random words that are spoken and repeated")
 flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
 flags.DEFINE_integer("batch_size", 64, "examples a step")
-flags.DEFINE_integer("hear_steps", 500, "steps of projector and encoder, seven in ten of which repeat the question")
-flags.DEFINE_integer("answer_steps", 1500, "steps of everything")
+flags.DEFINE_integer("hear_steps", 400, "steps of projector and encoder, seven in ten of which repeat the question")
+flags.DEFINE_integer("answer_steps", 1300, "steps of everything")
 flags.DEFINE_float("answer_repeat", 0.35, "share of these that repeat the question")
 flags.DEFINE_float("state_weight", 1.0, "of the distance between the states before the answer, heard and read")
 flags.DEFINE_integer("seed", 0, "of everything random")
 
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = 48
+SAVE_EVERY = 400  # steps
 REPEAT_PROMPTS = ("Repeat the question in the audio.", "Write down what is said in the audio.", "Transcribe the audio.")
 ANSWER_PROMPTS = (
     None, None, None, "Answer the question.", "Please answer the spoken question.", "Reply to the speaker.",
@@ -87,7 +88,7 @@ def main(_):
         Phase("hear", FLAGS.hear_steps, 0.7, 1e-3, decoder=False),
         Phase("answer", FLAGS.answer_steps, FLAGS.answer_repeat, 5e-4, decoder=True),
     )
-    save_bridge(train(bridge, examples, phases), work)
+    train(bridge, examples, phases, work)
 
 
 class Examples:
@@ -139,8 +140,8 @@ class Examples:
                 )  # fmt: skip
 
 
-def train(bridge: Bridge, examples: Examples, phases: Sequence[Phase]):
-    """The trained projector and adapters."""
+def train(bridge: Bridge, examples: Examples, phases: Sequence[Phase], work: Path) -> None:
+    """Writes the bridge into `work`, now and then and at the end."""
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
     steps = {
         repeat: make_step(bridge, optimiser, distil=not repeat, state_weight=FLAGS.state_weight)
@@ -166,8 +167,9 @@ def train(bridge: Bridge, examples: Examples, phases: Sequence[Phase]):
                     shown = summarise(recent)
                     print(f"{phase.name} {done}/{phase.steps} {time.monotonic() - start:.0f} s {shown}", flush=True)
                     recent = []
+                if done % SAVE_EVERY == 0 or done == phase.steps:
+                    save_bridge(trainable, work)
                 progress.update()
-    return trainable
 
 
 def summarise(recent: list) -> dict[str, float]:
