@@ -1,6 +1,7 @@
 """Generation against transformers' own `generate`."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.generate.engine import group_prompts
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count
+from rrs_jax.models import decoder
 from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
@@ -91,6 +93,18 @@ def test_greedy_answers_equal_transformers(reference, folder, texts, devices, ba
     expected = [expected_answer(reference, ids, max_new_tokens=41) for ids in texts]
     assert [answers[i] for i in range(len(texts))] == expected
     assert len(set(map(len, expected))) > 3 and max(map(len, expected)) == 41
+
+
+def test_greedy_answers_by_the_attention_kernel_equal_transformers(reference, model, texts, monkeypatch):
+    """The kernel's operations run one by one; prompts asked once and twice, and a cache that grows."""
+    monkeypatch.setattr(decoder, "fused_attention", functools.partial(decoder.fused_attention, interpret=True))
+    sampling = SamplingConfig(max_new_tokens=20, greedy=True)
+    generator = Generator(model, sampling, eos_token_ids=EOS, batch_size=8, fused=True)
+    answers = {}
+    requests = [Prompt(key=(i, n), row=(ids, (), ())) for i, ids in enumerate(texts[:5]) for n in range(1 + i % 2)]
+    generator.generate(requests, jnp.zeros((1, 48)), answers.__setitem__)
+    for key, ids in {prompt.key: prompt.row[0] for prompt in requests}.items():
+        assert answers[key] == expected_answer(reference, ids, max_new_tokens=20)
 
 
 def test_adapters_beside_the_base_equal_transformers_with_adapters_merged(reference, folder, texts):

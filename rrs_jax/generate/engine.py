@@ -23,6 +23,7 @@ from rrs_jax.generate.sampling import SamplingConfig, next_tokens
 from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.fused_attention import serves
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, mesh_of, rows_multiple
 
@@ -57,11 +58,13 @@ class Generator:
       eos_token_ids: any of them ends an answer and is not part of it.
       batch_size: answers in flight; rounded up to a multiple of the mesh's data axes and of a query's samples.
       cache_dtype: auto (the model's own), bfloat16, float32, or int8 with a scale for each token and head.
+      fused: whether one kernel does a layer's attention while decoding; None: where it serves
+        (`rrs_jax.models.fused_attention.serves`).
     """
 
     def __init__(
         self, model: nnx.Module, sampling: SamplingConfig, *, eos_token_ids: Sequence[int], batch_size: int = 16,
-        cache_dtype: str = "auto",
+        cache_dtype: str = "auto", fused: bool | None = None,
     ):  # fmt: skip
         self.graphdef, self.state = nnx.split(model)
         self.sampling, self.mesh, self.batch_size = sampling, mesh_of(model), batch_size
@@ -70,8 +73,11 @@ class Generator:
         cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
         common = self.graphdef, sampling, self.eos
         options = compiler_options()
+        if fused is None:
+            kept_in = model.dtype if cache_dtype is None else cache_dtype
+            fused = serves(kept_in, model.config.text.head_dim, self.mesh.size)
         self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
-        self._decode = jax.jit(functools.partial(_decode, *common), donate_argnums=(1,), compiler_options=options)
+        self._decode = jax.jit(functools.partial(_decode, *common, fused), donate_argnums=(1,), compiler_options=options)
 
     def generate(
         self, prompts: Sequence[Prompt], audio_bank: jax.Array, on_finished: Callable[[object, list[int]], None]
@@ -213,7 +219,7 @@ def _prefill(graphdef, sampling: SamplingConfig, eos, cache_dtype, params, batch
     )  # fmt: skip
 
 
-def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingState):
+def _decode(graphdef, sampling: SamplingConfig, eos, fused: bool, params, state: DecodingState):
     """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one chosen
     before, and the new ones of the row, left-aligned."""
     model = nnx.merge(graphdef, params)
@@ -226,7 +232,7 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
 
     def step(carry):
         state, chosen, n = carry
-        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache, adapters)
+        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache, adapters, fused=fused)
         tokens = next_tokens(logits, state.seen, _keys(state.seeds, state.made), sampling)
         tokens = jnp.where(state.active, tokens, state.tokens)
         made = state.made + state.active
