@@ -106,11 +106,13 @@ def make_audio_bank(
 
 
 def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:
-    """Size of a batch of `clips` whose longest has `frames`: as many as have `FRAMES_AT_ONCE`, but not fewer than
-    `least`; with little filling in the last one, and a multiple of `multiple`."""
-    most = max(least, FRAMES_AT_ONCE // frames)
-    batches = -(-clips // most)
-    return -(-max(least, -(-clips // batches)) // multiple) * multiple
+    """Size of a batch of `clips` whose longest has `frames`: about as many as have `FRAMES_AT_ONCE`, but not fewer
+    than `least`; with little filling in the last one, and a multiple of `multiple`."""
+    batches = -(-clips // max(least, FRAMES_AT_ONCE // frames))
+    size = -(-clips // batches)
+    # XLA copies what goes into a product of 16 bit and comes out of it where its rows are no multiple of 8.
+    size = -(-size // 8) * 8 if size > least else least
+    return -(-size // multiple) * multiple
 
 
 @functools.lru_cache(maxsize=8)
