@@ -233,7 +233,7 @@ class Decoder(nnx.Module):
             layer, (angles, lengths) = nnx.merge(graphdef, layer), shared
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
             q, k, v = checkpoint_name(q, "queries"), checkpoint_name(k, "keys"), checkpoint_name(v, "values")
-            attended = checkpoint_name(attention(q, k, v, causal=True, key_lengths=lengths), "attended")
+            attended = attention(q, k, v, causal=True, key_lengths=lengths)
             x = layer.finish(x, attended, adapters)
             return x, read(x, lengths) if read else None
 
