@@ -152,6 +152,18 @@ def test_equal_prompts_form_groups_of_the_size_that_needs_the_fewest_slots(texts
     assert sizes([4, 4, 3], 2) == [3, 4, 4]
 
 
+@pytest.mark.parametrize(("backend", "in_flight"), [("cpu", (59, 117, 25)), ("gpu", (64, 120, 32))])
+def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(model, monkeypatch, backend, in_flight):
+    generators = [
+        Generator(model, SamplingConfig(max_new_tokens=4), eos_token_ids=EOS, batch_size=size) for size in (320, 640)
+    ]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    found = generators[0]._sizes(350, 5), generators[1]._sizes(350, 5), generators[0]._sizes(25, 3)
+    assert tuple(queries for queries, _ in found) == in_flight
+    assert all(4 * size >= queries for queries, size in found)
+    assert generators[0]._sizes(3, 5)[0] == 3  # so few that nothing is gained
+
+
 def test_int8_cache_is_close_and_smaller(model, texts):
     """Relative error of the next token's logits behind eight tokens, their keys and values and the prompt's rounded."""
     batch = jax.tree.map(jnp.asarray, collate([(ids, [], []) for ids in texts], 24, 130))

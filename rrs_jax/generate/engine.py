@@ -12,6 +12,7 @@ exactly in 16 bit, and the untrained model, which is evaluated too, shares the b
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,6 +29,7 @@ from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, mesh_of, rows_multiple
 
 CHUNK_STEPS = 16
+WHOLE_ROWS = 8  # of a product on a GPU
 PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 
 
@@ -108,12 +110,16 @@ class Generator:
         """Prompts in flight, in as few equal waves as the batch allows; and prompts of one prefill."""
         multiple = rows_multiple(self.mesh)
 
-        def round_up(n):
+        def round_up(n, multiple=multiple):
             return -(-n // multiple) * multiple
 
         most = round_up(-(-self.batch_size // samples))
         waves = -(-groups // most)
-        queries = min(round_up(-(-groups // waves)), most)
+        queries = round_up(-(-groups // waves))
+        if jax.default_backend() == "gpu" and queries * samples > WHOLE_ROWS**2:
+            # Around a product in 16 bit whose rows are no multiple of 8, XLA copies what it reads and writes.
+            queries = round_up(queries, math.lcm(multiple, WHOLE_ROWS // math.gcd(samples, WHOLE_ROWS)))
+        queries = min(queries, most)
         return queries, round_up(-(-queries // PREFILLS))
 
     def _run_prefill(self, new, audio_bank, width: int, size: int, samples: int) -> Entered:
