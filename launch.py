@@ -4,6 +4,7 @@
     python launch.py --config=configs/qwen2_rrs.py --config.model.path=FOLDER --config.run_dir=RUN
     python launch.py --config=configs/mini_rrs.py --stages=evaluate,report --dry_run
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
+    srun python launch.py --config=configs/qwen2_rrs.py --config.run_dir=SHARED/RUN --distributed
 
 Every field is set by `--config.NAME=VALUE`; `python -m rrs_jax.config` lists them. Exit status: 0 when all
 stages asked for are done, 2 for a mistake in the input, which one sentence names, 1 otherwise.
@@ -11,7 +12,7 @@ stages asked for are done, 2 for a mistake in the input, which one sentence name
 
 from absl import app, flags
 
-from rrs_jax import command_line
+from rrs_jax import command_line, hosts
 from rrs_jax.config import validate
 from rrs_jax.errors import UserError
 
@@ -29,6 +30,7 @@ def main(_: list[str]) -> None:
         raise UserError("--sweep_jobs: has no meaning with --sweep_index, which is one run; give one of them.")
     if jobs < 1:
         raise UserError(f"--sweep_jobs: is {jobs}; give 1 or more processes.")
+    joining = command_line.joining()
     # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
     if flags.FLAGS.dry_run and sweep is not None:
         from rrs_jax.sweep import print_sweep
@@ -43,9 +45,10 @@ def main(_: list[str]) -> None:
 
         run_sweep(config, sweep, stages, index, jobs)
     else:
-        from rrs_jax import pipeline
+        with hosts.joined(joining):
+            from rrs_jax import pipeline
 
-        pipeline.run(config, stages)
+            pipeline.run(config, stages)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rrs_jax import hosts
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import as_waveform
 from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
+from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
@@ -63,11 +64,10 @@ def make_audio_bank(
     dtype, width = model.dtype, model.config.text.hidden_size
     prints = [_fingerprint(audio) for audio in audios]
     key = content_hash(str(dtype), cache_key, prints)
-    if cache is not None and cache.is_file():
-        entries, metadata = read_header(cache)
-        if metadata.get("key") == key:
-            counts = entries["counts"].array()[1:].tolist()
-            return _bank(jax.device_put(entries["rows"].array(), replicated(mesh)), counts, prints)
+    if cache is not None and hosts.by_first(lambda: cache.is_file() and read_header(cache)[1].get("key") == key):
+        entries, _ = read_header(cache)
+        counts = entries["counts"].array()[1:].tolist()
+        return _bank(put(entries["rows"].array(), replicated(mesh)), counts, prints)
     rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(audios)
     counts: list[int] = []
     if audios:
@@ -84,7 +84,7 @@ def make_audio_bank(
             features = [pool.map(log_mel, [waveforms[i] for i in batch.indices], repeat(mel)) for batch in selections]
 
             def read(selection: Selection, output: jax.Array) -> None:
-                output = jax.device_get(output)
+                output = fetch(output)
                 for place, i in enumerate(selection.indices):
                     if selection.weights[place]:
                         rows[i] = output[place, : counts[i]]
@@ -93,7 +93,7 @@ def make_audio_bank(
             before = None
             for selection, clips in zip(selections, features, strict=True):
                 arrays, frames = pad_features(list(clips), selection.length)
-                output = encode(state, *jax.device_put((arrays, frames), batch_sharding(mesh)))
+                output = encode(state, *put((arrays, frames), batch_sharding(mesh)))
                 if before is not None:
                     read(*before)  # while the device computes the next one
                 before = selection, output
@@ -102,7 +102,7 @@ def make_audio_bank(
     if cache is not None:
         with atomic_path(cache) as temporary:
             save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
-    return _bank(jax.device_put(array, replicated(mesh)), counts, prints)
+    return _bank(put(array, replicated(mesh)), counts, prints)
 
 
 def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:

@@ -4,12 +4,14 @@ import contextlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rrs_jax import hosts
 from rrs_jax.config import FIELDS, config_error, unknown_field
 from rrs_jax.errors import UserError
 from rrs_jax.fields import split_names
@@ -56,6 +58,20 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
     flags.DEFINE_bool(
         "dry_run", False, "Print stages, sizes, memory and estimated time, and end.", flag_values=flag_values
     )
+    flags.DEFINE_bool(
+        "distributed", False, "This is one of several processes of one run, as SLURM's or Open MPI's variables say.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "coordinator", None, "The same without a scheduler: HOST:PORT at which process 0 listens.", flag_values=flag_values
+    )
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "process_id", None, "With --coordinator: which of them this is, from 0.", flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "join_seconds", 300, "Seconds in which all processes have to come together.", flag_values=flag_values
+    )
 
 
 def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -89,6 +105,28 @@ def read(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[ConfigDict, tuple
     if not isinstance(config, ConfigDict):
         raise UserError("--config: give a config file, for example --config=configs/mini_rrs.py.")
     return config, parse_stages(flag_values.stages, config.get("strategy", "rrs"))
+
+
+def joining(flag_values: flags.FlagValues = flags.FLAGS) -> hosts.Joining | None:
+    """How this process joins the others of its run; None where it is alone. Raises UserError for what cannot be."""
+    values = flag_values
+    if values.coordinator is None and not values.distributed:
+        for name in ("num_processes", "process_id"):
+            if values[name].value is not None:
+                raise UserError(f"--{name}: has no meaning without --coordinator; give both, or --distributed alone.")
+        return None
+    if values.coordinator is not None and values.distributed:
+        raise UserError("--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not both.")
+    if values.sweep is not None:
+        raise UserError(
+            "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by --sweep_index, without "
+            "--distributed and --coordinator."
+        )
+    if values.dry_run:
+        raise UserError("--dry_run: needs one process; leave out --distributed and --coordinator.")
+    found = hosts.Joining(values.coordinator, values.num_processes, values.process_id, values.join_seconds)
+    found.check()
+    return found
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -141,14 +179,17 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(_say(str(error), 2))
+        hosts.end(_say(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_say("interrupted; the same command resumes", 1))
+        hosts.end(_say("interrupted; the same command resumes", 1))
     except Exception as error:
-        if "No space left on device" not in str(error):
+        if "No space left on device" in str(error):
+            where = getattr(error, "filename", None) or "the run folder's disk"
+            hosts.end(_say(f"{where}: no space is left; free some, and the same command resumes.", 2))
+        if not hosts.several():
             raise
-        where = getattr(error, "filename", None) or "the run folder's disk"
-        sys.exit(_say(f"{where}: no space is left; free some, and the same command resumes.", 2))
+        traceback.print_exc()
+        hosts.end(1)
 
 
 def _say(sentence: str, status: int) -> int:

@@ -15,11 +15,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from rrs_jax import hosts
 from rrs_jax.errors import UserError
-from rrs_jax.files import atomic_path
+from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.batching import bucket_lengths
 from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.models.lora import LoRAParam
+from rrs_jax.parallel import fetch, put
 from rrs_jax.progress import Progress, say
 from rrs_jax.representations import extract_all
 from rrs_jax.session import Session, lora_config, with_lora
@@ -49,7 +51,7 @@ def keep_adapter(session: Session, epoch: int, lora: nnx.State) -> None:
     """Writes the adapters after an epoch where one of the two lists has it."""
     if epoch in {*recorded_epochs(session.config), *evaluated_epochs(session.config)}:
         arrays = {name: np.asarray(array) for name, array in jax.device_get(named_leaves(lora)).items()}
-        with atomic_path(_folder(session, epoch) / "adapter.safetensors") as temporary:
+        with atomic_path(_adapter_file(session, epoch)) as temporary:
             save_file(temporary, arrays, {"epoch": str(epoch)})
 
 
@@ -57,7 +59,7 @@ def model_after(session: Session, epoch: int) -> nnx.Module:
     """A model of its own that shares the frozen arrays. Raises UserError where the adapters were not kept."""
     if epoch == 0:
         return session.vanilla
-    path = _folder(session, epoch) / "adapter.safetensors"
+    path = _adapter_file(session, epoch)
     if not path.is_file():
         kept = sorted(int(found.parent.name) for found in session.folder.epochs.glob("*/adapter.safetensors"))
         raise UserError(
@@ -68,26 +70,31 @@ def model_after(session: Session, epoch: int) -> nnx.Module:
     model = with_lora(session.vanilla, lora_config(session.config), session.mesh, session.config.seed)
     state = nnx.state(model, LoRAParam)
     leaves = [
-        jax.device_put(np.array(entries[name].array()), leaf.sharding) for name, leaf in named_leaves(state).items()
+        put(np.array(entries[name].array()), leaf.sharding) for name, leaf in named_leaves(state).items()
     ]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
     return model
 
 
+def adapter_hash(model: nnx.Module) -> str:
+    leaves = fetch([leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam))])
+    return content_hash(*(leaf.tobytes() for leaf in leaves))
+
+
 def record_representations(session: Session) -> None:
     """Writes the states of the epochs that have none yet. One that was asked for only after the training had passed it
     is told and left out."""
-    for epoch in recorded_epochs(session.config):
-        path = _folder(session, epoch) / "representations.safetensors"
-        if path.is_file():
-            continue
-        if epoch and not path.with_name("adapter.safetensors").is_file():
+    epochs = recorded_epochs(session.config)
+    missing = hosts.by_first(lambda: [epoch for epoch in epochs if not _states_file(session, epoch).is_file()])
+    kept = hosts.by_first(lambda: [epoch for epoch in missing if _adapter_file(session, epoch).is_file()])
+    for epoch in missing:
+        if epoch and epoch not in kept:
             say(f"report.representation_epochs: the adapters after epoch {epoch} were not kept; figure 2 goes without it")
             continue
-        _record(session, epoch, path)
+        _record(session, epoch)
 
 
-def _record(session: Session, epoch: int, path: Path) -> None:
+def _record(session: Session, epoch: int) -> None:
     rows, bank = session.evaluation_rows, session.evaluation_bank
     prompts = [session.encode(bank, [i], PROMPT_T) for i in range(len(rows))]
     with Progress(len(prompts), f"representations after epoch {epoch}", "prompts") as progress:
@@ -100,9 +107,13 @@ def _record(session: Session, epoch: int, path: Path) -> None:
         for name, field in (("ids", "id"), ("labels", "label"), ("pairs", "pair_id"), ("categories", "category"))
     }
     limit = np.finfo(np.float16).max
-    with atomic_path(path) as temporary:
+    with atomic_path(_states_file(session, epoch)) as temporary:
         save_file(temporary, {"states": np.clip(states, -limit, limit).astype(np.float16)}, metadata)
 
 
-def _folder(session: Session, epoch: int) -> Path:
-    return session.folder.epochs / str(epoch)
+def _adapter_file(session: Session, epoch: int) -> Path:
+    return session.folder.epochs / str(epoch) / "adapter.safetensors"
+
+
+def _states_file(session: Session, epoch: int) -> Path:
+    return session.folder.epochs / str(epoch) / "representations.safetensors"

@@ -1,17 +1,13 @@
 """The evaluate stage: which questions in which setting, answered by which engine, judged by whom."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import jax
-import numpy as np
-from flax import nnx
-
-from rrs_jax.audio_bank import empty_audio_bank, make_audio_bank
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.voices import draw_voice, read_voices
-from rrs_jax.epochs import evaluated_epochs, model_after
+from rrs_jax.epochs import evaluated_epochs
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench import air_bench, read_meta
 from rrs_jax.evaluate.choice import chosen_rows
@@ -20,12 +16,11 @@ from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, reply_cache
 from rrs_jax.evaluate.endpoint_engine import endpoint_engine
 from rrs_jax.evaluate.judges import JudgeSettings
 from rrs_jax.evaluate.question_sets import question_sets_name, read_question_sets
-from rrs_jax.evaluate.run import Generate, GenerationRequest, OnFinished, evaluate_model
+from rrs_jax.evaluate.run import Generate, evaluate_model
 from rrs_jax.evaluate.settings import setting_rows
 from rrs_jax.files import content_hash, read_json, write_json
-from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.audio import check_audios
-from rrs_jax.models.lora import LoRAParam
+from rrs_jax.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.serving import Serving
 from rrs_jax.session import Session
 
@@ -33,24 +28,26 @@ from rrs_jax.session import Session
 def evaluate_stage(session: Session, served: Callable[[Session], Serving]) -> dict:
     """The model before and after training, under the same questions, prompts and random numbers.
 
-    `served` gives what answers for the run's strategy.
+    `served` gives what answers for the run's strategy. Of several processes the first one does it all but for the
+    computing of answers.
     """
+    local = LocalEngine(session, served)
+    return local.lead.run(lambda: _evaluate(session, local))
+
+
+def _evaluate(session: Session, local: LocalEngine) -> dict:
     config = session.config
     tuned = config.strategy != "vanilla"
     for place, setting in enumerate(config.evaluate.setting):
-        evaluation = Evaluation(session, setting, helpfulness=place == 0)
+        evaluation = Evaluation(session, local, setting, helpfulness=place == 0)
         vanilla = None
         if config.evaluate.vanilla or not tuned:
-            engine = evaluation.engine("vanilla", lambda: Serving([session.vanilla], {"adapter": None}))
+            engine = evaluation.engine("vanilla", VANILLA)
             vanilla = evaluation.of("vanilla", engine)
         for epoch in evaluated_epochs(config) if place == 0 else ():
-            model = model_after(session, epoch)
-            served_then = Serving([model], {"adapter": adapter_hash(model)})
-            engine = evaluation.engine(config.strategy, lambda served_then=served_then: served_then)
-            evaluation.of(config.strategy, engine, vanilla, epoch)
+            evaluation.of(config.strategy, evaluation.engine(config.strategy, str(epoch)), vanilla, epoch)
         if tuned:
-            engine = evaluation.engine(config.strategy, lambda: served(session))
-            evaluation.of(config.strategy, engine, vanilla)
+            evaluation.of(config.strategy, evaluation.engine(config.strategy, TUNED), vanilla)
     return {}
 
 
@@ -60,8 +57,8 @@ class Evaluation:
     helpfulness: whether AIR-Bench is asked too, where the config has it.
     """
 
-    def __init__(self, session: Session, setting: str, helpfulness: bool):
-        self.session, self.config, self.setting = session, session.config, setting
+    def __init__(self, session: Session, local: LocalEngine, setting: str, helpfulness: bool):
+        self.session, self.local, self.config, self.setting = session, local, session.config, setting
         config = self.config.evaluate
         others = [value for value, usual in ((setting, "spoken"), (config.split, "all")) if value != usual]
         parts = [question_sets_name(config.questions), *others]
@@ -70,7 +67,7 @@ class Evaluation:
         judge = self.config.judge
         self.judges = JudgeSettings(
             judge.url, judge.model, judge.key_variable, judge.concurrency, judge.timeout, judge.retries,
-            judge.temperature, generate=None if self.config.endpoint.url else self._answer_texts,
+            judge.temperature, generate=None if self.config.endpoint.url else local.answer_texts,
         )  # fmt: skip
         self.air_bench_items = None
         if config.air_bench is not None and helpfulness:
@@ -127,14 +124,11 @@ class Evaluation:
             )  # fmt: skip
         return summary
 
-    def engine(self, name: str, serving: Callable[[], Serving]) -> tuple[Generate, dict]:
-        """What answers, and what decides the answers besides prompts and clips."""
+    def engine(self, name: str, which: str) -> tuple[Generate, dict]:
+        """What answers, and what decides the answers besides prompts and clips. `which`: of the local models."""
         config = self.config
         if not config.endpoint.url:
-            sampling, local = self._sampling(), serving()
-            made_by = {"model": config.model.path, **local.made_by, "sampling": vars(sampling),
-                       "cache_dtype": config.generate.cache_dtype, "seed": config.seed}  # fmt: skip
-            return self._local_engine(local, sampling), made_by
+            return partial(self.local.answer, which), self.local.made_by(which)
         served = config.endpoint.vanilla_model if name == "vanilla" else config.endpoint.model
         if name == "vanilla" and config.strategy == "vanilla":
             served = config.endpoint.model
@@ -177,66 +171,3 @@ class Evaluation:
             seed=self.config.data.seed, max_cost_usd=self.config.data.max_cost_usd,
         )  # fmt: skip
         return rows, folder
-
-    def _sampling(self, **changes) -> SamplingConfig:
-        values = self.config.generate
-        return SamplingConfig.from_generation_config(
-            self.session.processor.generation, **{
-                "greedy": values.greedy, "max_new_tokens": values.max_new_tokens, "temperature": values.temperature,
-                "top_p": values.top_p, "top_k": values.top_k, "repetition_penalty": values.repetition_penalty,
-            } | changes,
-        )  # fmt: skip
-
-    def _local_engine(self, serving: Serving, sampling: SamplingConfig) -> Generate:
-        session, config = self.session, self.config
-
-        def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
-            bank, clip_of = self._bank([request.audio for request in requests if request.audio is not None])
-            prompts = []
-            for i, request in enumerate(requests):
-                clips = [] if request.audio is None else [clip_of[request.audio]]
-                seed = int(content_hash(config.seed, list(request.key))[:8], 16)
-                prompts.append(Prompt(key=i, row=session.encode(bank, clips, request.text, serving.system), seed=seed))
-            decode = session.processor.decode
-            chosen = serving.choose([prompt.row for prompt in prompts], bank.array) if serving.choose else np.zeros(len(prompts))
-            for place, model in enumerate(serving.models):
-                own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
-                generator = self._generator(model, sampling)
-                generator.generate(own, bank.array, lambda i, tokens: on_finished(requests[i], decode(tokens)))
-
-        return generate
-
-    def _generator(self, model: nnx.Module, sampling: SamplingConfig) -> Generator:
-        config, eos = self.config.generate, self.session.processor.eos_token_ids
-        return self.session.shared.generator(model, sampling, eos, config.batch_size, config.cache_dtype)
-
-    def _bank(self, clips: Sequence[Path]):
-        """Embeddings of these clips: the run's own where they are its evaluation manifest's."""
-        session = self.session
-        if not clips:
-            return empty_audio_bank(session.vanilla), {}
-        if not self.config.evaluate.questions and self.setting == "spoken":
-            own = [self.audio_folder / row["audio"] for row in session.evaluation_rows]
-            if set(clips) <= set(own):
-                return session.evaluation_bank, {path: i for i, path in enumerate(own)}
-        different = list(dict.fromkeys(clips))
-        bank = make_audio_bank(
-            session.vanilla, session.processor.mel, different, batch_size=self.config.extract.batch_size
-        )
-        return bank, {path: i for i, path in enumerate(different)}
-
-    def _answer_texts(
-        self, prompts: Sequence[tuple[str | None, str]], on_answer: Callable[[int, str], None]
-    ) -> None:
-        """The vanilla model's greedy answers to written prompts, for `own` judges."""
-        session = self.session
-        generator = self._generator(session.vanilla, self._sampling(greedy=True, max_new_tokens=64))
-        encode, decode = session.processor.encode, session.processor.decode
-        asked = [Prompt(key=i, row=(encode(text, (), system), [], [])) for i, (system, text) in enumerate(prompts)]
-        bank = empty_audio_bank(session.vanilla)
-        generator.generate(asked, bank.array, lambda i, tokens: on_answer(i, decode(tokens)))
-
-
-def adapter_hash(model: nnx.Module) -> str:
-    leaves = jax.device_get([leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam))])
-    return content_hash(*(leaf.tobytes() for leaf in leaves))

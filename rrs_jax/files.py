@@ -1,4 +1,7 @@
-"""Small files: JSON lines, atomic writes, content hashes."""
+"""Small files: JSON lines, atomic writes, content hashes.
+
+Of several processes that do one run only the first one writes; what others would write is dropped.
+"""
 
 import contextlib
 import fcntl
@@ -9,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rrs_jax import hosts
 from rrs_jax.errors import UserError
 
 
@@ -20,6 +24,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     folder cannot be written or the disk is full.
     """
     path = Path(path)
+    if not hosts.is_first():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -106,6 +114,8 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Adds whole lines and flushes them to disk, so that finished work survives a kill."""
     path = Path(path)
+    if not hosts.is_first():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

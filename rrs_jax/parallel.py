@@ -1,5 +1,6 @@
 """Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and how each parameter is cut over them."""
 
+import functools
 import re
 
 import jax
@@ -55,6 +56,37 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over `data` and `fsdp` together."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def put(tree, sharding: NamedSharding):
+    """Arrays of the host, the same in every process, onto the mesh's devices; of several processes each sends what lies
+    on its own."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def spread(array):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(spread, tree)
+
+
+def fetch(tree):
+    """Arrays as NumPy's. Where other processes hold parts of one, all have to fetch it at the same point."""
+
+    def whole(array):
+        if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        return _gathered(replicated(array.sharding.mesh))(array)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+@functools.cache
+def _gathered(sharding: NamedSharding):
+    return jax.jit(lambda array: array, out_shardings=sharding)
 
 
 def rows_multiple(mesh: Mesh) -> int:

@@ -1,13 +1,16 @@
 """The stages of a run, each from files to files, so that any of them can be repeated or resumed."""
 
+import contextlib
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from rrs_jax import hosts
 from rrs_jax.config import MINI, flatten, with_preset
 from rrs_jax.costs import fitting_remat, free_memory
 from rrs_jax.data.check import check_excluded
@@ -15,8 +18,8 @@ from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import build_starter
 from rrs_jax.data.voices import draw_voice, read_voices
-from rrs_jax.epochs import keep_adapter, record_representations
-from rrs_jax.evaluation import adapter_hash, evaluate_stage
+from rrs_jax.epochs import adapter_hash, keep_adapter, record_representations
+from rrs_jax.evaluation import evaluate_stage
 from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.prompts import PROMPT_POOL
@@ -25,7 +28,7 @@ from rrs_jax.parallel import rows_multiple
 from rrs_jax.progress import say
 from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
-from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk
+from rrs_jax.run_folder import LEAST_FREE_BYTES, RunFolder, check_disk, source_commit
 from rrs_jax.serving import Serving
 from rrs_jax.session import Session, compile_clock, enable_compilation_cache
 from rrs_jax.shared import Shared
@@ -46,27 +49,58 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
     enable_compilation_cache()
     clock = compile_clock()
     config = with_preset(config)
-    folder = RunFolder(config.run_dir, config)
-    with folder.locked():
-        folder.check_order(stages)
+    with contextlib.ExitStack() as stack:
+        folder = _open(config, stages, stack)
         if config.model.path != MINI and not config.endpoint.url:
-            check_path(config.model.path)  # before hours of speech
+            with hosts.in_step():
+                check_path(config.model.path)  # before hours of speech
         session = Session(config, folder, shared)
-        if "export" in stages and config.export.merged and not folder.stage_done("export"):
-            base_bytes = sum(file.stat().st_size for file in session.model_folder.glob("*.safetensors"))
-            check_disk(folder.path, base_bytes + LEAST_FREE_BYTES)
+        if "export" in stages and config.export.merged:
+            hosts.by_first(lambda: _check_room_for_export(session))
         for name in stages:
-            if folder.stage_done(name):
+            if hosts.by_first(lambda: folder.stage_done(name)):  # noqa: B023 (called at once)
                 say(f"{name}: done already")
                 continue
             start, compiled, programs = time.monotonic(), clock.seconds, clock.programs
-            facts = STAGE_FUNCTIONS[name](session) or {}
+            facts = _in_step(name, session) or {}
             seconds = round(time.monotonic() - start, 1)
             compiling = round(clock.seconds - compiled, 1)
-            folder.mark_done(name, seconds=seconds, compiling_seconds=compiling, **facts)
+            if hosts.is_first():
+                folder.mark_done(name, seconds=seconds, compiling_seconds=compiling, **facts)
+            hosts.gather("")  # what the stage wrote is there for all
             say(f"{name}: {seconds} s, of which {compiling} s to compile {clock.programs - programs} programs")
-    if shared is None:
+    if shared is None and hosts.is_first():
         print_summary(folder)
+
+
+def _open(config: ConfigDict, stages: Sequence[str], stack: contextlib.ExitStack) -> RunFolder:
+    """The run's folder, locked until `stack` ends. Raises UserError, in all processes, where it cannot be used by one."""
+    if hosts.several():
+        versions = {"the program's commit": source_commit(), "jax": metadata.version("jax")}
+        hosts.check_alike(flatten(config) | {"--stages": list(stages)} | versions)
+    with hosts.in_step():
+        folder = RunFolder(config.run_dir, config)
+        if hosts.is_first():
+            stack.enter_context(folder.locked())
+            folder.check_order(stages)
+    hosts.check_shared(folder.path)
+    return folder
+
+
+def _check_room_for_export(session: Session) -> None:
+    if not session.folder.stage_done("export"):
+        base_bytes = sum(file.stat().st_size for file in session.model_folder.glob("*.safetensors"))
+        check_disk(session.folder.path, base_bytes + LEAST_FREE_BYTES)
+
+
+def _in_step(name: str, session: Session) -> dict | None:
+    """A stage, of which all processes have their part: data and report the first one does alone."""
+    if name not in DEVICE_STAGES:
+        return hosts.by_first(lambda: STAGE_FUNCTIONS[name](session))
+    if hosts.several():
+        with hosts.in_step():  # each host sees the model's folder, the manifests and their clips
+            _ = session.model_folder, session.training_rows, session.evaluation_rows
+    return STAGE_FUNCTIONS[name](session)
 
 
 def make_data(session: Session) -> dict:
@@ -140,7 +174,8 @@ def train_config(config: ConfigDict, text, tokens: int, parts: int) -> TrainConf
     """`text`: the decoder's config; `tokens`: of the longest prompt; `parts`: that cut a batch."""
     values, remat = config.train, config.train.remat
     if remat == "auto":
-        remat = fitting_remat(config, text, tokens, parts, free_memory())
+        free = min(map(float, hosts.gather(str(free_memory()))))
+        remat = fitting_remat(config, text, tokens, parts, free)
     optimiser = OptimiserConfig(
         learning_rate=values.learning_rate, schedule=values.schedule, warmup_steps=values.warmup_steps,
         weight_decay=values.weight_decay, b1=values.b1, b2=values.b2, eps=values.eps, clip_norm=values.clip_norm or 0.0,
@@ -176,8 +211,12 @@ def trained_model(session: Session) -> nnx.Module:
 
 def export(session: Session) -> dict:
     """The adapter for PEFT and, where asked for, the merged folder; each with a model card."""
-    config, folder = session.config, session.folder
-    model, base = trained_model(session), session.model_folder
+    model = trained_model(session)
+    return hosts.by_first(lambda: _export(session, model))
+
+
+def _export(session: Session, model: nnx.Module) -> dict:
+    config, folder, base = session.config, session.folder, session.model_folder
     name = config.model.path if config.model.path != MINI else str(base)
     targets = [folder.adapter]
     export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
@@ -206,6 +245,7 @@ def report(session: Session) -> dict:
 STAGE_FUNCTIONS = {
     "data": make_data, "extract": extract, "train": train_adapter, "evaluate": evaluate, "export": export, "report": report,
 }  # fmt: skip
+DEVICE_STAGES = ("extract", "train", "evaluate", "export")
 
 
 def print_summary(folder: RunFolder) -> None:

@@ -1,9 +1,14 @@
-"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds; and what else is told meanwhile."""
+"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds; and what else is told meanwhile.
+
+Of several processes only the first one talks.
+"""
 
 import sys
 import time
 
 from tqdm import tqdm
+
+from rrs_jax import hosts
 
 
 class Progress:
@@ -19,7 +24,8 @@ class Progress:
         self.total, self.what, self.unit = total, what, unit
         self.done, self.start = 0, time.monotonic()
         self.last_line = self.start
-        self.bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+        bar = hosts.is_first() and sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True) if bar else None
 
     def __enter__(self) -> "Progress":
         return self
@@ -42,6 +48,8 @@ class Progress:
     def _line(self, **fields) -> None:
         now = time.monotonic()
         self.last_line = now
+        if not hosts.is_first():
+            return
         rate = self.done / max(now - self.start, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
         extra = "".join(f", {name} {value}" for name, value in fields.items())
@@ -51,4 +59,5 @@ class Progress:
 
 def say(text: str) -> None:
     """A line to the user that is no result, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    if hosts.is_first():
+        print(text, file=sys.stderr, flush=True)

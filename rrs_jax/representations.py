@@ -16,7 +16,7 @@ from rrs_jax.files import atomic_path
 from rrs_jax.inputs.batching import batches_in_buckets, collate, restore_order
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.parallel import batch_sharding, mesh_of, replicated, rows_multiple
+from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
 # A prompt: token ids, each clip's first row in the audio bank, each clip's number of audio tokens.
@@ -80,8 +80,8 @@ def extract_reps(
         audio_bank = jnp.zeros((1, model.config.text.hidden_size), jnp.float32)
     graphdef, state = nnx.split(model)
     rows = batches.lengths.shape[0]
-    batch = jax.device_put(pad_rows(batches, rows_multiple(mesh)), batch_sharding(mesh))
-    audio_bank = jax.device_put(audio_bank, replicated(mesh))
+    batch = put(pad_rows(batches, rows_multiple(mesh)), batch_sharding(mesh))
+    audio_bank = put(audio_bank, replicated(mesh))
     output = _representations(graphdef, mesh, layers)(state, batch, audio_bank)
     return output if output.shape[0] == rows else output[:rows]
 
@@ -193,7 +193,7 @@ def premise(model: nnx.Module, representations: Representations, token_ids: int 
     for field in dataclasses.fields(representations):
         rows = getattr(representations, field.name)
         slices = [rows[start : start + LOGIT_ROWS] for start in range(0, len(rows), LOGIT_ROWS)]
-        tokens = [np.asarray(_likeliest(graphdef, state, pad_rows(part, LOGIT_ROWS)))[: len(part)] for part in slices]
+        tokens = [fetch(_likeliest(graphdef, state, pad_rows(part, LOGIT_ROWS)))[: len(part)] for part in slices]
         shares[field.name] = float(np.isin(np.concatenate(tokens), token_ids).mean())
     return shares
 

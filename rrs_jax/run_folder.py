@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rrs_jax import hosts
 from rrs_jax.config import flatten
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_json
@@ -31,7 +32,8 @@ LEAST_FREE_BYTES = 500_000_000
 
 
 class RunFolder:
-    """Makes or reopens the folder `path` for `config`, and records in config.json what the run is.
+    """Makes or reopens the folder `path` for `config`, and records in config.json what the run is. Of several
+    processes the first one does; it alone marks stages as done, locks the folder and knows what is done.
 
     Stages that train (data, extract, train) keep the config of the folder's first run; evaluation, export and
     report may be repeated with other values. Fields that decide only where and how fast may always change.
@@ -56,24 +58,14 @@ class RunFolder:
         self.merged = self.path / "export" / "merged"
         self.report = self.path / "report"
 
-        check_disk(self.path)
+        if hosts.is_first():
+            check_disk(self.path)
         self.inputs = {name: _file_hash(name, self.values[name]) for name in MANIFESTS if self.values[name]}
         record = read_json(self.config_file) if self.config_file.is_file() else {}
         if record:
             self._check_same_run(record)
-        sessions = record.get("sessions", [])
-        session = describe_machine()
-        if not sessions or {**sessions[-1], "started": None} != {**session, "started": None}:
-            sessions.append(session)
-        write_json(
-            self.config_file,
-            {
-                "config": config.to_dict(),
-                "seed": self.values["seed"],
-                "inputs": self.inputs,
-                "sessions": sessions,
-            },
-        )
+        if hosts.is_first():
+            self._record(config, record.get("sessions", []))
 
     def stage_done(self, name: str) -> bool:
         """Whether the stage was finished with the values that now decide its output."""
@@ -115,6 +107,20 @@ class RunFolder:
             except OSError:  # a file system without locks: nothing is known of others
                 pass
             yield
+
+    def _record(self, config: ConfigDict, sessions: list[dict]) -> None:
+        session = describe_machine()
+        if not sessions or {**sessions[-1], "started": None} != {**session, "started": None}:
+            sessions.append(session)
+        write_json(
+            self.config_file,
+            {
+                "config": config.to_dict(),
+                "seed": self.values["seed"],
+                "inputs": self.inputs,
+                "sessions": sessions,
+            },
+        )
 
     def _check_same_run(self, record: dict) -> None:
         before = flatten(record.get("config", {}))

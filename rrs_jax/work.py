@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rrs_jax import hosts
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.batching import fixed_lengths
@@ -119,7 +120,7 @@ class Work:
 
     def _responses(self, prompts: Sequence[Row], max_new_tokens: int, path: Path) -> list[list[int]]:
         shared = self.session.shared
-        made = {row["key"]: row["tokens"] for row in read_growing_jsonl(path)}
+        made = hosts.by_first(lambda: {row["key"]: row["tokens"] for row in read_growing_jsonl(path)})
         keys = self._keys(prompts, max_new_tokens)
         wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in made}
         if wanted:

@@ -26,7 +26,7 @@ from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.fused_attention import serves
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.parallel import batch_sharding, mesh_of, rows_multiple
+from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, rows_multiple
 
 CHUNK_STEPS = 16
 WHOLE_ROWS = 8  # of a product on a GPU
@@ -129,7 +129,7 @@ class Generator:
         seeds = np.asarray([[prompt.seed for prompt in group] + [0] * (samples - len(group)) for group in filled])
         wanted = np.asarray([[i < len(group) for i in range(samples)] for group in filled])
         inputs = (batch, seeds.astype(np.uint32), wanted)
-        batch, seeds, wanted = jax.device_put(inputs, batch_sharding(self.mesh))
+        batch, seeds, wanted = put(inputs, batch_sharding(self.mesh))
         return self._prefill(self.state, batch, audio_bank, seeds, wanted)
 
     def _insert(self, state: DecodingState | None, entered: Entered, places: list, new) -> DecodingState:
@@ -147,7 +147,7 @@ class Generator:
 
     def _collect(self, state: DecodingState, tokens, places: list, on_finished) -> None:
         """Reads a chunk's tokens; hands out finished answers and frees the places without another."""
-        active, made, tokens = jax.device_get((state.active, state.made, tokens))
+        active, made, tokens = fetch((state.active, state.made, tokens))
         samples = len(active) // len(places)
         for index, place in enumerate(places):
             if place is None:

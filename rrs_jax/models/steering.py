@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.parallel import put
 
 
 @flax.struct.dataclass
@@ -38,5 +39,5 @@ def steered(model: nnx.Module, layers: list[int], vectors: np.ndarray, sharding)
     clone = nnx.merge(*nnx.split(model))
     whole = np.zeros((model.config.text.num_hidden_layers, vectors.shape[1]), np.float32)
     whole[layers] = vectors
-    clone.lora = nnx.data(Steering(jax.device_put(whole, sharding)))
+    clone.lora = nnx.data(Steering(put(whole, sharding)))
     return clone

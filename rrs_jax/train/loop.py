@@ -15,7 +15,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
 from rrs_jax.inputs.batching import Selection, bucket_lengths, collate, make_batches
 from rrs_jax.models.lora import LoRAParam
-from rrs_jax.parallel import mesh_of
+from rrs_jax.parallel import fetch, mesh_of, put
 from rrs_jax.progress import Progress
 from rrs_jax.representations import Row
 from rrs_jax.strategies import Strategy
@@ -224,7 +224,7 @@ class Run:
         self.epoch_loss = 0.0
 
     def until(self, total_steps: int, state: TrainState, position: Position) -> TrainState:
-        audio_bank = jax.device_put(self.data.audio_bank, self.step.replicated)
+        audio_bank = put(self.data.audio_bank, self.step.replicated)
         self.epoch_loss = position.epoch_loss
         with Progress(total_steps - position.step, "training", unit="steps") as self.progress:
             for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
@@ -275,7 +275,7 @@ class Run:
 
     def _not_finite(self, done: Dispatched, metrics: StepMetrics) -> str:
         samples = np.concatenate([selection.indices for selection in done.selections])
-        losses = [np.asarray(part)[: len(s.indices)] for part, s in zip(done.row_losses, done.selections, strict=True)]
+        losses = [fetch(part)[: len(s.indices)] for part, s in zip(done.row_losses, done.selections, strict=True)]
         bad = ~np.isfinite(np.concatenate(losses))
         names = ", ".join(sorted({self.data.sample_ids[i] for i in (samples[bad] if bad.any() else samples)}))
         what = "gradient" if np.isfinite(metrics.loss) else "loss"

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from rrs_jax import hosts
 from rrs_jax.files import append_jsonl, write_jsonl
 
 FIELDS = ("step", "epoch", "loss", "loss_harmful", "loss_benign", "penalty", "grad_norm", "samples_per_second")
@@ -13,12 +14,11 @@ class MetricsLog:
     processes only the first writes."""
 
     def __init__(self, folder: Path, last_step: int):
-        import jax
         from tensorboardX import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
         self.writer = None
-        if jax.process_index() != 0:
+        if not hosts.is_first():
             return
         if self.path.exists():
             write_jsonl(self.path, [row for row in self._whole_lines() if row["step"] <= last_step])

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.parallel import batch_sharding, parameter_sharding, replicated, rows_multiple
+from rrs_jax.parallel import batch_sharding, parameter_sharding, put, replicated, rows_multiple
 from rrs_jax.representations import pad_rows
 from rrs_jax.strategies import Strategy
 from rrs_jax.strategies.penalty import penalty
@@ -157,22 +157,22 @@ class TrainStep:
 
     def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float) -> None:
         """Takes others; what is compiled stays if structure, shapes and `strategy.static` are the same."""
-        self.strategy, self.penalty_weight = strategy, jax.device_put(np.float32(penalty_weight), self.replicated)
+        self.strategy, self.penalty_weight = strategy, put(np.float32(penalty_weight), self.replicated)
         self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
         # The jitted functions donate their state, so it must not share buffers with the model's adapters.
-        self.initial = jax.device_put(jax.tree.map(jnp.copy, lora), self._shardings(lora))
+        self.initial = jax.tree.map(put, jax.tree.map(jnp.copy, lora), self._shardings(lora))
 
     def init(self) -> TrainState:
         """The state before the first step."""
         lora = jax.tree.map(jnp.copy, self.initial)
         make = jax.jit(self._initial_optimiser, out_shardings=self._state_shardings().opt_state)
-        return TrainState(lora, make(lora), jax.device_put(np.int32(0), self.replicated))
+        return TrainState(lora, make(lora), put(np.int32(0), self.replicated))
 
     def place(self, rows: Rows) -> Rows:
         """Host arrays onto the devices, filled up to what the mesh divides."""
         multiple = rows_multiple(self.mesh)
         weights = np.pad(np.asarray(rows.weights, np.float32), (0, -len(rows.weights) % multiple))
-        return jax.device_put(pad_rows(rows, multiple).replace(weights=weights), batch_sharding(self.mesh))
+        return put(pad_rows(rows, multiple).replace(weights=weights), batch_sharding(self.mesh))
 
     def __call__(
         self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]

@@ -15,7 +15,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
 from rrs_jax.models.layers import Int8
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
-from rrs_jax.parallel import make_mesh, parameter_sharding
+from rrs_jax.parallel import make_mesh, parameter_sharding, put
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
 from rrs_jax.weights.table import Row, WeightTable
 
@@ -128,7 +128,7 @@ def shard_lora(model: nnx.Module, mesh: Mesh) -> None:
     """Puts the adapters where the partition rules want them."""
     state = nnx.state(model, LoRAParam)
     placed = [
-        (path, leaf.replace(jax.device_put(leaf[...], parameter_sharding(mesh, ".".join(map(str, path)), leaf.shape))))
+        (path, leaf.replace(put(leaf[...], parameter_sharding(mesh, ".".join(map(str, path)), leaf.shape))))
         for path, leaf in nnx.to_flat_state(state)
     ]
     nnx.update(model, nnx.from_flat_state(placed))
