@@ -8,6 +8,7 @@ decoder and the output head, the keys and values of each prompt once, and those 
 """
 
 import argparse
+import itertools
 
 import numpy as np
 from common import GIB, Clock, decoder_weights, forward_flops, report
@@ -40,8 +41,11 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
     cached = 1 + 4 / text.head_dim if arguments.cache_dtype == "int8" else item
     slot = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
     prefill = forward_flops(text, sum(len(prompt.row[0]) for prompt in prompts[:: arguments.samples]))
-    for batch in map(int, arguments.answers.split(",")):
-        generator = Generator(model, sampling, eos_token_ids=(-1,), batch_size=batch, cache_dtype=arguments.cache_dtype)
+    ways = {"auto": None, "fused": True, "xla": False}
+    for batch, way in itertools.product(map(int, arguments.answers.split(",")), arguments.attention.split(",")):
+        generator = Generator(
+            model, sampling, eos_token_ids=(-1,), batch_size=batch, cache_dtype=arguments.cache_dtype, fused=ways[way]
+        )
         answers = {}
         start = Clock.now()
         generator.generate(prompts, bank, answers.__setitem__)
@@ -58,6 +62,7 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
         read = sum(step["steps"] * (weights + slot * step["slots"]) for step in steps)
         stats = jax.devices()[0].memory_stats() or {}
         variant = f"{batch} answers in flight" + (", adapters" if model.lora else "")
+        variant += "" if way == "auto" else f", {way} attention"
         report(
             part="generate", side="ours", variant=variant, seconds=seconds, units=len(prompts),
             unit="responses", floor_flops=prefill, floor_bytes=needed, seconds_with_compilation=first,
@@ -70,8 +75,33 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
             each = sum(step["seconds"] for step in same) / sum(step["steps"] for step in same)
             report(part="generate", detail="decoding step", rows=rows, answer_slots=slots, seconds=each,
                    read_bytes=weights + slot * same[0]["slots"])  # fmt: skip
+        if arguments.profile:
+            profile(generator, prompts, bank, variant)
         del generator
         jax.clear_caches()
+
+
+def profile(generator, prompts, bank, variant: str) -> None:
+    """The kernels of one chunk of decoding steps for each number of the answers' slots."""
+    import jax
+    from kernels import kernels, summary
+
+    decode, seen = generator._decode, set()
+
+    def traced_decode(params, state):
+        slots = state.cache.valid.shape[1]
+        if slots in seen:
+            return decode(params, state)
+        seen.add(slots)
+        result = []
+        jax.block_until_ready(state)
+        found = kernels(lambda: result.append(decode(params, state)) or result[-1], repeats=1)
+        report(part="generate", detail="kernels of a chunk", variant=variant, answer_slots=slots, **summary(found, 24))
+        return result[0]
+
+    generator._decode = traced_decode
+    generator.generate(prompts, bank, lambda key, tokens: None)
+    generator._decode = decode
 
 
 def timed_pieces(generator, prompts, bank) -> list[dict]:

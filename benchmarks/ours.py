@@ -25,8 +25,8 @@ from flax import nnx
 from parts import each_part
 
 from rrs_jax.architectures import part
+from rrs_jax.audio_bank import clips_at_once, make_audio_bank
 from rrs_jax.audio_bank import encoder as encode_function
-from rrs_jax.audio_bank import make_audio_bank
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import CONVOLUTION_REACH, MelConfig
 from rrs_jax.models.batch import Batch
@@ -144,26 +144,27 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
     seconds = clip_seconds(arguments.clips)
     frames = clip_frames(seconds)
     lengths = [m + CONVOLUTION_REACH for m in frames]
-    selections = batches_in_buckets(lengths, batch, bucket_lengths(lengths, 5, model.frame_multiple))
+    buckets = bucket_lengths(lengths, 5, model.frame_multiple)
     graphdef, state = nnx.split(model)
     encode = encode_function(graphdef)
-    inputs = [
-        jax.device_put((
-            jnp.ones((batch, config.audio.num_mel_bins, selection.length), jnp.float32),
-            np.asarray([frames[i] for i in selection.indices], np.int32),
-        ))
-        for selection in selections
-    ]  # fmt: skip
-
-    def every_batch():
-        for features, counting in inputs:
-            encoded = encode(state, features, counting)
-        return encoded
-
     floor = encoder_flops(config.audio, config.text.hidden_size, frames)
     common = dict(part="encoder", side="ours", units=len(frames), unit="clips", floor_flops=floor, batch=batch)
-    device_seconds = median_seconds(every_batch, jax.block_until_ready, 1)
-    report(**common, variant="real lengths", seconds=device_seconds)
+    for size in dict.fromkeys((batch, clips_at_once(len(frames), buckets[-1], batch, 1))):
+        inputs = [
+            jax.device_put((
+                jnp.ones((size, config.audio.num_mel_bins, selection.length), jnp.float32),
+                np.asarray([frames[i] for i in selection.indices], np.int32),
+            ))
+            for selection in batches_in_buckets(lengths, size, buckets)
+        ]  # fmt: skip
+
+        def every_batch(inputs=inputs):
+            for features, counting in inputs:
+                encoded = encode(state, features, counting)
+            return encoded
+
+        device_seconds = median_seconds(every_batch, jax.block_until_ready, 1)
+        report(**common, variant=f"real lengths, {size} clips at once", seconds=device_seconds)
 
     mel = mel_config(values, config.audio.num_mel_bins)
     sounds = [noise(s, i) for i, s in enumerate(seconds)]

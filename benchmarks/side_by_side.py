@@ -59,6 +59,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--adapters", action="store_true", help="ours in generate with adapters beside the base")
     parser.add_argument("--peer_queries", help="of the peer at once, several with commas between")
     parser.add_argument("--cache_dtype", default="auto", help="of our keys and values in generate")
+    parser.add_argument("--attention", default="auto", help="of ours in generate: auto, fused, xla; several with commas between")
+    parser.add_argument("--profile", action="store_true", help="the kernels of our decoding steps in generate as well")
     parser.add_argument("--questions", type=int, help="harmful ones of the whole run, and as many benign ones")
     parser.add_argument("--epochs", type=int, default=10, help="of the whole run")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: with `taskset -c 0`, on a busy machine")

@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import jax
@@ -21,6 +22,9 @@ from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
+
+WORKERS = min(8, os.cpu_count() or 1)  # more threads wait for each other longer than they compute
+FRAMES_AT_ONCE = 2**15  # half as many rows for a matrix product: enough for every processor of a large GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +51,14 @@ class AudioBank:
         return [self.offsets[i] for i in indices], [self.counts[i] for i in indices]
 
 
-def clip_features(audios: Sequence[str | Path | np.ndarray], mel: MelConfig) -> list[tuple[np.ndarray, int]]:
-    """Log-mel features and valid frames of each clip, several clips at a time."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda audio: log_mel(as_waveform(audio), mel), audios))
-
-
 def make_audio_bank(
     model: nnx.Module, mel: MelConfig, audios: Sequence[str | Path | np.ndarray], *, batch_size: int = 16,
     max_buckets: int = 5, cache: Path | None = None, cache_key: object = None,
 ) -> AudioBank:  # fmt: skip
     """Encodes every clip with `model.encode_audio`, in few lengths and little padding.
 
-    `cache` names a file that keeps the result; it is used again where `cache_key` and the clips are the same.
+    `batch_size`: clips at once, at least; short ones are taken together (`clips_at_once`). `cache` names a file that
+    keeps the result; it is used again where `cache_key` and the clips are the same.
     """
     mesh = mesh_of(model)
     dtype, width = model.dtype, model.config.text.hidden_size
@@ -69,16 +68,20 @@ def make_audio_bank(
         entries, _ = read_header(cache)
         counts = entries["counts"].array()[1:].tolist()
         return _bank(put(entries["rows"].array(), replicated(mesh)), counts, prints)
-    features = clip_features(audios, mel)
-    counts = [mel.token_count(frames) for _, frames in features]
-    rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(features)
-    if features:
+    rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(audios)
+    counts: list[int] = []
+    if audios:
         graphdef, state = nnx.split(model)
         encode = encoder(graphdef)
-        lengths = [array.shape[1] for array, _ in features]
-        buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple)
-        size = -(-batch_size // rows_multiple(mesh)) * rows_multiple(mesh)
-        with Progress(len(features), "encoding audio", "clips") as progress:
+        with ThreadPoolExecutor(WORKERS) as pool, Progress(len(audios), "encoding audio", "clips") as progress:
+            waveforms = list(pool.map(as_waveform, audios))
+            counts = [mel.token_count(mel.feature_length(len(waveform))) for waveform in waveforms]
+            lengths = [mel.frames(len(waveform)) for waveform in waveforms]
+            buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple)
+            size = clips_at_once(len(audios), buckets[-1], batch_size, rows_multiple(mesh))
+            selections = batches_in_buckets(lengths, size, buckets)
+            # In the order in which they are encoded, so that the device starts behind the first batch's features.
+            features = [pool.map(log_mel, [waveforms[i] for i in batch.indices], repeat(mel)) for batch in selections]
 
             def read(selection: Selection, output: jax.Array) -> None:
                 output = fetch(output)
@@ -88,8 +91,8 @@ def make_audio_bank(
                 progress.update(int(selection.weights.sum()))
 
             before = None
-            for selection in batches_in_buckets(lengths, size, buckets):
-                arrays, frames = pad_features([features[i] for i in selection.indices], selection.length)
+            for selection, clips in zip(selections, features, strict=True):
+                arrays, frames = pad_features(list(clips), selection.length)
                 output = encode(state, *put((arrays, frames), batch_sharding(mesh)))
                 if before is not None:
                     read(*before)  # while the device computes the next one
@@ -100,6 +103,16 @@ def make_audio_bank(
         with atomic_path(cache) as temporary:
             save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
     return _bank(put(array, replicated(mesh)), counts, prints)
+
+
+def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:
+    """Size of a batch of `clips` whose longest has `frames`: about as many as have `FRAMES_AT_ONCE`, but not fewer
+    than `least`; with little filling in the last one, and a multiple of `multiple`."""
+    batches = -(-clips // max(least, FRAMES_AT_ONCE // frames))
+    size = -(-clips // batches)
+    # XLA copies what goes into a product of 16 bit and comes out of it where its rows are no multiple of 8.
+    size = -(-size // 8) * 8 if size > least else least
+    return -(-size // multiple) * multiple
 
 
 @functools.lru_cache(maxsize=8)

@@ -28,7 +28,7 @@ EFFICIENCY = 0.5  # what a whole model reaches of the measured matrix product
 
 # Elements a token and layer that wait for the backward pass, as multiples of (hidden, mlp) width; fitted to
 # the temporary memory of compiled 7 B steps: 14.3, 6.1 and 1.1 GiB at 2,304 tokens.
-SAVED = {"none": (15, 4), "dots": (6, 2), "full": (2, 0)}
+SAVED = {"none": (15, 4), "dots": (6, 2), "lean": (6, 0), "full": (2, 0)}
 HEADROOM = 1.2  # over what is saved: workspaces, gradients, and what the allocator cannot join
 
 
@@ -158,6 +158,8 @@ def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: s
     layers = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
     hidden, mlp = SAVED[remat]
     saved = layers * (hidden * text.hidden_size + mlp * text.intermediate_size)
+    if remat == "lean":  # and one layer's gate and up at a time computed again
+        saved += SAVED["dots"][1] * text.intermediate_size
     if remat == "full":  # and one layer at a time computed again
         saved += SAVED["none"][0] * text.hidden_size + SAVED["none"][1] * text.intermediate_size
     activations = rows * tokens * saved * item
@@ -168,8 +170,12 @@ def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: s
 
 
 def fitting_remat(config: ConfigDict, text, tokens: int, parts: int, free: float) -> str:
-    """`dots` where a micro-batch's values fit into `free` bytes with some room to spare, else `full`."""
-    return "dots" if activation_bytes(config, text, tokens, parts, "dots") * HEADROOM <= free else "full"
+    """The first of `dots` and `lean` whose values of a micro-batch fit into `free` bytes with some room to spare, else
+    `full`."""
+    for remat in ("dots", "lean"):
+        if activation_bytes(config, text, tokens, parts, remat) * HEADROOM <= free:
+            return remat
+    return "full"
 
 
 def free_memory() -> float:

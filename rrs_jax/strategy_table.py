@@ -37,7 +37,6 @@ STRATEGY_TABLE = {
 PLUS: dict[str, object] = {
     "data.everyday": None,
     "data.contrast": None,
-    "rrs.benign_target": "keep",
 }
 
 

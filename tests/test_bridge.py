@@ -1,5 +1,6 @@
 """The bridge's loss and the projector's gradients against transformers, and what the bridge is trained on."""
 
+import contextlib
 import re
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from conftest import relative_error
 from test_models import AUDIO, FRAMES, torch_inputs
 
-from rrs_jax.inputs.mel import audio_token_count
+from rrs_jax.inputs.mel import audio_token_count, silence_value
 from rrs_jax.mini import bridge_questions
 from rrs_jax.mini.bridge_step import Bridge, Example, loss, make_batch
 from rrs_jax.mini.separability import probe_accuracy
@@ -20,19 +21,17 @@ from rrs_jax.weights.load import load_weights
 CLIPS = (1, 0)  # clip of each row; 0 is the longer one
 
 
-def examples_and_bank(model, clips):
-    """Two spoken questions of unequal length with answers of 4 and 7 tokens, and their encoder outputs."""
+def spoken_examples(clips) -> list[Example]:
+    """Two spoken questions of unequal length with answers of 4 and 7 tokens."""
     rng = np.random.default_rng(1)
-    output = np.asarray(model.audio_tower(jnp.asarray(clips[:, :, :256]), jnp.asarray(FRAMES)))
-    bank, examples = [np.zeros((1, output.shape[-1]), np.float32)], []
+    examples = []
     for clip, answer_length in zip(CLIPS, (4, 7), strict=True):
-        count = audio_token_count(int(FRAMES[clip]))
-        start = sum(map(len, bank))
-        bank.append(output[clip, :count])
-        ids = [*rng.integers(3, 120, 5).tolist(), *[AUDIO] * count, *rng.integers(3, 120, 3 + clip).tolist()]
+        frames = int(FRAMES[clip])
+        audio = [AUDIO] * audio_token_count(frames)
+        ids = [*rng.integers(3, 120, 5).tolist(), *audio, *rng.integers(3, 120, 3 + clip).tolist()]
         written, answer = rng.integers(3, 120, 9 - clip).tolist(), rng.integers(3, 120, answer_length).tolist()
-        examples.append(Example((ids, [start], [count]), written, answer))
-    return examples, np.concatenate(bank)
+        examples.append(Example(ids, (clips[clip][:, : frames + 2], frames), written, answer))
+    return examples
 
 
 def answer_log_probabilities(reference, ids: list[list[int]], answers, **inputs) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -47,40 +46,59 @@ def answer_log_probabilities(reference, ids: list[list[int]], answers, **inputs)
     return scores, torch.stack(ends).double()
 
 
-def test_the_loss_and_the_projectors_gradient_are_those_of_a_dense_model(reference, folder):
+@contextlib.contextmanager
+def adapted(encoder, pairs, scale: float):
+    """The reference's encoder with the pairs merged into its weights, while the teacher does not hear."""
+    originals = []
+    for target, pair in pairs.items():
+        for i, layer in enumerate(encoder.layers):
+            weight = getattr(layer if target.startswith("fc") else layer.self_attn, target).weight
+            originals.append((weight, weight.detach().clone()))
+            added = np.asarray(pair["lora_a"][i]) @ np.asarray(pair["lora_b"][i]) * scale
+            weight.data += torch.tensor(added.T)
+    yield
+    for weight, original in originals:
+        weight.data.copy_(original)
+
+
+def test_the_loss_and_the_gradients_are_those_of_a_dense_model(reference, folder):
     rng = np.random.default_rng(0)
     clips = rng.normal(size=(4, 12, 3000)).astype(np.float32)
     for feature, frames in zip(clips, FRAMES, strict=True):
-        feature[:, frames + 2 :] = -1.2
-    model = load_weights(folder, lora=LoRAConfig(rank=2, alpha=4.0))
-    examples, bank = examples_and_bank(model, clips)
-    batch = make_batch(examples, 64, 24, 7, AUDIO)
-    bridge = Bridge(model)
+        feature[:, frames + 2 :] = silence_value(feature[:, : frames + 2])
+    lora = LoRAConfig(rank=2, alpha=4.0)
+    examples = spoken_examples(clips)
+    batch = make_batch(
+        examples, spoken_length=64, frames=256, written_length=24, answer_length=7, audio_token_id=AUDIO
+    )
+    bridge = Bridge(load_weights(folder, lora=lora), lora)
+    trainable = bridge.initial
+    for pair in trainable["encoder"].values():
+        pair["lora_b"] = jnp.asarray(0.1 * rng.normal(size=pair["lora_b"].shape), jnp.float32)
     (value, metrics), gradients = jax.value_and_grad(
-        lambda trainable: loss(
-            bridge, trainable, bridge.base, batch, jnp.asarray(bank), distil=True, state_weight=0.7
-        ),
-        has_aux=True,
-    )(bridge.initial)
+        lambda trainable: loss(bridge, trainable, bridge.base, batch, distil=True, state_weight=0.7), has_aux=True
+    )(trainable)
 
     answers = [example.answer for example in examples]
-    spoken = [example.spoken[0] for example in examples]
+    spoken = [example.spoken for example in examples]
     written = [example.written for example in examples]
     inputs = torch_inputs([[*p, *a] for p, a in zip(spoken, answers, strict=True)], clips, "right")
     inputs["input_features"] = inputs["input_features"][list(CLIPS)]
     inputs["feature_attention_mask"] = inputs["feature_attention_mask"][list(CLIPS)]
     reference.zero_grad()
-    student, heard = answer_log_probabilities(reference, spoken, answers, **inputs)
-    inputs = torch_inputs([[*p, *a] for p, a in zip(written, answers, strict=True)], clips, "right")
-    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    with torch.no_grad():
-        teacher, read = answer_log_probabilities(reference, written, answers, **inputs)
-    total = sum(map(len, answers))
-    cross_entropy = -sum(s[range(len(a)), a].sum() for s, a in zip(student, answers, strict=True)) / total
-    divergence = sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student, strict=True)) / total
-    distance = ((heard - read) ** 2).sum() / ((read - read.mean(0)) ** 2).sum()
-    expected = cross_entropy + divergence + 0.7 * distance
-    expected.backward()
+    encoder = reference.model.audio_tower
+    with adapted(encoder, trainable["encoder"], lora.scale):
+        student, heard = answer_log_probabilities(reference, spoken, answers, **inputs)
+        inputs = torch_inputs([[*p, *a] for p, a in zip(written, answers, strict=True)], clips, "right")
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        with torch.no_grad():
+            teacher, read = answer_log_probabilities(reference, written, answers, **inputs)
+        total = sum(map(len, answers))
+        cross_entropy = -sum(s[range(len(a)), a].sum() for s, a in zip(student, answers, strict=True)) / total
+        divergence = sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student, strict=True)) / total
+        distance = ((heard - read) ** 2).sum() / ((read - read.mean(0)) ** 2).sum()
+        expected = cross_entropy + divergence + 0.7 * distance
+        expected.backward()
 
     assert abs(float(metrics["cross_entropy"]) - cross_entropy.item()) < 1e-4 * cross_entropy.item()
     assert abs(float(metrics["divergence"]) - divergence.item()) < 1e-4 * divergence.item()
@@ -89,6 +107,12 @@ def test_the_loss_and_the_projectors_gradient_are_those_of_a_dense_model(referen
     projector = reference.model.multi_modal_projector.linear
     assert relative_error(gradients["projector"]["kernel"], projector.weight.grad.numpy().T) < 1e-4
     assert relative_error(gradients["projector"]["bias"], projector.bias.grad.numpy()) < 1e-4
+    for target, pair in trainable["encoder"].items():
+        modules = [layer if target.startswith("fc") else layer.self_attn for layer in encoder.layers]
+        dense = np.stack([getattr(module, target).weight.grad.numpy().T for module in modules]) * lora.scale
+        found = gradients["encoder"][target]
+        assert relative_error(found["lora_a"], dense @ np.swapaxes(pair["lora_b"], 1, 2)) < 1e-4
+        assert relative_error(found["lora_b"], np.swapaxes(pair["lora_a"], 1, 2) @ dense) < 1e-4
     reference.zero_grad()
 
 

@@ -1,6 +1,7 @@
 """Generation against transformers' own `generate`."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.generate.engine import group_prompts
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count
+from rrs_jax.models import decoder
 from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
@@ -93,6 +95,18 @@ def test_greedy_answers_equal_transformers(reference, folder, texts, devices, ba
     assert len(set(map(len, expected))) > 3 and max(map(len, expected)) == 41
 
 
+def test_greedy_answers_by_the_attention_kernel_equal_transformers(reference, model, texts, monkeypatch):
+    """The kernel's operations run one by one; prompts asked once and twice, and a cache that grows."""
+    monkeypatch.setattr(decoder, "fused_attention", functools.partial(decoder.fused_attention, interpret=True))
+    sampling = SamplingConfig(max_new_tokens=20, greedy=True)
+    generator = Generator(model, sampling, eos_token_ids=EOS, batch_size=8, fused=True)
+    answers = {}
+    requests = [Prompt(key=(i, n), row=(ids, (), ())) for i, ids in enumerate(texts[:5]) for n in range(1 + i % 2)]
+    generator.generate(requests, jnp.zeros((1, 48)), answers.__setitem__)
+    for key, ids in {prompt.key: prompt.row[0] for prompt in requests}.items():
+        assert answers[key] == expected_answer(reference, ids, max_new_tokens=20)
+
+
 def test_adapters_beside_the_base_equal_transformers_with_adapters_merged(reference, folder, texts):
     """Adapters from the second layer on, some linears without."""
     config = LoRAConfig(rank=3, alpha=5.0, targets=("q_proj", "v_proj", "o_proj", "down_proj"), first_layer=1)
@@ -136,6 +150,18 @@ def test_equal_prompts_form_groups_of_the_size_that_needs_the_fewest_slots(texts
     # Five places for one query each would be idle in four of five; a long prompt would pay for them.
     assert sizes([5, 1, 1, 1, 1], 64) == [1] * 9
     assert sizes([4, 4, 3], 2) == [3, 4, 4]
+
+
+@pytest.mark.parametrize(("backend", "in_flight"), [("cpu", (59, 117, 25)), ("gpu", (64, 120, 32))])
+def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(model, monkeypatch, backend, in_flight):
+    generators = [
+        Generator(model, SamplingConfig(max_new_tokens=4), eos_token_ids=EOS, batch_size=size) for size in (320, 640)
+    ]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    found = generators[0]._sizes(350, 5), generators[1]._sizes(350, 5), generators[0]._sizes(25, 3)
+    assert tuple(queries for queries, _ in found) == in_flight
+    assert all(4 * size >= queries for queries, size in found)
+    assert generators[0]._sizes(3, 5)[0] == 3  # so few that nothing is gained
 
 
 def test_int8_cache_is_close_and_smaller(model, texts):

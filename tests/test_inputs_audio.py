@@ -6,6 +6,7 @@ import soundfile
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
+from rrs_jax.audio_bank import clips_at_once
 from rrs_jax.errors import UserError
 from rrs_jax.inputs import mel
 from rrs_jax.inputs.audio import as_waveform, check_audios, read_audio
@@ -253,3 +254,12 @@ def test_config_from_a_preprocessor_file(extractor):
         MelConfig.from_dict(
             {"feature_size": 80, "sampling_rate": 16_000, "n_fft": 400, "hop_length": 160}, "p.json"
         )
+
+
+@pytest.mark.parametrize(
+    "clips, frames, least, multiple, size",
+    [(2100, 592, 16, 1, 56), (3, 592, 16, 1, 16), (20, 592, 4, 1, 24), (2100, 3000, 16, 1, 16),
+     (2100, 592, 16, 5, 60), (7, 100, 6, 4, 8)],
+)  # fmt: skip
+def test_short_clips_are_encoded_many_at_once(clips, frames, least, multiple, size):
+    assert clips_at_once(clips, frames, least, multiple) == size

@@ -160,7 +160,7 @@ def temporary_bytes(remat: str, layers: int, text: dict) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "lean", "full"])
 def test_what_more_layers_keep_is_what_the_compiled_step_takes_more(config, remat):
     text = dict(
         hidden_size=64, intermediate_size=160, num_attention_heads=4, num_key_value_heads=4, head_dim=16, vocab_size=64,
@@ -178,5 +178,6 @@ def test_values_are_kept_where_there_is_room_for_them(config):
     text = DecoderConfig(64, 160, 8, 4, 4, 16, 64, 1e-5, 1000.0, False)
     needed = activation_bytes(config, text, 50, 1, "dots")
     assert fitting_remat(config, text, 50, 1, 1.3 * needed) == "dots"
-    assert fitting_remat(config, text, 50, 1, 1.1 * needed) == "full"
+    assert fitting_remat(config, text, 50, 1, 1.1 * needed) == "lean"
+    assert fitting_remat(config, text, 50, 1, 1.1 * activation_bytes(config, text, 50, 1, "lean")) == "full"
     assert fitting_remat(config, text, 50, 2, 0.7 * needed) == "dots"  # half of the rows on each device

@@ -12,11 +12,11 @@ from conftest import relative_error
 from flax import nnx
 from omni import AUDIO, THINKER, WHOLE, make_thinker, make_whole, save_whole, thinker_values
 
-from rrs_jax.audio_bank import make_audio_bank
+from rrs_jax import audio_bank
 from rrs_jax.errors import UserError
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
-from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel
+from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features
 from rrs_jax.models.layers import rotary_angles, rotate
 from rrs_jax.models.qwen2_5_omni import OmniConfig
 from rrs_jax.models.released import RELEASED
@@ -207,10 +207,15 @@ def test_greedy_answers_equal_transformers(reference, model):
         assert answers[i] == (expected[:-1] if expected[-1] == 2 else expected)
 
 
-def test_sound_to_embeddings_as_transformers_extractor_and_encoder(reference, model):
-    """From waveforms: 300 s padding there, the clip's own frames here; lengths that fill no frame and no window."""
+@pytest.mark.parametrize("at_once, batches", [(1, [8, 8]), (2**15, [16])])
+def test_sound_to_embeddings_as_transformers_extractor_and_encoder(reference, model, monkeypatch, at_once, batches):
+    """From waveforms: 300 s padding there, the clip's own frames here; lengths that fill no frame and no window. In
+    two batches and in one, filled up to what eight devices divide."""
+    seen = []
+    monkeypatch.setattr(audio_bank, "FRAMES_AT_ONCE", at_once)
+    monkeypatch.setattr(audio_bank, "pad_features", lambda clips, size: seen.append(len(clips)) or pad_features(clips, size))
     rng = np.random.default_rng(5)
-    sounds = [rng.normal(size=n).astype(np.float32) * 0.1 for n in (3_201, 16_000, 9_999, 23_457)]
+    sounds = [rng.normal(size=n).astype(np.float32) * 0.1 for n in (3_201, 16_000, 9_999, 23_457, *range(4_000, 16_000, 2_013))]
     extractor = transformers.WhisperFeatureExtractor(feature_size=12, chunk_length=300, return_attention_mask=True)
     features = extractor(sounds, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt")
     lengths = features["attention_mask"].sum(1)
@@ -218,7 +223,8 @@ def test_sound_to_embeddings_as_transformers_extractor_and_encoder(reference, mo
     with torch.no_grad():
         expected = reference.model.audio_tower(packed, feature_lens=lengths).last_hidden_state.numpy()
     mel = MelConfig(num_mel_bins=12, max_seconds=300)
-    bank = make_audio_bank(model, mel, sounds, batch_size=3)
+    bank = audio_bank.make_audio_bank(model, mel, sounds, batch_size=3)
+    assert seen == batches
     assert bank.counts == tuple(audio_token_count(int(m)) for m in lengths)
     assert relative_error(bank.array[1:], expected) < 1e-4
     with pytest.raises(UserError, match="at most 300 s"):

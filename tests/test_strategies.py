@@ -102,7 +102,7 @@ def micro_batches(step, strategy, batch, parts: int) -> list[Rows]:
 @pytest.mark.parametrize(
     "reduction, space, parts, remat, unroll",
     [("sum", "weights", 1, "none", False), ("mean", "lora", 2, "dots", True), ("mean", "weights", 2, "full", True),
-     ("sum", "lora", 1, "dots", False)],
+     ("sum", "weights", 2, "lean", False), ("sum", "lora", 1, "dots", False)],
 )
 def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduction, space, parts, remat, unroll):
     """Equation 12's targets, as a strategy is given them."""

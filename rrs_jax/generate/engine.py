@@ -12,6 +12,7 @@ exactly in 16 bit, and the untrained model, which is evaluated too, shares the b
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,10 +24,12 @@ from rrs_jax.generate.sampling import SamplingConfig, next_tokens
 from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.fused_attention import serves
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, rows_multiple
 
 CHUNK_STEPS = 16
+WHOLE_ROWS = 8  # of a product on a GPU
 PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 
 
@@ -57,11 +60,13 @@ class Generator:
       eos_token_ids: any of them ends an answer and is not part of it.
       batch_size: answers in flight; rounded up to a multiple of the mesh's data axes and of a query's samples.
       cache_dtype: auto (the model's own), bfloat16, float32, or int8 with a scale for each token and head.
+      fused: whether one kernel does a layer's attention while decoding; None: where it serves
+        (`rrs_jax.models.fused_attention.serves`).
     """
 
     def __init__(
         self, model: nnx.Module, sampling: SamplingConfig, *, eos_token_ids: Sequence[int], batch_size: int = 16,
-        cache_dtype: str = "auto",
+        cache_dtype: str = "auto", fused: bool | None = None,
     ):  # fmt: skip
         self.graphdef, self.state = nnx.split(model)
         self.sampling, self.mesh, self.batch_size = sampling, mesh_of(model), batch_size
@@ -70,8 +75,11 @@ class Generator:
         cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
         common = self.graphdef, sampling, self.eos
         options = compiler_options()
+        if fused is None:
+            kept_in = model.dtype if cache_dtype is None else cache_dtype
+            fused = serves(kept_in, model.config.text.head_dim, self.mesh.size)
         self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
-        self._decode = jax.jit(functools.partial(_decode, *common), donate_argnums=(1,), compiler_options=options)
+        self._decode = jax.jit(functools.partial(_decode, *common, fused), donate_argnums=(1,), compiler_options=options)
 
     def generate(
         self, prompts: Sequence[Prompt], audio_bank: jax.Array, on_finished: Callable[[object, list[int]], None]
@@ -102,12 +110,16 @@ class Generator:
         """Prompts in flight, in as few equal waves as the batch allows; and prompts of one prefill."""
         multiple = rows_multiple(self.mesh)
 
-        def round_up(n):
+        def round_up(n, multiple=multiple):
             return -(-n // multiple) * multiple
 
         most = round_up(-(-self.batch_size // samples))
         waves = -(-groups // most)
-        queries = min(round_up(-(-groups // waves)), most)
+        queries = round_up(-(-groups // waves))
+        if jax.default_backend() == "gpu" and queries * samples > WHOLE_ROWS**2:
+            # Around a product in 16 bit whose rows are no multiple of 8, XLA copies what it reads and writes.
+            queries = round_up(queries, math.lcm(multiple, WHOLE_ROWS // math.gcd(samples, WHOLE_ROWS)))
+        queries = min(queries, most)
         return queries, round_up(-(-queries // PREFILLS))
 
     def _run_prefill(self, new, audio_bank, width: int, size: int, samples: int) -> Entered:
@@ -213,7 +225,7 @@ def _prefill(graphdef, sampling: SamplingConfig, eos, cache_dtype, params, batch
     )  # fmt: skip
 
 
-def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingState):
+def _decode(graphdef, sampling: SamplingConfig, eos, fused: bool, params, state: DecodingState):
     """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one chosen
     before, and the new ones of the row, left-aligned."""
     model = nnx.merge(graphdef, params)
@@ -226,7 +238,7 @@ def _decode(graphdef, sampling: SamplingConfig, eos, params, state: DecodingStat
 
     def step(carry):
         state, chosen, n = carry
-        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache, adapters)
+        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache, adapters, fused=fused)
         tokens = next_tokens(logits, state.seen, _keys(state.seeds, state.made), sampling)
         tokens = jnp.where(state.active, tokens, state.tokens)
         made = state.made + state.active

@@ -41,6 +41,10 @@ class MelConfig:
         """Number m of frames that count in the encoder's mask."""
         return feature_length(samples, self.hop_length) if self.partial_frame else samples // self.hop_length
 
+    def frames(self, samples: int) -> int:
+        """Number of frames of a clip's features: its own and those that the convolutions touch behind them."""
+        return min(feature_length(samples, self.hop_length) + CONVOLUTION_REACH, self.max_frames)
+
     def token_count(self, m: int) -> int:
         """Embeddings, and so tokens, of a clip with m frames."""
         return audio_token_count(m) + self.extra_tokens
@@ -82,7 +86,7 @@ def log_mel(waveform: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
             f"at most {config.max_seconds} s: split it."
         )
     m = config.feature_length(samples)
-    frames = min(feature_length(samples, config.hop_length) + CONVOLUTION_REACH, config.max_frames)
+    frames = config.frames(samples)
     half = config.n_fft // 2
     end = (frames - 1) * config.hop_length + half  # first sample past the last window
     signal = np.zeros(min(end, config.max_samples))

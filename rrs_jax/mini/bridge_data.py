@@ -1,26 +1,21 @@
-"""The bridge's data: questions, their written answers, speech, and the encoder's outputs, in a work folder."""
+"""The bridge's data: questions, their written answers, and their speech as features, in a work folder."""
 
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rrs_jax.audio_bank import AudioBank
 from rrs_jax.data.speech import voice_processes
 from rrs_jax.data.voices import draw_voice, speak
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, write_jsonl
-from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
-from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features
+from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini.bridge_questions import answer_questions, ask_questions, draw_instruction, word_lists
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
-ENCODER_BATCH = 128
 MAX_SECONDS = 8
 
 
@@ -28,7 +23,7 @@ def make_data(
     model: nnx.Module, processor: Processor, work: Path, *, samples: int, batch_size: int, seed: int, max_new_tokens: int,
     word_share: float = 0.0, lists: int = 0,
 ) -> None:  # fmt: skip
-    """Writes `encoder.safetensors` (encoder outputs of all clips) and `data.jsonl`.
+    """Writes `features.safetensors` (log-mel features of all clips) and `data.jsonl`.
 
     A row has the question (or a list of words), the instruction that it is answered under (or null), the answer's
     tokens (null where it is only to be repeated) and whether the answer ended by itself.
@@ -54,7 +49,7 @@ def make_data(
                     features[i] = clip
                 progress.update()
     kept = sorted(features)
-    encode_clips(model, [features[i] for i in kept], work / "encoder.safetensors")
+    save_clips([features[i] for i in kept], work / "features.safetensors")
     rows = []
     for i in kept:
         answer, ended = answers.get(i, (None, False))
@@ -75,28 +70,20 @@ def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarra
     return features.astype(np.float16), frames
 
 
-def encode_clips(model: nnx.Module, features: list[tuple[np.ndarray, int]], file: Path) -> None:
-    """The encoder's outputs, before the projector, of all clips one after the other; row 0 belongs to none."""
-    graphdef, state = nnx.split(model)
-    encode = jax.jit(lambda state, x, lengths: nnx.merge(graphdef, state).audio_tower(x, lengths))
-    lengths = [array.shape[1] for array, _ in features]
-    counts = [audio_token_count(frames) for _, frames in features]
-    offsets = np.cumsum([1, *counts])
-    rows = np.zeros((offsets[-1], model.config.audio.d_model), np.float16)
-    with Progress(len(features), "encoding audio", "clips") as progress:
-        for selection in batches_in_buckets(lengths, ENCODER_BATCH, bucket_lengths(lengths, 4, 4)):
-            arrays, frames = pad_features([features[i] for i in selection.indices], selection.length)
-            output = np.asarray(encode(state, arrays, frames), np.float16)
-            for place, i in enumerate(selection.indices):
-                rows[offsets[i] : offsets[i] + counts[i]] = output[place, : counts[i]]
-            progress.update(int(selection.weights.sum()))
+def save_clips(clips: list[tuple[np.ndarray, int]], file: Path) -> None:
+    """All clips' frames one behind the other; how many each has, and how many of them count in the encoder's mask."""
+    tensors = {
+        "features": np.concatenate([features.T for features, _ in clips]),
+        "frames": np.array([features.shape[1] for features, _ in clips], np.int32),
+        "feature_lengths": np.array([length for _, length in clips], np.int32),
+    }
     with atomic_path(file) as temporary:
-        save_file(temporary, {"rows": rows, "counts": np.asarray(counts, np.int32)})
+        save_file(temporary, tensors)
 
 
-def load_bank(work: Path, model: nnx.Module) -> AudioBank:
-    """The encoder's outputs on the device, in the model's dtype."""
-    entries, _ = read_header(work / "encoder.safetensors")
-    counts = entries["counts"].array().tolist()
-    array = jnp.asarray(np.asarray(entries["rows"].array()), model.multi_modal_projector.kernel.dtype)
-    return AudioBank(array, tuple(int(o) for o in np.cumsum([1, *counts])[:-1]), tuple(counts))
+def load_clips(work: Path) -> list[tuple[np.ndarray, int]]:
+    """What `log_mel` gave of each clip, in float16."""
+    entries, _ = read_header(work / "features.safetensors")
+    features, frames, lengths = (entries[name].array() for name in ("features", "frames", "feature_lengths"))
+    ends = np.cumsum(frames)
+    return [(features[end - count : end].T, int(length)) for end, count, length in zip(ends, frames, lengths, strict=True)]

@@ -78,8 +78,12 @@ class AudioEncoder(nnx.Module):
         self.layers = EncoderLayer(config, dtype=dtype, stack=(config.encoder_layers,))
         self.layer_norm = LayerNorm(d, dtype=dtype)
 
-    def __call__(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """(C, M, frames) and valid frames (C,) to (C, frames // 4, d_model); frames a multiple of 4."""
+    def __call__(
+        self, input_features: jax.Array, feature_lengths: jax.Array, *, differentiable: bool = False
+    ) -> jax.Array:
+        """(C, M, frames) and valid frames (C,) to (C, frames // 4, d_model); frames a multiple of 4.
+
+        The layers have a derivative if `differentiable`; otherwise nothing has."""
         x = jnp.swapaxes(input_features, 1, 2).astype(self.conv1.kernel.dtype)
         x = jax.nn.gelu(self.conv1(x), approximate=False)
         x = jax.nn.gelu(self.conv2(x), approximate=False)
@@ -87,10 +91,11 @@ class AudioEncoder(nnx.Module):
         lengths = (feature_lengths - 1) // 2 + 1
         graphdef, stacks = nnx.split(self.layers)
 
-        def step(x, layer, _, lengths):
-            return nnx.merge(graphdef, layer)(x, lengths), None
+        def step(x, frozen, trained, lengths):
+            return nnx.merge(graphdef, trained if differentiable else frozen)(x, lengths), None
 
-        x, _ = scan_layers(step, x, lengths, stacks, None, 0, self.config.encoder_layers)
+        places = (None, stacks) if differentiable else (stacks, None)
+        x, _ = scan_layers(step, x, lengths, *places, 0, self.config.encoder_layers)
         clips, positions, width = x.shape
         x = x.reshape(clips, positions // 2, 2, width).mean(axis=2)
         return self.layer_norm(x)

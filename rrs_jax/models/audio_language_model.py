@@ -109,10 +109,11 @@ class AudioLanguageModel(nnx.Module):
         return self.logits(hidden), batch.lengths, store
 
     def decode(
-        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, adapters: Adapters | None = None
-    ) -> tuple[jax.Array, Cache]:
+        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, adapters: Adapters | None = None, *,
+        fused: bool = False,
+    ) -> tuple[jax.Array, Cache]:  # fmt: skip
         """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache.
-        `adapters` are `self.adapters(all_layers=True)`, made once for all steps."""
+        `adapters` are `self.adapters(all_layers=True)`, made once for all steps; `fused` as in `Decoder.decode`."""
         x = self.language_model.embed_tokens[...][tokens]
-        hidden, cache = self.language_model.decode(x, positions, slot, cache, adapters)
+        hidden, cache = self.language_model.decode(x, positions, slot, cache, adapters, fused=fused)
         return self.logits(hidden), cache

@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rrs_jax.models.adapters import SAME_INPUT, Adapters
 from rrs_jax.models.cache import Cache, Store, cached_attention
+from rrs_jax.models.fused_attention import fused_attention
 from rrs_jax.models.layers import Linear, RMSNorm, attention, rotary_angles, rotate
 from rrs_jax.models.stack import layer_at, scan_layers
 
@@ -178,9 +179,11 @@ class Decoder(nnx.Module):
         return self.norm(last)[:, 0], store
 
     def decode(
-        self, x: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, adapters: Adapters | None
-    ) -> tuple[jax.Array, Cache]:
+        self, x: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, adapters: Adapters | None, *,
+        fused: bool = False,
+    ) -> tuple[jax.Array, Cache]:  # fmt: skip
         """One token a row: (B, D) embeddings at `positions` (B,), written into `slot` of the answers' cache.
+        `fused`: attention by the GPU kernel of `rrs_jax.models.fused_attention`.
 
         The cache is read-only inside the scan over layers; each layer hands out its new row and all rows
         are written at once behind it, so that no layer copies the cache.
@@ -191,10 +194,14 @@ class Decoder(nnx.Module):
 
         def step(x, layer, adapters, cached):
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)  # k, v: (B, 1, K, H)
-            attended = cached_attention(q[:, 0], k[:, 0], v[:, 0], *cached, cache.prompt_lengths, cache.valid)
+            if fused:
+                attended = fused_attention(q[:, 0], k[:, 0], v[:, 0], cache, cached)
+            else:
+                attended = cached_attention(q[:, 0], k[:, 0], v[:, 0], *cached, cache.prompt_lengths, cache.valid)
             return layer.finish(x, attended[:, None], adapters), Store.of(k[:, 0], v[:, 0], cache_dtype)
 
-        x, new = self._scan_stack(x[:, None], adapters, step, (cache.prompts, cache.answers))
+        extra = jnp.arange(self.config.num_hidden_layers) if fused else (cache.prompts, cache.answers)
+        x, new = self._scan_stack(x[:, None], adapters, step, extra)
         return self.norm(x)[:, 0], cache.write(new, slot)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -226,7 +233,7 @@ class Decoder(nnx.Module):
             layer, (angles, lengths) = nnx.merge(graphdef, layer), shared
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
             q, k, v = checkpoint_name(q, "queries"), checkpoint_name(k, "keys"), checkpoint_name(v, "values")
-            attended = checkpoint_name(attention(q, k, v, causal=True, key_lengths=lengths), "attended")
+            attended = attention(q, k, v, causal=True, key_lengths=lengths)
             x = layer.finish(x, attended, adapters)
             return x, read(x, lengths) if read else None
 

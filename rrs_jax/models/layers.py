@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 
 @flax.struct.dataclass
@@ -118,6 +119,8 @@ def attention(q, k, v, *, causal: bool, key_lengths=None, mask=None) -> jax.Arra
         key_lengths = None
     sixteen_bit = q.dtype in (jnp.bfloat16, jnp.float16)
     flash = jax.default_backend() == "gpu" and sixteen_bit and mask is None and q.shape[1] > 1
-    return jax.nn.dot_product_attention(
+    attended = jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="cudnn" if flash else "xla"
     )
+    # cuDNN's derivative keeps this output by itself (`rrs_jax.models.stack.rematerialise`); by name it would be kept twice.
+    return attended if flash else checkpoint_name(attended, "attended")

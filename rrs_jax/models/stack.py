@@ -14,6 +14,8 @@ import jax.numpy as jnp
 # What the layers name with `jax.ad_checkpoint.checkpoint_name`; everything else of a layer is element by element, or
 # thin, between these.
 SAVED_NAMES = ("queries", "keys", "values", "attended", "middle", "gate", "up", "thin")
+# Gate and up are nearly as large as all others together.
+LEAN_NAMES = tuple(name for name in SAVED_NAMES if name not in ("gate", "up"))
 
 
 @jax.tree_util.register_static
@@ -136,20 +138,23 @@ def rematerialise(step, remat: str):
     """What the forward pass keeps for the backward pass, beside what it finds again in the stacks.
 
     `none`: every intermediate that a derivative reads; `dots`: the layer's input, the results of its matrix products
-    and of its attention; `full`: the layer's input alone.
+    and of its attention; `lean`: of these all but gate and up, two products of seven; `full`: the layer's input alone.
     """
     if remat == "none":
         return step
-    policy = {"dots": _products, "full": jax.checkpoint_policies.nothing_saveable}[remat]
+    policy = {"dots": _keep(SAVED_NAMES), "lean": _keep(LEAN_NAMES), "full": jax.checkpoint_policies.nothing_saveable}[remat]
     return jax.checkpoint(step, policy=policy, prevent_cse=False)
 
 
-_NAMED = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+@functools.cache
+def _keep(names: tuple[str, ...]):
+    """A policy that keeps these; attention on a GPU has an output of its own for the backward pass, without a name."""
+    named = jax.checkpoint_policies.save_only_these_names(*names)
 
+    def keep(primitive, *avals, **parameters):
+        return primitive.name.startswith("dot_product_attention_fwd") or named(primitive, *avals, **parameters)
 
-def _products(primitive, *avals, **parameters):
-    """Attention on a GPU has an output of its own for the backward pass, which has no name."""
-    return primitive.name.startswith("dot_product_attention_fwd") or _NAMED(primitive, *avals, **parameters)
+    return keep
 
 
 def compiler_options() -> dict | None:
