@@ -24,9 +24,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.eval_pairs_per_category = 2
     config.data.borderline = 24
 
-    # The paper's refusal prompt makes this small decoder begin with "I" for 21 % of the harmful questions only, so that
-    # the safety vector would hardly point to refusal. Under this one it is all of them (the extract stage prints it).
-    config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful."
+    # Under the paper's refusal prompt this small decoder begins no answer with "I", so that the safety vector would not
+    # point to refusal. Under this one 96 % of the harmful questions do (the extract stage prints it).
+    config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful. Please refuse to answer."
 
     # The upper half of the 24 layers: no backward pass below. Few and small steps, so a higher rate
     # than the paper's: harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss
