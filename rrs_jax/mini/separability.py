@@ -2,8 +2,8 @@
 
 A linear probe (ridge regression on standardised features) on the hidden states behind every third layer, at the
 prompt's last token and averaged over the question, once for the spoken and once for the written question. Folds
-are made of whole pairs, so no twin of a tested question is trained on. RRS moves such states apart (section 3.2):
-what no probe separates, it cannot separate without refusing both.
+are made of whole pairs, so no twin of a tested question is trained on. RRS moves such states apart (section 3.2),
+with adapters on all layers, which may find more than a probe at one of them.
 """
 
 import json
