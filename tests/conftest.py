@@ -37,6 +37,15 @@ def small_config(**text) -> transformers.Qwen2AudioConfig:
     )  # fmt: skip
 
 
+def twin_rows(clips) -> list[dict]:
+    """A manifest's rows, harmful and benign by turns, one for each clip."""
+    return [
+        {"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
+         "question": f"How do I answer you {i}?", "audio": str(clip)}
+        for i, clip in enumerate(clips)
+    ]  # fmt: skip
+
+
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Every parameter random, norms and biases too: an unused one would show."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ import numpy as np
 import peft
 import pytest
 import transformers
-from conftest import relative_error
+from conftest import relative_error, twin_rows
 from test_pipeline import clips, folder, reference_representations  # noqa: F401 (fixtures)
 
 from rrs_jax import pipeline
@@ -21,11 +21,7 @@ STAGES = ("data", "extract", "train", "evaluate", "export", "report")
 
 
 def configured(folder, clips, path, **fields):  # noqa: F811
-    rows = [
-        {"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
-         "question": f"How do I answer you {i}?", "audio": str(clip)}
-        for i, clip in enumerate(clips)
-    ]  # fmt: skip
+    rows = twin_rows(clips)
     path.mkdir(exist_ok=True)
     write_jsonl(path / "train.jsonl", rows[:4])
     write_jsonl(path / "eval.jsonl", rows[4:])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from conftest import relative_error
+from conftest import relative_error, twin_rows
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
 
 from rrs_jax import command_line, hosts
@@ -56,11 +56,7 @@ def start_both(arguments: list[str], devices: int, logs: Path) -> list[subproces
 def runs(folder, clips, tmp_path_factory):  # noqa: F811
     """`two`: by two processes with two devices each, both killed in the middle and started again; `one`: by one with four."""
     path = tmp_path_factory.mktemp("hosts")
-    rows = [
-        {"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
-         "question": f"How do I answer you {i}?", "audio": str(clip)}
-        for i, clip in enumerate(clips)
-    ]  # fmt: skip
+    rows = twin_rows(clips)
     write_jsonl(path / "manifest.jsonl", rows)
     config = default_config()
     config.model.path, config.model.dtype = str(folder), "float32"

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import randomise, relative_error
+from conftest import randomise, relative_error, twin_rows
 from omni import THINKER, WHOLE, make_whole, save_whole
 from test_inputs_processor import write_tokenizer
 
@@ -148,11 +148,7 @@ def test_representations_from_sound_files_equal_transformers(folder, clips):
 def run(folder, clips, tmp_path_factory):
     """All stages by launch.py in a process of its own, on one device."""
     path = tmp_path_factory.mktemp("run")
-    rows = [
-        {"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
-         "question": f"How do I answer you {i}?", "audio": str(clip)}
-        for i, clip in enumerate(clips[:4])
-    ]  # fmt: skip
+    rows = twin_rows(clips[:4])
     write_jsonl(path / "manifest.jsonl", rows)
     command = [
         sys.executable, "launch.py", "--config=configs/omni_rrs.py", f"--config.model.path={folder}",

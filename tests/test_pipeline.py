@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import randomise, relative_error, small_config
+from conftest import randomise, relative_error, small_config, twin_rows
 from test_inputs_processor import write_tokenizer
 
 import rrs_jax
@@ -88,11 +88,7 @@ def test_bad_clips_are_listed_at_once(folder, clips, tmp_path):
 def run(folder, clips, tmp_path_factory):
     """A finished run of two epochs on eight clips."""
     path = tmp_path_factory.mktemp("run")
-    rows = [
-        {"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
-         "question": f"How do I answer you {i}?", "audio": str(clip)}
-        for i, clip in enumerate(clips)
-    ]  # fmt: skip
+    rows = twin_rows(clips)
     write_jsonl(path / "manifest.jsonl", rows)
     config = default_config()
     config.model.path, config.model.dtype, config.run_dir = str(folder), "float32", str(path / "run")

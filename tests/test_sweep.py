@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import twin_rows
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
 
 from rrs_jax import pipeline
@@ -34,11 +35,7 @@ STAGES_ASKED = [name for name in STAGES if name != "export"]
 @pytest.fixture(scope="module")
 def base(folder, clips, tmp_path_factory):  # noqa: F811
     path = tmp_path_factory.mktemp("sweep")
-    rows = [
-        {"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
-         "question": f"How do I answer you {i}?", "audio": str(clip)}
-        for i, clip in enumerate(clips)
-    ]  # fmt: skip
+    rows = twin_rows(clips)
     rows[7]["role"] = "keep"
     write_jsonl(path / "mirror.jsonl", rows)
     write_jsonl(path / "basic.jsonl", [row | {"response": "I do."} if i < 3 else row for i, row in enumerate(rows)])

@@ -11,6 +11,19 @@ from collections.abc import Iterator
 KEPT = {"data.everyday": None, "data.contrast": None}
 KEEP = KEPT | {"rrs.benign_target": "keep"}
 HINGE = KEPT | {"rrs.benign_target": "hinge"}
+ADDITIONS = {
+    "own": {"rrs.target": "own"},
+    "category": {"rrs.target": "category"},
+    "whiten": {"rrs.whiten": 0.1},
+    "project": {"rrs.project": 8},
+    "two_tokens": {"rrs.refusal_tokens": ("I", "Sorry")},
+    "text_share": {"train.text_share": 0.33},
+    "positions": {"rrs.positions": 4},
+}
+PACE = {
+    "faster": {"train.learning_rate": 1e-4},
+    "longer": {"train.epochs": 20},
+}
 ROWS = {
     "rrs": {},
     "everyday": {"data.everyday": None},
@@ -21,33 +34,19 @@ ROWS = {
     "kept_rewrites_keep": KEEP,
     "kept_hinge": HINGE,
     "kept_heavier": KEEP | {"rrs.keep_weight": 3.0},
-    "own": KEEP | {"rrs.target": "own"},
-    "category": KEEP | {"rrs.target": "category"},
-    "whiten": KEEP | {"rrs.whiten": 0.1},
-    "project": KEEP | {"rrs.project": 8},
-    "two_tokens": KEEP | {"rrs.refusal_tokens": ("I", "Sorry")},
-    "text_share": KEEP | {"train.text_share": 0.33},
-    "positions": KEEP | {"rrs.positions": 4},
+    **{name: KEEP | fields for name, fields in ADDITIONS.items()},
     "much_heavier": KEEP | {"rrs.keep_weight": 10.0},
     "hinge_heavier": HINGE | {"rrs.keep_weight": 3.0},
     "hinge_near": HINGE | {"rrs.margin": 2.0},
     # Without the pull on rewrites over-refusal is several times as large, so the others are tried beside it too.
-    "kept_own": KEPT | {"rrs.target": "own"},
-    "kept_category": KEPT | {"rrs.target": "category"},
-    "kept_whiten": KEPT | {"rrs.whiten": 0.1},
-    "kept_project": KEPT | {"rrs.project": 8},
-    "kept_two_tokens": KEPT | {"rrs.refusal_tokens": ("I", "Sorry")},
-    "kept_text_share": KEPT | {"train.text_share": 0.33},
-    "kept_positions": KEPT | {"rrs.positions": 4},
+    **{f"kept_{name}": KEPT | fields for name, fields in ADDITIONS.items()},
     "kept_lighter": KEPT | {"rrs.keep_weight": 0.3},
     "kept_twice": KEPT | {"rrs.keep_weight": 2.0},
     "kept_penalty": KEPT | {"penalty.weight": 100.0},
-    "faster": {"train.learning_rate": 1e-4},
-    "kept_faster": KEPT | {"train.learning_rate": 1e-4},
-    "longer": {"train.epochs": 20},
-    "kept_longer": KEPT | {"train.epochs": 20},
-    "kept_faster_longer": KEPT | {"train.learning_rate": 1e-4, "train.epochs": 20},
-    "kept_faster_text_share": KEPT | {"train.learning_rate": 1e-4, "train.text_share": 0.33},
+    **PACE,
+    **{f"kept_{name}": KEPT | fields for name, fields in PACE.items()},
+    "kept_faster_longer": KEPT | PACE["faster"] | PACE["longer"],
+    "kept_faster_text_share": KEPT | PACE["faster"] | ADDITIONS["text_share"],
 }
 
 

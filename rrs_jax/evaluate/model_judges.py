@@ -1,5 +1,6 @@
 """Judges that ask a model: one behind an endpoint, the run's own, or a classifier from a Hugging Face folder."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from rrs_jax.files import content_hash, read_json
 Ask = Callable[[Sequence[list[dict]], int, Callable[[int, str], None]], None]
 
 
-class ManyAtOnce:
+class ManyAtOnce(ABC):
     """A judge whose work is `judge_many`."""
 
     def judge(self, question: str, response: str, label: str) -> Judgement:
@@ -23,8 +24,9 @@ class ManyAtOnce:
         self.judge_many([Exchange(question, response, label)], judged.__setitem__)
         return judged[0]
 
+    @abstractmethod
     def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
-        raise NotImplementedError
+        """See `Judge`."""
 
 
 class RubricJudge(ManyAtOnce):
