@@ -164,6 +164,26 @@ def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(model, mo
     assert generators[0]._sizes(3, 5)[0] == 3  # so few that nothing is gained
 
 
+@pytest.mark.parametrize("in_flight", [6, 7, 8])
+def test_every_place_is_taken_in_every_wave(model, texts, in_flight):
+    """Also where the places are no multiple of a prefill's prompts. Two waves of answers of 1 + 16 tokens."""
+    generator = Generator(
+        model, SamplingConfig(max_new_tokens=17, greedy=True), eos_token_ids=(-1,), batch_size=in_flight
+    )
+    requests = [Prompt(key=i, row=(texts[i % len(texts)] + [3 + i], [], [])) for i in range(2 * in_flight)]
+    decode, active = generator._decode, []
+
+    def counted(params, state):
+        active.append(int(state.active.sum()))
+        return decode(params, state)
+
+    generator._decode = counted
+    answers = {}
+    generator.generate(requests, jnp.zeros((1, 48)), answers.__setitem__)
+    assert active == [in_flight, in_flight]
+    assert {len(tokens) for tokens in answers.values()} == {17}
+
+
 def test_int8_cache_is_close_and_smaller(model, texts):
     """Relative error of the next token's logits behind eight tokens, their keys and values and the prompt's rounded."""
     batch = jax.tree.map(jnp.asarray, collate([(ids, [], []) for ids in texts], 24, 130))

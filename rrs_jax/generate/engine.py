@@ -92,11 +92,13 @@ class Generator:
         buckets = bucket_lengths([len(group[0].row[0]) for group in pending], 4, 8)
         samples = max(map(len, pending))
         queries, prefill_size = self._sizes(len(pending), samples)
+        last_part = (queries - 1) % prefill_size + 1  # else its places would stay idle for a whole wave
         places: list[Place | None] = [None] * queries
         state = None
         while pending or any(places):
-            while pending and places.count(None) >= min(prefill_size, len(pending)):
-                new, pending = pending[:prefill_size], pending[prefill_size:]
+            while pending and (free := places.count(None)) >= min(last_part, len(pending)):
+                taken = min(prefill_size, free)
+                new, pending = pending[:taken], pending[taken:]
                 width = bucket_of(len(new[-1][0].row[0]), buckets)
                 entered = self._run_prefill(new, audio_bank, width, prefill_size, samples)
                 state = self._insert(state, entered, places, new)
