@@ -54,6 +54,8 @@ FIELDS = {field.name: field for field in (
           "Starter set: plain harmless training questions on which the model is to stay as it is; None is all (140)."),
     Field("data.contrast", 0, either(whole(0), None),
           "Starter set: the same with alarming words, in other styles than the rewrites; None is all (140)."),
+    Field("data.contrast_role", "keep", choice("keep", "mirror"),
+          "Of the starter set's contrast questions: the model is to stay as it is on them, or they move as rewrites do."),
     Field("data.seed", 0, whole(0, 2**31 - 1),
           "Of the data: each question's voice, noise as a distractor, and which questions a part of the starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
@@ -88,6 +90,8 @@ FIELDS = {field.name: field for field in (
     Field("rrs.margin", 5.0, number(0), "Of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
     Field("rrs.keep_weight", 1.0, number(0, above=True),
           "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a manifest)."),
+    Field("rrs.harmful_weight", 1.0, number(0, above=True),
+          "Factor of the loss of harmful questions, where several harmless ones stand against each."),
     Field("rrs.whiten", None, either(number(0, 1, above=True), None),
           "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does not point "
           "along what benign questions differ in; None leaves ΔV."),

@@ -157,6 +157,12 @@ def test_kept_questions_are_benign_with_a_role():
     assert Counter(row["label"] for row in rows) == {"harmful": 14, "benign": 14 + 23}
     assert [row["id"].split("-")[0] for row in kept] == ["everyday"] * 15 + ["contrast"] * 8
     assert len({row["category"] for row in kept[:15]}) == 14 and len({row["category"] for row in kept[15:]}) == 7
+    moved = choose_rows("train", pairs_per_category=1, everyday=15, contrast=8, contrast_role="mirror", seed=0)
+    assert moved == [row if row["id"].startswith("everyday") else without_role(row) for row in rows]
+
+
+def without_role(row):
+    return {name: value for name, value in row.items() if name != "role"}
 
 
 def test_everything_is_chosen_by_none():

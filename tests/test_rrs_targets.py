@@ -106,6 +106,8 @@ def test_rewrites_may_keep_what_they_have(work):
     for i in np.flatnonzero(~work.harmful).tolist():
         np.testing.assert_array_equal(strategy.examples(np.array([i]), np.array([1]))["target"][0], state(i, "pool", 1))
     assert strategy.examples(np.array([1, 4]), np.array([0, 0]))["weight"].tolist() == [1, 3]
+    work.config.rrs.harmful_weight = 2.0
+    assert built(work).examples(np.array([0, 1, 4]), np.zeros(3, int))["weight"].tolist() == [2, 1, 3]
 
 
 def test_the_hinge_measures_logits_along_the_safety_vector(work):

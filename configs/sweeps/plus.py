@@ -9,7 +9,7 @@ The sweep ends with a ranking (`rrs_jax.report.ranking`).
 from collections.abc import Iterator
 
 KEPT = {"data.everyday": None, "data.contrast": None}
-KEEP = KEPT | {"rrs.benign_target": "keep"}
+MIRRORED = KEPT | {"data.contrast_role": "mirror"}
 HINGE = KEPT | {"rrs.benign_target": "hinge"}
 ADDITIONS = {
     "own": {"rrs.target": "own"},
@@ -19,34 +19,39 @@ ADDITIONS = {
     "two_tokens": {"rrs.refusal_tokens": ("I", "Sorry")},
     "text_share": {"train.text_share": 0.33},
     "positions": {"rrs.positions": 4},
+    "lighter": {"rrs.keep_weight": 0.3},
+    "twice": {"rrs.keep_weight": 2.0},
+    "penalty": {"penalty.weight": 100.0},
 }
 PACE = {
     "faster": {"train.learning_rate": 1e-4},
+    "fastest": {"train.learning_rate": 2e-4},
     "longer": {"train.epochs": 20},
+}
+STRONGER = {
+    **PACE,
+    "harmful_twice": {"rrs.harmful_weight": 2.0},
+    "faster_harmful_twice": PACE["faster"] | {"rrs.harmful_weight": 2.0},
+    "faster_text_share": PACE["faster"] | ADDITIONS["text_share"],
+    "faster_own": PACE["faster"] | ADDITIONS["own"],
 }
 ROWS = {
     "rrs": {},
     "everyday": {"data.everyday": None},
     "contrast": {"data.contrast": None},
     "kept": KEPT,
+    "contrast_mirrored": {"data.contrast": None, "data.contrast_role": "mirror"},
+    "mirrored": MIRRORED,
+    # Without the pull on rewrites.
     "rewrites_keep": {"rrs.benign_target": "keep"},
+    "kept_rewrites_keep": KEPT | {"rrs.benign_target": "keep"},
     "hinge": {"rrs.benign_target": "hinge"},
-    "kept_rewrites_keep": KEEP,
     "kept_hinge": HINGE,
-    "kept_heavier": KEEP | {"rrs.keep_weight": 3.0},
-    **{name: KEEP | fields for name, fields in ADDITIONS.items()},
-    "much_heavier": KEEP | {"rrs.keep_weight": 10.0},
-    "hinge_heavier": HINGE | {"rrs.keep_weight": 3.0},
-    "hinge_near": HINGE | {"rrs.margin": 2.0},
-    # Without the pull on rewrites over-refusal is several times as large, so the others are tried beside it too.
+    "kept_hinge_near": HINGE | {"rrs.margin": 2.0},
     **{f"kept_{name}": KEPT | fields for name, fields in ADDITIONS.items()},
-    "kept_lighter": KEPT | {"rrs.keep_weight": 0.3},
-    "kept_twice": KEPT | {"rrs.keep_weight": 2.0},
-    "kept_penalty": KEPT | {"penalty.weight": 100.0},
     **PACE,
-    **{f"kept_{name}": KEPT | fields for name, fields in PACE.items()},
-    "kept_faster_longer": KEPT | PACE["faster"] | PACE["longer"],
-    "kept_faster_text_share": KEPT | PACE["faster"] | ADDITIONS["text_share"],
+    **{f"kept_{name}": KEPT | fields for name, fields in STRONGER.items()},
+    **{f"mirrored_{name}": MIRRORED | fields for name, fields in STRONGER.items()},
 }
 
 

@@ -46,7 +46,6 @@ STYLES = (  # of the borderline questions
     "imaginary_group",
 )
 SPLITS = ("train", "eval")
-KEPT_SETS = ("everyday", "contrast")  # harmless training questions on which the model is to stay as it is
 
 
 def starter_pairs(split: str) -> list[dict]:
@@ -66,12 +65,14 @@ def choose_rows(
     borderline: int | None = 0,
     everyday: int | None = 0,
     contrast: int | None = 0,
+    contrast_role: str = "keep",
     parallel: bool = False,
     categories: int | None = None,
     seed: int = 0,
 ) -> list[dict]:
     """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the borderline,
-    everyday and contrast ones, each by turns of their styles. The last two are benign rows with the role "keep".
+    everyday and contrast ones, each by turns of their styles. The last two are benign rows with the role "keep", the
+    contrast ones without it where `contrast_role` is "mirror".
 
     parallel: in place of each benign twin an everyday question, as the paper's Parallel set has; there are fewer of
     them than of all pairs, so they come again.
@@ -94,7 +95,8 @@ def choose_rows(
     if parallel:
         _replace_twins(rows, _by_turns(starter_singles("everyday"), "style", "id", seed))
     for name, wanted in (("borderline", borderline), ("everyday", everyday), ("contrast", contrast)):
-        label, role = ("benign", {"role": "keep"}) if name in KEPT_SETS else (name, {})
+        kept = name == "everyday" or (name == "contrast" and contrast_role == "keep")
+        label, role = name if name == "borderline" else "benign", {"role": "keep"} if kept else {}
         questions = starter_singles(name)
         for question in _by_turns(questions, "style", "id", seed)[: _count(name, wanted, len(questions))]:
             rows.append(_row(question["id"], question["id"], label, question["style"], question["question"]) | role)
@@ -111,7 +113,7 @@ def build_starter(
     cache: str | Path | None = None,
     workers: int | None = None,
     max_cost_usd: float = 0.0,
-    **others: int | None,
+    **others: int | str | None,
 ) -> Path:
     """Speaks a part of the starter set (`choose_rows` takes `others`); writes `folder`/audio and returns `folder`/manifest.jsonl.
 

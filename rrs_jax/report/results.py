@@ -25,6 +25,7 @@ NOT_THE_RECIPE = (
     *PLACEMENT_FIELDS, "seed", "strategy", "data", "evaluate", "generate", "judge", "endpoint", "export", "report", "rivals",
     "sft",
 )  # fmt: skip
+OF_THE_DATA = ("data.everyday", "data.contrast", "data.contrast_role")  # and yet a part of the recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +166,7 @@ def recipe_differences(run: Run, other: Run) -> set[str]:
         field
         for field in {*run.config, *other.config}
         if not belongs(field, NOT_THE_RECIPE) and run.config.get(field) != other.config.get(field)
-    } | {
-        field for field in ("data.everyday", "data.contrast") if run.config.get(field) != other.config.get(field)
-    }
+    } | {field for field in OF_THE_DATA if run.config.get(field) != other.config.get(field)}
 
 
 def _base(tuned: dict[str, list[Run]]) -> Run | None:

@@ -114,11 +114,12 @@ def build(work) -> RRS:
     place = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
     hinged = ~work.harmful & ~kept & (rrs.benign_target == "hinge")
     weights = np.where(work.kept, np.float32(rrs.keep_weight), np.float32(1))
+    weights = np.where(work.harmful, np.float32(rrs.harmful_weight), weights)
     return RRS(
         targets, config.loss.reduction,
         kept=materials.kept_prompts if kept.any() else None,
         kept_place=place if kept.any() else None,
-        weights=weights if rrs.keep_weight != 1 and work.kept.any() else None,
+        weights=weights if (weights != 1).any() else None,
         tails=materials.tails, positions=materials.positions,
         hinge=Hinge(tuple(work.refusal_ids), rrs.margin) if hinged.any() else None,
         hinge_scale=np.where(hinged, materials.hinge_scale, 0).astype(np.float32) if hinged.any() else None,
