@@ -56,6 +56,8 @@ FIELDS = {field.name: field for field in (
           "Starter set: the same with alarming words, in other styles than the rewrites; None is all (140)."),
     Field("data.contrast_role", "keep", choice("keep", "mirror"),
           "Of the starter set's contrast questions: the model is to stay as it is on them, or they move as rewrites do."),
+    Field("data.voices_per_question", 1, whole(1),
+          "Starter set: how many different voices say each training question; every clip is a sample of its own."),
     Field("data.seed", 0, whole(0, 2**31 - 1),
           "Of the data: each question's voice, noise as a distractor, and which questions a part of the starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),

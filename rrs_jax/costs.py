@@ -71,7 +71,8 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
     training = written if written.is_file() else data.manifest
     rows = read_jsonl(training) if training else []
     pairs = categories * starter("pairs_per_category")
-    train = len(rows) if training else 2 * pairs + starter("everyday") + starter("contrast")
+    questions = 2 * pairs + starter("everyday") + starter("contrast")
+    train = len(rows) if training else questions * data.voices_per_question
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     if evaluation:
         asked = chosen_rows(read_jsonl(evaluation), asked_of.split, asked_of.limit)

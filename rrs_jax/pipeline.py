@@ -119,7 +119,8 @@ def make_data(session: Session) -> dict:
             sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
             if split == "train":
                 sizes = {name: chosen[name] for name in ("pairs_per_category", "everyday", "contrast")}
-                sizes |= {"parallel": kind != "mirror", "contrast_role": chosen.contrast_role}
+                sizes |= {name: chosen[name] for name in ("contrast_role", "voices_per_question")}
+                sizes["parallel"] = kind != "mirror"
             build_starter(
                 target.parent, split=split, categories=chosen.categories, voices=voices, seed=chosen.seed,
                 max_cost_usd=chosen.max_cost_usd, **sizes,

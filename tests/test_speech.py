@@ -226,6 +226,19 @@ def test_spoken_manifest(tmp_path):
     assert {row["pair_id"] for row in train}.isdisjoint(row["pair_id"] for row in rows)
 
 
+def test_several_voices_say_each_question(tmp_path):
+    choice = {"pairs_per_category": 1, "categories": 2, "seed": 5, "voices": "tones", "cache": tmp_path / "cache"}
+    once = load_manifest(build_starter(tmp_path / "once", split="train", workers=1, **choice))
+    rows = load_manifest(build_starter(tmp_path / "more", split="train", workers=1, voices_per_question=3, **choice))
+    assert rows[: len(once)] == once  # the first voice is the same
+    assert [row["id"] for row in rows[4:]] == [f"{row['id']}-voice{turn}" for turn in (2, 3) for row in once]
+    for row in once:
+        said = [other for other in rows if other["question"] == row["question"]]
+        assert len({other["voice"] for other in said}) == 3 and {other["pair_id"] for other in said} == {row["pair_id"]}
+    with pytest.raises(UserError, match="data.voices_per_question: is 5 with 4 voices; give fewer"):
+        build_starter(tmp_path / "many", split="train", voices_per_question=5, **choice)
+
+
 def test_clips_survive_an_empty_cache_and_another_disk(tmp_path, monkeypatch):
     def other_disk(*_):
         raise OSError(18, "Invalid cross-device link")

@@ -19,6 +19,7 @@ ADDITIONS = {
     "two_tokens": {"rrs.refusal_tokens": ("I", "Sorry")},
     "text_share": {"train.text_share": 0.33},
     "positions": {"rrs.positions": 4},
+    "voices": {"data.voices_per_question": 3},
     "lighter": {"rrs.keep_weight": 0.3},
     "twice": {"rrs.keep_weight": 2.0},
     "penalty": {"penalty.weight": 100.0},
@@ -33,7 +34,7 @@ STRONGER = {
     "harmful_twice": {"rrs.harmful_weight": 2.0},
     "faster_harmful_twice": PACE["faster"] | {"rrs.harmful_weight": 2.0},
     "faster_text_share": PACE["faster"] | ADDITIONS["text_share"],
-    "faster_own": PACE["faster"] | ADDITIONS["own"],
+    "faster_voices": PACE["faster"] | ADDITIONS["voices"],
 }
 ROWS = {
     "rrs": {},

@@ -113,18 +113,25 @@ def build_starter(
     cache: str | Path | None = None,
     workers: int | None = None,
     max_cost_usd: float = 0.0,
+    voices_per_question: int = 1,
     **others: int | str | None,
 ) -> Path:
     """Speaks a part of the starter set (`choose_rows` takes `others`); writes `folder`/audio and returns `folder`/manifest.jsonl.
 
     Every question has a voice of its own, drawn at random from `voices` (`read_voices`) as appendix B does, so twins
-    may have different ones. The manifest is written last. Clips are links into the cache where the disk allows it.
-    Raises UserError.
+    may have different ones; with `voices_per_question` it comes again for each further voice, its id with -voice2 and
+    so on. The manifest is written last. Clips are links into the cache where the disk allows it. Raises UserError.
     """
     rows = choose_rows(split, pairs_per_category=pairs_per_category, seed=seed, **others)
     folder = Path(folder)
     drawn = read_voices(voices)
-    chosen = [draw_voice(row["question"], seed, drawn) for row in rows]
+    if voices_per_question > len(drawn):
+        raise UserError(
+            f"data.voices_per_question: is {voices_per_question} with {len(drawn)} voices; give fewer, or more data.voices."
+        )
+    apart = [turn * len(drawn) // voices_per_question for turn in range(voices_per_question)]
+    chosen = [draw_voice(row["question"], seed, drawn, further) for further in apart for row in rows]
+    rows = [row | {"id": row["id"] + (f"-voice{turn + 1}" if turn else "")} for turn in range(len(apart)) for row in rows]
     spoken = [(row["question"], voice) for row, voice in zip(rows, chosen, strict=True)]
     clips = speak_all(spoken, cache, workers, max_cost_usd)
     for row, voice, (clip, seconds) in zip(rows, chosen, clips, strict=True):

@@ -25,7 +25,7 @@ NOT_THE_RECIPE = (
     *PLACEMENT_FIELDS, "seed", "strategy", "data", "evaluate", "generate", "judge", "endpoint", "export", "report", "rivals",
     "sft",
 )  # fmt: skip
-OF_THE_DATA = ("data.everyday", "data.contrast", "data.contrast_role")  # and yet a part of the recipe
+OF_THE_DATA = ("data.everyday", "data.contrast", "data.contrast_role", "data.voices_per_question")  # but of the recipe
 
 
 @dataclasses.dataclass(frozen=True)
