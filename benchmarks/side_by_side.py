@@ -105,10 +105,7 @@ def main() -> None:
         return
     lines: list[dict] = []
     for model in options.model:
-        lines += compare(measure_model(model, options), model)
-    if options.out:
-        with open(options.out, "a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        lines += compare(measure_model(model, options), model, options.out)
     from performance_page import comparison_table
 
     print("\n" + comparison_table(lines))
@@ -140,19 +137,27 @@ def measure_model(model: str, options: argparse.Namespace) -> list[dict]:
     in_turns = [name for name in options.parts if name in IN_TURNS]
     for turn in range(options.rounds if in_turns else 0):
         for side in options.sides:
-            lines += side_lines(model, side, turn, f"--parts={','.join(in_turns)}")
+            lines += side_lines(model, side, turn, options.out, f"--parts={','.join(in_turns)}")
     if "load" in options.parts:
         with tempfile.TemporaryDirectory(prefix="rrs_jax_load_") as folder:
             from load import SIDES
 
             for side in ("write-folder", *(name for which in options.sides for name in SIDES[which])):
-                lines += side_lines(model, side, 0, "--parts=load", f"--folder={folder}")
+                lines += side_lines(model, side, 0, options.out, "--parts=load", f"--folder={folder}")
     if "whole" in options.parts:
-        lines += side_lines(model, "whole", 0, "--parts=whole")
+        lines += side_lines(model, "whole", 0, options.out, "--parts=whole")
     return lines
 
 
-def side_lines(model: str, side: str, turn: int, *more: str) -> list[dict]:
+def tell(line: dict, out: str | None) -> None:
+    """At once, so that a measurement outlives whatever ends the program."""
+    print(json.dumps(line), flush=True)
+    if out:
+        with open(out, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def side_lines(model: str, side: str, turn: int, out: str | None, *more: str) -> list[dict]:
     """Runs one side in a process of its own and passes its lines on as they come."""
     given = [word for word in sys.argv[1:] if not word.startswith(("--parts", "--model", "--out", "--side=", "--folder"))]
     command = [sys.executable, __file__, *given, f"--model={model}", f"--side={side}", *more]
@@ -163,14 +168,14 @@ def side_lines(model: str, side: str, turn: int, *more: str) -> list[dict]:
         for written in process.stdout:
             if written.startswith("{"):
                 lines.append({"model": model, **json.loads(written), "turn": turn})
-                print(json.dumps(lines[-1]), flush=True)
+                tell(lines[-1], out)
     if process.returncode:
         lines.append({"model": model, "part": "process", "side": side, "failed": f"ended with status {process.returncode}"})
-        print(json.dumps(lines[-1]), flush=True)
+        tell(lines[-1], out)
     return lines
 
 
-def compare(lines: list[dict], model: str) -> list[dict]:
+def compare(lines: list[dict], model: str, out: str | None = None) -> list[dict]:
     """The lines, and one for each part and setting: floor, both sides' medians over the turns, ratio, share."""
     devices = [line for line in lines if line["part"] == "device"]
     rates = {name: max((line[name] for line in devices), default=0) for name in ("flops_a_second", "bytes_a_second")}
@@ -196,7 +201,7 @@ def compare(lines: list[dict], model: str) -> list[dict]:
         if devices:
             line |= {"device": devices[0]["device"], "versions": versions, **rates}
         found.append(line)
-        print(json.dumps(line), flush=True)
+        tell(line, out)
     return lines + found
 
 
