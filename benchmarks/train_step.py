@@ -16,6 +16,7 @@ from kernels import kernels, summary
 
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.quantised import QUANTISATIONS
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.random_init import random_model
 from rrs_jax.models.stack import compiler_options
@@ -136,13 +137,13 @@ def main() -> None:
     parser.add_argument("--kernels", type=int, default=12, help="most of them named with --profile")
     parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantize", default="none", choices=("none", "int8"), help="the decoder's frozen matrices")
+    parser.add_argument("--quantize", default="none", choices=QUANTISATIONS, help="the decoder's frozen matrices")
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
 
     text = {"intermediate_size": 11008, "vocab_size": 156032, "num_hidden_layers": arguments.layers}  # as released
     config = Qwen2AudioConfig.from_hf({"text_config": text})
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, int8=arguments.quantize == "int8"))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=arguments.quantize))
     lora = LoRAConfig(first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)

@@ -31,9 +31,10 @@ FIELDS = {field.name: field for field in (
           "Folder or hub id of the model; `mini` is the small real model, made on first use."),
     Field("model.dtype", "bfloat16", choice("bfloat16", "float32"),
           "Of the frozen weights and activations; LoRA, loss and representations are float32 always."),
-    Field("model.quantize", "none", choice("none", "int8"),
-          "Of the decoder's frozen matrices: `int8` keeps them in 8 bit with a scale for each output, half of "
-          "bfloat16's memory, at an error that docs/training_step.md states; adapters and export stay exact."),
+    Field("model.quantize", "none", choice("none", "int8", "float8"),
+          "Of the decoder's frozen matrices: `int8` and `float8` keep them in 8 bit with a scale for each output, half "
+          "of bfloat16's memory; `float8` multiplies in 8 bit too, by activations that are rounded token by token. "
+          "docs/training_step.md states the errors; adapters and export stay exact."),
     Field("data.manifest", None, either(text("a JSON-lines file"), None),
           "Training questions; None takes the starter set. Audio paths in it are relative to its folder."),
     Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),

@@ -16,6 +16,8 @@ PARTITION_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"lora_[ab]$", ()),
     (r"(embed_tokens|lm_head)$", ("tensor", "fsdp")),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.kernel$", ("fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight$", ("tensor", "fsdp")),  # of float8, as torch has it
+    (r"(o_proj|down_proj)\.weight$", ("fsdp", "tensor")),
     (r"(o_proj|out_proj|down_proj|fc2)\.kernel$", ("tensor", "fsdp")),
     (r".*", ()),
 )

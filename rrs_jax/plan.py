@@ -174,7 +174,7 @@ def format_plan(plan: Plan, config: ConfigDict) -> str:
     if plan.memory_needed > plan.memory_there:
         verdict = (
             "IT DOES NOT FIT: lower train.batch_size or generate.batch_size, raise train.gradient_accumulation, "
-            "set train.remat=full or model.quantize=int8, or cut weights with mesh.fsdp"
+            "set train.remat=full or model.quantize=int8 or float8, or cut weights with mesh.fsdp"
         )
     lines.append(f"{plan.memory_needed / 2**30:>16.2f} GiB  at the same time")
     lines.append(f"{plan.memory_there / 2**30:>16.2f} GiB  are there: {verdict}")

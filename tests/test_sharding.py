@@ -57,9 +57,9 @@ LAYERS, ROWS, LENGTH = 8, 2, 16
 
 
 @functools.cache
-def compiled_step(remat: str, first_layer: int = 0, int8: bool = False):
+def compiled_step(remat: str, first_layer: int = 0, quantize: str = "none"):
     """A decoder whose weights are large beside its activations: 32 MB against 32 tokens."""
-    text = DecoderConfig(256, 1024, LAYERS, 4, 2, 64, 512, 1e-5, 1000.0, False, int8=int8)
+    text = DecoderConfig(256, 1024, LAYERS, 4, 2, 64, 512, 1e-5, 1000.0, False, quantize=quantize)
     config = Qwen2AudioConfig(AudioEncoderConfig(24, 1, 3, 40, 12, 1500), text, 500)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = Qwen2Audio(config, dtype=jnp.float32, lora=LoRAConfig(rank=1, first_layer=first_layer))

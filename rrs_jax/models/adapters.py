@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from rrs_jax.models.layers import dense
+from rrs_jax.models.quantised import product, product_back
 
 # The linears of a layer that read the same input.
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -54,11 +54,11 @@ def _forward(x, kernels, biases, a, b):
 
 def _output(x, thin, kernel, bias, b):
     if b is None:
-        y = x @ dense(kernel, x.dtype)
+        y = product(x, kernel)
         return y if bias is None else jax.lax.optimization_barrier(y) + bias
     start = thin @ b if bias is None else thin @ b + bias
     # The barrier makes this the matrix that cuBLAS adds the large product to, rather than the reverse.
-    return x @ dense(kernel, x.dtype) + jax.lax.optimization_barrier(start)
+    return product(x, kernel) + jax.lax.optimization_barrier(start)
 
 
 def _backward(residuals, cotangents):
@@ -67,7 +67,7 @@ def _backward(residuals, cotangents):
     of_thin = sum(dy @ b_one.T for dy, b_one in zip(cotangents, b, strict=True) if b_one is not None)
     dx = jax.lax.optimization_barrier(of_thin @ a.T)
     for dy, kernel in zip(cotangents, kernels, strict=True):
-        dx = dy @ dense(kernel, dy.dtype).T + dx
+        dx = product_back(dy, kernel) + dx
     da = jnp.tensordot(x, of_thin, (rows, rows))
     db = [None if b_one is None else jnp.tensordot(thin, dy, (rows, rows)) for dy, b_one in zip(cotangents, b, strict=True)]
     return dx, None, None, da, db

@@ -28,7 +28,7 @@ class DecoderConfig:
     rope_theta: float
     tie_word_embeddings: bool
     mrope_section: tuple[int, ...] = ()
-    int8: bool = False  # the linears' matrices
+    quantize: str = "none"  # of the linears' matrices, see `rrs_jax.models.quantised`
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name to (in, out) of every linear of a layer."""
@@ -62,7 +62,8 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=eps, dtype=dtype, stack=stack)
         for name, (features_in, features_out) in config.linears().items():
             bias = name in ("q_proj", "k_proj", "v_proj")
-            setattr(self, name, Linear(features_in, features_out, bias=bias, dtype=dtype, stack=stack, int8=config.int8))
+            linear = Linear(features_in, features_out, bias=bias, dtype=dtype, stack=stack, quantize=config.quantize)
+            setattr(self, name, linear)
 
     def project(self, names: tuple[str, ...], x: jax.Array, adapters: Adapters | None) -> list[jax.Array]:
         """The outputs of the linears `names`, which read x."""

@@ -4,56 +4,42 @@ Every parameter of a stack of layers carries a leading axis L, written `stack=(L
 over layers the axis is gone and the same module computes with what is left.
 """
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-
-@flax.struct.dataclass
-class Int8:
-    """A matrix (..., in, out) in 8 bit: `steps`, times a float32 scale (..., out) for each output."""
-
-    steps: jax.Array
-    scale: jax.Array
-
-    @classmethod
-    def of(cls, matrix: jax.Array) -> "Int8":
-        """Rounded to 127 steps of the largest magnitude of each output's weights."""
-        wide = matrix.astype(jnp.float32)
-        scale = jnp.max(jnp.abs(wide), axis=-2) / 127
-        steps = jnp.round(wide / jnp.maximum(scale, 1e-30)[..., None, :])
-        return cls(steps.astype(jnp.int8), scale)
-
-
-def dense(matrix: jax.Array | Int8, dtype) -> jax.Array:
-    """The matrix as products take it."""
-    if isinstance(matrix, Int8):
-        return (matrix.steps.astype(jnp.float32) * matrix.scale[..., None, :]).astype(dtype)
-    return matrix
+from rrs_jax.models.quantised import Float8, Int8, product
 
 
 class Linear(nnx.Module):
     """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight.
 
-    With `int8` the kernel has 8 bit and a `scale` for each output, and is turned into x's dtype where it is used.
+    With `quantize` it has 8 bit and a `scale` for each output: `int8` as `kernel`, `float8` as `weight` (..., out, in)
+    (`rrs_jax.models.quantised`).
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = (), int8: bool = False
+        self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = (), quantize: str = "none"
     ):  # fmt: skip
-        self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), jnp.int8 if int8 else dtype))
-        self.scale = nnx.Param(jnp.ones((*stack, out_features), jnp.float32)) if int8 else None
+        if quantize == "float8":
+            self.weight = nnx.Param(jnp.zeros((*stack, out_features, in_features), jnp.float8_e4m3fn))
+        else:
+            kept = jnp.int8 if quantize == "int8" else dtype
+            self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), kept))
+        self.quantize = quantize
+        self.scale = None if quantize == "none" else nnx.Param(jnp.ones((*stack, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((*stack, out_features), dtype)) if bias else None
 
     @property
-    def matrix(self) -> jax.Array | Int8:
-        return self.kernel[...] if self.scale is None else Int8(self.kernel[...], self.scale[...])
+    def matrix(self) -> jax.Array | Int8 | Float8:
+        if self.quantize == "float8":
+            return Float8(self.weight[...], self.scale[...])
+        return Int8(self.kernel[...], self.scale[...]) if self.quantize == "int8" else self.kernel[...]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ dense(self.matrix, x.dtype)
+        y = product(x, self.matrix)
         if self.bias is None:
             return y
         # cuBLAS could add the bias itself; XLA then copies the kernel out of its stack (see `rrs_jax.models.stack`).

@@ -30,6 +30,8 @@ def random_model(build, *, seed: int = 0, mesh: Mesh | None = None) -> nnx.Modul
 def _random(key: jax.Array, name: str, shape: tuple[int, ...], dtype) -> jax.Array:
     if dtype == jnp.int8:
         return jax.random.randint(key, shape, -127, 128, jnp.int8)
+    if dtype == jnp.float8_e4m3fn:
+        return jax.random.uniform(key, shape, jnp.bfloat16, -127, 127).astype(dtype)
     sample = jax.random.normal(key, shape, dtype)
     if name.endswith("kernel"):
         return sample * shape[-2] ** -0.5

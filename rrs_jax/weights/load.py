@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from rrs_jax.architectures import check_architecture, part
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
-from rrs_jax.models.layers import Int8
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
+from rrs_jax.models.quantised import Float8, Int8
 from rrs_jax.parallel import make_mesh, parameter_sharding, put
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
-from rrs_jax.weights.table import Row, WeightTable
+from rrs_jax.weights.table import Row, WeightTable, as_on_disk
 
 TILE = 256
 # What a hub folder is fetched for: the weights, and all that the merged export carries along with them.
@@ -68,14 +68,15 @@ def abstract_model(
         table = weight_table(config, values, entries)
         tied = config.text.tie_word_embeddings and table.head not in entries or _same_bytes(table, entries)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=tied))
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, int8=quantize == "int8"))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=quantize))
     return nnx.eval_shape(lambda: model_class(config, dtype=dtype, lora=lora)), weight_table(config, values, entries or ())
 
 
 def weight_table(config, values: dict, names: Collection[str]) -> WeightTable:
     """The table of a folder: `config` the model's, `values` the content of config.json, `names` of its tensors
     (none where they are not known)."""
-    return part("weights", values).weight_table(config, values, names)
+    table = part("weights", values).weight_table(config, values, names)
+    return as_on_disk(table, ("language_model", "layers")) if config.text.quantize == "float8" else table
 
 
 def _same_bytes(table: WeightTable, entries: dict[str, TensorEntry]) -> bool:
@@ -92,7 +93,7 @@ def load_weights(
 ) -> nnx.Module:  # fmt: skip
     """The model of a folder, each parameter in its sharding over `mesh` (default: all devices as `data`).
 
-    quantize: `int8` keeps the decoder's matrices in 8 bit (`rrs_jax.models.layers.Int8`), `none` in `dtype`.
+    quantize: `int8` and `float8` keep the decoder's matrices in 8 bit (`rrs_jax.models.quantised`), `none` in `dtype`.
 
     Host memory holds the mapped pages of a shard and one stacked tensor at a time. LoRA starts as PEFT starts
     it, from `seed`. Raises UserError naming every missing, surplus and misshapen tensor before one is read.
@@ -109,11 +110,13 @@ def load_weights(
         leaf = flat[row.path]
         sharding = parameter_sharding(mesh, ".".join(row.path), leaf.shape)
         array = _read_stacked(row, entries, leaf.shape, dtype, sharding)
-        if leaf.dtype == jnp.int8:
+        small = {jnp.dtype(jnp.int8): Int8, jnp.dtype(jnp.float8_e4m3fn): Float8}.get(leaf.dtype)
+        if small is not None:
             place = (*row.path[:-1], "scale")
             scale_sharding = parameter_sharding(mesh, ".".join(place), flat[place].shape)
-            small = jax.jit(Int8.of, out_shardings=Int8(sharding, scale_sharding))(array)
-            array, flat[place] = small.steps, flat[place].replace(small.scale)
+            rounded = jax.jit(small.of, out_shardings=small(sharding, scale_sharding))(array)
+            array, scale = jax.tree.leaves(rounded)
+            flat[place] = flat[place].replace(scale)
         flat[row.path] = leaf.replace(array)
     flat_lora = nnx.to_flat_state(lora_state)
     zeros = [(path, leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))) for path, leaf in flat_lora]

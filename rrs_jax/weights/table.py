@@ -99,6 +99,17 @@ def linear_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | N
     return rows + [Row(f"{name}.bias", (*path, "bias"), keep, layers)] if bias else rows
 
 
+def as_on_disk(table: WeightTable, path: tuple[str, ...]) -> WeightTable:
+    """The table with the kernels below `path` kept as `weight` (out, in), which no copy transposes."""
+
+    def turned(row: Row) -> Row:
+        if row.path[: len(path)] != path or row.path[-1] != "kernel":
+            return row
+        return dataclasses.replace(row, path=(*row.path[:-1], "weight"), convert=keep)
+
+    return dataclasses.replace(table, rows=tuple(map(turned, table.rows)))
+
+
 def norm_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
     return [Row(f"{name}.{part}", (*path, part), keep, layers) for part in (("weight", "bias") if bias else ("weight",))]
 
