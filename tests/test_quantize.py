@@ -77,31 +77,35 @@ def test_gradients_are_those_of_rounded_weights(rounded, folder, tmp_path, clips
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_no_layer_is_kept_in_more_than_8_bit(remat):
+@pytest.mark.parametrize("quantize", ["int8", "float8"])
+def test_no_layer_is_kept_in_more_than_8_bit(remat, quantize):
     """Kept for the backward pass, the matrices turned back would be four times the weights."""
     sizes = []
-    for int8 in (False, True):
-        step, compiled = compiled_step(remat, int8=int8)
+    for kept in ("none", quantize):
+        step, compiled = compiled_step(remat, quantize=kept)
         weights = sum(x.nbytes for x in jax.tree.leaves(step.base["language_model"]["layers"]))
         sizes.append((weights, compiled.memory_analysis().temp_size_in_bytes))
     (plain, plain_temporary), (small, temporary) = sizes
     assert small < 0.26 * plain
-    layer = plain / LAYERS
-    assert temporary < plain_temporary + layer
+    # XLA's CPU, which has no arithmetic of such numbers, widens stacks of float8 to 16 bit.
+    room = plain / LAYERS + (plain / 2 if quantize == "float8" else 0)
+    assert temporary < plain_temporary + room
 
 
 def test_the_merged_folder_is_that_of_the_original_tensors(folder, tmp_path):
     merged = []
-    for quantize in ("int8", "none"):
+    for quantize in ("int8", "float8", "none"):
         export_merged(load(folder, quantize), folder, tmp_path / quantize)
         merged.append({path.name: path.read_bytes() for path in (tmp_path / quantize).glob("*.safetensors")})
-    assert merged[0] == merged[1] and merged[0]
+    assert merged[0] == merged[1] == merged[2] and merged[0]
 
 
-def test_a_mesh_cuts_the_steps_and_not_the_scales(folder):
-    model = load_weights(folder, mesh=make_mesh(data=2, fsdp=2, tensor=2), quantize="int8")
-    one = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:1]), quantize="int8")
+@pytest.mark.parametrize("quantize, name, shard", [("int8", "kernel", (3, 24, 36)), ("float8", "weight", (3, 36, 24))])
+def test_a_mesh_cuts_the_steps_and_not_the_scales(folder, quantize, name, shard):
+    model = load_weights(folder, mesh=make_mesh(data=2, fsdp=2, tensor=2), quantize=quantize)
+    one = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:1]), quantize=quantize)
     cut, whole = model.language_model.layers.up_proj, one.language_model.layers.up_proj
-    assert cut.kernel[...].dtype == np.int8 and cut.kernel[...].addressable_shards[0].data.shape == (3, 24, 36)
-    np.testing.assert_array_equal(cut.kernel[...], whole.kernel[...])
+    steps = getattr(cut, name)[...]
+    assert steps.dtype.itemsize == 1 and steps.addressable_shards[0].data.shape == shard
+    np.testing.assert_array_equal(steps.astype(np.float32), getattr(whole, name)[...].astype(np.float32))
     np.testing.assert_array_equal(cut.scale[...], whole.scale[...])

@@ -253,6 +253,15 @@ def test_the_fused_projections_thirds_are_cut_over_a_mesh(folder, model):
         assert ours.kernel[...].addressable_shards[0].data.shape == (3, 24, 24)
 
 
+def test_the_fused_projections_thirds_are_rounded_by_themselves(folder, model):
+    eight = load_weights(folder, quantize="float8")
+    for name in ("q_proj", "k_proj", "v_proj", "down_proj"):
+        ours, whole = getattr(eight.language_model.layers, name), getattr(model.language_model.layers, name)
+        wanted = np.swapaxes(np.asarray(whole.kernel[...]), 1, 2)
+        ours = np.asarray(ours.weight[...], np.float32) * np.asarray(ours.scale[...])[..., None]
+        assert np.all(np.abs(ours - wanted) <= np.maximum(np.abs(wanted) / 16, np.abs(wanted).max(-1, keepdims=True) / 2**18))
+
+
 def test_an_adapter_of_the_fused_projection_is_one_pair(folder, tensors):
     """A target alone, on a random start: our state is that of the reference with W + s·B·A."""
     values, ids = small_values(), np.random.default_rng(4).integers(3, 250, (2, 23))
