@@ -37,7 +37,7 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
         prompts += [Prompt(key=(query, i), row=row, seed=query * 100 + i) for i in range(arguments.samples)]
     sampling = SamplingConfig(max_new_tokens=arguments.new_tokens, **SAMPLING)
     matrices, item = decoder_weights(text), model.dtype.itemsize
-    weights = (matrices + text.vocab_size * text.hidden_size) * item
+    weights = matrices * (item if text.quantize == "none" else 1) + text.vocab_size * text.hidden_size * item
     cached = 1 + 4 / text.head_dim if arguments.cache_dtype == "int8" else item
     slot = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
     prefill = forward_flops(text, sum(len(prompt.row[0]) for prompt in prompts[:: arguments.samples]))
@@ -62,6 +62,7 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
         read = sum(step["steps"] * (weights + slot * step["slots"]) for step in steps)
         stats = jax.devices()[0].memory_stats() or {}
         variant = f"{batch} answers in flight" + (", adapters" if model.lora else "")
+        variant += "" if text.quantize == "none" else f", {text.quantize} matrices"
         variant += "" if way == "auto" else f", {way} attention"
         report(
             part="generate", side="ours", variant=variant, seconds=seconds, units=len(prompts),

@@ -1,6 +1,7 @@
 """Our side of `side_by_side.py`: every part on random weights made on the device."""
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 
@@ -40,18 +41,24 @@ from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 
 
 def measure(values: dict, arguments: argparse.Namespace) -> None:
-    model = build(values, arguments.dtype)
+    model = build(values, arguments.dtype, arguments.quantize)
     report(part="device", side="ours", device=jax.devices()[0].device_kind, version=f"jax {jax.__version__}", **rates(arguments))
     functions = {"step": step, "extract": extract, "encoder": encoder, "generate": generate}
     each_part("ours", functions, arguments, model, values)
 
 
-def build(values: dict, dtype: str) -> nnx.Module:
+def build(values: dict, dtype: str, quantize: str) -> nnx.Module:
     """The model without adapters."""
     model_class = part("models", values).MODEL
     config = model_class.config_class.from_hf(values)
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=quantize))
     mesh = make_mesh(devices=jax.devices()[:1])
     return random_model(lambda: model_class(config, dtype=jnp.dtype(dtype)), mesh=mesh)
+
+
+def matrices_of(arguments: argparse.Namespace) -> str:
+    """What a variant's name adds where the decoder's matrices have 8 bit; the floor stays that of 16 bit."""
+    return "" if arguments.quantize == "none" else f", {arguments.quantize} matrices"
 
 
 def rates(arguments: argparse.Namespace) -> dict:
@@ -99,7 +106,7 @@ def step(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None
 
 def one_setting(model: nnx.Module, batch: int, length: int, rank: int, remat: str, arguments: argparse.Namespace) -> None:
     text, mesh = model.config.text, make_mesh(devices=jax.devices()[:1])
-    line = dict(part="step", side="ours", variant=f"remat {remat}", batch=batch, length=length, rank=rank)
+    line = dict(part="step", side="ours", variant=f"remat {remat}{matrices_of(arguments)}", batch=batch, length=length, rank=rank)
     adapted = with_lora(model, LoRAConfig(rank, 2.0 * rank, None), mesh, 0)
     strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
     train = TrainStep(adapted, strategy, OptimiserConfig(remat=remat), mesh, 1000)
@@ -132,8 +139,9 @@ def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
         prompts = fixed_batch(batch, length, text.vocab_size)
         seconds = median_seconds(lambda: extract_reps(model, prompts, bank), jax.block_until_ready, arguments.steps)  # noqa: B023
         report(
-            part="extract", side="ours", variant="encoder outputs kept", batch=batch, length=length,
-            seconds=seconds, units=batch, unit="samples", floor_flops=forward_flops(text, batch * length), peak_gib=peak_gib(),
+            part="extract", side="ours", variant="encoder outputs kept" + matrices_of(arguments), batch=batch,
+            length=length, seconds=seconds, units=batch, unit="samples", floor_flops=forward_flops(text, batch * length),
+            peak_gib=peak_gib(),
         )  # fmt: skip
 
 

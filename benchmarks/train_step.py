@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 from kernels import kernels, summary
 
+from rrs_jax import representations
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.models.quantised import QUANTISATIONS
+from rrs_jax.models.quantised import QUANTISATIONS, Float8, Int8, product, product_back, rounded_rows
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.random_init import random_model
 from rrs_jax.models.stack import compiler_options
@@ -102,22 +103,37 @@ def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Name
 
 
 def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
-    """What cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of this shape."""
+    """What cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of this shape. With
+    float8 also without the rounding of x, the scales and, backward, the transposition (`bare`)."""
     tokens, layers = arguments.batch * arguments.length, 8
     sizes = sorted(set(model.config.text.linears().values()))
     d, f = model.config.text.hidden_size, model.config.text.intermediate_size
     for rows, columns in [*sizes, (d, 3 * d), (d, 2 * f)]:
-        weights = jax.random.normal(jax.random.key(0), (layers, rows, columns), jnp.dtype(arguments.dtype))
-        for backward in (False, True):
-            x = jnp.ones((tokens, columns if backward else rows), weights.dtype)
+        keys = jax.random.split(jax.random.key(0), layers)
+        weights = [quantised(jax.random.normal(key, (rows, columns), jnp.dtype(arguments.dtype)), arguments) for key in keys]
+        for name, multiply in {"forward": product, "backward": product_back, "bare": bare_product}.items():
+            if name == "bare" and arguments.quantize != "float8":
+                continue
+            x = jnp.ones((tokens, columns if name == "backward" else rows), jnp.dtype(arguments.dtype))
+            x = rounded_rows(x)[0] if name == "bare" else x
 
-            def products(x, weights, backward=backward):
-                return [x @ (weights[i].T if backward else weights[i]) for i in range(layers)]
+            def products(x, weights, multiply=multiply):
+                return [multiply(x, matrix) for matrix in weights]
 
             run = jax.jit(products, compiler_options=compiler_options())
             seconds = seconds_each(lambda run=run, x=x, weights=weights: run(x, weights), arguments.steps) / layers
             rate = round(2 * tokens * rows * columns / seconds / 1e12)
-            report({"what": "product", "size": [tokens, rows, columns], "backward": backward, "tflop_per_second": rate})
+            report({"what": "product", "size": [tokens, rows, columns], "pass": name, "tflop_per_second": rate})
+
+
+def quantised(matrix: jax.Array, arguments: argparse.Namespace) -> jax.Array | Int8 | Float8:
+    kinds = {"none": jnp.asarray, "int8": Int8.of, "float8": lambda matrix: Float8.of(matrix.T)}
+    return kinds[arguments.quantize](matrix)
+
+
+def bare_product(x: jax.Array, matrix: Float8) -> jax.Array:
+    contracted = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, matrix.rows, contracted, preferred_element_type=jnp.bfloat16)
 
 
 def report(found: dict) -> None:
@@ -153,7 +169,9 @@ def main() -> None:
         names, *flags = variant.split("@")
         names = names.split("+")
         added = {name: {"true": True, "false": False}.get(value, value) for name, value in (flag.split("=") for flag in flags)}
-        step_module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
+        for module in (step_module, representations):
+            module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
+        representations._representations.cache_clear()
         if names[0] == "products":
             measure_products(model, arguments)
         elif names[0] == "extract":

@@ -82,10 +82,11 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         base.mkdir()
         write_small_files(base, values)
         write_sparse_weights(base / "model.safetensors", values, arguments.dtype)
-        model = jax.block_until_ready(build(values, arguments.dtype))
+        model = jax.block_until_ready(build(values, arguments.dtype, arguments.quantize))
 
         config = get_config()
         config.model.path, config.model.dtype = str(base), arguments.dtype
+        config.model.quantize = arguments.quantize
         config.run_dir = str(place / "run")
         config.data.manifest, config.data.eval_manifest = map(str, manifests)
         config.train.epochs = arguments.epochs
