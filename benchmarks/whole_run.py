@@ -9,6 +9,7 @@ Compiled programs are kept in $RRS_JAX_CACHE, or $TMPDIR/rrs_jax_cache: a second
 
 import argparse
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -92,7 +93,14 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         shared, clock, compiling = OnDevice(model), CompileClock(), {}
         functions = {name: clocked(pipeline.STAGE_FUNCTIONS[name], name, clock, compiling) for name in STAGES}
         pipeline.STAGE_FUNCTIONS.update(functions)
-        pipeline.run(config, STAGES, shared)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the time that it was given is over
+        try:
+            pipeline.run(config, STAGES, shared)
+        except BaseException:
+            tell_part(Path(config.run_dir), shared, compiling)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         tell(Path(config.run_dir), model, seconds, shared, compiling, config, arguments)
 
 
@@ -104,6 +112,17 @@ def clocked(function, name: str, clock: CompileClock, compiling: dict):
         return facts
 
     return stage
+
+
+def tell_part(run: Path, shared: OnDevice, compiling: dict) -> None:
+    done = {name: run / ".done" / f"{name}.json" for name in STAGES}
+    metrics = run / "metrics.jsonl"
+    rows = read_jsonl(metrics) if metrics.is_file() else []
+    report(
+        part="whole", detail="unfinished", encoding_seconds=shared.encoding, compile_seconds=compiling, steps=len(rows),
+        stage_seconds={name: read_json(file)["seconds"] for name, file in done.items() if file.is_file()},
+        samples_a_second=statistics.median(line["samples_per_second"] for line in rows) if rows else None,
+    )  # fmt: skip
 
 
 def tell(run: Path, model, seconds, shared: OnDevice, compiling: dict, config, arguments: argparse.Namespace) -> None:
