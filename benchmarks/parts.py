@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import gc
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,3 +28,14 @@ def failure_told(**line: object) -> Iterator[None]:
         first = (str(error).splitlines() or [""])[0]
         report(**line, failed=f"{type(error).__name__}: {first[:200]}")
     gc.collect()  # what a piece of work held on the device, whose functions refer to one another
+
+
+def interruptible() -> None:
+    """The first SIGTERM interrupts the program; `timeout` sends one to the program and one to its whole group, of which the
+    others must not disturb what is done about the first."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -3,9 +3,9 @@
     python benchmarks/performance_page.py docs/performance/h100.jsonl --name=h100
 
 replaces what stands between `<!-- table:NAME -->` and `<!-- /table -->`, and likewise, where the page has them, for
-NAME-variants (each variant of each part), NAME-scaling (curves, drawn into docs/performance/NAME-batch.svg, -length.svg and
--rank.svg) and NAME-profile (kernels). Of lines that measure the same thing the last call's count. Several files are read as
-one.
+NAME-variants (each variant of each part), NAME-scaling (curves, drawn into docs/performance/NAME-MODEL-batch.svg and
+likewise for length and rank) and NAME-profile (kernels). Of lines that measure the same thing the last call's count.
+Several files are read as one.
 """
 
 import argparse
@@ -75,17 +75,18 @@ def is_of_curve(line: dict, lines: Sequence[dict]) -> bool:
 
 
 def variants_table(lines: Sequence[dict]) -> str:
-    """Every variant of every part, the memory that it took where it took the most of its process, and its share of the best
-    one's rate."""
+    """Every variant of every part, and the memory of those that took more than what the process had done before."""
     timed = [line for line in latest(lines) if not is_of_curve(line, lines)]
-    rows = []
+    rows, peaks = [], set()
     for key in dict.fromkeys((line["model"], *setting(line)) for line in timed):
         same = [line for line in timed if (line["model"], *setting(line)) == key]
         for side in ("ours", "peer"):
             for line in medians(line for line in same if line["side"] == side):
                 named = line | {f"{side}_seconds": line["seconds"], f"{side}_a_second": line["units"] / line["seconds"]}
-                peak = f"{line['peak_gib']:.1f}" if line.get("peak_gib") else "–"
-                rows.append((line["model"], line["part"], side, line["variant"], rate(named, side), peak))
+                peak = (line["model"], side, line.get("peak_gib"))
+                told = f"{peak[-1]:.1f}" if peak[-1] and peak not in peaks else "–"
+                peaks.add(peak)
+                rows.append((line["model"], line["part"], side, line["variant"], rate(named, side), told))
     return markdown(("model", "part", "side", "variant", "rate", "peak GiB"), rows, "llllrr")
 
 
@@ -102,7 +103,7 @@ def scaling(lines: Sequence[dict], folder: Path, name: str) -> tuple[str, list[P
             if len(points) < 3:
                 continue
             fixed = setting_of({other: points[0][other] for other in others})
-            file = folder / f"{name}-{scale}{'' if model == of_model_first(steps) else '-' + model}.svg"
+            file = folder / f"{name}-{model}-{scale}.svg"
             write_atomic(file, curve(points, scale, f"{model}, {fixed}"))
             written.append(file)
             rows = [
@@ -115,10 +116,6 @@ def scaling(lines: Sequence[dict], folder: Path, name: str) -> tuple[str, list[P
             picture = f"![{LABELS[scale]}: samples a second of {model}](performance/{file.name})"
             text.append(f"{model}, {fixed}:\n\n{table}\n{picture}\n")
     return "\n".join(text), written
-
-
-def of_model_first(steps: Sequence[dict]) -> str:
-    return steps[0]["model"]
 
 
 def profiles(lines: Sequence[dict]) -> str:

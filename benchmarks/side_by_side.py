@@ -6,6 +6,7 @@
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=load
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=whole
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=step --scaling=batch,length,rank
+    python benchmarks/side_by_side.py --model=qwen2-audio --parts=step --sides=ours --profile
 
 Each side runs in a process of its own, one behind the other, so that neither holds memory that the other wants. With
 `--rounds=N` they take turns N times and the medians count, for a machine that others use too. Where it is much used,
@@ -26,7 +27,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -109,11 +109,13 @@ def has_gpu() -> bool:
 
 
 def main() -> None:
+    from parts import interruptible
+
     options = parse()
     if options.side:
         one_side(options)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends it
+    interruptible()
     lines: list[dict] = []
     interrupted = False
     try:

@@ -9,8 +9,8 @@ Compiled programs are kept in $RRS_JAX_CACHE, or $TMPDIR/rrs_jax_cache: a second
 
 import argparse
 import os
-import signal
 import statistics
+import sys
 import tempfile
 import time
 import wave
@@ -21,7 +21,7 @@ import numpy as np
 from common import GIB, clip_frames, clip_seconds, encoder_flops, forward_flops, noise, report, step_flops
 from folders import working_folder, write_small_files, write_sparse_weights
 from ours import build, rates
-from parts import each_part
+from parts import each_part, interruptible
 
 from configs.qwen2_rrs import get_config
 from rrs_jax import pipeline
@@ -93,14 +93,12 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         shared, clock, compiling = OnDevice(model), CompileClock(), {}
         functions = {name: clocked(pipeline.STAGE_FUNCTIONS[name], name, clock, compiling) for name in STAGES}
         pipeline.STAGE_FUNCTIONS.update(functions)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the time that it was given is over
+        interruptible()
         try:
             pipeline.run(config, STAGES, shared)
-        except BaseException:
+        except KeyboardInterrupt:
             tell_part(Path(config.run_dir), shared, compiling)
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            sys.exit(1)
         tell(Path(config.run_dir), model, seconds, shared, compiling, config, arguments)
 
 
