@@ -86,8 +86,24 @@ def variants_table(lines: Sequence[dict]) -> str:
                 peak = (line["model"], side, line.get("peak_gib"))
                 told = f"{peak[-1]:.1f}" if peak[-1] and peak not in peaks else "–"
                 peaks.add(peak)
-                rows.append((line["model"], line["part"], side, line["variant"], rate(named, side), told))
-    return markdown(("model", "part", "side", "variant", "rate", "peak GiB"), rows, "llllrr")
+                rows.append((line["model"], line["part"], side, line["variant"], rate(named, side), told, spent(line)))
+    return markdown(("model", "part", "side", "variant", "rate", "peak GiB", "of which"), rows, "llllrrl")
+
+
+def spent(line: dict) -> str:
+    """What the seconds of a line consist of, where it tells."""
+    if "stage_seconds" in line:
+        stages = [f"{name} {seconds:.1f} s" for name, seconds in line["stage_seconds"].items()]
+        compiling = sum(line["compile_seconds"][name] for name in line["stage_seconds"] if name in line["compile_seconds"])
+        encoding = f"in them encoding {line['encoding_seconds']:.1f} s and compilation {compiling:.1f} s"
+        return f"{', '.join(stages)}; {encoding}; {line['samples_a_second']:.0f} samples/s"
+    if "first_step_seconds" in line:
+        names = {"start_seconds": "start", "load_seconds": "weights", "first_step_seconds": "first step"}
+        return ", ".join(f"{word} {line[name]:.1f} s" for name, word in names.items())
+    if "decode_steps" in line:
+        step = 1000 * line["decode_seconds"] / line["decode_steps"]
+        return f"prefill {line['prefill_seconds']:.2f} s, {line['decode_steps']} steps of {step:.1f} ms"
+    return ""
 
 
 def scaling(lines: Sequence[dict], folder: Path, name: str) -> tuple[str, list[Path]]:
@@ -190,7 +206,6 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     lines = [line for file in arguments.files for line in read_jsonl(file)]
-    lines = [line for line in lines if "model" in line and line.get("side") != "comparison"]
     text = arguments.page.read_text(encoding="utf-8")
     curves, drawn = scaling(lines, arguments.page.parent / "performance", arguments.name)
     tables = {
@@ -198,7 +213,7 @@ def main() -> None:
     }  # fmt: skip
     for ending, table in tables.items():
         if not ending or f"<!-- table:{arguments.name}{ending} -->" in text:
-            paste(arguments.page, arguments.name + ending, table)
+            paste(arguments.page, arguments.name + ending, table or "Not measured yet.\n")
             print(f"{arguments.page}: {arguments.name}{ending} replaced")
     for file in drawn:
         print(f"{file}: written")

@@ -105,7 +105,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def has_gpu() -> bool:
     """Told without JAX, which would take the card's memory."""
-    return os.environ.get("JAX_PLATFORMS") != "cpu" and shutil.which("nvidia-smi") is not None
+    there = shutil.which("nvidia-smi") is not None or os.path.exists("/dev/nvidiactl")
+    return there and os.environ.get("JAX_PLATFORMS") != "cpu"
 
 
 def main() -> None:
