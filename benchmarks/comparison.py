@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 SETTING = ("batch", "length", "rank")
+MATRICES = "8 matrices"  # in the name of a variant with a base in 8 bit: other numbers, so it is not compared with the peer's
 
 
 def compare(lines: Sequence[dict]) -> list[dict]:
@@ -17,7 +18,7 @@ def _of_model(lines: list[dict], model: str) -> list[dict]:
     devices = [line for line in lines if line["part"] == "device"]
     rates = {name: max((line[name] for line in devices), default=0) for name in ("flops_a_second", "bytes_a_second")}
     versions = {line["side"]: line["version"] for line in devices}
-    timed = [line for line in latest(lines) if line.get("quantize", "none") == "none"]  # another model, so to say
+    timed = [line for line in latest(lines) if MATRICES not in line["variant"]]
     found = []
     for key in dict.fromkeys(map(setting, timed)):
         same = [line for line in timed if setting(line) == key]

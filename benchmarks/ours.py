@@ -99,12 +99,15 @@ def step(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None
     """All of `--remat` at the first setting, the first of them at those of `--scaling`."""
     first, *others = arguments.settings
     for remat in arguments.remat.split(","):
-        one_setting(model, *first, remat, arguments.steps, arguments.profile)
+        one_setting(model, *first, remat, arguments)
     for setting in others:
-        one_setting(model, *setting, arguments.remat.split(",")[0], max(1, arguments.steps // 3), False)
+        one_setting(model, *setting, arguments.remat.split(",")[0], arguments, curve=True)
 
 
-def one_setting(model: nnx.Module, batch: int, length: int, rank: int, remat: str, steps: int, profile: bool) -> None:
+def one_setting(
+    model: nnx.Module, batch: int, length: int, rank: int, remat: str, arguments: argparse.Namespace, curve: bool = False
+) -> None:
+    """With `curve` fewer steps and no profile."""
     line = dict(part="step", side="ours", variant=f"remat {remat}", batch=batch, length=length, rank=rank)
     with failure_told(**line):  # where the memory does not do for one setting, others may fit
         before, text, mesh = peak_gib(), model.config.text, make_mesh(devices=jax.devices()[:1])
@@ -121,16 +124,16 @@ def one_setting(model: nnx.Module, batch: int, length: int, rank: int, remat: st
             state, metrics, _ = train(state, bank, [rows])
             return metrics
 
-        seconds = median_seconds(one_step, jax.block_until_ready, steps)
+        seconds = median_seconds(one_step, jax.block_until_ready, max(1, arguments.steps // 3) if curve else arguments.steps)
         line |= dict(seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank))
         report(**line, peak_gib=peak_gib(before), finite=bool(one_step().finite))
-        if profile:
+        if arguments.profile and not curve:
             report(part="step", detail="kernels of a step", **profile_line(line, kernels(one_step)))
 
 
 def profile_line(line: dict, found: dict) -> dict:
     """What tells a profile apart from others, the work and the time that it belongs to, and its longest kernels."""
-    names = ("variant", "batch", "length", "rank", "quantize", "floor_flops")
+    names = ("variant", "batch", "length", "rank", "floor_flops")
     told = {name: line[name] for name in names if name in line}
     return told | {"milliseconds": 1000 * line["seconds"], "device": jax.devices()[0].device_kind} | summary(found, 10)
 

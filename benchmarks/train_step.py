@@ -88,7 +88,7 @@ def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments
     variant += "" if arguments.quantize == "none" else f", {arguments.quantize} matrices"
     line = dict(
         model=size, part="step", side="ours", variant=variant, batch=arguments.batch, length=arguments.length,
-        rank=RANK, quantize=arguments.quantize, seconds=seconds, units=arguments.batch, unit="samples",
+        rank=RANK, seconds=seconds, units=arguments.batch, unit="samples",
         floor_flops=step_flops(config, tokens, RANK), peak_gib=peak_gib(before),
     )  # fmt: skip
     keep(line, arguments.out)

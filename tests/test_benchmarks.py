@@ -151,7 +151,7 @@ def test_medians_of_turns_and_the_best_variant_count():
     lines += [line_of("ours", "a", 1.0, turn=0)]  # of an earlier call
     turns = list(enumerate((3.0, 9.0, 4.0)))
     lines += [line_of("ours", "a", seconds, floor_flops=20, floor_bytes=2, turn=turn) for turn, seconds in turns]
-    lines += [line_of("ours", "8 bits", 0.1, quantize="int8")]  # another model's numbers
+    lines += [line_of("ours", "a, int8 matrices", 0.1)]  # another model's numbers
     lines += [line_of("peer", "slow", 16.0), *(line_of("peer", "fast", s, turn=turn) for turn, s in enumerate((8.0, 7.0, 20.0)))]
     (compared,) = compare(lines)
     assert (compared["ours_seconds"], compared["peer_seconds"], compared["peer_variant"]) == (4.0, 8.0, "fast")
