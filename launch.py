@@ -10,10 +10,13 @@ Every field is set by `--config.NAME=VALUE`; `python -m rrs_jax.config` lists th
 stages asked for are done, 2 for a mistake in the input, which one sentence names, 1 otherwise.
 """
 
+import os
+
 from absl import app, flags
 
 from rrs_jax import command_line
 from rrs_jax.config import validate
+from rrs_jax.environment import memory_share
 from rrs_jax.errors import UserError
 from rrs_jax.joining import joined
 
@@ -32,6 +35,9 @@ def main(_: list[str]) -> None:
     if jobs < 1:
         raise UserError(f"--sweep_jobs: is {jobs}; give 1 or more processes.")
     joining = command_line.joining()
+    by_torch = any(name.startswith(("local:", "llama_guard:")) for name in config.evaluate.judges)
+    if jobs == 1 and not by_torch:  # several processes of a sweep get theirs there, and torch wants room beside JAX
+        os.environ.update(memory_share())
     # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
     if flags.FLAGS.dry_run and sweep is not None:
         from rrs_jax.sweep import print_sweep

@@ -46,7 +46,8 @@ TINY = SMALL | {
     },
 }  # fmt: skip
 SIZES = RELEASED | {"mini": MINI_CONFIG, "small": SMALL, "tiny": TINY}
-CPU_SIZES = ("mini", "small", "tiny")
+CPU_SIZES = ("small", "tiny")  # the mini counts as one where there is no GPU
+MATRIX_UNITS = {"H100": 989e12, "H200": 989e12}  # by a part of the name: 16-bit FLOP a second as the maker states them
 
 
 class Clock:

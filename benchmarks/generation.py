@@ -12,6 +12,7 @@ import itertools
 
 import numpy as np
 from common import GIB, Clock, decoder_weights, forward_flops, report
+from parts import failure_told
 
 SAMPLING = dict(temperature=0.7, top_k=20, top_p=0.5, repetition_penalty=1.1)
 CLIP_TOKENS, PROMPT_TOKENS = 75, (121, 136)  # a clip of three seconds; shortest and longest prompt
@@ -42,48 +43,65 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
     slot = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
     prefill = forward_flops(text, sum(len(prompt.row[0]) for prompt in prompts[:: arguments.samples]))
     ways = {"auto": None, "fused": True, "xla": False}
+    work = dict(weights=weights, slot=slot, prefill=prefill, rows_flops=2 * (matrices + text.vocab_size * text.hidden_size))
     for batch, way in itertools.product(map(int, arguments.answers.split(",")), arguments.attention.split(",")):
-        generator = Generator(
-            model, sampling, eos_token_ids=(-1,), batch_size=batch, cache_dtype=arguments.cache_dtype, fused=ways[way]
-        )
-        answers = {}
-        start = Clock.now()
-        generator.generate(prompts, bank, answers.__setitem__)
-        first = Clock.now() - start
-        start = Clock.now()
-        generator.generate(prompts, bank, answers.__setitem__)
-        seconds = Clock.now() - start
-        if {len(answer) for answer in answers.values()} != {arguments.new_tokens}:
-            raise AssertionError("an answer of another length")
-        pieces = timed_pieces(generator, prompts, bank)
-        steps = [piece for piece in pieces if piece["what"] == "decode"]
-        spent, count = (sum(step[name] for step in steps) for name in ("seconds", "steps"))
-        needed = sum(step["steps"] * weights + slot * step["real_slots"] for step in steps)
-        read = sum(step["steps"] * (weights + slot * step["slots"]) for step in steps)
-        stats = jax.devices()[0].memory_stats() or {}
         variant = f"{batch} answers in flight" + (", adapters" if model.lora else "")
         variant += "" if text.quantize == "none" else f", {text.quantize} matrices"
         variant += "" if way == "auto" else f", {way} attention"
-        report(
-            part="generate", side="ours", variant=variant, seconds=seconds, units=len(prompts),
-            unit="responses", floor_flops=prefill, floor_bytes=needed, seconds_with_compilation=first,
-            prefill_seconds=sum(piece["seconds"] for piece in pieces if piece["what"] == "prefill"),
-            decode_seconds=spent, decode_steps=count, floor_bytes_a_step=needed / count, read_bytes_a_step=read / count,
-            peak_gib=round(stats.get("peak_bytes_in_use", 0) / GIB, 1), new_tokens=arguments.new_tokens,
-        )  # fmt: skip
-        for rows, slots in sorted({(step["rows"], step["answer_slots"]) for step in steps}):
-            same = [step for step in steps if (step["rows"], step["answer_slots"]) == (rows, slots)]
-            each = sum(step["seconds"] for step in same) / sum(step["steps"] for step in same)
-            report(part="generate", detail="decoding step", rows=rows, answer_slots=slots, seconds=each,
-                   read_bytes=weights + slot * same[0]["slots"])  # fmt: skip
-        if arguments.profile:
-            profile(generator, prompts, bank, variant)
-        del generator
+        variant += "" if arguments.cache_dtype == "auto" else f", {arguments.cache_dtype} keys and values"
+        with failure_told(part="generate", side="ours", variant=variant):  # fewer in flight may fit
+            generator = Generator(
+                model, sampling, eos_token_ids=(-1,), batch_size=batch, cache_dtype=arguments.cache_dtype, fused=ways[way]
+            )
+            one_variant(generator, prompts, bank, variant, arguments, **work)
+        generator = None
         jax.clear_caches()
 
 
-def profile(generator, prompts, bank, variant: str) -> None:
-    """The kernels of one chunk of decoding steps for each number of the answers' slots."""
+def one_variant(generator, prompts, bank, variant: str, arguments, *, weights, slot, prefill, rows_flops) -> None:
+    """weights, slot: bytes of the matrices and of one token's keys and values; prefill: FLOP of all queries; rows_flops: of
+    one row's step."""
+    import jax
+
+    answers = {}
+    start = Clock.now()
+    generator.generate(prompts, bank, answers.__setitem__)
+    first = Clock.now() - start
+    start = Clock.now()
+    generator.generate(prompts, bank, answers.__setitem__)
+    seconds = Clock.now() - start
+    if {len(answer) for answer in answers.values()} != {arguments.new_tokens}:
+        raise AssertionError("an answer of another length")
+    pieces = timed_pieces(generator, prompts, bank)
+    steps = [piece for piece in pieces if piece["what"] == "decode"]
+    spent, count = (sum(step[name] for step in steps) for name in ("seconds", "steps"))
+    needed = sum(step["steps"] * weights + slot * step["real_slots"] for step in steps)
+    read = sum(step["steps"] * (weights + slot * step["slots"]) for step in steps)
+    stats = jax.devices()[0].memory_stats() or {}
+    report(
+        part="generate", side="ours", variant=variant, seconds=seconds, units=len(prompts),
+        unit="responses", floor_flops=prefill, floor_bytes=needed, seconds_with_compilation=first,
+        prefill_seconds=sum(piece["seconds"] for piece in pieces if piece["what"] == "prefill"),
+        decode_seconds=spent, decode_steps=count, floor_bytes_a_step=needed / count, read_bytes_a_step=read / count,
+        peak_gib=round(stats["peak_bytes_in_use"] / GIB, 1) if "peak_bytes_in_use" in stats else None,
+        new_tokens=arguments.new_tokens,
+    )  # fmt: skip
+    chunks = {}
+    for rows, slots in sorted({(step["rows"], step["answer_slots"]) for step in steps}):
+        same = [step for step in steps if (step["rows"], step["answer_slots"]) == (rows, slots)]
+        each = sum(step["seconds"] for step in same) / sum(step["steps"] for step in same)
+        report(part="generate", detail="decoding step", rows=rows, answer_slots=slots, seconds=each, variant=variant,
+               read_bytes=weights + slot * same[0]["slots"])  # fmt: skip
+        # The longest one is a whole chunk; at the end of the work there may be shorter ones.
+        longest = max(same, key=lambda step: step["steps"])
+        chunks[slots] = {"steps": longest["steps"], "rows": rows, "milliseconds": 1000 * each * longest["steps"],
+                         "floor_flops": longest["steps"] * rows * rows_flops}  # fmt: skip
+    if arguments.profile:
+        profile(generator, prompts, bank, variant, chunks)
+
+
+def profile(generator, prompts, bank, variant: str, chunks: dict[int, dict]) -> None:
+    """The kernels of one chunk of decoding steps for each number of the answers' slots, with what `chunks` tells of it."""
     import jax
     from kernels import kernels, summary
 
@@ -96,13 +114,16 @@ def profile(generator, prompts, bank, variant: str) -> None:
         seen.add(slots)
         result = []
         jax.block_until_ready(state)
-        found = kernels(lambda: result.append(decode(params, state)) or result[-1], repeats=1)
-        report(part="generate", detail="kernels of a chunk", variant=variant, answer_slots=slots, **summary(found, 24))
+        found = summary(kernels(lambda: result.append(decode(params, state)) or result[-1], repeats=1), 10)
+        report(part="generate", detail="kernels of a chunk", variant=variant, answer_slots=slots,
+               device=jax.devices()[0].device_kind, **chunks.get(slots, {}), **found)  # fmt: skip
         return result[0]
 
     generator._decode = traced_decode
-    generator.generate(prompts, bank, lambda key, tokens: None)
-    generator._decode = decode
+    try:
+        generator.generate(prompts, bank, lambda key, tokens: None)
+    finally:
+        generator._decode = decode
 
 
 def timed_pieces(generator, prompts, bank) -> list[dict]:
@@ -172,14 +193,13 @@ def theirs(text, arguments: argparse.Namespace) -> None:
             return output.cpu()
 
         line = dict(part="generate", side="peer", variant=f"generate, {queries} queries at once")
-        try:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        with failure_told(**line):
             answer(new_tokens=4)
             start = Clock.now()
             responses = len(answer())
             seconds = Clock.now() - start
-        except torch.OutOfMemoryError:
-            report(**line, failed="out of memory")
-            torch.cuda.empty_cache()
-            continue
-        peak = round(torch.cuda.max_memory_allocated() / GIB, 1) if device.type == "cuda" else None
-        report(**line, seconds=seconds, units=responses, unit="responses", peak_gib=peak)
+            peak = round(torch.cuda.max_memory_allocated() / GIB, 1) if device.type == "cuda" else None
+            report(**line, seconds=seconds, units=responses, unit="responses", peak_gib=peak)

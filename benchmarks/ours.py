@@ -23,7 +23,8 @@ from common import (
     step_flops,
 )
 from flax import nnx
-from parts import each_part
+from kernels import kernels, summary
+from parts import each_part, failure_told
 
 from rrs_jax.architectures import part
 from rrs_jax.audio_bank import clips_at_once, make_audio_bank
@@ -63,7 +64,7 @@ def matrices_of(arguments: argparse.Namespace) -> str:
 
 def rates(arguments: argparse.Namespace) -> dict:
     """FLOP a second of a large matrix product, and bytes read and written a second by a large copy."""
-    width, elements = (8192, 2**29) if jax.default_backend() == "gpu" else (1536, 2**24)
+    width, elements = (8192, 2**28) if jax.default_backend() == "gpu" else (1536, 2**24)
     matrix = jax.random.normal(jax.random.key(0), (width, width), jnp.dtype(arguments.dtype))
     product = jax.jit(jnp.matmul)
     seconds = median_seconds(lambda: product(matrix, matrix), jax.block_until_ready, steps=arguments.rate_steps)
@@ -73,9 +74,12 @@ def rates(arguments: argparse.Namespace) -> dict:
     return {"flops_a_second": 2 * width**3 / seconds, "bytes_a_second": 2 * vector.nbytes / copying}
 
 
-def peak_gib() -> float | None:
+def peak_gib(before: float | None = None) -> float | None:
+    """Of this process so far; None where the device does not tell, or the work since `before` did not raise it, so that
+    the peak is that of earlier work."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return round(stats["peak_bytes_in_use"] / GIB, 2) if "peak_bytes_in_use" in stats else None
+    peak = round(stats["peak_bytes_in_use"] / GIB, 2) if "peak_bytes_in_use" in stats else None
+    return None if peak == before else peak
 
 
 def fixed_batch(batch: int, length: int, vocabulary: int) -> Batch:
@@ -99,36 +103,46 @@ def generate(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> 
 
 
 def step(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
-    for setting in arguments.settings:
-        for remat in arguments.remat.split(","):
-            one_setting(model, *setting, remat, arguments)
+    """All of `--remat` at the first setting, the first of them at those of `--scaling`."""
+    first, *others = arguments.settings
+    for remat in arguments.remat.split(","):
+        one_setting(model, *first, remat, arguments)
+    for setting in others:
+        one_setting(model, *setting, arguments.remat.split(",")[0], arguments, curve=True)
 
 
-def one_setting(model: nnx.Module, batch: int, length: int, rank: int, remat: str, arguments: argparse.Namespace) -> None:
-    text, mesh = model.config.text, make_mesh(devices=jax.devices()[:1])
+def one_setting(
+    model: nnx.Module, batch: int, length: int, rank: int, remat: str, arguments: argparse.Namespace, curve: bool = False
+) -> None:
+    """With `curve` fewer steps and no profile."""
     line = dict(part="step", side="ours", variant=f"remat {remat}{matrices_of(arguments)}", batch=batch, length=length, rank=rank)
-    adapted = with_lora(model, LoRAConfig(rank, 2.0 * rank, None), mesh, 0)
-    strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
-    train = TrainStep(adapted, strategy, OptimiserConfig(remat=remat), mesh, 1000)
-    prompts, harmful = fixed_batch(batch, length, text.vocab_size), np.arange(batch) % 2 == 0
-    rows = train.place(Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32)))
-    bank = jax.device_put(clip_bank(model), train.replicated)
-    state = train.init()
+    with failure_told(**line):  # where the memory does not do for one setting, others may fit
+        before, text, mesh = peak_gib(), model.config.text, make_mesh(devices=jax.devices()[:1])
+        adapted = with_lora(model, LoRAConfig(rank, 2.0 * rank, None), mesh, 0)
+        strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
+        train = TrainStep(adapted, strategy, OptimiserConfig(remat=remat), mesh, 1000)
+        prompts, harmful = fixed_batch(batch, length, text.vocab_size), np.arange(batch) % 2 == 0
+        rows = train.place(Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32)))
+        bank = jax.device_put(clip_bank(model), train.replicated)
+        state = train.init()
 
-    def one_step():
-        nonlocal state
-        state, metrics, _ = train(state, bank, [rows])
-        return metrics
+        def one_step():
+            nonlocal state
+            state, metrics, _ = train(state, bank, [rows])
+            return metrics
 
-    try:
-        seconds = median_seconds(one_step, jax.block_until_ready, arguments.steps)
-    except jax.errors.JaxRuntimeError as error:  # out of memory at one setting; the others go on
-        report(**line, failed=str(error).splitlines()[0][:200])
-        return
-    report(
-        **line, seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank),
-        peak_gib=peak_gib(), finite=bool(one_step().finite),
-    )  # fmt: skip
+        seconds = median_seconds(one_step, jax.block_until_ready, max(1, arguments.steps // 3) if curve else arguments.steps)
+        line |= dict(seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank))
+        report(**line, peak_gib=peak_gib(before), finite=bool(one_step().finite))
+        if arguments.profile and not curve:
+            report(part="step", detail="kernels of a step", **profile_line(line, kernels(one_step)))
+
+
+def profile_line(line: dict, found: dict) -> dict:
+    """What tells a profile apart from others, the work and the time that it belongs to, and its longest kernels."""
+    names = ("variant", "batch", "length", "rank", "floor_flops")
+    told = {name: line[name] for name in names if name in line}
+    return told | {"milliseconds": 1000 * line["seconds"], "device": jax.devices()[0].device_kind} | summary(found, 10)
 
 
 def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
@@ -136,13 +150,13 @@ def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
     for batch, length, rank in arguments.settings:
         if rank != arguments.rank:
             continue
-        prompts = fixed_batch(batch, length, text.vocab_size)
-        seconds = median_seconds(lambda: extract_reps(model, prompts, bank), jax.block_until_ready, arguments.steps)  # noqa: B023
-        report(
-            part="extract", side="ours", variant="encoder outputs kept" + matrices_of(arguments), batch=batch,
-            length=length, seconds=seconds, units=batch, unit="samples", floor_flops=forward_flops(text, batch * length),
-            peak_gib=peak_gib(),
-        )  # fmt: skip
+        variant = "encoder outputs kept" + matrices_of(arguments)
+        line = dict(part="extract", side="ours", variant=variant, batch=batch, length=length)
+        with failure_told(**line):
+            before, prompts = peak_gib(), fixed_batch(batch, length, text.vocab_size)
+            seconds = median_seconds(lambda: extract_reps(model, prompts, bank), jax.block_until_ready, arguments.steps)  # noqa: B023
+            work = dict(units=batch, unit="samples", floor_flops=forward_flops(text, batch * length))
+            report(**line, **work, seconds=seconds, peak_gib=peak_gib(before))
 
 
 def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
@@ -158,21 +172,23 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
     floor = encoder_flops(config.audio, config.text.hidden_size, frames)
     common = dict(part="encoder", side="ours", units=len(frames), unit="clips", floor_flops=floor, batch=batch)
     for size in dict.fromkeys((batch, clips_at_once(len(frames), buckets[-1], batch, 1))):
-        inputs = [
-            jax.device_put((
-                jnp.ones((size, config.audio.num_mel_bins, selection.length), jnp.float32),
-                np.asarray([frames[i] for i in selection.indices], np.int32),
-            ))
-            for selection in batches_in_buckets(lengths, size, buckets)
-        ]  # fmt: skip
+        variant = f"real lengths, {size} clips at once"
+        with failure_told(part="encoder", side="ours", batch=batch, variant=variant):
+            inputs = [
+                jax.device_put((
+                    jnp.ones((size, config.audio.num_mel_bins, selection.length), jnp.float32),
+                    np.asarray([frames[i] for i in selection.indices], np.int32),
+                ))
+                for selection in batches_in_buckets(lengths, size, buckets)
+            ]  # fmt: skip
 
-        def every_batch(inputs=inputs):
-            for features, counting in inputs:
-                encoded = encode(state, features, counting)
-            return encoded
+            def every_batch(inputs=inputs):
+                for features, counting in inputs:
+                    encoded = encode(state, features, counting)
+                return encoded
 
-        device_seconds = median_seconds(every_batch, jax.block_until_ready, 1)
-        report(**common, variant=f"real lengths, {size} clips at once", seconds=device_seconds)
+            device_seconds = median_seconds(every_batch, jax.block_until_ready, 1)
+            report(**common, variant=variant, seconds=device_seconds)
 
     mel = mel_config(values, config.audio.num_mel_bins)
     sounds = [noise(s, i) for i, s in enumerate(seconds)]

@@ -24,7 +24,7 @@ from common import (
     report,
 )
 from generation import theirs
-from parts import each_part
+from parts import each_part, failure_told
 
 from rrs_jax.architectures import part
 
@@ -54,7 +54,7 @@ def wait(value: object) -> None:
 
 
 def rates(arguments: argparse.Namespace) -> dict:
-    width, elements = (8192, 2**29) if CUDA else (1536, 2**24)
+    width, elements = (8192, 2**28) if CUDA else (1536, 2**24)
     matrix = torch.randn(width, width, device=DEVICE).to(getattr(torch, arguments.dtype))
     seconds = median_seconds(lambda: matrix @ matrix, wait, arguments.rate_steps)
     vector = torch.ones(elements, device=DEVICE, dtype=torch.float32)
@@ -204,20 +204,23 @@ class Peer:
             self.model = wrapped.unload()
 
     def steps(self, wrapped, batch: int, length: int, rank: int) -> None:
+        """All variants at the first setting, the quickest of those that need no compilation at those of `--scaling`."""
         inputs = self.inputs(batch, length)
         adapters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
         scaling = (batch, length, rank) != self.arguments.settings[0]
+        half = self.dtype != torch.float32
         if not scaling:
             self.train("stock: encoder in every step", lambda: self.whole(inputs), adapters, batch, length, rank)
-        self.train("encoder outputs kept", lambda: self.kept(inputs, self.decoder), adapters, batch, length, rank)
-        if self.dtype != torch.float32:
+        if not scaling or not half:
+            self.train("encoder outputs kept", lambda: self.kept(inputs, self.decoder), adapters, batch, length, rank)
+        if half:
             for parameter in adapters:
                 parameter.data = parameter.data.to(self.dtype)
             variant = "encoder outputs kept, adapters in the base's dtype"
             self.train(variant, lambda: self.kept(inputs, self.decoder), adapters, batch, length, rank)
         if self.arguments.compile and not scaling:
             compiled = torch.compile(self.decoder)
-            variant = "encoder outputs kept, compiled" + ("" if self.dtype == torch.float32 else ", adapters in the base's dtype")
+            variant = "encoder outputs kept, compiled" + (", adapters in the base's dtype" if half else "")
             self.train(variant, lambda: self.kept(inputs, compiled), adapters, batch, length, rank)
         for parameter in adapters:
             parameter.data = parameter.data.float()
@@ -245,17 +248,15 @@ class Peer:
         self.one_step(lambda: self.kept(inputs, self.decoder), adapters, batch)()
 
     def time(self, name: str, variant: str, call, batch: int, length: int, **more) -> None:
-        """One variant that fails is told and the next one goes on."""
+        """One variant that fails, out of memory or since torch.compile does not take it, is told and the next one goes on."""
         line = dict(part=name, side="peer", variant=variant, batch=batch, length=length, **more)
+        steps = self.arguments.steps
+        if (batch, length, more.get("rank", self.arguments.rank)) != self.arguments.settings[0]:
+            steps = max(1, steps // 3)
         if CUDA:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        try:
-            seconds = median_seconds(call, wait, self.arguments.steps)
-        except Exception as error:  # out of memory, or a graph that torch.compile does not take
-            first = (str(error).splitlines() or [""])[0]
-            report(**line, failed=f"{type(error).__name__}: {first[:200]}")
-            if CUDA:
-                torch.cuda.empty_cache()
-            return
-        peak = round(torch.cuda.max_memory_allocated() / GIB, 2) if CUDA else None
-        report(**line, seconds=seconds, units=batch, unit="samples", peak_gib=peak)
+        with failure_told(**line):
+            seconds = median_seconds(call, wait, steps)
+            peak = round(torch.cuda.max_memory_allocated() / GIB, 2) if CUDA else None
+            report(**line, seconds=seconds, units=batch, unit="samples", peak_gib=peak)

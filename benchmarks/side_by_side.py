@@ -6,33 +6,38 @@
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=load
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=whole
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=step --scaling=batch,length,rank
+    python benchmarks/side_by_side.py --model=qwen2-audio --parts=step --sides=ours --profile
 
 Each side runs in a process of its own, one behind the other, so that neither holds memory that the other wants. With
 `--rounds=N` they take turns N times and the medians count, for a machine that others use too. Where it is much used,
 `taskset -c 0 python benchmarks/side_by_side.py --clock=cpu ...` counts one core's seconds of work in place of the wall's:
-several threads that wait for one another are slowed by others' work far more than one. What fails, on either
-side, is told in a line of its own, and everything else goes on.
+several threads that wait for one another are slowed by others' work far more than one. What fails, on either side, is told
+in a line of its own, and everything else goes on. A program that is interrupted, by `timeout 150` for instance, has told
+and written what it measured before.
 
 The floor of a piece of work is its arithmetic (matrix products with weights) over the rate of a large matrix product,
 plus, where weights or a cache must be read in every step, those bytes over the rate of a large copy. Both rates are the
 highest that either framework reached in the same call.
 
-`--out=FILE` appends the lines to a file; `benchmarks/performance_page.py` makes tables and plots of such files.
+`--out=FILE` appends the lines to a file; `benchmarks/performance_page.py` makes tables and plots of such files, also of
+several of which each holds a part or a side.
 """
 
 import argparse
 import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 PARTS = ("step", "extract", "encoder", "generate", "load", "whole")
 IN_TURNS = ("step", "extract", "encoder", "generate")
-SCALES = {"batch": (1, 4, 16, 32), "length": (96, 144, 256, 512), "rank": (8, 32, 128)}
-SCALES_CPU = {"batch": (1, 4, 16), "length": (112, 144, 256), "rank": (8, 32)}
+SCALES = {"batch": (1, 4, 16, 32), "length": (144, 256, 384), "rank": (8, 32, 128)}
+SCALES_CPU = {"batch": (1, 4, 16), "length": (112, 144, 256), "rank": (8, 32, 64)}
+ENDING_SECONDS = 8.0  # that an interrupted side has for its last words
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,7 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="qwen2-audio", help=f"out of {', '.join(SIZES)}, with commas between")
     parser.add_argument("--parts", default="step,extract,encoder,generate", help=f"out of {', '.join(PARTS)}")
     parser.add_argument("--sides", default="ours,peer")
-    parser.add_argument("--scaling", default="", help=f"of step and extract, over some of {', '.join(SCALES)}")
+    parser.add_argument("--scaling", default="", help=f"of step (and extract), over some of {', '.join(SCALES)}")
     parser.add_argument("--rounds", type=int, help="turns that the sides take; 3 on a CPU, else 1")
     parser.add_argument("--batch", type=int, help="prompts or clips at once")
     parser.add_argument("--length", type=int, default=144, help="tokens of a prompt")
@@ -61,7 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peer_queries", help="of the peer at once, several with commas between")
     parser.add_argument("--cache_dtype", default="auto", help="of our keys and values in generate")
     parser.add_argument("--attention", default="auto", help="of ours in generate: auto, fused, xla; several with commas between")
-    parser.add_argument("--profile", action="store_true", help="the kernels of our decoding steps in generate as well")
+    parser.add_argument("--profile", action="store_true", help="the kernels of our step and of our decoding steps as well")
     parser.add_argument("--questions", type=int, help="harmful ones of the whole run, and as many benign ones")
     parser.add_argument("--epochs", type=int, default=10, help="of the whole run")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: with `taskset -c 0`, on a busy machine")
@@ -77,8 +82,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         setattr(options, name, chosen)
     if options.clock == "cpu" and len(os.sched_getaffinity(0)) > 1:
         parser.error("--clock=cpu: counts what threads spend on waiting for one another as well; start it with `taskset -c 0`")
-    cpu = all(model in CPU_SIZES for model in options.model)
     mini = "mini" in options.model
+    cpu = all(model in (CPU_SIZES if has_gpu() else (*CPU_SIZES, "mini")) for model in options.model)
     defaults = {
         "rounds": 3 if cpu else 1, "batch": 4 if cpu else 16, "steps": (1 if mini else 3) if cpu else 10,
         "dtype": "float32" if cpu else "bfloat16", "clips": 16 if cpu else 128,
@@ -99,17 +104,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def has_gpu() -> bool:
+    """Told without JAX, which would take the card's memory."""
+    there = shutil.which("nvidia-smi") is not None or os.path.exists("/dev/nvidiactl")
+    return there and os.environ.get("JAX_PLATFORMS") != "cpu"
+
+
 def main() -> None:
+    from parts import interruptible
+
     options = parse()
     if options.side:
         one_side(options)
         return
+    interruptible()
     lines: list[dict] = []
-    for model in options.model:
-        lines += compare(measure_model(model, options), model, options.out)
+    interrupted = False
+    try:
+        for model in options.model:
+            measure_model(lines, model, options)
+    except KeyboardInterrupt:
+        interrupted = True
     from performance_page import comparison_table
 
-    print("\n" + comparison_table(lines))
+    print("\n" + comparison_table(lines), flush=True)
+    if interrupted:
+        also = f" and in {options.out}" if options.out else ""
+        print(f"interrupted: what was measured before is above{also}", file=sys.stderr)
+        sys.exit(1)
 
 
 def one_side(options: argparse.Namespace) -> None:
@@ -132,102 +154,58 @@ def one_side(options: argparse.Namespace) -> None:
     measure(values, options)
 
 
-def measure_model(model: str, options: argparse.Namespace) -> list[dict]:
-    """All lines of one model, each with the model's name and the number of its turn."""
-    lines = []
+def measure_model(lines: list[dict], model: str, options: argparse.Namespace) -> None:
+    """Appends all lines of one model, each with the model's name and the number of its turn."""
     in_turns = [name for name in options.parts if name in IN_TURNS]
     for turn in range(options.rounds if in_turns else 0):
         for side in options.sides:
-            lines += side_lines(model, side, turn, options.out, f"--parts={','.join(in_turns)}")
+            run_side(lines, model, side, turn, options.out, f"--parts={','.join(in_turns)}")
     if "load" in options.parts:
         with tempfile.TemporaryDirectory(prefix="rrs_jax_load_") as folder:
             from load import SIDES
 
             for side in ("write-folder", *(name for which in options.sides for name in SIDES[which])):
-                lines += side_lines(model, side, 0, options.out, "--parts=load", f"--folder={folder}")
-    if "whole" in options.parts:
-        lines += side_lines(model, "whole", 0, options.out, "--parts=whole")
-    return lines
+                run_side(lines, model, side, 0, options.out, "--parts=load", f"--folder={folder}")
+    if "whole" in options.parts and "ours" in options.sides:
+        run_side(lines, model, "whole", 0, options.out, "--parts=whole")
 
 
-def tell(line: dict, out: str | None) -> None:
-    """At once, so that a measurement outlives whatever ends the program."""
-    print(json.dumps(line), flush=True)
-    if out:
-        with open(out, "a") as file:
-            file.write(json.dumps(line) + "\n")
+def run_side(lines: list[dict], model: str, side: str, turn: int, out: str | None, *more: str) -> None:
+    """Runs one side in a process of its own and appends its lines as they come, to `lines` and to the file `out`. Where
+    this program is interrupted, the side is told to end, and what it says on its way is taken as well."""
+    from rrs_jax.environment import memory_share
 
-
-def side_lines(model: str, side: str, turn: int, out: str | None, *more: str) -> list[dict]:
-    """Runs one side in a process of its own and passes its lines on as they come."""
-    given = [word for word in sys.argv[1:] if not word.startswith(("--parts", "--model", "--out", "--side=", "--folder"))]
-    command = [sys.executable, __file__, *given, f"--model={model}", f"--side={side}", *more]
+    command = [sys.executable, __file__, *sys.argv[1:], f"--model={model}", f"--side={side}", *more]  # the last ones count
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "BENCHMARK_STARTED": str(time.time())}
-    lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    environment = os.environ | memory_share() | {"PYTHONPATH": path, "BENCHMARK_STARTED": str(time.time())}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def tell(line: dict) -> None:
+        """At once, so that a measurement outlives whatever ends the program."""
+        lines.append(line)
+        print(json.dumps(line), flush=True)
+        if out:
+            with open(out, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def tell_all() -> None:
         for written in process.stdout:
             if written.startswith("{"):
-                lines.append({"model": model, **json.loads(written), "turn": turn})
-                tell(lines[-1], out)
+                tell({"model": model, **json.loads(written), "turn": turn})
+        process.wait()
+
+    try:
+        tell_all()
+    except KeyboardInterrupt:
+        process.terminate()
+        patience = threading.Timer(ENDING_SECONDS, process.kill)
+        patience.start()
+        tell_all()
+        patience.cancel()
+        tell({"model": model, "part": "process", "side": side, "failed": "interrupted"})
+        raise
     if process.returncode:
-        lines.append({"model": model, "part": "process", "side": side, "failed": f"ended with status {process.returncode}"})
-        tell(lines[-1], out)
-    return lines
-
-
-def compare(lines: list[dict], model: str, out: str | None = None) -> list[dict]:
-    """The lines, and one for each part and setting: floor, both sides' medians over the turns, ratio, share."""
-    devices = [line for line in lines if line["part"] == "device"]
-    rates = {name: max((line[name] for line in devices), default=0) for name in ("flops_a_second", "bytes_a_second")}
-    versions = {line["side"]: line["version"] for line in devices}
-    found = []
-    timed = [line for line in lines if "seconds" in line and "units" in line]
-    for key in dict.fromkeys(setting(line) for line in timed):
-        same = [line for line in timed if setting(line) == key]
-        ours, peer = (best(line for line in same if line["side"] == side) for side in ("ours", "peer"))
-        line = {"model": model, "side": "comparison", **dict(zip(("part", "batch", "length", "rank"), key, strict=True))}
-        if ours:
-            units = ours["units"]
-            line |= {"unit": ours["unit"], "ours_seconds": ours["seconds"], "ours_variant": ours["variant"],
-                     "ours_a_second": units / ours["seconds"], "ours_peak_gib": ours.get("peak_gib")}  # fmt: skip
-            floor = floor_seconds(ours, rates, lines)
-            if floor:
-                line |= {"floor_seconds": floor, "floor_a_second": units / floor, "share_of_floor": floor / ours["seconds"]}
-        if peer:
-            line |= {"unit": peer["unit"], "peer_seconds": peer["seconds"], "peer_variant": peer["variant"],
-                     "peer_a_second": peer["units"] / peer["seconds"], "peer_peak_gib": peer.get("peak_gib")}  # fmt: skip
-        if ours and peer:
-            line["ratio"] = line["ours_a_second"] / line["peer_a_second"]
-        if devices:
-            line |= {"device": devices[0]["device"], "versions": versions, **rates}
-        found.append(line)
-        tell(line, out)
-    return lines + found
-
-
-def floor_seconds(line: dict, rates: dict, lines: list[dict]) -> float:
-    """0 where the rate was not measured."""
-    disk = next((line["read_bytes_a_second"] for line in lines if line.get("detail") == "folder"), 0)
-    seconds = 0.0
-    for work, rate in (
-        ("floor_flops", rates["flops_a_second"]), ("floor_bytes", rates["bytes_a_second"]), ("disk_bytes", disk),
-    ):  # fmt: skip
-        seconds += line[work] / rate if rate and work in line else 0.0
-    return seconds
-
-
-def setting(line: dict) -> tuple:
-    return line["part"], line.get("batch") if line["part"] != "generate" else None, line.get("length"), line.get("rank")
-
-
-def best(lines) -> dict | None:
-    """The variant with the highest rate, by the median of its turns."""
-    variants: dict[str, list[dict]] = {}
-    for line in lines:
-        variants.setdefault(line["variant"], []).append(line)
-    medians = [group[0] | {"seconds": statistics.median(line["seconds"] for line in group)} for group in variants.values()]
-    return max(medians, key=lambda line: line["units"] / line["seconds"], default=None)
+        tell({"model": model, "part": "process", "side": side, "failed": f"ended with status {process.returncode}"})
 
 
 if __name__ == "__main__":

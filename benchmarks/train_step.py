@@ -1,6 +1,7 @@
 """Times the training step on random weights of Qwen2-Audio-7B's size (or smaller) and prints a JSON line a setting.
 
     python benchmarks/train_step.py --batch=16 --length=144 --variants=dots,dots+unroll,extract --profile
+    python benchmarks/train_step.py --variants=lean --out=docs/performance/h100.jsonl   # alone, for the memory that it takes
 """
 
 import argparse
@@ -11,8 +12,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import step_flops
 from flax import nnx
 from kernels import kernels, summary
+from ours import peak_gib, profile_line
+from parts import failure_told
 
 from rrs_jax import representations
 from rrs_jax.models.batch import Batch
@@ -28,6 +32,7 @@ from rrs_jax.train import step as step_module
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 
 WARM_UP = 3
+RANK = 8
 GIB = 2**30
 AUDIO_TOKENS = 80  # of a row: a clip of about three seconds
 
@@ -52,8 +57,8 @@ def seconds_each(function, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def measure(model: nnx.Module, remat: str, unroll: bool, arguments: argparse.Namespace) -> dict:
-    mesh = make_mesh(devices=jax.devices()[:1])
+def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments: argparse.Namespace) -> dict:
+    before, mesh = peak_gib(), make_mesh(devices=jax.devices()[:1])
     config = model.config.text
     strategy = RRS(np.zeros((arguments.batch, config.hidden_size), np.float32))
     step = TrainStep(model, strategy, OptimiserConfig(remat=remat, unroll=unroll), mesh, arguments.steps)
@@ -80,7 +85,27 @@ def measure(model: nnx.Module, remat: str, unroll: bool, arguments: argparse.Nam
         "first_loss": first, "later_loss": float(one_step()),
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2), "compile_seconds": round(compilation, 1),
     }  # fmt: skip
-    return found | (summary(kernels(one_step), arguments.kernels) if arguments.profile else {})
+    size = "qwen2-audio" if arguments.layers == 32 else f"qwen2-audio of {arguments.layers} layers"
+    variant = f"remat {variant}" + (f", adapters from layer {arguments.first_layer}" if arguments.first_layer else "")
+    variant += "" if arguments.quantize == "none" else f", {arguments.quantize} matrices"
+    line = dict(
+        model=size, part="step", side="ours", variant=variant, batch=arguments.batch, length=arguments.length,
+        rank=RANK, seconds=seconds, units=arguments.batch, unit="samples",
+        floor_flops=step_flops(config, tokens, RANK), peak_gib=peak_gib(before),
+    )  # fmt: skip
+    keep(line, arguments.out)
+    if arguments.profile:
+        profiled = profile_line(line, kernels(one_step))
+        keep({"model": line["model"], "part": "step", "detail": "kernels of a step", **profiled}, arguments.out)
+        found |= profiled
+    return found
+
+
+def keep(line: dict, out: str | None) -> None:
+    """For benchmarks/performance_page.py."""
+    if out:
+        with open(out, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Namespace) -> dict:
@@ -99,7 +124,7 @@ def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Name
         "what": "extract_reps", "milliseconds": round(1000 * seconds, 1),
         "samples_per_second": round(arguments.batch / seconds, 1),
     }  # fmt: skip
-    return found | (summary(kernels(extract), arguments.kernels) if arguments.profile else {})
+    return found | (summary(kernels(extract), 10) if arguments.profile else {})
 
 
 def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
@@ -150,17 +175,17 @@ def main() -> None:
         "--variants", default="dots,none,full,extract",
         help="train steps by their train.remat, extract, products; each with +unroll, and with @FLAG=VALUE for XLA",
     )  # fmt: skip
-    parser.add_argument("--kernels", type=int, default=12, help="most of them named with --profile")
     parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantize", default="none", choices=QUANTISATIONS, help="the decoder's frozen matrices")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", help="file to which lines for benchmarks/performance_page.py are appended")
     arguments = parser.parse_args()
 
     text = {"intermediate_size": 11008, "vocab_size": 156032, "num_hidden_layers": arguments.layers}  # as released
     config = Qwen2AudioConfig.from_hf({"text_config": text})
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=arguments.quantize))
-    lora = LoRAConfig(first_layer=arguments.first_layer)
+    lora = LoRAConfig(RANK, first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
@@ -172,12 +197,13 @@ def main() -> None:
         for module in (step_module, representations):
             module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
         representations._representations.cache_clear()
-        if names[0] == "products":
-            measure_products(model, arguments)
-        elif names[0] == "extract":
-            report({"variant": variant} | measure_extraction(model, "unroll" in names, arguments))
-        else:
-            report({"variant": variant} | measure(model, names[0], "unroll" in names, arguments))
+        with failure_told(variant=variant):
+            if names[0] == "products":
+                measure_products(model, arguments)
+            elif names[0] == "extract":
+                report({"variant": variant} | measure_extraction(model, "unroll" in names, arguments))
+            else:
+                report({"variant": variant} | measure(model, variant, names[0], "unroll" in names, arguments))
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         report({"peak_gib": round(peak / GIB, 2)})

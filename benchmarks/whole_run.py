@@ -10,6 +10,7 @@ Compiled programs are kept in $RRS_JAX_CACHE, or $TMPDIR/rrs_jax_cache: a second
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 import wave
@@ -20,7 +21,7 @@ import numpy as np
 from common import GIB, clip_frames, clip_seconds, encoder_flops, forward_flops, noise, report, step_flops
 from folders import working_folder, write_small_files, write_sparse_weights
 from ours import build, rates
-from parts import each_part
+from parts import each_part, interruptible
 
 from configs.qwen2_rrs import get_config
 from rrs_jax import pipeline
@@ -93,7 +94,12 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         shared, clock, compiling = OnDevice(model), CompileClock(), {}
         functions = {name: clocked(pipeline.STAGE_FUNCTIONS[name], name, clock, compiling) for name in STAGES}
         pipeline.STAGE_FUNCTIONS.update(functions)
-        pipeline.run(config, STAGES, shared)
+        interruptible()
+        try:
+            pipeline.run(config, STAGES, shared)
+        except KeyboardInterrupt:
+            tell_part(Path(config.run_dir), shared, compiling)
+            sys.exit(1)
         tell(Path(config.run_dir), model, seconds, shared, compiling, config, arguments)
 
 
@@ -105,6 +111,17 @@ def clocked(function, name: str, clock: CompileClock, compiling: dict):
         return facts
 
     return stage
+
+
+def tell_part(run: Path, shared: OnDevice, compiling: dict) -> None:
+    done = {name: run / ".done" / f"{name}.json" for name in STAGES}
+    metrics = run / "metrics.jsonl"
+    rows = read_jsonl(metrics) if metrics.is_file() else []
+    report(
+        part="whole", detail="unfinished", encoding_seconds=shared.encoding, compile_seconds=compiling, steps=len(rows),
+        stage_seconds={name: read_json(file)["seconds"] for name, file in done.items() if file.is_file()},
+        samples_a_second=statistics.median(line["samples_per_second"] for line in rows) if rows else None,
+    )  # fmt: skip
 
 
 def tell(run: Path, model, seconds, shared: OnDevice, compiling: dict, config, arguments: argparse.Namespace) -> None:

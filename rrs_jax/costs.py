@@ -134,19 +134,19 @@ def memory_bytes(
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     weights = sum(shard_bytes(*leaf) for leaf in frozen)
     adapters = 4 * sum(shard_bytes(*leaf) for leaf in adapter)
+    embeddings = (sizes.train + sizes.evaluated) * AUDIO_TOKENS_A_SECOND * sizes.seconds * text.hidden_size * item
     remat = config.train.remat
     if remat == "auto":
-        remat = fitting_remat(config, text, sizes.tokens, parts, device_memory() - weights - adapters)
+        remat = fitting_remat(config, text, sizes.tokens, parts, device_memory() - weights - adapters - embeddings)
     # The samples of one question share its prompt's slots.
     slots = sizes.tokens / config.evaluate.samples + config.generate.max_new_tokens
     cached = {"auto": item, "bfloat16": 2, "float32": 4, "int8": 1 + 4 / text.head_dim}[config.generate.cache_dtype]
     entry = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
     flight = math.ceil(config.generate.batch_size / parts)
-    clips = sizes.train + sizes.evaluated
     return {
         "weights": weights,
         "adapter, gradient, moments": adapters,
-        "audio embeddings": clips * AUDIO_TOKENS_A_SECOND * sizes.seconds * text.hidden_size * item,
+        "audio embeddings": embeddings,
         "activations of a training step": activation_bytes(config, text, sizes.tokens, parts, remat) if adapter else 0,
         "key-value cache and logits": flight * (slots * entry + 2 * text.vocab_size * 4),
     }

@@ -19,11 +19,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rrs_jax.config import default_config, flatten
-from rrs_jax.environment import environment
+from rrs_jax.environment import environment, memory_share
 from rrs_jax.errors import UserError
 from rrs_jax.progress import say
 
-MEMORY_SHARE = 0.92  # of a card, for all its processes; the rest is for their CUDA contexts
 LOG = "log.txt"
 PREPARING = "data"  # the task that comes before all runs
 
@@ -96,8 +95,7 @@ class Jobs:
         cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip()]
         together = -(-self.number // max(len(cards), 1))
         settings = {} if len(cards) < 2 else {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]}
-        share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{MEMORY_SHARE / together:.3f}"}
-        return settings | {name: value for name, value in share.items() if name not in os.environ}
+        return settings | memory_share(together)
 
     def _give(self, worker: Worker, name: str) -> None:
         worker.task, worker.since = name, time.monotonic()

@@ -1,7 +1,12 @@
 """The benchmarks at a tiny size: floors against torch's own count of operations, and lines of both sides."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
+import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +20,10 @@ import common  # noqa: E402
 import ours  # noqa: E402
 import peer  # noqa: E402
 import side_by_side  # noqa: E402
+from comparison import compare  # noqa: E402
 from folders import write_random_weights, write_small_files  # noqa: E402
-from performance_page import comparison_table, draw, with_peer_of_whole_run  # noqa: E402
+from parts import each_part, failure_told, interruptible  # noqa: E402
+from performance_page import comparison_table, profiles, scaling, variants_table  # noqa: E402
 from released_sizes import small  # noqa: E402
 
 from rrs_jax.architectures import part  # noqa: E402
@@ -77,9 +84,9 @@ def test_both_sides_tell_a_line_for_each_part(model, parts, capsys):
     arguments = options(f"--parts={','.join(parts)}", "--answers=4", "--samples=2", "--peer_queries=2", "--adapters")
     ours.measure(values, arguments)
     peer.measure(values, arguments)
-    lines = lines_of(capsys)
+    lines = [{"model": model, **line} for line in lines_of(capsys)]
     assert not [line for line in lines if "failed" in line]
-    compared = [line for line in side_by_side.compare(lines, model) if line.get("side") == "comparison"]
+    compared = compare(lines)
     assert [line["part"] for line in compared] == parts
     for line in compared:
         assert line["ratio"] == pytest.approx(line["ours_a_second"] / line["peer_a_second"])
@@ -92,40 +99,108 @@ def test_what_fails_is_told_and_the_rest_goes_on(capsys):
 
     done = []
     arguments = options("--parts=step,extract")
-    side_by_side_parts = {"step": broken, "extract": done.append, "encoder": broken}
-    from parts import each_part
-
-    each_part("peer", side_by_side_parts, arguments)
-    assert lines_of(capsys) == [{"part": "step", "side": "peer", "failed": "RuntimeError: no memory"}]
+    each_part("peer", {"step": broken, "extract": done.append, "encoder": broken}, arguments)
+    with failure_told(part="generate", variant="many"):
+        raise MemoryError
+    assert lines_of(capsys) == [
+        {"part": "step", "side": "peer", "failed": "RuntimeError: no memory"},
+        {"part": "generate", "variant": "many", "failed": "MemoryError: "},
+    ]
     assert done == [arguments]
 
 
-def test_medians_of_turns_and_the_best_variant_count():
-    def line(side, variant, seconds, **more):
-        return dict(part="step", side=side, variant=variant, seconds=seconds, units=8, unit="samples", batch=8, **more)
+@pytest.mark.parametrize("script, last", [("import time; time.sleep(60)", "interrupted"), ("exit(3)", "ended with status 3")])
+def test_what_was_measured_outlives_a_side_that_ends_and_a_time_limit(tmp_path, monkeypatch, script, last):
+    (tmp_path / "side.py").write_text(f"print('{{\"part\": \"step\"}}', flush=True)\n{script}")
+    monkeypatch.setattr(side_by_side, "__file__", str(tmp_path / "side.py"))
+    lines = []
 
-    device = {"part": "device", "side": "ours", "device": "d", "version": "v", "flops_a_second": 10.0, "bytes_a_second": 4.0}
-    lines = [device, device | {"side": "peer", "flops_a_second": 20.0}]
-    lines += [line("ours", "a", seconds, floor_flops=20, floor_bytes=2) for seconds in (3.0, 9.0, 4.0)]
-    lines += [line("peer", "slow", 16.0), *(line("peer", "fast", seconds) for seconds in (8.0, 7.0, 20.0))]
-    compared = side_by_side.compare(lines, "m")[-1]
+    def time_limit():
+        while not lines:
+            time.sleep(0.05)
+        for _ in range(2):  # as `timeout` does, to the program and to its group
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    interruptible()
+    try:
+        if last == "interrupted":
+            threading.Thread(target=time_limit).start()
+            with pytest.raises(KeyboardInterrupt):
+                side_by_side.run_side(lines, "m", "ours", 0, str(tmp_path / "out"))
+        else:
+            side_by_side.run_side(lines, "m", "ours", 0, str(tmp_path / "out"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    written = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert written == lines == [
+        {"model": "m", "part": "step", "turn": 0}, {"model": "m", "part": "process", "side": "ours", "failed": last},
+    ]  # fmt: skip
+
+
+def line_of(side, variant, seconds, batch=8, **more):
+    told = dict(model="m", part="step", side=side, variant=variant, seconds=seconds, units=batch, unit="samples", batch=batch)
+    return told | more
+
+
+DEVICE = dict(model="m", part="device", side="ours", device="d", version="v", flops_a_second=10.0, bytes_a_second=4.0)
+
+
+def test_medians_of_turns_and_the_best_variant_count():
+    lines = [DEVICE, DEVICE | {"side": "peer", "flops_a_second": 20.0}]
+    lines += [line_of("ours", "a", 1.0, turn=0)]  # of an earlier call
+    turns = list(enumerate((3.0, 9.0, 4.0)))
+    lines += [line_of("ours", "a", seconds, floor_flops=20, floor_bytes=2, turn=turn) for turn, seconds in turns]
+    lines += [line_of("ours", "a, int8 matrices", 0.1)]  # another model's numbers
+    lines += [line_of("peer", "slow", 16.0), *(line_of("peer", "fast", s, turn=turn) for turn, s in enumerate((8.0, 7.0, 20.0)))]
+    (compared,) = compare(lines)
     assert (compared["ours_seconds"], compared["peer_seconds"], compared["peer_variant"]) == (4.0, 8.0, "fast")
     assert compared["floor_seconds"] == 20 / 20 + 2 / 4 and compared["ratio"] == 2.0
 
 
-def test_the_page_takes_the_last_lines_and_draws_the_scales(tmp_path):
-    def line(batch, seconds, part="step"):
-        rates = {f"{side}_{name}": value for side in ("ours", "peer", "floor") for name, value in
-                 (("seconds", seconds), ("a_second", batch / seconds))}  # fmt: skip
-        return {"model": "m", "part": part, "side": "comparison", "batch": batch, "length": 144, "rank": 8, "unit": "samples",
-                "ratio": 1.0, **rates}  # fmt: skip
+def test_the_page_has_what_was_measured_last_and_what_failed():
+    lines = [line_of("ours", "a", 5.0), line_of("peer", "b", 4.0, peak_gib=2.5), line_of("ours", "a", 0.5, peak_gib=1.5)]
+    lines += [line_of("ours", "c", 1.0, peak_gib=1.5)]  # what the process had taken before
+    lines += [{"model": "m", "part": "step", "side": "peer", "variant": name, "failed": "no memory"} for name in ("d", "e")]
+    lines += [line_of("peer", "d", 9.0)]
+    table = comparison_table(lines)
+    assert "| m | step | 8 at once | – | 16 samples/s (500 ms) | 2 samples/s (4.00 s) | 8.00 |" in table
+    assert "Failed: m, step, peer, e: no memory." in table and "peer, d" not in table
+    assert variants_table(lines).splitlines()[2:] == [
+        "| m | step | ours | a | 16 samples/s (500 ms) | 1.5 |  |", "| m | step | ours | c | 8 samples/s (1.00 s) | – |  |",
+        "| m | step | peer | b | 2 samples/s (4.00 s) | 2.5 |  |", "| m | step | peer | d | 0.889 samples/s (9.00 s) | – |  |",
+    ]  # fmt: skip
 
-    lines = [line(1, 5.0), line(4, 1.0), line(16, 2.0), line(1, 0.5)]
-    failed = {"model": "m", "part": "step", "side": "peer", "failed": "out of memory"}
-    table = comparison_table([*lines, failed])
-    assert "| 2 samples/s (500 ms) |" in table and "5.00 s" not in table
-    assert "Failed: m, step, peer: out of memory." in table
-    assert [file.name for file in draw(lines, tmp_path, "n")] == ["n-batch.svg"]
+
+def test_curves_of_three_settings_or_more(tmp_path):
+    lines = [line_of(side, side, batch / 2, batch, length=9, rank=8) for batch in (4, 16, 1) for side in ("ours", "peer")]
+    lines += [line_of("ours", "ours", 1.0, 4, length=19, rank=8)]
+    text, files = scaling(lines, tmp_path, "n")
+    assert [file.name for file in files] == ["n-m-batch.svg"]
+    assert [row.split(" | ")[0] for row in text.splitlines() if row.startswith("| ")] == [
+        "| samples a step", "| ---:", "| 1", "| 4", "| 16"
+    ]  # fmt: skip
+    drawn = xml.etree.ElementTree.parse(files[0]).getroot()
+    places = [
+        [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        for line in drawn.iter("{http://www.w3.org/2000/svg}polyline")
+    ]
+    ours, theirs = places
+    assert ours == theirs  # the same rate at each of the three, which lie in equal steps of a logarithmic scale
+    (a, _), (b, _), (c, _) = ours
+    assert b - a == pytest.approx(c - b, abs=0.2) and len({y for _, y in ours}) == 1
+    assert comparison_table(lines).count("| m | step |") == 1
+
+
+def test_a_profile_tells_kernels_and_the_share_of_the_matrix_units():
+    top = [f"{10 - i:.2f} ms {i + 1}x kernel_{i}" for i in range(10)]
+    line = {"model": "m", "part": "step", "variant": "v", "batch": 16, "top": top, "kernel_milliseconds": 60.0, "launches": 100,
+            "milliseconds": 100.0, "floor_flops": 49.45e12, "device": "NVIDIA H100 80GB HBM3"}  # fmt: skip
+    text = profiles([line | {"top": []}, line])
+    assert "(m, v, 16 at once): 100.0 ms, 494 TFLOP/s" in text and "**50% of the matrix units' 989 TFLOP/s**" in text
+    rows = [row for row in text.splitlines() if row.startswith("| ")][2:]
+    assert rows[0] == "| `kernel_0` | 10.00 | 1 | 10.0% |" and len(rows) == 12
+    assert rows[10:] == ["| all others | 5.00 | 45 | 5.0% |", "| between kernels | 40.00 |  | 40.0% |"]
 
 
 def test_prompts_are_as_long_as_by_qwens_own_tokenizer(tmp_path):
@@ -147,15 +222,15 @@ def test_a_folder_of_random_weights_is_loaded_by_transformers_whole(tmp_path):
 
 
 def test_the_peers_whole_run_is_by_its_rates():
-    def compared(name, rate, **more):
-        return {"model": "m", "part": name, "side": "comparison", "peer_a_second": rate, "peer_seconds": 1.0, **more}
+    def timed(name, side, rate, **more):
+        return {"model": "m", "part": name, "side": side, "variant": "v", "seconds": 1 / rate, "units": 1, "unit": "u", **more}
 
-    parts = [compared("encoder", 10.0), compared("extract", 20.0, length=200), compared("step", 40.0, length=200)]
-    run = {"model": "m", "part": "whole", "side": "ours", "extractions": 60, "sample_passes": 400, "mean_tokens": 100.0}
-    line = {"model": "m", "part": "whole", "side": "comparison", "ours_seconds": 2.0}
-    whole = with_peer_of_whole_run(line, [*parts, run, line])
-    assert whole["peer_seconds"] == 40 / 10 + 60 / 20 / 2 + 400 / 40 / 2 and whole["ratio"] == whole["peer_seconds"] / 2
-    assert with_peer_of_whole_run(line, [*parts[1:], run, line]) == line
+    parts = [timed("encoder", "peer", 10.0), timed("extract", "peer", 20.0, length=200), timed("step", "peer", 40.0, length=200)]
+    whole = timed("whole", "ours", 0.5, extractions=60, sample_passes=400, mean_tokens=100.0)
+    compared = compare([*parts, whole])[-1]
+    assert compared["peer_seconds"] == pytest.approx(40 / 10 + 60 / 20 / 2 + 400 / 40 / 2)
+    assert compared["ratio"] == pytest.approx(compared["peer_seconds"] / 2)
+    assert "peer_seconds" not in compare([*parts[1:], whole])[-1]
 
 
 def test_clips_are_as_long_as_the_starter_set():

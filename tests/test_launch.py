@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -190,6 +191,21 @@ def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
     command_line.parse(arguments)
     launch.main([])
     assert called == [(4, ("data",))]
+
+
+@pytest.mark.parametrize("given, judges, share", [
+    (None, "phrases", "0.920"), ("0.5", "phrases", "0.5"), (None, "phrases,llama_guard:FOLDER", None),
+])  # fmt: skip
+def test_a_run_takes_the_card_but_what_torch_or_the_user_wants(monkeypatch, given, judges, share):
+    monkeypatch.setattr(importlib.import_module("rrs_jax"), "pipeline", types.SimpleNamespace(run=lambda *_: None), raising=False)
+    monkeypatch.setattr(os, "environ", {} if given is None else {"XLA_PYTHON_CLIENT_MEM_FRACTION": given})
+    arguments = ["launch.py", MINI, f"--config.evaluate.judges={judges}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    launch = importlib.import_module("launch")
+    with flagsaver.flagsaver():
+        command_line.parse(arguments)
+        launch.main([])
+    assert os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") == share
 
 
 def test_a_sweep_index_needs_a_sweep(monkeypatch):

@@ -11,13 +11,16 @@ import torch
 import transformers
 from test_sharding import random_rows
 
+from rrs_jax import costs
 from rrs_jax.config import default_config
 from rrs_jax.costs import DeviceRate, activation_bytes, fitting_remat
+from rrs_jax.environment import MEMORY_SHARE
 from rrs_jax.errors import UserError
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.decoder import DecoderConfig
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from rrs_jax.models.released import RELEASED
 from rrs_jax.parallel import make_mesh
 from rrs_jax.plan import MINI_CONFIG, format_plan, make_plan
 from rrs_jax.run_folder import RunFolder
@@ -181,3 +184,31 @@ def test_values_are_kept_where_there_is_room_for_them(config):
     assert fitting_remat(config, text, 50, 1, 1.1 * needed) == "lean"
     assert fitting_remat(config, text, 50, 1, 1.1 * activation_bytes(config, text, 50, 1, "lean")) == "full"
     assert fitting_remat(config, text, 50, 2, 0.7 * needed) == "dots"  # half of the rows on each device
+
+
+@pytest.mark.parametrize("card, quantize, remat, most", [
+    (79.2, "none", "dots", 24.0), (23.6, "none", "lean", 20.0), (15.7, "int8", "full", 12.0),
+])  # fmt: skip
+def test_the_papers_step_fits_into_small_cards(tmp_path, monkeypatch, card, quantize, remat, most):
+    """16 samples of 144 tokens, adapters on all linears of 7 B parameters; GiB. The step's own memory was measured on a GPU:
+    with these values kept its peak is 22.8 (dots) and weights and temporary memory are 9.7 + 1.4 (int8, full)."""
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED["qwen2-audio"]))
+    monkeypatch.setattr(costs, "device_memory", lambda: MEMORY_SHARE * card * 2**30)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = default_config()
+    config.model.path, config.model.quantize = str(tmp_path), quantize
+    config.mesh.data, config.train.gradient_accumulation = 8, 1
+    config.train.batch_size = 16 * 8  # on eight devices here
+    config.run_dir = str(tmp_path / "run")
+    rows = [{"id": str(i), "label": "harmful", "seconds": 3.96, "audio": "a.wav"} for i in range(1400)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.data.manifest = config.data.eval_manifest = str(tmp_path / "questions.jsonl")
+    config.evaluate.limit = 1
+    plan = make_plan(config, (), RATE)
+    assert plan.sizes.tokens == 144
+    text = Qwen2AudioConfig.from_hf(RELEASED["qwen2-audio"]).text
+    kept = activation_bytes(config, text, 144, 8, remat)
+    assert plan.memory["activations of a training step"] == kept
+    step = plan.memory["weights"] + plan.memory["adapter, gradient, moments"] + kept
+    assert step <= most * 2**30
+    assert step + plan.memory["audio embeddings"] <= MEMORY_SHARE * card * 2**30
