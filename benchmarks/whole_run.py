@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from common import GIB, clip_frames, clip_seconds, encoder_flops, forward_flops, noise, report, step_flops
 from folders import working_folder, write_small_files, write_sparse_weights
-from ours import build, rates
+from ours import build, matrices_of, rates
 from parts import each_part, interruptible
 
 from configs.qwen2_rrs import get_config
@@ -145,7 +145,8 @@ def tell(run: Path, model, seconds, shared: OnDevice, compiling: dict, config, a
     work = {name: stages[name] for name in ("extract", "train", "export")}
     stats = jax.local_devices()[0].memory_stats() or {}
     report(
-        part="whole", side="ours", variant="pipeline.run", seconds=sum(work.values()), units=1, unit="runs", floor_flops=floor,
+        part="whole", side="ours", variant="pipeline.run" + matrices_of(arguments),
+        seconds=sum(work.values()), units=1, unit="runs", floor_flops=floor,
         stage_seconds=work | {"data (not counted)": stages["data"]}, encoding_seconds=shared.encoding,
         compile_seconds=compiling, seconds_without_compilation=sum(work.values()) - sum(compiling[name] for name in work),
         extractions=3 * half, sample_passes=2 * half * config.train.epochs, mean_tokens=float(tokens(PROMPT_T).mean()),
