@@ -4,14 +4,16 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-MEMORY_SHARE = 0.92  # of a card, for all of our processes on it; the rest is for their CUDA contexts
+MEMORY_SHARE = 0.92  # of a card, for one process; the rest is for its CUDA context
+FURTHER_CONTEXT = 0.02  # of a card, for the context and the command buffers of each further process
 MEMORY_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 def memory_share(together: int = 1) -> dict[str, str]:
     """The variable that gives a process its part of a card's memory, where `together` share it and the user has not set
     it. JAX takes 75 % by itself, which is 18 of 24 GiB: 7 B parameters in 16 bit and nothing else."""
-    return {} if MEMORY_VARIABLE in os.environ else {MEMORY_VARIABLE: f"{MEMORY_SHARE / together:.3f}"}
+    share = (MEMORY_SHARE - FURTHER_CONTEXT * (together - 1)) / together
+    return {} if MEMORY_VARIABLE in os.environ else {MEMORY_VARIABLE: f"{share:.3f}"}
 
 
 @contextlib.contextmanager

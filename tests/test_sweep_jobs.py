@@ -168,7 +168,7 @@ def test_a_mistake_in_the_data_ends_the_sweep(two_runs, tmp_path):
         run_sweep(config, path, ["data"], jobs=2)
 
 
-@pytest.mark.parametrize("cards, shares", [("", ["0.307"] * 3), ("4,7", ["0.460"] * 3)])
+@pytest.mark.parametrize("cards, shares", [("", ["0.293"] * 3), ("4,7", ["0.450"] * 3)])
 def test_memory_and_cards_are_dealt_out(two_runs, monkeypatch, cards, shares):
     config, path = two_runs
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)

@@ -53,6 +53,15 @@ ROWS = {
     **PACE,
     **{f"kept_{name}": KEPT | fields for name, fields in STRONGER.items()},
     **{f"mirrored_{name}": MIRRORED | fields for name, fields in STRONGER.items()},
+    # The best of these have room on the borderline questions, and none on the harmful ones.
+    "kept_longer_harmful_twice": KEPT | PACE["longer"] | {"rrs.harmful_weight": 2.0},
+    "mirrored_faster_harmful_4": MIRRORED | PACE["faster"] | {"rrs.harmful_weight": 4.0},
+    "mirrored_faster_harmful_6": MIRRORED | PACE["faster"] | {"rrs.harmful_weight": 6.0},
+    "mirrored_fastest_harmful_4": MIRRORED | PACE["fastest"] | {"rrs.harmful_weight": 4.0},
+    "mirrored_longer_harmful_4": MIRRORED | PACE["longer"] | {"rrs.harmful_weight": 4.0},
+    "contrast_mirrored_faster_harmful_twice": {
+        "data.contrast": None, "data.contrast_role": "mirror", "rrs.harmful_weight": 2.0,
+    } | PACE["faster"],
 }
 
 
