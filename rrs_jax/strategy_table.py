@@ -37,6 +37,9 @@ STRATEGY_TABLE = {
 PLUS: dict[str, object] = {
     "data.everyday": None,
     "data.contrast": None,
+    "data.contrast_role": "mirror",
+    "train.learning_rate": 1e-4,
+    "rrs.harmful_weight": 4.0,
 }
 
 
