@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax import hosts
+from rrs_jax.costs import encoder_flops, program_price
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import as_waveform
 from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
@@ -77,7 +78,8 @@ def make_audio_bank(
             waveforms = list(pool.map(as_waveform, audios))
             counts = [mel.token_count(mel.feature_length(len(waveform))) for waveform in waveforms]
             lengths = [mel.frames(len(waveform)) for waveform in waveforms]
-            buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple)
+            price = program_price(encoder_flops(model.config.audio) / 2, mesh.size)
+            buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple, price=price)
             size = clips_at_once(len(audios), buckets[-1], batch_size, rows_multiple(mesh))
             selections = batches_in_buckets(lengths, size, buckets)
             # In the order in which they are encoded, so that the device starts behind the first batch's features.

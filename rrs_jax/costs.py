@@ -32,6 +32,11 @@ SAVED = {"none": (15, 4), "dots": (6, 2), "lean": (6, 0), "full": (2, 0)}
 HEADROOM = 1.2  # over what is saved: workspaces, gradients, and what the allocator cannot join
 
 
+# Operations for which there would have been time while one program is traced, lowered and compiled: about 3 s at 330
+# TFLOP/s on an H100, 0.5 s at 0.1 TFLOP/s on two CPU cores.
+PROGRAM_FLOPS = {"gpu": 1e15, "cpu": 5e10}
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Counts of questions, and their clips' mean seconds. `spoken`: the clips are there already."""
@@ -93,17 +98,31 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
     )
 
 
+def decoder_flops(text, layers: int | None = None) -> float:
+    """Of one token on its way through the decoder's matrices, or those of so many `layers`."""
+    layer = sum(rows * columns for rows, columns in text.linears().values())
+    return 2 * layer * (text.num_hidden_layers if layers is None else layers)
+
+
+def encoder_flops(audio) -> float:
+    """Of one position on its way through the encoder's matrices; there are two mel frames to a position."""
+    return 2 * audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim)
+
+
+def program_price(flops: float, devices: int = 1) -> float:
+    """Positions that `devices` could have worked on while a program is compiled; `flops`: of one position."""
+    return PROGRAM_FLOPS.get(jax.default_backend(), PROGRAM_FLOPS["gpu"]) * devices / flops
+
+
 def stage_seconds(
     config: ConfigDict, model_config, sizes: Sizes, responses: int, rate: DeviceRate, devices: int
 ) -> dict:
     """Seconds of each stage, without loading and compilation; evaluation as if no answer ended early."""
     text, audio = model_config.text, model_config.audio
-    layer = sum(rows * columns for rows, columns in text.linears().values())
-    forward = 2 * layer * text.num_hidden_layers  # a token
+    forward = decoder_flops(text)  # a token
     differentiated = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
-    backward = 2 * layer * differentiated  # frozen matrices pass a gradient on and have none of their own
-    encoder = 2 * audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim)
-    encode = encoder * ENCODER_POSITIONS_A_SECOND * sizes.seconds  # a clip
+    backward = decoder_flops(text, differentiated)  # frozen matrices pass a gradient on and have none of their own
+    encode = encoder_flops(audio) * ENCODER_POSITIONS_A_SECOND * sizes.seconds  # a clip
     flops = rate.flops * EFFICIENCY * devices
     weights = forward / 2 * jnp.dtype(config.model.dtype).itemsize
     rows = config.generate.batch_size

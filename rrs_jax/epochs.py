@@ -16,6 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax import hosts
+from rrs_jax.costs import decoder_flops, program_price
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.batching import bucket_lengths
@@ -97,10 +98,12 @@ def record_representations(session: Session) -> None:
 def _record(session: Session, epoch: int) -> None:
     rows, bank = session.evaluation_rows, session.evaluation_bank
     prompts = [session.encode(bank, [i], PROMPT_T) for i in range(len(rows))]
+    lengths = [len(ids) for ids, _, _ in prompts]
+    price = program_price(decoder_flops(session.vanilla.config.text), session.mesh.size)
     with Progress(len(prompts), f"representations after epoch {epoch}", "prompts") as progress:
         states = extract_all(
             model_after(session, epoch), prompts, bank.array, batch_size=session.config.extract.batch_size,
-            buckets=bucket_lengths([len(ids) for ids, _, _ in prompts]), mesh=session.mesh, progress=progress,
+            buckets=bucket_lengths(lengths, price=price), mesh=session.mesh, progress=progress,
         )  # fmt: skip
     metadata = {"epoch": str(epoch), "prompt": PROMPT_T} | {
         name: json.dumps([row[field] for row in rows])

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path
-from rrs_jax.inputs.batching import batches_in_buckets, collate, restore_order
+from rrs_jax.inputs.batching import Selection, batches_in_buckets, collate, restore_order
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple
+from rrs_jax.programs import Programs
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
 # A prompt: token ids, each clip's first row in the audio bank, each clip's number of audio tokens.
@@ -75,15 +76,19 @@ def extract_reps(
     """
     if not isinstance(batches, Batch):
         return jnp.concatenate([extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers) for batch in batches])
+    program, arguments = _call(model, batches, audio_bank, mesh, layers)
+    rows, output = batches.lengths.shape[0], program(*arguments)
+    return output if output.shape[0] == rows else output[:rows]
+
+
+def _call(model: nnx.Module, batch: Batch, audio_bank: jax.Array | None, mesh: Mesh | None, layers) -> tuple[Programs, tuple]:
+    """What computes the representations of a batch, and its arguments on the devices."""
     mesh = mesh or mesh_of(model)
     if audio_bank is None:
         audio_bank = jnp.zeros((1, model.config.text.hidden_size), jnp.float32)
     graphdef, state = nnx.split(model)
-    rows = batches.lengths.shape[0]
-    batch = put(pad_rows(batches, rows_multiple(mesh)), batch_sharding(mesh))
-    audio_bank = put(audio_bank, replicated(mesh))
-    output = _representations(graphdef, mesh, layers)(state, batch, audio_bank)
-    return output if output.shape[0] == rows else output[:rows]
+    batch = put(pad_rows(batch, rows_multiple(mesh)), batch_sharding(mesh))
+    return _representations(graphdef, mesh, layers), (state, batch, put(audio_bank, replicated(mesh)))
 
 
 def extract_all(
@@ -103,10 +108,17 @@ def extract_all(
     `rrs_jax.progress.Progress` over prompts, or None.
     """
     selections = batches_in_buckets([len(ids) for ids, _, _ in rows], batch_size, buckets)
+
+    def batch_of(selection: Selection) -> Batch:
+        return collate([rows[i] for i in selection.indices], selection.length, model.config.audio_token_id)
+
+    firsts = {selection.length: selection for selection in selections}.values()
+    calls = [_call(model, batch_of(selection), audio_bank, mesh, layers) for selection in firsts]
+    if calls:
+        calls[0][0].prepare([arguments for _, arguments in calls])
     results: list[jax.Array | np.ndarray] = []
     for selection in selections:
-        batch = collate([rows[i] for i in selection.indices], selection.length, model.config.audio_token_id)
-        results.append(extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers))
+        results.append(extract_reps(model, batch_of(selection), audio_bank, mesh=mesh, layers=layers))
         if len(results) > 1:  # the host reads one batch while the device computes the next
             results[-2] = np.asarray(results[-2])
         if progress is not None:
@@ -122,7 +134,7 @@ def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None):
             return model.representations(batch, audio_bank)
         return model.layer_states(batch, audio_bank, layers)
 
-    return jax.jit(representations, out_shardings=replicated(mesh), compiler_options=compiler_options())
+    return Programs(jax.jit(representations, out_shardings=replicated(mesh), compiler_options=compiler_options()))
 
 
 def pad_rows(tree, multiple: int):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,17 +35,20 @@ def enable_compilation_cache() -> None:
 
 
 class CompileClock:
-    """Seconds that this process has spent on making programs for its devices, or reading them from the cache."""
+    """Seconds in which this process was making programs for its devices, or reading them from the cache; those that
+    are made side by side count once."""
 
     EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 
     def __init__(self):
-        self.seconds, self.programs = 0.0, 0
+        self.seconds, self.programs, self._until = 0.0, 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
     def _heard(self, event: str, seconds: float, **_) -> None:
         if event in self.EVENTS:
-            self.seconds += seconds
+            now = time.monotonic()
+            self.seconds += max(now - max(now - seconds, self._until), 0.0)
+            self._until = now
             self.programs += event == self.EVENTS[1]
 
 

@@ -30,16 +30,18 @@ def total(lengths, buckets) -> int:
 
 @pytest.mark.parametrize("max_buckets", [1, 2, 3, 4, 20])
 @pytest.mark.parametrize("multiple", [1, 4, 8])
-def test_buckets_have_the_least_padding_of_all_choices(max_buckets, multiple):
+@pytest.mark.parametrize("price", [0, 25, 120, 10**6])
+def test_buckets_cost_the_least_of_all_choices(max_buckets, multiple, price):
     for seed in range(6):
         lengths = np.random.default_rng(seed).choice([3, 8, 9, 15, 24, 26, 40, 41, 63, 64], 30)
-        buckets = bucket_lengths(lengths.tolist(), max_buckets, multiple)
+        buckets = bucket_lengths(lengths.tolist(), max_buckets, multiple, price=price)
         sizes = sorted({-(-int(n) // multiple) * multiple for n in lengths})
         choices = itertools.chain.from_iterable(
             itertools.combinations(sizes, k) for k in range(1, min(max_buckets, len(sizes)) + 1)
         )
-        best = min(total(lengths, choice) for choice in choices if choice[-1] == sizes[-1])
-        assert total(lengths, buckets) == best
+        best = min(total(lengths, choice) + price * len(choice) for choice in choices if choice[-1] == sizes[-1])
+        assert total(lengths, buckets) + price * len(buckets) == best
+        assert price < 10**6 or len(buckets) == 1
         assert len(buckets) <= max_buckets and list(buckets) == sorted(set(buckets))
         assert all(bucket % multiple == 0 for bucket in buckets)
 

@@ -18,12 +18,13 @@ class Selection(NamedTuple):
 
 
 def bucket_lengths(
-    lengths: Sequence[int], max_buckets: int = 5, multiple: int = 8, maximum: int | None = None
+    lengths: Sequence[int], max_buckets: int = 5, multiple: int = 8, maximum: int | None = None, price: float = 0.0
 ) -> tuple[int, ...]:
     """At most `max_buckets` rising sizes, multiples of `multiple`, with the least total padding of `lengths`.
 
-    The last one holds the longest sample. `maximum` (the encoder's 3000 frames) caps a size that rounding up
-    would carry beyond it. Exact, by dynamic programming over the distinct rounded lengths.
+    The last one holds the longest sample. `price`: positions of padding that each further size has to save, since
+    each is a compilation (`rrs_jax.costs.program_price`). `maximum` (the encoder's 3000 frames) caps a size that
+    rounding up would carry beyond it. Exact, by dynamic programming over the distinct rounded lengths.
     """
     if not len(lengths) or max_buckets < 1:
         raise ValueError(
@@ -41,16 +42,18 @@ def bucket_lengths(
     # choices[k][i]: the first size that the last of k + 1 buckets takes, where size i is its last.
     cost = np.full(len(sizes) + 1, np.inf)
     cost[0] = 0.0
-    choices = []
-    for _ in range(min(max_buckets, len(sizes))):
+    choices, prices = [], []
+    for number in range(min(max_buckets, len(sizes))):
         # [last size, first size]
         totals = cost[None, :-1] + (below[1:, None] - below[None, :-1]) * sizes[:, None]
         totals = np.where(np.tri(len(sizes), dtype=bool), totals, np.inf)
         choices.append(totals.argmin(axis=1))
         cost = np.concatenate([[np.inf], totals.min(axis=1)])
-    # More buckets up to the number of sizes never cost more, so all of them are used.
+        prices.append(cost[-1] + price * number)
+    # Without a price more buckets up to the number of sizes never cost more, and the most are used.
+    used = len(prices) - int(np.argmin(prices[::-1]))
     buckets, end = [], len(sizes)
-    for choice in reversed(choices):
+    for choice in reversed(choices[:used]):
         buckets.append(int(sizes[end - 1]))
         end = choice[end - 1]
     return tuple(reversed(buckets))

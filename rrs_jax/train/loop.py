@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax.costs import decoder_flops, program_price
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
 from rrs_jax.inputs.batching import Selection, bucket_lengths, collate, make_batches
@@ -112,7 +113,8 @@ def train(
         state, position = _start(step, checkpoints, Position(0, 0, 0, config.seed, 0.0, settings))
         if position.step < total_steps:
             with MetricsLog(folder, position.step) as log:
-                plan = Plan(data, config, model.config.audio_token_id, strategy.tails)
+                price = program_price(2 * decoder_flops(model.config.text), step.mesh.size)  # forward and back
+                plan = Plan(data, config, model.config.audio_token_id, strategy.tails, price)
                 run = Run(step, plan, data, log, checkpoints, on_epoch)
                 state = run.until(total_steps, state, position)
     nnx.update(model, jax.tree.map(lambda array: array.copy(), state.lora))
@@ -157,14 +159,18 @@ class Plan:
     """Which samples, prompts, tails and padding every step has. A function of seed and epoch alone, so that a run
     that goes on sees what it would have seen."""
 
-    def __init__(self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int], tails=None):
+    def __init__(
+        self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int], tails=None, price: float = 0.0
+    ):
         self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
         samples = range(len(data.sample_ids))
         prompts = range(data.num_prompts * (2 if config.text_share else 1))
         self.lengths = np.array([[len(data.encode(i, p)[0]) for p in prompts] for i in samples])  # (N, prompts)
         self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in samples]
         all_lengths = [np.add.outer(row, own).ravel() for row, own in zip(self.lengths, self.tail_lengths, strict=True)]
-        self.buckets = bucket_lengths(np.concatenate(all_lengths), config.max_buckets, config.bucket_multiple)
+        lengths = np.concatenate(all_lengths)
+        price *= len(lengths) / (len(samples) * config.epochs)  # they occur epochs / (prompts · tails) times each
+        self.buckets = bucket_lengths(lengths, config.max_buckets, config.bucket_multiple, price=price)
 
     def epoch(self, epoch: int) -> tuple[Draws, list[list[Selection]]]:
         """What is drawn for each sample, and each step's micro-batches."""
@@ -225,6 +231,7 @@ class Run:
 
     def until(self, total_steps: int, state: TrainState, position: Position) -> TrainState:
         audio_bank = put(self.data.audio_bank, self.step.replicated)
+        self._compile(state, audio_bank, position, total_steps)
         self.epoch_loss = position.epoch_loss
         with Progress(total_steps - position.step, "training", unit="steps") as self.progress:
             for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
@@ -234,6 +241,18 @@ class Run:
                     state = self._dispatch(state, audio_bank, epoch, batch, draws, batches[batch])
                     self._save_where_due(state, epoch, batch, position)
         return state
+
+    def _compile(self, state: TrainState, audio_bank: jax.Array, position: Position, total_steps: int) -> None:
+        """The steps of all lengths to come, side by side. Micro-batches that are added up compile as they come."""
+        if self.plan.config.gradient_accumulation > 1:
+            return
+        firsts = {}
+        for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
+            draws, batches = self.plan.epoch(epoch)
+            for selection, in batches:
+                firsts.setdefault(selection.length, (selection, draws))
+        rows = [self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection, draws in firsts.values()]
+        self.step.prepare(state, audio_bank, rows)
 
     def _dispatch(self, state, audio_bank, epoch: int, batch: int, draws: Draws, selections) -> TrainState:
         rows = [self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection in selections]

@@ -16,6 +16,7 @@ from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, parameter_sharding, put, replicated, rows_multiple
+from rrs_jax.programs import Programs
 from rrs_jax.representations import pad_rows
 from rrs_jax.strategies import Strategy
 from rrs_jax.strategies.penalty import penalty
@@ -140,10 +141,10 @@ class TrainStep:
         # The penalty's weight is an argument, so that runs that differ in it alone share what is compiled.
         inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None, all_of_it)
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
-        self._step = jit(
+        self._step = Programs(jit(
             self._fused, donate_argnums=0,
             in_shardings=(state, *inputs, all_of_it, rows), out_shardings=(state, all_of_it, all_of_it),
-        )  # fmt: skip
+        ))  # fmt: skip
         self._first = jit(
             self._sums, in_shardings=(state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it)
         )  # fmt: skip
@@ -178,17 +179,20 @@ class TrainStep:
         self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]
     ) -> tuple[TrainState, StepMetrics, list[jax.Array]]:
         """The next state (the old one's buffers are gone), metrics, and each micro-batch's row losses (B,)."""
-        initial = self.initial if self.config.penalty_space == "lora" else None
         if len(micro_batches) == 1:
-            state, metrics, losses = self._step(state, self.base, initial, self.penalty_weight, audio_bank, micro_batches[0])
+            state, metrics, losses = self._step(*self._arguments(state, audio_bank, micro_batches[0]))
             return state, metrics, [losses]
         sums, losses = self._first(state.lora, self.base, audio_bank, micro_batches[0])
         row_losses = [losses]
         for rows in micro_batches[1:]:
             sums, losses = self._next(sums, state.lora, self.base, audio_bank, rows)
             row_losses.append(losses)
-        state, metrics = self._apply(state, sums, self.base, initial, self.penalty_weight)
+        state, metrics = self._apply(state, sums, self.base, self._penalised_from(), self.penalty_weight)
         return state, metrics, row_losses
+
+    def prepare(self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]) -> None:
+        """Compiles the step of one micro-batch for each of these, side by side."""
+        self._step.prepare([self._arguments(state, audio_bank, rows) for rows in micro_batches])
 
     def model(self, state: TrainState) -> nnx.Module:
         """The model with the state's adapters; it shares their buffers, which the next step gives away."""
@@ -196,12 +200,17 @@ class TrainStep:
 
     def compilations(self) -> int:
         """Shapes for which the step of one micro-batch was compiled."""
-        return self._step._cache_size()
+        return self._step.count()
 
     def lower(self, state: TrainState, audio_bank: jax.Array, rows: Rows):
         """The single-batch step, lowered for these arrays or shapes; `.compile().memory_analysis()` tells its memory."""
-        initial = self.initial if self.config.penalty_space == "lora" else None
-        return self._step.lower(state, self.base, initial, self.penalty_weight, audio_bank, rows)
+        return self._step.function.lower(*self._arguments(state, audio_bank, rows))
+
+    def _arguments(self, state: TrainState, audio_bank: jax.Array, rows: Rows) -> tuple:
+        return state, self.base, self._penalised_from(), self.penalty_weight, audio_bank, rows
+
+    def _penalised_from(self) -> nnx.State | None:
+        return self.initial if self.config.penalty_space == "lora" else None
 
     def _fused(self, state: TrainState, base, initial, penalty_weight, audio_bank, rows: Rows):
         sums, row_losses = self._sums(state.lora, base, audio_bank, rows)
