@@ -76,8 +76,9 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
     training = written if written.is_file() else data.manifest
     rows = read_jsonl(training) if training else []
     pairs = categories * starter("pairs_per_category")
-    questions = 2 * pairs + starter("everyday") + starter("contrast")
-    train = len(rows) if training else questions * data.voices_per_question
+    singles = starter("everyday") + starter("contrast")
+    added = singles if data.manifest and not written.is_file() else 0
+    train = len(rows) + added if training else (2 * pairs + singles) * data.voices_per_question
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     if evaluation:
         asked = chosen_rows(read_jsonl(evaluation), asked_of.split, asked_of.limit)
@@ -94,7 +95,7 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
         train,
         *(size if asked_of.limit is None else min(size, asked_of.limit) for size in sets),
         seconds=sum(seconds) / len(seconds) if seconds else CLIP_SECONDS,
-        spoken=bool(rows) and bool(asked) and all(row.get("audio") for row in rows + asked),
+        spoken=bool(rows) and bool(asked) and not added and all(row.get("audio") for row in rows + asked),
     )
 
 

@@ -16,9 +16,10 @@ from rrs_jax.costs import fitting_remat, free_memory
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import build_starter
+from rrs_jax.data.starter import build_starter, choose_rows
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.epochs import adapter_hash, keep_adapter, record_representations
+from rrs_jax.errors import UserError
 from rrs_jax.evaluation import evaluate_stage
 from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
@@ -104,35 +105,44 @@ def _in_step(name: str, session: Session) -> dict | None:
 
 
 def make_data(session: Session) -> dict:
-    """Manifests with speech: the starter set, or the user's own files with every question spoken that has no clip."""
+    """Manifests with speech: the starter set, or the user's own files with every question spoken that has no clip, and
+    behind those for training the starter set's everyday and contrast questions, where they are asked for."""
     config, folder = session.config, session.folder
     voices = ",".join(config.data.voices)
     kind = STRATEGY_TABLE[config.strategy].data
+    singles = {name: config.data[name] for name in ("everyday", "contrast", "contrast_role", "seed")}
     for split, given, target in (
         ("train", config[DATA[kind]], folder.manifest),
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
         if given:
-            _take_manifest(Path(given), target, voices, config)
+            added = choose_rows("train", pairs_per_category=0, **singles) if split == "train" else []
+            _take_manifest(Path(given), added, target, voices, config)
         else:
             chosen = config.data
             sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
             if split == "train":
-                sizes = {name: chosen[name] for name in ("pairs_per_category", "everyday", "contrast")}
-                sizes |= {name: chosen[name] for name in ("contrast_role", "voices_per_question")}
+                sizes = singles | {name: chosen[name] for name in ("pairs_per_category", "voices_per_question")}
                 sizes["parallel"] = kind != "mirror"
             build_starter(
-                target.parent, split=split, categories=chosen.categories, voices=voices, seed=chosen.seed,
-                max_cost_usd=chosen.max_cost_usd, **sizes,
+                target.parent, split=split, categories=chosen.categories, voices=voices,
+                max_cost_usd=chosen.max_cost_usd, **{"seed": chosen.seed} | sizes,
             )  # fmt: skip
     rows = session.training_rows
     check_excluded([row["question"] for row in rows], config.data.exclude)
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
 
 
-def _take_manifest(source: Path, target: Path, voices: str, config: ConfigDict) -> None:
-    """The user's rows with absolute clip paths. Raises UserError that lists every bad row and every bad clip."""
+def _take_manifest(source: Path, added: list[dict], target: Path, voices: str, config: ConfigDict) -> None:
+    """The user's rows, with `added` behind them, with absolute clip paths. Raises UserError that lists every bad row and
+    every bad clip."""
     rows = load_manifest(source, need_audio=False)
+    if taken := {row["id"] for row in rows} & {row["id"] for row in added}:
+        raise UserError(
+            f"{source}: the id {min(taken)!r} is that of a question which data.everyday or data.contrast adds; give it "
+            "another id, or set both fields to 0."
+        )
+    rows += [row | {"audio": None} for row in added]
     mute = [row for row in rows if not row["audio"]]
     if mute:
         drawn = read_voices(voices)

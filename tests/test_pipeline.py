@@ -101,6 +101,34 @@ def run(folder, clips, tmp_path_factory):
     return config, path / "run"
 
 
+def test_rrs_plus_adds_its_questions_to_a_manifest(folder, clips, tmp_path, monkeypatch):
+    """Without them its rate and its weight of harmful questions would make a model that refuses everything."""
+
+    def spoken(texts, **_):
+        return [(clips[place % len(clips)], 1.0) for place, _ in enumerate(texts)]
+
+    monkeypatch.setattr(pipeline, "speak_all", spoken)
+    rows = twin_rows(clips)
+    write_jsonl(tmp_path / "manifest.jsonl", rows)
+    config = default_config()
+    config.strategy, config.model.path, config.run_dir = "rrs_plus", str(folder), str(tmp_path / "run")
+    config.data.manifest = config.data.eval_manifest = str(tmp_path / "manifest.jsonl")
+    config.data.contrast = 9
+    pipeline.run(config, ("data",))
+    made = read_jsonl(tmp_path / "run" / "data" / "manifest.jsonl")
+    assert [row["id"] for row in made[: len(rows)]] == [row["id"] for row in rows]
+    names = [row["id"].split("-")[0] for row in made[len(rows) :]]
+    assert names == ["everyday"] * 140 + ["contrast"] * 9
+    assert {row["label"] for row in made[len(rows) :]} == {"benign"} and all(row["audio"] for row in made)
+    assert [row.get("role") for row in made[len(rows) :]] == ["keep"] * 140 + [None] * 9
+    assert len(read_jsonl(tmp_path / "run" / "data" / "eval" / "manifest.jsonl")) == len(rows)
+
+    write_jsonl(tmp_path / "manifest.jsonl", [rows[0] | {"id": made[-1]["id"]}, *rows[1:]])
+    config.run_dir = str(tmp_path / "again")
+    with pytest.raises(UserError, match="give it another id, or set both fields to 0"):
+        pipeline.run(config, ("data",))
+
+
 def test_a_run_leaves_the_files_it_promises(run):
     config, path = run
     metrics = read_jsonl(path / "metrics.jsonl")
