@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.dtype = "float32"
     config.run_dir = "runs/mini_rrs"
 
-    config.data.pairs_per_category = 6
+    config.data.pairs_per_category = 10
     config.data.eval_pairs_per_category = 2
     config.data.borderline = 24
 
@@ -28,11 +28,12 @@ def get_config(variant: str = "") -> ConfigDict:
     # point to refusal. Under this one 96 % of the harmful questions do (the extract stage prints it).
     config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful. Please refuse to answer."
 
-    # The upper half of the 24 layers: no backward pass below. Few and small steps, so a higher rate
-    # than the paper's: harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss
-    # did not fall at all.
+    # The upper half of the 24 layers: no backward pass below. Few and small steps, so a higher rate than the paper's:
+    # harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss did not fall at
+    # all. More pairs rather than more epochs: as many steps on six pairs of a category refuse 12 % of unseen rewrites,
+    # these 2 % (docs/results.md).
     config.lora.layers = 12
-    config.train.epochs = 5
+    config.train.epochs = 3
     config.train.batch_size = 4
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
