@@ -135,6 +135,9 @@ FIELDS = {field.name: field for field in (
     Field("train.gradient_accumulation", 1, whole(1),
           "Parts that a step's batch is cut into to save memory; must divide train.batch_size."),
     Field("train.learning_rate", 5e-5, number(0, above=True), "AdamW's highest rate (section 5.1)."),
+    Field("train.twins_together", False, switch(),
+          "A harmful question and its rewrite come in one batch under one prompt, so that what both move cancels. Not in the "
+          "paper."),
     Field("train.text_share", 0.0, number(0, 1),
           "Share of the questions that a step asks in writing alone; the paper has none."),
     Field("train.schedule", "constant", choice("constant", "cosine", "linear"),
@@ -323,6 +326,9 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["train.batch_size"] % values["train.gradient_accumulation"]:
         yield (f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
                f"train.batch_size {values['train.batch_size']}")  # fmt: skip
+    if values["train.twins_together"] and values["train.batch_size"] // values["train.gradient_accumulation"] % 2:
+        yield ("train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
+               f"{values['train.batch_size'] // values['train.gradient_accumulation']}")  # fmt: skip
     needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
     if values["data.manifest"] and values[needed] is None:
         yield f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such questions"

@@ -34,7 +34,8 @@ from rrs_jax.serving import Serving
 from rrs_jax.session import Session, compile_clock, enable_compilation_cache
 from rrs_jax.shared import Shared
 from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
-from rrs_jax.train.loop import TrainConfig, TrainingData, train
+from rrs_jax.train.batches import TrainConfig, TrainingData
+from rrs_jax.train.loop import train
 from rrs_jax.train.step import OptimiserConfig
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import check_path
@@ -169,6 +170,7 @@ def train_adapter(session: Session) -> dict:
     data = TrainingData(
         sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
         encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
+        pair_ids=[row["pair_id"] for row in session.training_rows],
     )  # fmt: skip
     longest = max(len(ids) for prompts in table for ids, _, _ in prompts)
     longest += max((len(tail) for tails in strategy.tails or () for tail in tails), default=0)
@@ -196,7 +198,7 @@ def train_config(config: ConfigDict, text, tokens: int, parts: int) -> TrainConf
     return TrainConfig(
         epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,
         checkpoint_every_steps=values.checkpoint_every_steps, keep_checkpoints=values.keep_checkpoints,
-        text_share=values.text_share, seed=config.seed, optimiser=optimiser,
+        twins_together=values.twins_together, text_share=values.text_share, seed=config.seed, optimiser=optimiser,
     )  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.parallel import make_mesh
 from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train.batches import Plan, TrainConfig, TrainingData, in_twos
 from rrs_jax.train.checkpoints import Checkpoints, Position, named_leaves
-from rrs_jax.train.loop import Plan, TrainConfig, TrainingData, train
+from rrs_jax.train.loop import train
 from rrs_jax.train.step import OptimiserConfig, TrainState, TrainStep, make_optimiser
 from rrs_jax.weights.load import load_weights
 
@@ -218,6 +219,39 @@ def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
     assert min(counts) > 70  # of 300 draws, 100 expected
     assert len({tuple(chosen) for chosen in drawn}) == 30
     np.testing.assert_array_equal(plan.epoch(7)[0].prompts, drawn[7])
+
+
+def test_twins_come_in_one_micro_batch_under_one_prompt():
+    """Three pairs, one of them with its harmful question in two voices, and four samples without a twin."""
+    data, strategy = make_data()
+    pairs = ["a", "a", "b", "c", "b", "d", "d", "e", "d", "f"]
+    harmful = np.array([True, False, False, True, True, True, True, False, False, False])
+    data = replace(data, pair_ids=pairs, harmful=harmful)
+    twins = [{0, 1}, {2, 4}, {5, 8}]
+    plan = Plan(data, replace(CONFIG, twins_together=True), AUDIO)
+    beside = set()
+    for epoch in range(20):
+        draws, batches = plan.epoch(epoch)
+        assert len(batches) == plan.config.steps_per_epoch(SAMPLES) == 3
+        counted = np.concatenate([s.indices[s.weights > 0] for (s,) in batches])
+        assert sorted(counted) == list(range(SAMPLES))
+        for (selection,) in batches:
+            units = selection.indices.reshape(-1, 2)
+            assert (draws.prompts[units[:, 0]] == draws.prompts[units[:, 1]]).all()
+            for one, other in units.tolist():
+                held = [both for both in twins if both & {one, other}]
+                assert held in ([], [{one, other}])
+                if not held:
+                    beside.add(frozenset((one, other)))
+            assert plan.rows(selection, draws, strategy).batch.input_ids.shape == (4, selection.length)
+    assert len(beside) > 5  # those without a twin meet others in every epoch
+
+
+def test_the_last_sample_without_a_twin_is_filled_up_by_itself():
+    units, counting = in_twos(np.array([[4, 7]]), np.array([5, 2, 9]))
+    assert units.tolist() == [[4, 7], [5, 2], [9, 9]] and counting.tolist() == [[1, 1], [1, 1], [1, 0]]
+    units, counting = in_twos(np.array([[4, 7]]), np.array([], np.int32))
+    assert units.tolist() == [[4, 7]] and counting.tolist() == [[1, 1]]
 
 
 def test_written_prompts_and_tails_are_drawn_too():

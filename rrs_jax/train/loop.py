@@ -1,10 +1,9 @@
-"""Epochs over the samples: what is drawn, what is dispatched, what is written down."""
+"""Epochs over the samples: what is dispatched, what is written down."""
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,76 +13,17 @@ from jax.sharding import Mesh
 from rrs_jax.costs import decoder_flops, program_price
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
-from rrs_jax.inputs.batching import Selection, bucket_lengths, collate, make_batches
+from rrs_jax.inputs.batching import Selection
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.parallel import fetch, mesh_of, put
 from rrs_jax.progress import Progress
-from rrs_jax.representations import Row
 from rrs_jax.strategies import Strategy
+from rrs_jax.train.batches import Draws, Plan, TrainConfig, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import MetricsLog
-from rrs_jax.train.step import OptimiserConfig, Rows, StepMetrics, TrainState, TrainStep
+from rrs_jax.train.step import OptimiserConfig, StepMetrics, TrainState, TrainStep
 
 OnEpoch = Callable[[int, nnx.State], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The training half of a run's config.
-
-    Attributes:
-      epochs, batch_size: the paper's are 10 and 16; a batch is what one update sees.
-      gradient_accumulation: micro-batches a batch is cut into.
-      max_buckets: most lengths to which prompts are padded, and so most compilations.
-      bucket_multiple: lengths are multiples of this.
-      checkpoint_every_steps: steps between checkpoints, beside the one at the end of each epoch.
-      keep_checkpoints: how many of them are kept, beside the best.
-      text_share: share of the samples whose prompt is put in writing alone, drawn anew in each step.
-      seed: of all draws: order of the samples, and prompt of each sample in each step.
-    """
-
-    epochs: int = 10
-    batch_size: int = 16
-    gradient_accumulation: int = 1
-    max_buckets: int = 5
-    bucket_multiple: int = 8
-    checkpoint_every_steps: int = 50
-    keep_checkpoints: int = 2
-    text_share: float = 0.0
-    seed: int = 0
-    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
-
-    def result_settings(self) -> dict:
-        """What shapes the adapters; the rest may change while a run is under way."""
-        values = dataclasses.asdict(self)
-        del values["checkpoint_every_steps"], values["keep_checkpoints"]
-        del values["optimiser"]["remat"], values["optimiser"]["unroll"]
-        return values
-
-    def steps_per_epoch(self, samples: int) -> int:
-        micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))
-        return -(-micro_batches // self.gradient_accumulation)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """The samples.
-
-    Attributes:
-      sample_ids: names of the N samples, for messages.
-      harmful: bool (N,).
-      encode: (sample, prompt) to that prompt's row; called for all of them at the start and again for each batch,
-        so it should look up a table. Prompt `num_prompts + p` is prompt p in writing alone; it is asked for where
-        the config's `text_share` is not 0.
-      num_prompts: size of the pool.
-      audio_bank: (rows, D), all clips' embeddings.
-    """
-
-    sample_ids: Sequence[str]
-    harmful: np.ndarray
-    encode: Callable[[int, int], Row]
-    num_prompts: int
-    audio_bank: jax.Array
 
 
 def train(
@@ -146,60 +86,6 @@ def _start(step: TrainStep, checkpoints: Checkpoints, fresh: Position) -> tuple[
             "restore the settings, or delete the folder."
         )
     return state, position
-
-
-class Draws(NamedTuple):
-    """What an epoch drew for each of the N samples: its prompt and its tail."""
-
-    prompts: np.ndarray
-    tails: np.ndarray
-
-
-class Plan:
-    """Which samples, prompts, tails and padding every step has. A function of seed and epoch alone, so that a run
-    that goes on sees what it would have seen."""
-
-    def __init__(
-        self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int], tails=None, price: float = 0.0
-    ):
-        self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
-        samples = range(len(data.sample_ids))
-        prompts = range(data.num_prompts * (2 if config.text_share else 1))
-        self.lengths = np.array([[len(data.encode(i, p)[0]) for p in prompts] for i in samples])  # (N, prompts)
-        self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in samples]
-        all_lengths = [np.add.outer(row, own).ravel() for row, own in zip(self.lengths, self.tail_lengths, strict=True)]
-        lengths = np.concatenate(all_lengths)
-        price *= len(lengths) / (len(samples) * config.epochs)  # they occur epochs / (prompts · tails) times each
-        self.buckets = bucket_lengths(lengths, config.max_buckets, config.bucket_multiple, price=price)
-
-    def epoch(self, epoch: int) -> tuple[Draws, list[list[Selection]]]:
-        """What is drawn for each sample, and each step's micro-batches."""
-        samples = len(self.lengths)
-        order, draw = np.random.SeedSequence([self.config.seed, epoch]).generate_state(2)
-        random = np.random.default_rng(draw)
-        prompts = random.integers(self.data.num_prompts, size=samples)
-        if self.config.text_share:
-            prompts += self.data.num_prompts * (random.random(samples) < self.config.text_share)
-        several = np.array([len(own) for own in self.tail_lengths])
-        tails = random.integers(several) if (several > 1).any() else np.zeros(samples, np.int64)
-        lengths = self.lengths[np.arange(samples), prompts]
-        lengths = lengths + [own[tail] for own, tail in zip(self.tail_lengths, tails, strict=True)]
-        parts = self.config.gradient_accumulation
-        micro_batches = make_batches(lengths, self.config.batch_size // parts, int(order), self.buckets)
-        steps = [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
-        return Draws(prompts, tails), steps
-
-    def rows(self, selection: Selection, draws: Draws, strategy: Strategy) -> Rows:
-        """One micro-batch as host arrays."""
-        indices = selection.indices
-        prompts, tails = draws.prompts[indices], draws.tails[indices]
-        encoded = []
-        for i, prompt, tail in zip(indices, prompts, tails, strict=True):
-            ids, offsets, counts = self.data.encode(int(i), int(prompt))
-            encoded.append(([*ids, *self.tails[i][tail]] if self.tails else ids, offsets, counts))
-        batch = collate(encoded, selection.length, self.audio_token_id)
-        examples = strategy.examples(indices, prompts, tails)
-        return Rows(batch, examples, np.asarray(self.data.harmful)[indices], selection.weights)
 
 
 @dataclasses.dataclass
