@@ -51,11 +51,15 @@ ROWS = {
     "kept_hinge_near": HINGE | {"rrs.margin": 2.0},
     **{f"kept_{name}": KEPT | fields for name, fields in ADDITIONS.items()},
     **PACE,
+    "twins": {"train.twins_together": True},
     **{f"kept_{name}": KEPT | fields for name, fields in STRONGER.items()},
     **{f"mirrored_{name}": MIRRORED | fields for name, fields in STRONGER.items()},
     # The best of these have room on the borderline questions, and none on the harmful ones.
     "kept_longer_harmful_twice": KEPT | PACE["longer"] | {"rrs.harmful_weight": 2.0},
     "mirrored_faster_harmful_4": MIRRORED | PACE["faster"] | {"rrs.harmful_weight": 4.0},
+    "mirrored_faster_harmful_4_twins": MIRRORED | PACE["faster"] | {
+        "rrs.harmful_weight": 4.0, "train.twins_together": True,
+    },
     "mirrored_faster_harmful_6": MIRRORED | PACE["faster"] | {"rrs.harmful_weight": 6.0},
     "mirrored_fastest_harmful_4": MIRRORED | PACE["fastest"] | {"rrs.harmful_weight": 4.0},
     "mirrored_longer_harmful_4": MIRRORED | PACE["longer"] | {"rrs.harmful_weight": 4.0},
