@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.run_dir = "runs/mini_rrs"
 
     config.data.pairs_per_category = 10
-    config.data.eval_pairs_per_category = 2
+    config.data.eval_pairs_per_category = 3
     config.data.borderline = 24
 
     # Under the paper's refusal prompt this small decoder begins no answer with "I", so that the safety vector would not
@@ -30,8 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The upper half of the 24 layers: no backward pass below. Few and small steps, so a higher rate than the paper's:
     # harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss did not fall at
-    # all. More pairs rather than more epochs: as many steps on six pairs of a category refuse 12 % of unseen rewrites,
-    # these 2 % (docs/results.md).
+    # all. More pairs rather than more epochs: as many steps on six pairs of a category refuse more of the unseen
+    # rewrites (docs/results.md).
     config.lora.layers = 12
     config.train.epochs = 3
     config.train.batch_size = 4
