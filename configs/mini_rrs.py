@@ -4,7 +4,7 @@
     python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
     python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
 
-Hardware: 2 CPU cores and 8 GiB of memory; the first takes about 10 minutes, the download of 640 MB apart.
+Hardware: 2 CPU cores and 8 GiB of memory; the first takes about 11 minutes, the download of 640 MB apart.
 """
 
 from ml_collections import ConfigDict
