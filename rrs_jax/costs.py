@@ -111,8 +111,9 @@ def encoder_flops(audio) -> float:
 
 
 def program_price(flops: float, devices: int = 1) -> float:
-    """Positions that `devices` could have worked on while a program is compiled; `flops`: of one position."""
-    return PROGRAM_FLOPS.get(jax.default_backend(), PROGRAM_FLOPS["gpu"]) * devices / flops
+    """Positions that `devices` could have worked on while a program is compiled; `flops`: of one position, 0 where an
+    encoder has no layers."""
+    return PROGRAM_FLOPS.get(jax.default_backend(), PROGRAM_FLOPS["gpu"]) * devices / max(flops, 1.0)
 
 
 def stage_seconds(

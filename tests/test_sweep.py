@@ -23,7 +23,7 @@ def runs(config):
     yield "vanilla", {"strategy": "vanilla"}
     yield "rrs", {}
     yield "top25", {"rrs.top_m": 25.0}
-    yield "rrs_plus", {"strategy": "rrs_plus", "data.everyday": 0, "data.contrast": 0, "train.text_share": 0.5}
+    yield "rrs_plus", {"strategy": "rrs_plus", "data.everyday": 2, "data.contrast": 2, "train.text_share": 0.5}
     for name in %r:
         yield name, {"strategy": name}
     yield "deeper", {"rrs.positions": 3, "rrs.benign_target": "hinge", "rrs.margin": 0.0}
@@ -127,7 +127,7 @@ def test_what_runs_have_in_common_is_made_once(swept):
     assert len(answers) == len(OTHERS) + 5 and len(set(answers)) == 1
     assert len(list((path / "runs" / "shared" / "vanilla").iterdir())) == 1
     entries, _ = read_header(next((path / "runs" / "shared").glob("audio-*.safetensors")))
-    assert len(entries["counts"].array()) == 1 + 8
+    assert len(entries["counts"].array()) == 1 + 8 + 4  # a row of none, the clips, and those that rrs_plus adds
     states = [name for file in (path / "runs/shared/states").iterdir() for name in read_header(file)[0]]
     assert len(states) == len(set(states))
 
