@@ -111,13 +111,13 @@ def make_data(session: Session) -> dict:
     config, folder = session.config, session.folder
     voices = ",".join(config.data.voices)
     kind = STRATEGY_TABLE[config.strategy].data
-    singles = {name: config.data[name] for name in ("everyday", "contrast", "contrast_role", "seed")}
+    singles = {name: config.data[name] for name in ("everyday", "contrast", "contrast_role")}
     for split, given, target in (
         ("train", config[DATA[kind]], folder.manifest),
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
         if given:
-            added = choose_rows("train", pairs_per_category=0, **singles) if split == "train" else []
+            added = choose_rows("train", pairs_per_category=0, seed=config.data.seed, **singles) if split == "train" else []
             _take_manifest(Path(given), added, target, voices, config)
         else:
             chosen = config.data
@@ -126,8 +126,8 @@ def make_data(session: Session) -> dict:
                 sizes = singles | {name: chosen[name] for name in ("pairs_per_category", "voices_per_question")}
                 sizes["parallel"] = kind != "mirror"
             build_starter(
-                target.parent, split=split, categories=chosen.categories, voices=voices,
-                max_cost_usd=chosen.max_cost_usd, **{"seed": chosen.seed} | sizes,
+                target.parent, split=split, categories=chosen.categories, voices=voices, seed=chosen.seed,
+                max_cost_usd=chosen.max_cost_usd, **sizes,
             )  # fmt: skip
     rows = session.training_rows
     check_excluded([row["question"] for row in rows], config.data.exclude)

@@ -146,8 +146,8 @@ class Plan:
 def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(P, 2) samples, a harmful one and its rewrite, and the samples without a twin, (M,)."""
     members: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for i, pair in enumerate(pair_ids):
-        members[pair][int(not harmful[i])].append(i)
+    for i, (pair, harm) in enumerate(zip(pair_ids, harmful, strict=True)):
+        members[pair][int(not harm)].append(i)
     twins = [both for one, other in members.values() for both in zip(one, other, strict=False)]
     alone = set(range(len(pair_ids))).difference(*twins)
     return np.array(twins, np.int32).reshape(-1, 2), np.array(sorted(alone), np.int32)
