@@ -140,6 +140,8 @@ FIELDS = {field.name: field for field in (
           "paper."),
     Field("train.text_share", 0.0, number(0, 1),
           "Share of the questions that a step asks in writing alone; the paper has none."),
+    Field("train.audio_share", 0.0, number(0, 1),
+          "Share of the questions that a step asks by their clip alone; the paper has none. At most 1 with train.text_share."),
     Field("train.schedule", "constant", choice("constant", "cosine", "linear"),
           "After the warm-up; cosine and linear fall to 0 at the last step. Not in the paper."),
     Field("train.warmup_steps", 0, whole(0), "Steps in which the rate rises from 0. Not in the paper."),
@@ -326,6 +328,9 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["train.batch_size"] % values["train.gradient_accumulation"]:
         yield (f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
                f"train.batch_size {values['train.batch_size']}")  # fmt: skip
+    if values["train.text_share"] + values["train.audio_share"] > 1:
+        yield (f"train.text_share is {values['train.text_share']} and train.audio_share {values['train.audio_share']}, "
+               "together more than 1")  # fmt: skip
     if values["train.twins_together"] and values["train.batch_size"] // values["train.gradient_accumulation"] % 2:
         yield ("train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
                f"{values['train.batch_size'] // values['train.gradient_accumulation']}")  # fmt: skip

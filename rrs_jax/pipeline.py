@@ -198,7 +198,8 @@ def train_config(config: ConfigDict, text, tokens: int, parts: int) -> TrainConf
     return TrainConfig(
         epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,
         checkpoint_every_steps=values.checkpoint_every_steps, keep_checkpoints=values.keep_checkpoints,
-        twins_together=values.twins_together, text_share=values.text_share, seed=config.seed, optimiser=optimiser,
+        twins_together=values.twins_together, text_share=values.text_share, audio_share=values.audio_share,
+        seed=config.seed, optimiser=optimiser,
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ A sweep file has a function `runs(config)` that yields a name and a dict of fiel
 run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.shared`). The same command resumes.
 """
 
-import re
 import runpy
 import time
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ from rrs_jax.files import write_atomic
 from rrs_jax.progress import say
 from rrs_jax.stages import stages_of
 
-SEED = re.compile(r"-seed\d+$")
 BASELINE = "rrs"  # the run against which a sweep's others are ranked
 
 
@@ -154,14 +152,15 @@ def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
     """The runs, and in place of each with others behind it whose names end in -seedN all of them as one, written to
     `target`, where all have the same evaluations."""
     from rrs_jax.evaluate.pool import pool_runs
+    from rrs_jax.report.table import recipe_of
 
     names = {run.name: run for run in runs}
     rows = []
     for run in runs:
-        stem = SEED.sub("", run.name)
+        stem = recipe_of(run.name)
         if stem != run.name and stem in names:
             continue
-        seeds = [run] + [other for other in runs if other.name != run.name and SEED.sub("", other.name) == run.name]
+        seeds = [run] + [other for other in runs if other.name != run.name and recipe_of(other.name) == run.name]
         evaluated = [{path.parent.name for path in one.glob("eval/*/summary.json")} for one in seeds]
         if len(seeds) > 1 and all(found == evaluated[0] for found in evaluated):
             pooled = target / f"{run.name}-{len(seeds)}seeds"

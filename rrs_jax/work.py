@@ -14,6 +14,7 @@ from rrs_jax.inputs.prompts import PROMPT_POOL, written_prompt
 from rrs_jax.progress import Progress
 from rrs_jax.representations import Row, extract_all
 from rrs_jax.session import Session
+from rrs_jax.train.batches import prompts_drawn
 
 
 class Work:
@@ -23,8 +24,8 @@ class Work:
       rows: of the training manifest.
       harmful, kept, mirrored: bool (N,); a benign row with the role "keep" is kept, another one mirrored.
       categories: of each sample.
-      pool_size: prompts that training draws from: those of appendix A, and with `train.text_share` the same in
-        writing alone.
+      pool_size: prompts that training draws from: those of appendix A, with `train.text_share` the same in writing
+        alone, and with `train.audio_share` the question's clip alone.
     """
 
     def __init__(self, session: Session):
@@ -34,7 +35,8 @@ class Work:
         self.kept = np.array([row.get("role") == "keep" for row in rows]) & ~self.harmful
         self.mirrored = ~self.harmful & ~self.kept
         self.categories = [row["category"] for row in rows]
-        self.pool_size = len(PROMPT_POOL) * (2 if self.config.train.text_share else 1)
+        train = self.config.train
+        self.pool_size = prompts_drawn(len(PROMPT_POOL), train.text_share, train.audio_share)
 
     @property
     def vanilla(self):
@@ -57,14 +59,16 @@ class Work:
     def decode(self, ids: Sequence[int]) -> str:
         return self.session.processor.decode(ids)
 
-    def prompt(self, sample: int, text: str) -> Row:
-        """The spoken question beside `text`."""
+    def prompt(self, sample: int, text: str | None) -> Row:
+        """The spoken question beside `text`, or alone."""
         return self.session.encode(self.session.training_bank, [int(sample)], text)
 
     def pool_prompt(self, sample: int, place: int) -> Row:
-        """Prompt `place` of the pool; behind the spoken ones stand the written ones."""
+        """Prompt `place` of the pool; behind the spoken ones stand the written ones, and at the end the clip alone."""
         if place < len(PROMPT_POOL):
             return self.prompt(sample, PROMPT_POOL[place])
+        if self.config.train.audio_share and place == self.pool_size - 1:
+            return self.prompt(sample, None)
         question = self.session.training_rows[sample]["question"]
         text = written_prompt(question, PROMPT_POOL[place - len(PROMPT_POOL)])
         return self.session.encode(self.session.training_bank, [], text)

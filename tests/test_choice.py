@@ -60,6 +60,19 @@ def sweep(tmp_path):
     return [tmp_path / run for run in ("rrs", "met", "unsafe")]
 
 
+def test_of_several_seeds_the_mean_is_ranked(sweep, tmp_path):
+    """rrs answers 26 and 32 % on average, met 30 and 29, unsafe, which has one seed, 20 and 36."""
+    for run, asr, orr in (("rrs-seed1", (32.0, 34.0, None), 1.0), ("met-seed1", (38.0, 25.0, None), 4.0)):
+        write(tmp_path, run, "vanilla-choose", (100.0, 90.0, None), 1.0, 5.0, nsi=False)
+        write(tmp_path, run, "rrs-choose", asr, orr, 10.0, nsi=True)
+    lines = ranking([*sweep, tmp_path / "rrs-seed1", tmp_path / "met-seed1"], "rrs").splitlines()
+    assert [line.split() for line in lines[2:5]] == [
+        ["unsafe", "+4.0", "+0.0", "+0.0", "1.0"],
+        ["met,", "2", "seeds", "+4.0", "+2.0", "+5.0", "2.0"],
+        ["rrs,", "2", "seeds", "+0.0", "+4.0", "+30.0", "28.0"],
+    ]
+
+
 def test_the_ranking_follows_the_target(sweep, capsys):
     """met is at every limit; unsafe is 6 points above rrs in one mode, 3 beyond; rrs 8 - 1 and 55 - 5 beyond."""
     lines = ranking(sweep, "rrs").splitlines()

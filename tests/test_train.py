@@ -259,10 +259,13 @@ def test_written_prompts_and_tails_are_drawn_too():
     data, _ = make_data()
     twice = replace(data, encode=lambda sample, prompt: data.encode(sample, prompt % PROMPTS))
     tails = [[[1] * n for n in range(1 + sample % 4)] for sample in range(SAMPLES)]
-    plan, plain = Plan(twice, replace(CONFIG, text_share=0.3), AUDIO, tails), Plan(data, CONFIG, AUDIO)
+    plan = Plan(twice, replace(CONFIG, text_share=0.3, audio_share=0.2), AUDIO, tails)
+    plain = Plan(data, CONFIG, AUDIO)
     prompts, drawn = (np.array(x) for x in zip(*(plan.epoch(epoch)[0] for epoch in range(200)), strict=True))
-    assert 0.27 < (prompts >= PROMPTS).mean() < 0.33
-    np.testing.assert_array_equal(prompts % PROMPTS, [plain.epoch(epoch)[0].prompts for epoch in range(200)])
+    alone, written = prompts == 2 * PROMPTS, (PROMPTS <= prompts) & (prompts < 2 * PROMPTS)
+    assert 0.27 < written.mean() < 0.33 and 0.17 < alone.mean() < 0.23 and prompts.max() == 2 * PROMPTS
+    as_before = [plain.epoch(epoch)[0].prompts for epoch in range(200)]
+    np.testing.assert_array_equal(np.where(alone, as_before, prompts % PROMPTS), as_before)
     for sample in range(SAMPLES):
         assert set(drawn[:, sample]) == set(range(1 + sample % 4))
     draws, steps = plan.epoch(3)

@@ -2,7 +2,8 @@
 
     python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --sweep_jobs=4 --config.run_dir=runs/plus
 
-Measured on the half `choose` of the evaluation questions; configs/sweeps/plus_check.py measures the winner on the other.
+Measured on the half `choose` of the evaluation questions, at one seed; configs/sweeps/plus_choice.py measures the best
+at three, and configs/sweeps/plus_check.py the winner on the other half.
 The sweep ends with a ranking (`rrs_jax.report.ranking`).
 """
 
@@ -18,6 +19,7 @@ ADDITIONS = {
     "project": {"rrs.project": 8},
     "two_tokens": {"rrs.refusal_tokens": ("I", "Sorry")},
     "text_share": {"train.text_share": 0.33},
+    "audio_share": {"train.audio_share": 0.25},
     "positions": {"rrs.positions": 4},
     "voices": {"data.voices_per_question": 3},
     "lighter": {"rrs.keep_weight": 0.3},

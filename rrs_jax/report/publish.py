@@ -17,9 +17,8 @@ from pathlib import Path
 
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import read_json, write_json
-from rrs_jax.report.table import markdown_table, paste, read_summaries
+from rrs_jax.report.table import markdown_table, paste, read_summaries, recipe_of
 
-SEED = re.compile(r"-seed\d+$")
 REPORT_FILES = (".html", ".csv", ".tex", ".svg", ".png")
 LARGEST_BYTES = 5_000_000  # of a file that goes into the repository
 MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:~|\.\.|/)[^\s'\",:=]*/")
@@ -79,7 +78,7 @@ def _of_vanilla(runs: Sequence[Path]) -> Path:
 def _summaries(run: Path, alone: bool, vanilla_too: bool) -> Iterator[tuple[str, dict]]:
     """Published name and summary of each of a run's evaluations."""
     config = read_json(run / "config.json")["config"]
-    own = config["strategy"] if alone else SEED.sub("", run.name)
+    own = config["strategy"] if alone else recipe_of(run.name)
     for path in sorted(run.glob("eval/*/summary.json")):
         evaluated, _, suffix = path.parent.name.partition("-")
         if evaluated == "vanilla" and not vanilla_too and config["strategy"] != "vanilla":

@@ -3,7 +3,6 @@ the paper's tables."""
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from rrs_jax.config import MINI, flatten
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool
 from rrs_jax.files import read_json
+from rrs_jax.report.table import recipe_of
 from rrs_jax.stages import PLACEMENT_FIELDS, belongs
 
 PAPER = Path(__file__).parent / "paper_figures.json"
-SEED = re.compile(r"(?P<name>.+)-seed\d+$")  # runs of one recipe
 TITLES = {
     "vanilla": "None", "sft_full": "① SFT-full", "sft_shallow_mirror": "② SFT-shallow-mirror",
     "sft_shallow_parallel": "③ SFT-shallow-parallel", "sft_deep": "④ SFT-deep", "rrs": "RRS",
@@ -117,8 +116,7 @@ def read_results(folders: Sequence[str | Path]) -> Results:
     runs = [read_run(folder) for folder in folders]
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        match = SEED.match(run.name) if len(runs) > 1 else None
-        groups.setdefault(match["name"] if match else run.name, []).append(run)
+        groups.setdefault(recipe_of(run.name) if len(runs) > 1 else run.name, []).append(run)
     tuned = {name: group for name, group in groups.items() if group[0].strategy != "vanilla"}
     base = _base(tuned)
     recipes = []

@@ -9,6 +9,7 @@ It reads RUN/eval/NAME/summary.json of every evaluation in a run: the vanilla mo
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ from rrs_jax.files import read_json, write_atomic
 MODES = {"audio_text": "audio-text", "text_only": "text-only", "audio_only": "audio-only"}
 FIELDS = ("judge", "modes", "orr", "borderline_orr", "nsi")
 ABSENT = "N/A"
+
+
+def recipe_of(run: str) -> str:
+    """A run's name without the ending -seedN of one recipe's further seeds."""
+    return re.sub(r"-seed\d+$", "", run)
 
 
 def header(summaries: Sequence[dict]) -> tuple[str, ...]:

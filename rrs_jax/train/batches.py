@@ -27,7 +27,8 @@ class TrainConfig:
       checkpoint_every_steps: steps between checkpoints, beside the one at the end of each epoch.
       keep_checkpoints: how many of them are kept, beside the best.
       twins_together: a harmful question and its rewrite come in one micro-batch, under one prompt.
-      text_share: share of the samples whose prompt is put in writing alone, drawn anew in each step.
+      text_share, audio_share: shares of the samples that are asked in writing alone and by their clip alone, drawn
+        anew in each step; together at most 1.
       seed: of all draws: order of the samples, and prompt of each sample in each step.
     """
 
@@ -40,6 +41,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     twins_together: bool = False
     text_share: float = 0.0
+    audio_share: float = 0.0
     seed: int = 0
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
 
@@ -63,8 +65,8 @@ class TrainingData:
       sample_ids: names of the N samples, for messages.
       harmful: bool (N,).
       encode: (sample, prompt) to that prompt's row; called for all of them at the start and again for each batch,
-        so it should look up a table. Prompt `num_prompts + p` is prompt p in writing alone; it is asked for where
-        the config's `text_share` is not 0.
+        so it should look up a table. Where the config's `text_share` is not 0, prompt `num_prompts + p` is prompt p
+        in writing alone, and where its `audio_share` is not 0, the last one (`prompts_drawn`) is the clip alone.
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
@@ -94,7 +96,7 @@ class Plan:
     ):
         self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
         samples = range(len(data.sample_ids))
-        prompts = range(data.num_prompts * (2 if config.text_share else 1))
+        prompts = range(prompts_drawn(data.num_prompts, config.text_share, config.audio_share))
         self.lengths = np.array([[len(data.encode(i, p)[0]) for p in prompts] for i in samples])  # (N, prompts)
         self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in samples]
         all_lengths = [np.add.outer(row, own).ravel() for row, own in zip(self.lengths, self.tail_lengths, strict=True)]
@@ -109,8 +111,11 @@ class Plan:
         order, draw = np.random.SeedSequence([self.config.seed, epoch]).generate_state(2)
         random = np.random.default_rng(draw)
         prompts = random.integers(self.data.num_prompts, size=samples)
-        if self.config.text_share:
-            prompts += self.data.num_prompts * (random.random(samples) < self.config.text_share)
+        written, heard = self.config.text_share, self.config.audio_share
+        if written or heard:
+            drawn = random.random(samples)
+            prompts += self.data.num_prompts * (drawn < written)
+            prompts[(written <= drawn) & (drawn < written + heard)] = self.lengths.shape[1] - 1
         if self.twins is None:
             units, counting = np.arange(samples)[:, None], np.ones((samples, 1), np.float32)
         else:
@@ -141,6 +146,11 @@ class Plan:
         batch = collate(encoded, selection.length, self.audio_token_id)
         examples = strategy.examples(indices, prompts, tails)
         return Rows(batch, examples, np.asarray(self.data.harmful)[indices], selection.weights)
+
+
+def prompts_drawn(pool: int, text_share: float, audio_share: float) -> int:
+    """How many prompts a question has, of a pool of `pool` texts: spoken, written, and its clip alone."""
+    return pool * (2 if text_share else 1) + (1 if audio_share else 0)
 
 
 def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

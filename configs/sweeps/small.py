@@ -1,0 +1,63 @@
+"""What configs/mini_rrs.py trains in ten minutes on two cores: rate, layers, passes and batch.
+
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/small.py --config.run_dir=runs/small
+
+Asked are the pairs of the starter set's training file that no row is trained on; they are written to run_dir. A row's
+cost is samples times layers with adapters, the shipped one's 840 · 12.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rrs_jax.data.starter import CATEGORIES, choose_rows
+from rrs_jax.files import write_jsonl
+
+SEEDS = 2
+PAIRS = 10  # of each of the categories that are trained on
+SETTINGS = {  # first layer with an adapter of 24, rate, passes, batch
+    "l12_r10_e3": (12, 1e-3, 3, 4),
+    "l12_r7_e3": (12, 7e-4, 3, 4),
+    "l12_r5_e3": (12, 5e-4, 3, 4),
+    "l12_r5_e4": (12, 5e-4, 4, 4),
+    "l12_r15_e3_b8": (12, 1.5e-3, 3, 8),
+    "l12_r10_e3_b8": (12, 1e-3, 3, 8),
+    "l16_r10_e3": (16, 1e-3, 3, 4),
+    "l16_r7_e4": (16, 7e-4, 4, 4),
+    "l16_r10_e4": (16, 1e-3, 4, 4),
+    "l16_r15_e4_b8": (16, 1.5e-3, 4, 8),
+    "l18_r10_e4": (18, 1e-3, 4, 4),
+    "l18_r15_e5": (18, 1.5e-3, 5, 4),
+    "l20_r20_e5": (20, 2e-3, 5, 4),
+    "l8_r7_e2": (8, 7e-4, 2, 4),
+    "l8_r5_e3": (8, 5e-4, 3, 4),
+    "l0_r5_e2": (0, 5e-4, 2, 4),
+    "l0_r3_e3": (0, 3e-4, 3, 4),
+}
+ADDED = {
+    "lighter": {"rrs.harmful_weight": 0.7},
+    "top25": {"rrs.top_m": 25.0},
+    "hinge": {"rrs.benign_target": "hinge"},
+    "own": {"rrs.target": "own"},
+    "audio": {"train.audio_share": 0.25},
+    "rank16": {"lora.rank": 16, "lora.alpha": 32.0},
+    "twins_b8": {"train.twins_together": True, "train.batch_size": 8},
+}
+
+
+def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
+    unseen = choose_rows("train", pairs_per_category=None)[2 * PAIRS * len(CATEGORIES) :]
+    file = Path(config.run_dir) / "unseen.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(file, [{name: row[name] for name in ("id", "pair_id", "label", "category", "question")} for row in unseen])
+    asked = {"data.pairs_per_category": PAIRS, "evaluate.questions": (f"jsonl:{file}",)}
+    rows = {}
+    for name, (first, rate, epochs, batch) in SETTINGS.items():
+        rows[name] = {
+            "lora.layers": first, "train.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch,
+        }  # fmt: skip
+    rows |= {f"l12_r10_e3_{name}": rows["l12_r10_e3"] | added for name, added in ADDED.items()}
+    for seed in range(config.seed, config.seed + SEEDS):
+        for name, fields in rows.items():
+            yield name if seed == config.seed else f"{name}-seed{seed}", fields | asked | {"seed": seed}
