@@ -156,12 +156,14 @@ def test_states_are_those_of_torch(reference, eight_bit, folder, clips):  # noqa
     assert 2e-2 < relative_error(ours, plain.numpy()[mask]) < 1.2e-1  # of 48 features and three layers
 
 
-@pytest.mark.parametrize("remat, unroll", [("none", False), ("dots", False), ("dots", True)])
-def test_gradients_are_those_of_torch(reference, eight_bit, folder, clips, remat, unroll):  # noqa: F811
+@pytest.mark.parametrize("remat, layers", [("none", "stacked"), ("dots", "stacked"), ("dots", "unrolled"), ("lean", "apart")])
+def test_gradients_are_those_of_torch(reference, eight_bit, folder, clips, remat, layers):  # noqa: F811
     """Of adapters on some linears of the upper layers, so that gradients pass linears with and without one."""
     rows, row_clips = prompts(np.random.default_rng(2))
     model = load(folder, "float8")
-    model.language_model.unroll = unroll
+    model.language_model.unroll = layers == "unrolled"
+    if layers == "apart":
+        model.language_model.set_apart()
     bank, offsets = audio_bank(model, clips)
     batch, bank = make_batch(rows, row_clips, offsets), jnp.asarray(bank)
     weights = np.random.default_rng(3).normal(size=(len(rows), 48)).astype(np.float32)

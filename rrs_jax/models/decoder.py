@@ -101,7 +101,10 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """`unroll`: compile each layer by itself where whole layers are run (`rrs_jax.models.stack.scan_layers`)."""
+    """`unroll`: compile each layer by itself where whole layers are run (`rrs_jax.models.stack.scan_layers`).
+
+    `layers` is one layer whose parameters are stacks, or after `set_apart` a list of layers.
+    """
 
     layer_class: ClassVar[type[DecoderLayer]] = DecoderLayer
 
@@ -112,6 +115,26 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
+
+    def set_apart(self) -> None:
+        """Makes each layer a module of its own, with float8 matrices transposed besides: copies of all layers, twice
+        their memory. For `unroll` alone; `prefill` and `decode` want stacks.
+
+        XLA copies an 8-bit matrix out of a stack before it multiplies it, and backward transposes it.
+        """
+        graphdef, stacks = nnx.split(self.layers)
+        apart = [nnx.merge(graphdef, layer_at(stacks, index)) for index in range(self.config.num_hidden_layers)]
+        for layer in apart:
+            for name in self.config.linears():
+                getattr(layer, name).transpose_too()
+        self.layers, self.unroll = nnx.List(apart), True
+
+    def _split_layers(self):
+        """The structure of a layer, and the parameters of all as `layer_at` takes them."""
+        if not isinstance(self.layers, nnx.List):
+            return nnx.split(self.layers)
+        (graphdef, _), *_ = parts = [nnx.split(layer) for layer in self.layers]
+        return graphdef, tuple(state for _, state in parts)
 
     def hidden_states(
         self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, *, remat: str = "none"
@@ -148,7 +171,7 @@ class Decoder(nnx.Module):
         """
         final = self.config.num_hidden_layers - 1
         x, _ = self._scan(x, lengths, adapters, final, remat=remat)
-        graphdef, stacks = nnx.split(self.layers)
+        graphdef, stacks = self._split_layers()
         layer = nnx.merge(graphdef, layer_at(stacks, final))
         adapters = jax.tree.map(lambda leaf: leaf[-1], adapters)
         last = (lengths - 1)[:, None]
@@ -228,7 +251,7 @@ class Decoder(nnx.Module):
 
         Layers below the first adapter form a scan of their own, so that no backward pass reaches them.
         """
-        graphdef, stacks = nnx.split(self.layers)
+        graphdef, stacks = self._split_layers()
 
         def step(x, layer, adapters, shared):
             layer, (angles, lengths) = nnx.merge(graphdef, layer), shared

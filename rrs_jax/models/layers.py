@@ -17,7 +17,7 @@ class Linear(nnx.Module):
     """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight.
 
     With `quantize` it has 8 bit and a `scale` for each output: `int8` as `kernel`, `float8` as `weight` (..., out, in)
-    (`rrs_jax.models.quantised`).
+    (`rrs_jax.models.quantised`), and after `transpose_too` as `columns` (..., in, out) besides.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class Linear(nnx.Module):
         else:
             kept = jnp.int8 if quantize == "int8" else dtype
             self.kernel = nnx.Param(jnp.zeros((*stack, in_features, out_features), kept))
+        self.columns = nnx.data(None)
         self.quantize = quantize
         self.scale = None if quantize == "none" else nnx.Param(jnp.ones((*stack, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((*stack, out_features), dtype)) if bias else None
@@ -35,8 +36,12 @@ class Linear(nnx.Module):
     @property
     def matrix(self) -> jax.Array | Int8 | Float8:
         if self.quantize == "float8":
-            return Float8(self.weight[...], self.scale[...])
+            return Float8(self.weight[...], self.scale[...], None if self.columns is None else self.columns[...])
         return Int8(self.kernel[...], self.scale[...]) if self.quantize == "int8" else self.kernel[...]
+
+    def transpose_too(self) -> None:
+        """For `float8`: the backward pass then transposes nothing."""
+        self.columns = nnx.Param(jnp.swapaxes(self.weight[...], -2, -1))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = product(x, self.matrix)

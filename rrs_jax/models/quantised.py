@@ -44,11 +44,13 @@ class Float8:
     """A matrix as torch stores it, `rows` (..., out, in) in float8_e4m3fn, times a float32 scale (..., out).
 
     A row lies in one piece because the products of an H100's 8-bit units sum over what lies in one piece, of both
-    operands. The backward pass sums over the outputs and transposes the matrix as it copies it out of its stack.
+    operands. The backward pass sums over the outputs: it reads `columns`, the rows transposed (in, out), where there is
+    memory for them, else transposes the matrix as it copies it out of its stack.
     """
 
     rows: jax.Array
     scale: jax.Array
+    columns: jax.Array | None = None
 
     @classmethod
     def of(cls, rows: jax.Array) -> "Float8":
@@ -63,7 +65,8 @@ class Float8:
         """dy times the outputs' scales is rounded, row by row as x is: to e4m3 as well, whose finer steps count for
         more than the wider range of e5m2."""
         rounded, scale = rounded_rows(dy.astype(jnp.float32) * self.scale)
-        return (_sums(rounded, _transposed(self.rows), dy.dtype) * scale).astype(dy.dtype)
+        columns = _transposed(self.rows) if self.columns is None else self.columns
+        return (_sums(rounded, columns, dy.dtype) * scale).astype(dy.dtype)
 
 
 def product(x: jax.Array, matrix: jax.Array | Int8 | Float8) -> jax.Array:

@@ -159,6 +159,10 @@ class TrainStep:
     def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float) -> None:
         """Takes others; what is compiled stays if structure, shapes and `strategy.static` are the same."""
         self.strategy, self.penalty_weight = strategy, put(np.float32(penalty_weight), self.replicated)
+        self.base = None  # lets go of an earlier model's layers before the next ones are set apart
+        if self.config.unroll and model.config.text.quantize == "float8" and self.mesh.size == 1:
+            model = nnx.merge(*nnx.split(model))
+            model.language_model.set_apart()
         self.graphdef, lora, self.base = nnx.split(model, LoRAParam, ...)
         # The jitted functions donate their state, so it must not share buffers with the model's adapters.
         self.initial = jax.tree.map(put, jax.tree.map(jnp.copy, lora), self._shardings(lora))
@@ -195,7 +199,8 @@ class TrainStep:
         self._step.prepare([self._arguments(state, audio_bank, rows) for rows in micro_batches])
 
     def model(self, state: TrainState) -> nnx.Module:
-        """The model with the state's adapters; it shares their buffers, which the next step gives away."""
+        """The model with the state's adapters; it shares their buffers, which the next step gives away. Its layers may
+        be apart (`Decoder.set_apart`)."""
         return nnx.merge(self.graphdef, state.lora, self.base)
 
     def compilations(self) -> int:
