@@ -188,7 +188,10 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
                 return encoded
 
             device_seconds = median_seconds(every_batch, jax.block_until_ready, 1)
-            report(**common, variant=variant, seconds=device_seconds)
+            line = common | dict(variant=variant, seconds=device_seconds)
+            report(**line)
+            if arguments.profile:
+                report(part="encoder", detail="kernels of a pass", **profile_line(line, kernels(every_batch)))
 
     mel = mel_config(values, config.audio.num_mel_bins)
     sounds = [noise(s, i) for i, s in enumerate(seconds)]

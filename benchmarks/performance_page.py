@@ -156,7 +156,7 @@ def profile(line: dict) -> str:
     if "milliseconds" in line:
         # Kernels run beside one another where this is negative.
         rows.append(("between kernels", f"{between:.2f}", "", f"{between / whole:.1%}"))
-    what = "step" if line["part"] == "step" else "chunk of decoding steps"
+    what = {"step": "step", "encoder": "pass over all clips", "generate": "chunk of decoding steps"}[line["part"]]
     where = [line["model"], line.get("variant"), setting_of(line)]
     where += [f"{line['answer_slots']} slots an answer"] if "answer_slots" in line else []
     where += [f"{line['steps']} steps of {line['rows']} rows"] if "steps" in line else []

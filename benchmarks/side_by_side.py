@@ -66,7 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peer_queries", help="of the peer at once, several with commas between")
     parser.add_argument("--cache_dtype", default="auto", help="of our keys and values in generate")
     parser.add_argument("--attention", default="auto", help="of ours in generate: auto, fused, xla; several with commas between")
-    parser.add_argument("--profile", action="store_true", help="the kernels of our step and of our decoding steps as well")
+    parser.add_argument("--profile", action="store_true", help="the kernels of our step, encoder and decoding steps as well")
     parser.add_argument("--questions", type=int, help="harmful ones of the whole run, and as many benign ones")
     parser.add_argument("--epochs", type=int, default=10, help="of the whole run")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: with `taskset -c 0`, on a busy machine")
