@@ -174,7 +174,8 @@ def memory_bytes(
 
 
 def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: str) -> float:
-    """What waits for the backward pass of a micro-batch whose rows have `tokens`, on one of the `parts` that cut it."""
+    """What waits for the backward pass of a micro-batch whose rows have `tokens`, on one of the `parts` that cut it, and
+    the copies of 8-bit layers that are set apart for it."""
     item = jnp.dtype(config.model.dtype).itemsize
     rows = math.ceil(config.train.batch_size / config.train.gradient_accumulation / parts)
     layers = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
@@ -188,7 +189,8 @@ def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: s
     if jax.default_backend() != "gpu" or item == 4:  # no flash attention: scores and weights are whole matrices
         scores = 2 * rows * text.num_attention_heads * tokens**2 * 4
         activations += scores * (layers if remat == "none" else 1)
-    return activations
+    apart = config.train.unroll and text.quantize == "float8"
+    return activations + (2 * text.num_hidden_layers * sum(a * b for a, b in text.linears().values()) if apart else 0)
 
 
 def fitting_remat(config: ConfigDict, text, tokens: int, parts: int, free: float) -> str:
