@@ -20,15 +20,16 @@ class Programs:
         self.function = function
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
 
-    def prepare(self, calls: Sequence[tuple]) -> None:
-        """Compiles for the arguments of calls to come, of which nothing is given away. One alone, or where several
-        processes have to compile in the same order, is left to its first call."""
+    def prepare(self, calls: Sequence[tuple]) -> bool:
+        """Compiles for the arguments of calls to come, of which nothing is given away; whether it did. One alone, or
+        where several processes have to compile in the same order, is left to its first call."""
         missing = {key: call for call in calls if (key := _key(call)) not in self._compiled}
         if len(missing) < 2 or jax.process_count() > 1:
-            return
+            return not missing
         with ThreadPoolExecutor(WORKERS) as pool:
             compiled = pool.map(lambda call: self.function.lower(*call).compile(), missing.values())
             self._compiled |= zip(missing, compiled, strict=True)
+        return True
 
     def __call__(self, *arguments):
         if not self._compiled:

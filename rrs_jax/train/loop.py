@@ -118,6 +118,7 @@ class Run:
     def until(self, total_steps: int, state: TrainState, position: Position) -> TrainState:
         audio_bank = put(self.data.audio_bank, self.step.replicated)
         self._compile(state, audio_bank, position, total_steps)
+        self.clock = time.perf_counter()
         self.epoch_loss = position.epoch_loss
         with Progress(total_steps - position.step, "training", unit="steps") as self.progress:
             for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
@@ -138,7 +139,8 @@ class Run:
             for selection, in batches:
                 firsts.setdefault(selection.length, (selection, draws))
         rows = [self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection, draws in firsts.values()]
-        self.step.prepare(state, audio_bank, rows)
+        if self.step.prepare(state, audio_bank, rows):
+            self.compiled |= {(False, False, length) for length in firsts}
 
     def _dispatch(self, state, audio_bank, epoch: int, batch: int, draws: Draws, selections) -> TrainState:
         rows = [self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection in selections]

@@ -194,9 +194,9 @@ class TrainStep:
         state, metrics = self._apply(state, sums, self.base, self._penalised_from(), self.penalty_weight)
         return state, metrics, row_losses
 
-    def prepare(self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]) -> None:
-        """Compiles the step of one micro-batch for each of these, side by side."""
-        self._step.prepare([self._arguments(state, audio_bank, rows) for rows in micro_batches])
+    def prepare(self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]) -> bool:
+        """Compiles the step of one micro-batch for each of these, side by side; whether it did (`Programs.prepare`)."""
+        return self._step.prepare([self._arguments(state, audio_bank, rows) for rows in micro_batches])
 
     def model(self, state: TrainState) -> nnx.Module:
         """The model with the state's adapters; it shares their buffers, which the next step gives away. Its layers may
