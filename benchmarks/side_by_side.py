@@ -55,7 +55,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="calls that one timing takes together")
     parser.add_argument("--dtype")
     parser.add_argument("--quantize", default="none", choices=("none", "int8", "float8"), help="our model.quantize")
-    parser.add_argument("--remat", help="what our step keeps, see train.remat; several with commas between, the best counts")
+    parser.add_argument(
+        "--remat", help="what our step keeps, see train.remat, each with +unroll; several with commas between, the best counts"
+    )
+    parser.add_argument("--unroll", action="store_true", help="the whole run with train.unroll")
     parser.add_argument("--compile", action="store_true", help="the peer through torch.compile as well")
     parser.add_argument("--clips", type=int, help="of the encoder")
     parser.add_argument("--queries", type=int, help="of generate")

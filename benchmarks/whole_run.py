@@ -77,6 +77,7 @@ def measure(values: dict, arguments: argparse.Namespace) -> None:
 
 def whole(values: dict, arguments: argparse.Namespace) -> None:
     with working_folder("whole") as place:
+        cache = "warm" if any((Path(os.environ["RRS_JAX_CACHE"]) / "compiled").glob("*")) else "empty"
         seconds = clip_seconds(2 * arguments.questions)
         manifests = write_questions(place / "questions", seconds)
         base = place / "base"
@@ -90,7 +91,7 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         config.model.quantize = arguments.quantize
         config.run_dir = str(place / "run")
         config.data.manifest, config.data.eval_manifest = map(str, manifests)
-        config.train.epochs = arguments.epochs
+        config.train.epochs, config.train.unroll = arguments.epochs, arguments.unroll
         shared, clock, compiling = OnDevice(model), CompileClock(), {}
         functions = {name: clocked(pipeline.STAGE_FUNCTIONS[name], name, clock, compiling) for name in STAGES}
         pipeline.STAGE_FUNCTIONS.update(functions)
@@ -100,7 +101,7 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             tell_part(Path(config.run_dir), shared, compiling)
             sys.exit(1)
-        tell(Path(config.run_dir), model, seconds, shared, compiling, config, arguments)
+        tell(Path(config.run_dir), model, seconds, shared, compiling, config, arguments, cache)
 
 
 def clocked(function, name: str, clock: CompileClock, compiling: dict):
@@ -124,7 +125,9 @@ def tell_part(run: Path, shared: OnDevice, compiling: dict) -> None:
     )  # fmt: skip
 
 
-def tell(run: Path, model, seconds, shared: OnDevice, compiling: dict, config, arguments: argparse.Namespace) -> None:
+def tell(
+    run: Path, model, seconds, shared: OnDevice, compiling: dict, config, arguments: argparse.Namespace, cache: str
+) -> None:
     from rrs_jax.inputs.processor import Processor
 
     stages = {name: read_json(run / ".done" / f"{name}.json")["seconds"] for name in STAGES}
@@ -145,7 +148,7 @@ def tell(run: Path, model, seconds, shared: OnDevice, compiling: dict, config, a
     work = {name: stages[name] for name in ("extract", "train", "export")}
     stats = jax.local_devices()[0].memory_stats() or {}
     report(
-        part="whole", side="ours", variant="pipeline.run" + matrices_of(arguments),
+        part="whole", side="ours", variant=f"{cache} compilation cache{matrices_of(arguments)}{', unroll' if arguments.unroll else ''}",
         seconds=sum(work.values()), units=1, unit="runs", floor_flops=floor,
         stage_seconds=work | {"data (not counted)": stages["data"]}, encoding_seconds=shared.encoding,
         compile_seconds=compiling, seconds_without_compilation=sum(work.values()) - sum(compiling[name] for name in work),

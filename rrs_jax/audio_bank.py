@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from threadpoolctl import threadpool_limits
 
 from rrs_jax import hosts
 from rrs_jax.costs import encoder_flops, program_price
@@ -24,7 +25,7 @@ from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, replicated, ro
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
-WORKERS = min(8, os.cpu_count() or 1)  # more threads wait for each other longer than they compute
+WORKERS = min(4, os.cpu_count() or 1)  # more of them wait for Python's lock longer than they compute
 FRAMES_AT_ONCE = 2**15  # half as many rows for a matrix product: enough for every processor of a large GPU
 
 
@@ -74,7 +75,9 @@ def make_audio_bank(
     if audios:
         graphdef, state = nnx.split(model)
         encode = encoder(graphdef)
-        with ThreadPoolExecutor(WORKERS) as pool, Progress(len(audios), "encoding audio", "clips") as progress:
+        progress = Progress(len(audios), "encoding audio", "clips")
+        # Each worker's small products in its own thread: BLAS threads of several workers wait for one another.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(WORKERS) as pool, progress:
             waveforms = list(pool.map(as_waveform, audios))
             counts = [mel.token_count(mel.feature_length(len(waveform))) for waveform in waveforms]
             lengths = [mel.frames(len(waveform)) for waveform in waveforms]

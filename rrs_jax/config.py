@@ -152,8 +152,8 @@ FIELDS = {field.name: field for field in (
     Field("train.b1", 0.9, number(0, 0.999999), "AdamW's decay of the gradient's mean."),
     Field("train.b2", 0.999, number(0, 0.999999), "AdamW's decay of the gradient's square."),
     Field("train.eps", 1e-8, number(0, above=True), "AdamW's term in the denominator."),
-    Field("train.checkpoint_every_steps", 50, whole(1),
-          "Steps between checkpoints; a killed run loses at most these."),
+    Field("train.checkpoint_every_steps", 200, whole(1),
+          "Steps between checkpoints, beside the one at each epoch's end; a killed run loses at most these."),
     Field("train.keep_checkpoints", 2, whole(1), "Latest checkpoints kept, beside the best."),
     Field("train.remat", "auto", choice("auto", "none", "dots", "lean", "full"),
           "Activations computed again in the backward pass: none; all but products and attention (dots); these and the "

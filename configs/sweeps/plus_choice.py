@@ -4,7 +4,7 @@
         --config.run_dir=runs/plus_choice
 
 One seed moves a rate by five to ten points, so `rrs_plus` is chosen by means. What the rows of plus.py lack, they lack by
-audio alone: hence `train.audio_share`.
+audio alone: hence `train.audio_share`, longer training and more voices.
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,9 @@ ROWS = {
     "faster_6_audio": FASTER | AUDIO | {"rrs.harmful_weight": 6.0},
     "fastest_4_audio_twins": FASTEST | AUDIO | {"rrs.harmful_weight": 4.0, "train.twins_together": True},
     "fastest_4_audio_longer": FASTEST | AUDIO | {"rrs.harmful_weight": 4.0, "train.epochs": 20},
+    "fastest_6_longer": FASTEST | {"rrs.harmful_weight": 6.0, "train.epochs": 20},
+    "fastest_8_longer": FASTEST | {"rrs.harmful_weight": 8.0, "train.epochs": 20},
+    "fastest_6_voices": FASTEST | {"rrs.harmful_weight": 6.0, "data.voices_per_question": 3, "train.epochs": 7},
 }
 
 

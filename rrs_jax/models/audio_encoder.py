@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rrs_jax.models.layers import LayerNorm, Linear, attention
+from rrs_jax.models.layers import LayerNorm, Linear, attention, gelu
 from rrs_jax.models.stack import scan_layers
 
 
@@ -57,7 +57,7 @@ class EncoderLayer(nnx.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         x = x + self.out_proj(attention(q, k, v, causal=False, key_lengths=lengths).reshape(h.shape))
-        h = jax.nn.gelu(self.fc1(self.final_layer_norm(x)), approximate=False)
+        h = gelu(self.fc1(self.final_layer_norm(x)))
         return x + self.fc2(h)
 
 
@@ -85,8 +85,8 @@ class AudioEncoder(nnx.Module):
 
         The layers have a derivative if `differentiable`; otherwise nothing has."""
         x = jnp.swapaxes(input_features, 1, 2).astype(self.conv1.kernel.dtype)
-        x = jax.nn.gelu(self.conv1(x), approximate=False)
-        x = jax.nn.gelu(self.conv2(x), approximate=False)
+        x = gelu(self.conv1(x))
+        x = gelu(self.conv2(x))
         x = x + self.embed_positions[...][: x.shape[1]]
         lengths = (feature_lengths - 1) // 2 + 1
         graphdef, stacks = nnx.split(self.layers)

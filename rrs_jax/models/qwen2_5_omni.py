@@ -16,7 +16,7 @@ from rrs_jax.models.audio_encoder import AudioEncoderConfig, Convolution, Encode
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.decoder import DecoderConfig
 from rrs_jax.models.hf_config import picked, refuse_what_is_not_computed, with_rotary_base
-from rrs_jax.models.layers import LayerNorm, Linear
+from rrs_jax.models.layers import LayerNorm, Linear, gelu
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.stack import scan_layers
 
@@ -84,8 +84,8 @@ class WindowedAudioEncoder(nnx.Module):
         lengths = jnp.clip(left, 0, width).reshape(-1)
         real = (jnp.arange(width)[None] < lengths[:, None])[..., None]
         x = jnp.where(real, windows, 0)
-        x = jnp.where(real, jax.nn.gelu(self.conv1(x), approximate=False), 0)
-        x = jax.nn.gelu(self.conv2(x), approximate=False)
+        x = jnp.where(real, gelu(self.conv1(x)), 0)
+        x = gelu(self.conv2(x))
         x = x + jnp.asarray(sinusoids(self.config.n_window, self.config.d_model), x.dtype)
         # A window behind the clip's end has no key; one is left it, since a softmax over none is no number.
         keys = jnp.maximum((lengths + 1) // 2, 1)

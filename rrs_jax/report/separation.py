@@ -145,7 +145,7 @@ def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
         return found
     if find_spec("sklearn") is None:
         raise UserError("figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again.")
-    from threadpoolctl import threadpool_limits  # which comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     workers = min(len(wanted), os.cpu_count() or 1)
 

@@ -37,7 +37,7 @@ class TrainConfig:
     gradient_accumulation: int = 1
     max_buckets: int = 5
     bucket_multiple: int = 8
-    checkpoint_every_steps: int = 50
+    checkpoint_every_steps: int = 200
     keep_checkpoints: int = 2
     twins_together: bool = False
     text_share: float = 0.0
