@@ -31,8 +31,6 @@ from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.shared import Shared
 
 STAGES = ("data", "extract", "train", "export")
-# Lowering, and compilation or reading it from the cache; tracing is not told apart, since its times lie in one another.
-COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 
 
 class OnDevice(Shared):
@@ -51,18 +49,6 @@ class OnDevice(Shared):
         jax.block_until_ready(bank.array)
         self.encoding += time.perf_counter() - start
         return bank
-
-
-class CompileClock:
-    """Seconds that JAX spent on lowering and compiling."""
-
-    def __init__(self):
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-
-    def _add(self, name: str, seconds: float, **_: object) -> None:
-        if name in COMPILING:
-            self.seconds += seconds
 
 
 def measure(values: dict, arguments: argparse.Namespace) -> None:
@@ -92,45 +78,33 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         config.run_dir = str(place / "run")
         config.data.manifest, config.data.eval_manifest = map(str, manifests)
         config.train.epochs, config.train.unroll = arguments.epochs, arguments.unroll
-        shared, clock, compiling = OnDevice(model), CompileClock(), {}
-        functions = {name: clocked(pipeline.STAGE_FUNCTIONS[name], name, clock, compiling) for name in STAGES}
-        pipeline.STAGE_FUNCTIONS.update(functions)
+        shared = OnDevice(model)
         interruptible()
         try:
             pipeline.run(config, STAGES, shared)
         except KeyboardInterrupt:
-            tell_part(Path(config.run_dir), shared, compiling)
+            tell_part(Path(config.run_dir), shared)
             sys.exit(1)
-        tell(Path(config.run_dir), model, seconds, shared, compiling, config, arguments, cache)
+        tell(Path(config.run_dir), model, seconds, shared, config, arguments, cache)
 
 
-def clocked(function, name: str, clock: CompileClock, compiling: dict):
-    def stage(session):
-        before = clock.seconds
-        facts = function(session)
-        compiling[name] = clock.seconds - before
-        return facts
-
-    return stage
-
-
-def tell_part(run: Path, shared: OnDevice, compiling: dict) -> None:
-    done = {name: run / ".done" / f"{name}.json" for name in STAGES}
+def tell_part(run: Path, shared: OnDevice) -> None:
+    done = {name: read_json(file) for name in STAGES if (file := run / ".done" / f"{name}.json").is_file()}
     metrics = run / "metrics.jsonl"
     rows = read_jsonl(metrics) if metrics.is_file() else []
     report(
-        part="whole", detail="unfinished", encoding_seconds=shared.encoding, compile_seconds=compiling, steps=len(rows),
-        stage_seconds={name: read_json(file)["seconds"] for name, file in done.items() if file.is_file()},
+        part="whole", detail="unfinished", encoding_seconds=shared.encoding, steps=len(rows),
+        stage_seconds={name: mark["seconds"] for name, mark in done.items()},
+        compile_seconds={name: mark["compiling_seconds"] for name, mark in done.items()},
         samples_a_second=statistics.median(line["samples_per_second"] for line in rows) if rows else None,
     )  # fmt: skip
 
 
-def tell(
-    run: Path, model, seconds, shared: OnDevice, compiling: dict, config, arguments: argparse.Namespace, cache: str
-) -> None:
+def tell(run: Path, model, seconds, shared: OnDevice, config, arguments: argparse.Namespace, cache: str) -> None:
     from rrs_jax.inputs.processor import Processor
 
-    stages = {name: read_json(run / ".done" / f"{name}.json")["seconds"] for name in STAGES}
+    marks = {name: read_json(run / ".done" / f"{name}.json") for name in STAGES}
+    stages, compiling = ({name: mark[field] for name, mark in marks.items()} for field in ("seconds", "compiling_seconds"))
     metrics = read_jsonl(run / "metrics.jsonl")
     processor = Processor.from_folder(Path(config.model.path))
     frames = clip_frames(seconds)
@@ -147,8 +121,9 @@ def tell(
     floor += step_flops(text, trained, config.lora.rank)
     work = {name: stages[name] for name in ("extract", "train", "export")}
     stats = jax.local_devices()[0].memory_stats() or {}
+    variant = f"{cache} compilation cache{matrices_of(arguments)}" + (", unroll" if arguments.unroll else "")
     report(
-        part="whole", side="ours", variant=f"{cache} compilation cache{matrices_of(arguments)}{', unroll' if arguments.unroll else ''}",
+        part="whole", side="ours", variant=variant,
         seconds=sum(work.values()), units=1, unit="runs", floor_flops=floor,
         stage_seconds=work | {"data (not counted)": stages["data"]}, encoding_seconds=shared.encoding,
         compile_seconds=compiling, seconds_without_compilation=sum(work.values()) - sum(compiling[name] for name in work),

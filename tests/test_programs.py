@@ -26,8 +26,8 @@ def arguments(length: int, seed: int = 0, dtype=np.float32) -> tuple:
 
 def test_a_prepared_shape_is_not_compiled_again_and_gives_the_same():
     programs = programs_of()
-    programs.prepare([arguments(5), arguments(8), arguments(5, seed=1)])
-    assert programs.count() == 2
+    assert programs.prepare([arguments(5), arguments(8), arguments(5, seed=1)])
+    assert programs.count() == 2 and programs.prepare([arguments(8)])
     for length in (5, 8):
         state, rows = arguments(length, seed=2)
         total, made = programs(state, rows)
@@ -48,7 +48,7 @@ def test_what_was_not_prepared_is_compiled_when_it_is_called(other):
 
 def test_a_shape_alone_is_left_to_its_call():
     programs = programs_of()
-    programs.prepare([arguments(5), arguments(5, seed=1)])
+    assert not programs.prepare([arguments(5), arguments(5, seed=1)])
     assert programs.count() == 0
 
 

@@ -23,7 +23,8 @@ def runs(config):
     yield "vanilla", {"strategy": "vanilla"}
     yield "rrs", {}
     yield "top25", {"rrs.top_m": 25.0}
-    yield "rrs_plus", {"strategy": "rrs_plus", "data.everyday": 2, "data.contrast": 2, "train.text_share": 0.5}
+    shares = {"train.text_share": 0.5, "train.audio_share": 0.25}
+    yield "rrs_plus", {"strategy": "rrs_plus", "data.everyday": 2, "data.contrast": 2} | shares
     for name in %r:
         yield name, {"strategy": name}
     yield "deeper", {"rrs.positions": 3, "rrs.benign_target": "hinge", "rrs.margin": 0.0}
