@@ -36,9 +36,10 @@ def scan_layers(step, x, shared, frozen, adapters, start: int, stop: int, *, rem
     """Runs `step(x, layer, adapter, shared) -> (x, out)` over layers `start` to `stop`; returns x and the stacked outs.
 
     frozen: stacks over all layers, or with `unroll` a tuple of layers. adapters: stacks over the layers from `start` on,
-    or None. shared: arrays that all layers read. x and the adapters are differentiated, for `frozen` and `shared` there is no derivative. `step`
-    reads no array but its arguments. remat: what is kept for the backward pass, see `rematerialise`. unroll: compile
-    each layer by itself, which takes several times as long, and copies nothing that is kept.
+    or None. shared: arrays that all layers read. x and the adapters are differentiated, for `frozen` and `shared` there
+    is no derivative. `step` reads no array but its arguments. remat: what is kept for the backward pass, see
+    `rematerialise`. unroll: compile each layer by itself, which takes several times as long, and copies nothing that is
+    kept.
     """
     if start == stop:
         return x, None
