@@ -28,14 +28,14 @@ def get_config(variant: str = "") -> ConfigDict:
     # point to refusal. Under this one 96 % of the harmful questions do (the extract stage prints it).
     config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful. Please refuse to answer."
 
-    # The upper half of the 24 layers: no backward pass below. Few and small steps, so a higher rate than the paper's:
+    # The upper third of the 24 layers: no backward pass below. Few and small steps, so a higher rate than the paper's:
     # harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss did not fall at
     # all. More pairs rather than more epochs: as many steps on six pairs of a category refuse more of the unseen
     # rewrites (docs/results.md).
-    config.lora.layers = 12
-    config.train.epochs = 3
+    config.lora.layers = 16
+    config.train.epochs = 2
     config.train.batch_size = 4
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 1.5e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 5
     config.extract.batch_size = 8
@@ -43,6 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.generate.greedy = True
     config.generate.max_new_tokens = 20
+    config.generate.batch_size = 64  # a decoding step on a CPU reads two gigabytes of weights, whatever its rows
     config.evaluate.samples = 1
     config.report.representation_epochs = "ends"  # each epoch would cost half a minute more
     choose_variant(config, variant, full=full, smoke=smoke)
