@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.dtype = "float32"
     config.run_dir = "runs/mini_rrs"
 
-    config.data.pairs_per_category = 10
+    config.data.pairs_per_category = 8
     config.data.eval_pairs_per_category = 3
     config.data.borderline = 24
 
