@@ -44,7 +44,10 @@ def tensors_of(row: Row, array: jax.Array) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("shards", [1, 5], ids=["one file", "many shards"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_round_trip_is_bit_identical(tmp_path, dtype, shards):
+@pytest.mark.parametrize("by_devices", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_round_trip_is_bit_identical(tmp_path, monkeypatch, dtype, shards, by_devices):
+    monkeypatch.setattr("rrs_jax.weights.load._turned_by_devices", lambda: by_devices)
+    monkeypatch.setattr("rrs_jax.weights.load.TILE", 20)  # matrices of several tiles, the last ones cut
     make_reference().to(dtype).save_pretrained(tmp_path, max_shard_size="1GB" if shards == 1 else "60KB")
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shards > 1)
     model = load(tmp_path, dtype=DTYPES[dtype])
@@ -67,7 +70,9 @@ def test_values_are_cast_as_torch_casts_them(folder):
             assert ours[name] == tensor.bfloat16().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def test_sharded_loading_gives_the_same_arrays(folder):
+@pytest.mark.parametrize("by_devices", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_sharded_loading_gives_the_same_arrays(folder, monkeypatch, by_devices):
+    monkeypatch.setattr("rrs_jax.weights.load._turned_by_devices", lambda: by_devices)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     lora = LoRAConfig(rank=3)
     whole, cut = load(folder, lora=lora), load_weights(folder, mesh=mesh, lora=lora)

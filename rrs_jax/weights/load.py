@@ -20,6 +20,7 @@ from rrs_jax.parallel import make_mesh, parameter_sharding, put
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
 from rrs_jax.weights.table import Row, WeightTable, as_on_disk, keep, transpose
 
+TILE = 256  # rows and columns of a matrix that is turned while it is copied
 READERS = 4  # threads that copy out of the memory map: one alone waits for the disk page by page
 # What a hub folder is fetched for: the weights, and all that the merged export carries along with them.
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken", "*.py", "*.npz", "spk_dict.pt")
@@ -160,9 +161,9 @@ def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEnt
 
 
 def _read_stacked(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding) -> jax.Array:
-    """One parameter on its devices. What is transposed on disk is read as it lies there, which is a plain copy, and turned
-    on the devices, which read and write it ten times as fast as a processor."""
-    if row.convert is not transpose:
+    """One parameter on its devices. For a GPU, what is transposed on disk is read as it lies there, which is a plain copy,
+    and turned on the devices, which read and write it ten times as fast as a processor."""
+    if row.convert is not transpose or not _turned_by_devices():
         return _read(row, entries, shape, dtype, sharding)
     first = int(row.layers is not None)
     axes = (*range(first), *range(first, len(shape))[::-1])
@@ -170,6 +171,10 @@ def _read_stacked(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, .
     lying = NamedSharding(sharding.mesh, PartitionSpec(*(spec[axis] for axis in axes)))
     array = _read(dataclasses.replace(row, convert=keep), entries, tuple(shape[axis] for axis in axes), dtype, lying)
     return jax.jit(lambda x: x.transpose(axes), out_shardings=sharding)(array).block_until_ready()
+
+
+def _turned_by_devices() -> bool:
+    return jax.default_backend() != "cpu"
 
 
 def _read(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding) -> jax.Array:
@@ -208,4 +213,9 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
     if source.dtype == target.dtype and source.ndim:
         plain = f"u{source.itemsize}"
         target, source = target.view(plain), source.view(plain)
-    target[...] = source
+    if source.ndim != 2 or source.flags.c_contiguous:
+        target[...] = source
+        return
+    for i in range(0, source.shape[0], TILE):  # twice as fast where a tile fits into the processor's cache
+        for j in range(0, source.shape[1], TILE):
+            target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
