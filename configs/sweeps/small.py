@@ -2,8 +2,7 @@
 
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/small.py --config.run_dir=runs/small
 
-Asked are the pairs of the starter set's training file that no row is trained on; they are written to run_dir. A row's
-cost is samples times layers with adapters, the shipped one's 840 · 12.
+Asked are the pairs of the starter set's training file that no row is trained on; they are written to run_dir.
 """
 
 from collections.abc import Iterator
