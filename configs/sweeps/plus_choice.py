@@ -26,7 +26,9 @@ ROWS = {
     "faster_6_audio": FASTER | AUDIO | {"rrs.harmful_weight": 6.0},
     "fastest_4_audio_twins": FASTEST | AUDIO | {"rrs.harmful_weight": 4.0, "train.twins_together": True},
     "fastest_4_audio_longer": FASTEST | AUDIO | {"rrs.harmful_weight": 4.0, "train.epochs": 20},
+    "fastest_6_audio_longer": FASTEST | AUDIO | {"rrs.harmful_weight": 6.0, "train.epochs": 20},
     "fastest_6_longer": FASTEST | {"rrs.harmful_weight": 6.0, "train.epochs": 20},
+    "fastest_6_longer_rank32": FASTEST | {"rrs.harmful_weight": 6.0, "train.epochs": 20, "lora.rank": 32, "lora.alpha": 64.0},
     "fastest_8_longer": FASTEST | {"rrs.harmful_weight": 8.0, "train.epochs": 20},
     "fastest_6_voices": FASTEST | {"rrs.harmful_weight": 6.0, "data.voices_per_question": 3, "train.epochs": 7},
 }

@@ -16,23 +16,19 @@ from rrs_jax.files import write_jsonl
 SEEDS = 2
 PAIRS = 10  # of each of the categories that are trained on
 SETTINGS = {  # first layer with an adapter of 24, rate, passes, batch
-    "l12_r10_e3": (12, 1e-3, 3, 4),
-    "l12_r7_e3": (12, 7e-4, 3, 4),
-    "l12_r5_e3": (12, 5e-4, 3, 4),
-    "l12_r5_e4": (12, 5e-4, 4, 4),
-    "l12_r15_e3_b8": (12, 1.5e-3, 3, 8),
-    "l12_r10_e3_b8": (12, 1e-3, 3, 8),
+    "l16_r15_e2": (16, 1.5e-3, 2, 4),
+    "l16_r12_e2": (16, 1.2e-3, 2, 4),
+    "l16_r10_e2": (16, 1e-3, 2, 4),
+    "l16_r20_e2": (16, 2e-3, 2, 4),
+    "l16_r10_e2_b2": (16, 1e-3, 2, 2),
+    "l16_r7_e2_b2": (16, 7e-4, 2, 2),
     "l16_r10_e3": (16, 1e-3, 3, 4),
-    "l16_r7_e4": (16, 7e-4, 4, 4),
-    "l16_r10_e4": (16, 1e-3, 4, 4),
-    "l16_r15_e4_b8": (16, 1.5e-3, 4, 8),
-    "l18_r10_e4": (18, 1e-3, 4, 4),
-    "l18_r15_e5": (18, 1.5e-3, 5, 4),
-    "l20_r20_e5": (20, 2e-3, 5, 4),
+    "l18_r15_e2_b2": (18, 1.5e-3, 2, 2),
+    "l20_r20_e2_b2": (20, 2e-3, 2, 2),
+    "l12_r10_e2": (12, 1e-3, 2, 4),
+    "l12_r7_e2_b2": (12, 7e-4, 2, 2),
+    "l12_r5_e3": (12, 5e-4, 3, 4),
     "l8_r7_e2": (8, 7e-4, 2, 4),
-    "l8_r5_e3": (8, 5e-4, 3, 4),
-    "l0_r5_e2": (0, 5e-4, 2, 4),
-    "l0_r3_e3": (0, 3e-4, 3, 4),
 }
 ADDED = {
     "lighter": {"rrs.harmful_weight": 0.7},
@@ -41,7 +37,7 @@ ADDED = {
     "own": {"rrs.target": "own"},
     "audio": {"train.audio_share": 0.25},
     "rank16": {"lora.rank": 16, "lora.alpha": 32.0},
-    "twins_b8": {"train.twins_together": True, "train.batch_size": 8},
+    "twins": {"train.twins_together": True},
 }
 
 
@@ -56,7 +52,7 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
         rows[name] = {
             "lora.layers": first, "train.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch,
         }  # fmt: skip
-    rows |= {f"l12_r10_e3_{name}": rows["l12_r10_e3"] | added for name, added in ADDED.items()}
+    rows |= {f"l16_r15_e2_{name}": rows["l16_r15_e2"] | added for name, added in ADDED.items()}
     for seed in range(config.seed, config.seed + SEEDS):
         for name, fields in rows.items():
             yield name if seed == config.seed else f"{name}-seed{seed}", fields | asked | {"seed": seed}

@@ -69,8 +69,11 @@ class Cache:
             fresh = jnp.moveaxis(fresh, 2, 3)[:, :, :, :, None]
             return jax.lax.dynamic_update_slice_in_dim(old, fresh, slot, axis=4)
 
-        valid = jax.lax.dynamic_update_slice_in_dim(self.valid, jnp.ones((len(self.valid), 1), bool), slot, axis=1)
-        return self.replace(answers=jax.tree.map(put, self.answers, new), valid=valid)
+        return self.replace(answers=jax.tree.map(put, self.answers, new), valid=self.with_slot(slot))
+
+    def with_slot(self, slot: jax.Array) -> jax.Array:
+        """`valid` with `slot` in every answer."""
+        return jax.lax.dynamic_update_slice_in_dim(self.valid, jnp.ones((len(self.valid), 1), bool), slot, axis=1)
 
 
 def cached_attention(

@@ -209,24 +209,31 @@ class Decoder(nnx.Module):
         """One token a row: (B, D) embeddings at `positions` (B,), written into `slot` of the answers' cache.
         `fused`: attention by the GPU kernel of `rrs_jax.models.fused_attention`.
 
-        The cache is read-only inside the scan over layers; each layer hands out its new row and all rows
-        are written at once behind it, so that no layer copies the cache.
+        Without it the cache is read-only inside the scan over layers; each layer hands out its new row and all rows are
+        written at once behind it, so that no layer copies the cache. The kernel writes its layer's row itself.
         """
         answers = x.shape[0] // cache.prompt_lengths.shape[0]
         angles = self._angles(positions[:, None], jnp.repeat(cache.prompt_lengths, answers))
-        cache_dtype = cache.answers.keys.dtype
 
         def step(x, layer, adapters, cached):
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)  # k, v: (B, 1, K, H)
-            if fused:
-                attended = fused_attention(q[:, 0], k[:, 0], v[:, 0], cache, cached)
-            else:
-                attended = cached_attention(q[:, 0], k[:, 0], v[:, 0], *cached, cache.prompt_lengths, cache.valid)
-            return layer.finish(x, attended[:, None], adapters), Store.of(k[:, 0], v[:, 0], cache_dtype)
+            attended = cached_attention(q[:, 0], k[:, 0], v[:, 0], *cached, cache.prompt_lengths, cache.valid)
+            return layer.finish(x, attended[:, None], adapters), Store.of(k[:, 0], v[:, 0], cache.answers.keys.dtype)
 
-        extra = jnp.arange(self.config.num_hidden_layers) if fused else (cache.prompts, cache.answers)
-        x, new = self._scan_stack(x[:, None], adapters, step, extra)
-        return self.norm(x)[:, 0], cache.write(new, slot)
+        def fused_step(carry, layer, adapters, index):
+            x, answers = carry
+            q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
+            attended, answers = fused_attention(q[:, 0], k[:, 0], v[:, 0], cache.replace(answers=answers), index, slot)
+            return (layer.finish(x, attended[:, None], adapters), answers), None
+
+        if fused:
+            layers = jnp.arange(self.config.num_hidden_layers, dtype=jnp.int32)
+            (x, written), _ = self._scan_stack((x[:, None], cache.answers), adapters, fused_step, layers)
+            cache = cache.replace(answers=written, valid=cache.with_slot(slot))
+        else:
+            x, new = self._scan_stack(x[:, None], adapters, step, (cache.prompts, cache.answers))
+            cache = cache.write(new, slot)
+        return self.norm(x)[:, 0], cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) normed states to float32 (..., V)."""

@@ -15,49 +15,60 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from rrs_jax.models.cache import Cache
+from rrs_jax.models.cache import Cache, Store
 
 BLOCK, WARPS, STAGES = 64, 4, 3  # keys at once, warps of a program, blocks in flight
 LEAST_ROWS = 16  # of a tensor core's tile
 
 
 def serves(cache_dtype, head_dim: int, devices: int) -> bool:
-    """Whether decoding takes the kernel: one GPU, keys and values in 16 bit, heads of a power of two. The kernel is
-    not cut over several devices, and reads no 8 bit."""
-    sixteen_bit = jnp.dtype(cache_dtype) in (jnp.bfloat16, jnp.float16)
+    """Whether decoding takes the kernel: one GPU, keys and values in 16 or 8 bit, heads of a power of two. The kernel is
+    not cut over several devices."""
+    narrow = jnp.dtype(cache_dtype) in (jnp.bfloat16, jnp.float16, jnp.int8)
     whole = head_dim >= LEAST_ROWS and head_dim & (head_dim - 1) == 0
-    return jax.default_backend() == "gpu" and devices == 1 and sixteen_bit and whole
+    return jax.default_backend() == "gpu" and devices == 1 and narrow and whole
 
 
 def fused_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache, layer: jax.Array, *, interpret: bool = False
-) -> jax.Array:
-    """As `rrs_jax.models.cache.cached_attention`, of the layer with number `layer` (int32) of the cache's stacks.
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache, layer: jax.Array, slot: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, Store]:
+    """As `rrs_jax.models.cache.cached_attention`, of the layer with number `layer` (int32) of the cache's stacks; and the
+    answers of `cache` with the new tokens in `slot` (int32) of that layer.
 
-    q (B, N, H), k and v (B, K, H) are the new tokens'; returns (B, N, H). Products are summed up in float32, the softmax
-    is float32. `interpret` runs the kernel's operations one by one, on any device.
+    q (B, N, H), k and v (B, K, H) are the new tokens'; returns (B, N, H) and the answers, whose memory is that of
+    `cache.answers`. What `slot` held is not attended to. Products are summed up in float32, the softmax is float32.
+    `interpret` runs the kernel's operations one by one, on any device.
     """
     layers, queries, heads, n, slots, size = cache.answers.keys.shape
     groups = q.shape[1] // heads
     rows = max(LEAST_ROWS, pl.next_power_of_2(n * groups))
     kernel = functools.partial(_kernel, n=n, groups=groups, heads=heads, slots=slots, rows=rows)
-    answers = [x.reshape(layers, queries, heads, n * slots, size) for x in (cache.answers.keys, cache.answers.values)]
-    attended = pl.pallas_call(
-        kernel, grid=(queries, heads), out_shape=jax.ShapeDtypeStruct((q.shape[0] * q.shape[1], size), q.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES), interpret=interpret,
-        name="decoding_attention",
-    )(
-        layer.reshape(1), cache.prompt_lengths, cache.valid.reshape(queries, n * slots),
-        q.reshape(-1, size), k.reshape(-1, size), v.reshape(-1, size), cache.prompts.keys, cache.prompts.values, *answers,
+    new = Store.of(k, v, cache.answers.keys.dtype)
+    # A program finds its answers' slots in one row, the new tokens and queries as rows of vectors.
+    answers = jax.tree.map(lambda leaf: leaf.reshape(layers, queries, heads, n * slots, *leaf.shape[5:]), cache.answers)
+    q_rows, k_rows, v_rows, new = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (q, k, v, new))
+    inputs = (
+        jnp.stack([layer, slot]), cache.prompt_lengths, cache.valid.reshape(queries, n * slots), q_rows, k_rows, v_rows, new,
+        cache.prompts, answers,
     )  # fmt: skip
-    return attended.reshape(q.shape)
+    first = len(jax.tree.leaves(inputs)) - len(jax.tree.leaves(answers))
+    attended, answers = pl.pallas_call(
+        kernel, grid=(queries, heads), interpret=interpret, name="decoding_attention",
+        out_shape=(
+            jax.ShapeDtypeStruct(q_rows.shape, q.dtype),
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), answers),
+        ),
+        input_output_aliases={first + i: 1 + i for i in range(len(jax.tree.leaves(answers)))},
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+    )(*inputs)  # fmt: skip
+    return attended.reshape(q.shape), jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), answers, cache.answers)
 
 
 def _kernel(
-    layer, lengths, valid, q, k, v, prompt_keys, prompt_values, answer_keys, answer_values, out, *,
+    numbers, lengths, valid, q, k, v, new: Store, prompts: Store, answers: Store, out, written: Store, *,
     n: int, groups: int, heads: int, slots: int, rows: int,
 ):  # fmt: skip
-    query, head, layer = pl.program_id(0), pl.program_id(1), layer[0]
+    query, head, layer, slot = pl.program_id(0), pl.program_id(1), numbers[0], numbers[1]
     row = jnp.arange(rows)
     answer = jnp.minimum(row // groups, n - 1)  # rows beyond the last are those of the last answer again
     place = ((query * n + answer) * heads + head) * groups + row % groups
@@ -66,32 +77,40 @@ def _kernel(
     scale = size**-0.5
     queries = plgpu.load(q.at[_vectors(place, size)])
 
-    def add(carry, keys, values, column, real, shown):
-        """One block of keys: of this layer's columns `column` those that are `real` (BLOCK,) are read, and those `shown`
-        (rows, BLOCK) count."""
-        top, total, attended = carry
+    def read(vectors, scales, column, real):
+        """Of this layer's columns `column` those that are `real` (BLOCK,), as q has them; and their scales."""
         mask = jnp.broadcast_to(real[:, None], (BLOCK, size))
-        block = plgpu.load(keys.at[layer, query, head, *_vectors(column, size)], mask=mask, other=0)
+        block = plgpu.load(vectors.at[layer, query, head, *_vectors(column, size)], mask=mask, other=0)
+        if scales is not None:
+            scales = plgpu.load(scales.at[layer, query, head, column], mask=real, other=0)[None, :]
+        return block.astype(queries.dtype), scales
+
+    def add(carry, store, column, real, shown):
+        """One block of keys, of which those `shown` (rows, BLOCK) count."""
+        top, total, attended = carry
+        block, steps = read(store.keys, store.key_scales, column, real)
         scores = jax.lax.dot_general(queries, block, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        scores = jnp.where(shown, scores * scale, -jnp.inf)
+        scores = scores * scale if steps is None else scores * (steps * scale)
+        scores = jnp.where(shown, scores, -jnp.inf)
         raised = jnp.maximum(top, jnp.max(scores, axis=1))
         weights, faded = jnp.exp(scores - raised[:, None]), jnp.exp(top - raised)
-        block = plgpu.load(values.at[layer, query, head, *_vectors(column, size)], mask=mask, other=0)
-        more = jax.lax.dot_general(
-            weights.astype(block.dtype), block, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        return raised, total * faded + jnp.sum(weights, axis=1), attended * faded[:, None] + more
+        total = total * faded + jnp.sum(weights, axis=1)
+        block, steps = read(store.values, store.value_scales, column, real)
+        weights = (weights if steps is None else weights * steps).astype(block.dtype)
+        more = jax.lax.dot_general(weights, block, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return raised, total, attended * faded[:, None] + more
 
     def prompt_block(i, carry):
         column = i * BLOCK + jnp.arange(BLOCK)
         real = column < length
-        return add(carry, prompt_keys, prompt_values, column, real, jnp.broadcast_to(real[None, :], (rows, BLOCK)))
+        return add(carry, prompts, column, real, jnp.broadcast_to(real[None, :], (rows, BLOCK)))
 
     def answer_block(i, carry):
         column = i * BLOCK + jnp.arange(BLOCK)
-        real = (column < n * slots) & plgpu.load(valid.at[query, jnp.minimum(column, n * slots - 1)])
+        real = (column < n * slots) & (column % slots != slot)
+        real = real & plgpu.load(valid.at[query, jnp.minimum(column, n * slots - 1)])
         shown = real[None, :] & (answer[:, None] == (column // slots)[None, :])
-        return add(carry, answer_keys, answer_values, column, real, shown)
+        return add(carry, answers, column, real, shown)
 
     # The softmax starts with the token itself, so it is never empty.
     top = jnp.sum(queries.astype(jnp.float32) * plgpu.load(k.at[_vectors(own, size)]).astype(jnp.float32), axis=1) * scale
@@ -100,6 +119,12 @@ def _kernel(
     carry = jax.lax.fori_loop(0, (length + BLOCK - 1) // BLOCK, prompt_block, carry)
     _, total, attended = jax.lax.fori_loop(0, math.ceil(n * slots / BLOCK), answer_block, carry)
     plgpu.store(out.at[_vectors(place, size)], (attended / total[:, None]).astype(out.dtype))
+    column = answer * slots + slot
+    for fresh, kept in ((new.keys, written.keys), (new.values, written.values)):
+        plgpu.store(kept.at[layer, query, head, *_vectors(column, size)], plgpu.load(fresh.at[_vectors(own, size)]))
+    for fresh, kept in ((new.key_scales, written.key_scales), (new.value_scales, written.value_scales)):
+        if fresh is not None:
+            plgpu.store(kept.at[layer, query, head, column], plgpu.load(fresh.at[own]))
 
 
 def _vectors(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
