@@ -31,12 +31,14 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The upper third of the 24 layers: no backward pass below. Few and small steps, so a higher rate than the paper's:
     # harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss did not fall at
-    # all. More pairs rather than more epochs: as many steps on six pairs of a category refuse more of the unseen
-    # rewrites (docs/results.md).
+    # all. A harmful question and its rewrite in one step, under one prompt, let it fall in fewer steps
+    # (configs/sweeps/small.py). More pairs rather than more epochs: as many steps on six pairs of a category refuse more
+    # of the unseen rewrites (docs/results.md).
     config.lora.layers = 16
     config.train.epochs = 2
     config.train.batch_size = 4
-    config.train.learning_rate = 1.5e-3
+    config.train.twins_together = True
+    config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 5
     config.extract.batch_size = 8
@@ -46,7 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.generate.max_new_tokens = 20
     config.generate.batch_size = 64  # a decoding step on a CPU reads two gigabytes of weights, whatever its rows
     config.evaluate.samples = 1
-    config.report.representation_epochs = "ends"  # each epoch would cost half a minute more
+    config.report.representation_epochs = ()  # figure 2: `ends` would cost two to three minutes, `None` as much an epoch
     choose_variant(config, variant, full=full, smoke=smoke)
     return config
 
@@ -60,6 +62,7 @@ def full(config: ConfigDict) -> None:
     config.lora.layers = "all"
     config.train.epochs = 10
     config.train.batch_size = 16
+    config.train.twins_together = False
     config.train.learning_rate = 5e-5
     config.train.schedule = "constant"
     config.train.warmup_steps = 0
