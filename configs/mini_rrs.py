@@ -4,8 +4,8 @@
     python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
     python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
 
-Hardware: 2 CPU cores and 8 GiB of memory; the first takes 16 minutes where a matrix product reaches 200 GFLOP/s, the
-download of 640 MB apart.
+Hardware: 2 CPU cores and 8 GiB of memory; the first takes about 16 minutes where a matrix product reaches 200 GFLOP/s,
+the download of 640 MB apart.
 """
 
 from ml_collections import ConfigDict
@@ -31,14 +31,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The upper third of the 24 layers: no backward pass below. Few and small steps, so a higher rate than the paper's:
     # harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss did not fall at
-    # all. A harmful question and its rewrite in one step, under one prompt, let it fall in fewer steps
-    # (configs/sweeps/small.py). More pairs rather than more epochs: as many steps on six pairs of a category refuse more
-    # of the unseen rewrites (docs/results.md).
+    # all. More pairs rather than more epochs: as many steps on six pairs of a category refuse more of the unseen
+    # rewrites (docs/results.md).
     config.lora.layers = 16
     config.train.epochs = 2
     config.train.batch_size = 4
-    config.train.twins_together = True
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 1.5e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 5
     config.extract.batch_size = 8
@@ -62,7 +60,6 @@ def full(config: ConfigDict) -> None:
     config.lora.layers = "all"
     config.train.epochs = 10
     config.train.batch_size = 16
-    config.train.twins_together = False
     config.train.learning_rate = 5e-5
     config.train.schedule = "constant"
     config.train.warmup_steps = 0

@@ -189,7 +189,7 @@ def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: s
     if jax.default_backend() != "gpu" or item == 4:  # no flash attention: scores and weights are whole matrices
         scores = 2 * rows * text.num_attention_heads * tokens**2 * 4
         activations += scores * (layers if remat == "none" else 1)
-    apart = config.train.unroll and text.quantize == "float8"
+    apart = config.train.unroll and text.quantize == "float8" and jax.device_count() == 1  # `TrainStep.renew`
     return activations + (2 * text.num_hidden_layers * sum(a * b for a, b in text.linears().values()) if apart else 0)
 
 

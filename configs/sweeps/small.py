@@ -51,7 +51,6 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
     for name, (first, rate, epochs, batch) in SETTINGS.items():
         rows[name] = {
             "lora.layers": first, "train.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch,
-            "train.twins_together": False,
         }  # fmt: skip
     rows |= {f"l16_r15_e2_{name}": rows["l16_r15_e2"] | added for name, added in ADDED.items()}
     for seed in range(config.seed, config.seed + SEEDS):
