@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.generate.max_new_tokens = 20
     config.generate.batch_size = 64  # a decoding step on a CPU reads two gigabytes of weights, whatever its rows
     config.evaluate.samples = 1
-    config.report.representation_epochs = ()  # figure 2: `ends` would cost two to three minutes, `None` as much an epoch
+    config.report.representation_epochs = ()  # figure 2's states before and after training, `ends`, cost two to four minutes
     choose_variant(config, variant, full=full, smoke=smoke)
     return config
 
