@@ -1,4 +1,4 @@
-"""What configs/mini_rrs.py trains in ten minutes on two cores: rate, layers, passes and batch.
+"""The short training of configs/mini_rrs.py: rate, layers, passes and batch.
 
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/small.py --config.run_dir=runs/small
 
