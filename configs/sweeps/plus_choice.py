@@ -30,6 +30,15 @@ ROWS = {
     "fastest_6_longer": FASTEST | {"rrs.harmful_weight": 6.0, "train.epochs": 20},
     "fastest_6_longer_rank32": FASTEST | {"rrs.harmful_weight": 6.0, "train.epochs": 20, "lora.rank": 32, "lora.alpha": 64.0},
     "fastest_8_longer": FASTEST | {"rrs.harmful_weight": 8.0, "train.epochs": 20},
+    "fastest_6_half_audio_longer": FASTEST | {"rrs.harmful_weight": 6.0, "train.audio_share": 0.5, "train.epochs": 20},
+    "fastest_8_audio_longer": FASTEST | AUDIO | {"rrs.harmful_weight": 8.0, "train.epochs": 20},
+    "fastest_6_audio_longest": FASTEST | AUDIO | {"rrs.harmful_weight": 6.0, "train.epochs": 30},
+    "fastest_6_audio_voices": FASTEST | AUDIO | {
+        "rrs.harmful_weight": 6.0, "data.voices_per_question": 3, "train.epochs": 7,
+    },  # fmt: skip
+    "fastest_3_audio_longer_rank16": FASTEST | AUDIO | {
+        "rrs.harmful_weight": 3.0, "train.epochs": 20, "lora.rank": 16, "lora.alpha": 32.0,
+    },  # fmt: skip
     "fastest_6_voices": FASTEST | {"rrs.harmful_weight": 6.0, "data.voices_per_question": 3, "train.epochs": 7},
 }
 

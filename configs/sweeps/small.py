@@ -2,7 +2,8 @@
 
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/small.py --config.run_dir=runs/small
 
-Asked are the pairs of the starter set's training file that no row is trained on; they are written to run_dir.
+Asked are the pairs of the starter set's training file that no row is trained on, and of rows that are trained on all of
+them the evaluation pairs that the short run leaves out; both are written to run_dir.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,30 @@ SETTINGS = {  # first layer with an adapter of 24, rate, passes, batch
     "l12_r7_e2_b2": (12, 7e-4, 2, 2),
     "l12_r5_e3": (12, 5e-4, 3, 4),
     "l8_r7_e2": (8, 7e-4, 2, 4),
+    "l20_r10_e4": (20, 1e-3, 4, 4),
+    "l20_r10_e4_b2": (20, 1e-3, 4, 2),
+    "l20_r5_e8": (20, 5e-4, 8, 4),
+    "l18_r7_e4": (18, 7e-4, 4, 4),
+    "l16_r5_e4": (16, 5e-4, 4, 4),
+    "l16_r5_e6": (16, 5e-4, 6, 4),
+    "l16_r3_e8": (16, 3e-4, 8, 4),
+    "l16_r7_e4_b8": (16, 7e-4, 4, 8),
+    "l12_r3_e4": (12, 3e-4, 4, 4),
+    "l8_r5_e3": (8, 5e-4, 3, 4),
+    "l0_r3_e4": (0, 3e-4, 4, 4),
+    "l0_r05_e20_b16": (0, 5e-5, 20, 16),
 }
+ALL_PAIRS = {  # the same on all twenty pairs of a category; asked are the evaluation pairs that README's run leaves out
+    "p20_l20_r10_e2": (20, 1e-3, 2, 4),
+    "p20_l20_r15_e2": (20, 1.5e-3, 2, 4),
+    "p20_l20_r10_e3": (20, 1e-3, 3, 4),
+    "p20_l18_r10_e2": (18, 1e-3, 2, 4),
+    "p20_l16_r10_e2": (16, 1e-3, 2, 4),
+    "p20_l16_r7_e2": (16, 7e-4, 2, 4),
+    "p20_l16_r5_e3": (16, 5e-4, 3, 4),
+    "p20_l16_r15_e1": (16, 1.5e-3, 1, 4),
+}
+README_PAIRS = 3  # of each category, that README's run asks
 ADDED = {
     "lighter": {"rrs.harmful_weight": 0.7},
     "top25": {"rrs.top_m": 25.0},
@@ -39,20 +63,32 @@ ADDED = {
     "rank16": {"lora.rank": 16, "lora.alpha": 32.0},
     "twins": {"train.twins_together": True},
 }
+ADDED_LONG = {"rank16": ADDED["rank16"], "constant": {"train.schedule": "constant"}}
 
 
 def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
-    unseen = choose_rows("train", pairs_per_category=None)[2 * PAIRS * len(CATEGORIES) :]
-    file = Path(config.run_dir) / "unseen.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(file, [{name: row[name] for name in ("id", "pair_id", "label", "category", "question")} for row in unseen])
-    asked = {"data.pairs_per_category": PAIRS, "evaluate.questions": (f"jsonl:{file}",)}
-    rows = {}
-    for name, (first, rate, epochs, batch) in SETTINGS.items():
-        rows[name] = {
-            "lora.layers": first, "train.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch,
-        }  # fmt: skip
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    training = choose_rows("train", pairs_per_category=None)[2 * PAIRS * len(CATEGORIES) :]
+    evaluation = choose_rows("eval", pairs_per_category=None)[2 * README_PAIRS * len(CATEGORIES) :]
+    asked = {"data.pairs_per_category": PAIRS} | _questions(folder / "unseen.jsonl", training)
+    asked_all = {"data.pairs_per_category": None} | _questions(folder / "unseen_evaluation.jsonl", evaluation)
+    rows = {name: _fields(*setting) | asked for name, setting in SETTINGS.items()}
     rows |= {f"l16_r15_e2_{name}": rows["l16_r15_e2"] | added for name, added in ADDED.items()}
+    rows |= {f"l16_r5_e4_{name}": rows["l16_r5_e4"] | added for name, added in ADDED_LONG.items()}
+    rows |= {name: _fields(*setting) | asked_all for name, setting in ALL_PAIRS.items()}
+    rows["p10_l16_r15_e2"] = rows["l16_r15_e2"] | asked_all | {"data.pairs_per_category": PAIRS}
     for seed in range(config.seed, config.seed + SEEDS):
         for name, fields in rows.items():
-            yield name if seed == config.seed else f"{name}-seed{seed}", fields | asked | {"seed": seed}
+            yield name if seed == config.seed else f"{name}-seed{seed}", fields | {"seed": seed}
+
+
+def _fields(first: int, rate: float, epochs: int, batch: int) -> dict:
+    return {
+        "lora.layers": first, "train.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch,
+    }  # fmt: skip
+
+
+def _questions(file: Path, rows: list[dict]) -> dict:
+    write_jsonl(file, [{name: row[name] for name in ("id", "pair_id", "label", "category", "question")} for row in rows])
+    return {"evaluate.questions": (f"jsonl:{file}",)}

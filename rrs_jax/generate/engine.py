@@ -78,8 +78,8 @@ class Generator:
         if fused is None:
             kept_in = model.dtype if cache_dtype is None else cache_dtype
             fused = serves(kept_in, model.config.text.head_dim, self.mesh.size)
-        # The kernel reads used slots alone, so more of them at once cost no time: fewer programs, and fewer copies.
-        self.least_slots, self.slot_growth = (4 * CHUNK_STEPS, 4) if fused else (CHUNK_STEPS, 2)
+        # The kernel reads used slots alone, so it can have more of them at once: one program less, and one copy less.
+        self.slot_growth = 4 if fused else 2
         self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
         self._decode = jax.jit(functools.partial(_decode, *common, fused), donate_argnums=(1,), compiler_options=options)
 
@@ -104,7 +104,7 @@ class Generator:
                 width = bucket_of(len(new[-1][0].row[0]), buckets)
                 entered = self._run_prefill(new, audio_bank, width, prefill_size, samples)
                 state = self._insert(state, entered, places, new)
-            state = resize_to_need(state, places, self.least_slots, self.slot_growth)
+            state = resize_to_need(state, places, self.slot_growth)
             state, tokens = self._decode(self.state, state)
             self._collect(state, tokens, places, on_finished)
             if not pending:
@@ -139,7 +139,7 @@ class Generator:
     def _insert(self, state: DecodingState | None, entered: Entered, places: list, new) -> DecodingState:
         width = entered.prompts.keys.shape[3]
         if state is None:
-            state = empty_state(entered, len(places), width, self.least_slots)
+            state = empty_state(entered, len(places), width, CHUNK_STEPS)
         elif width > state.cache.prompts.keys.shape[3]:
             state = resize(state, width, state.cache.valid.shape[1])
         free = [place for place, occupant in enumerate(places) if occupant is None][: len(new)]
@@ -195,14 +195,14 @@ def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Promp
     return [group[start : start + n] for group in groups.values() for start in range(0, len(group), n)]
 
 
-def resize_to_need(state: DecodingState, places: list, least: int, growth: int) -> DecodingState:
-    """Room for one more chunk behind the longest answer in flight: `least` slots, times a power of `growth`."""
+def resize_to_need(state: DecodingState, places: list, growth: int) -> DecodingState:
+    """Room for one more chunk behind the longest answer in flight, rounded up to a power of `growth` of chunks."""
     longest = max(
         len(answer)
         for place in places if place
         for answer, finished in zip(place.answers, place.finished, strict=True) if not finished
     )  # fmt: skip
-    slots = least
+    slots = CHUNK_STEPS
     while slots < longest - 1 + CHUNK_STEPS:  # the newest token is not in the cache yet
         slots *= growth
     have = state.cache.valid.shape[1]
