@@ -8,7 +8,7 @@ from flax import nnx
 
 from rrs_jax.models.adapters import Adapters
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
-from rrs_jax.models.batch import Batch
+from rrs_jax.models.batch import Batch, Trees
 from rrs_jax.models.cache import Cache, Store
 from rrs_jax.models.decoder import Decoder, DecoderConfig
 from rrs_jax.models.lora import LoRA, LoRAConfig
@@ -75,18 +75,18 @@ class AudioLanguageModel(nnx.Module):
 
     def representations(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
         """f(d, t) of equation 6: (B, D) float32, the final-norm hidden state at the last input token."""
-        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        return self.language_model.last_hidden_state(x, batch.lengths, self.adapters(), remat=remat)
+        x, start = self._entering(batch, audio_bank)
+        return self.language_model.last_hidden_state(x, batch.lengths, self.adapters(), start=start, remat=remat)
 
     def hidden_states(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
         """(B, T, D) after the final norm."""
-        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        return self.language_model.hidden_states(x, batch.lengths, self.adapters(), remat=remat)
+        x, start = self._entering(batch, audio_bank)
+        return self.language_model.hidden_states(x, batch.lengths, self.adapters(), start=start, remat=remat)
 
     def states_at(self, batch: Batch, audio_bank: jax.Array, positions: jax.Array, *, remat: str = "none") -> jax.Array:
         """(B, K, D) float32, the final-norm hidden states at `positions` (B, K): what the tokens behind them are made of."""
-        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        return self.language_model.states_at(x, batch.lengths, positions, self.adapters(), remat=remat)
+        x, start = self._entering(batch, audio_bank)
+        return self.language_model.states_at(x, batch.lengths, positions, self.adapters(), start=start, remat=remat)
 
     def layer_states(
         self, batch: Batch, audio_bank: jax.Array, layers: tuple[int, ...], *, remat: str = "none"
@@ -94,6 +94,17 @@ class AudioLanguageModel(nnx.Module):
         """(B, len(layers), D) float32, the last input token's hidden state behind each of these layers."""
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
         return self.language_model.layer_states(x, batch.lengths, layers, self.adapters(), remat=remat)
+
+    def lower_states(self, trees: Trees, audio_bank: jax.Array, layers: int) -> jax.Array:
+        """(B, T, D), the hidden states behind the first `layers` layers, none of which may carry an adapter."""
+        x = self.embed(trees.input_ids, trees.audio_index, audio_bank)
+        return self.language_model.lower_states(x, trees.positions, trees.branches, trees.lengths, layers)
+
+    def _entering(self, batch: Batch, audio_bank: jax.Array) -> tuple[jax.Array, int]:
+        """What goes into the first layer that is computed, (B, T, D), and that layer's number."""
+        if batch.below is not None:
+            return batch.below, batch.below_layers
+        return self.embed(batch.input_ids, batch.audio_index, audio_bank), 0
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.language_model.logits(hidden)

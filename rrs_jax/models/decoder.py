@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -137,16 +138,18 @@ class Decoder(nnx.Module):
         return graphdef, tuple(state for _, state in parts)
 
     def hidden_states(
-        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, *, remat: str = "none"
+        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, *, start: int = 0, remat: str = "none"
     ) -> jax.Array:
-        """(B, T, D) embeddings, right padded, to (B, T, D) after the final norm; garbage past a row's length."""
-        return self.norm(self._scan(x, lengths, adapters, self.config.num_hidden_layers, remat=remat)[0])
+        """What goes into layer `start`, for 0 the embeddings, (B, T, D) and right padded, to (B, T, D) after the final
+        norm; garbage past a row's length."""
+        return self.norm(self._scan(x, lengths, adapters, self.config.num_hidden_layers, start=start, remat=remat)[0])
 
     def states_at(
-        self, x: jax.Array, lengths: jax.Array, positions: jax.Array, adapters: Adapters | None, *, remat: str = "none"
-    ) -> jax.Array:
-        """After the final norm at `positions` (B, K) of each row: (B, K, D), float32."""
-        x, _ = self._scan(x, lengths, adapters, self.config.num_hidden_layers, remat=remat)
+        self, x: jax.Array, lengths: jax.Array, positions: jax.Array, adapters: Adapters | None, *, start: int = 0,
+        remat: str = "none",
+    ) -> jax.Array:  # fmt: skip
+        """After the final norm at `positions` (B, K) of each row: (B, K, D), float32; `start` as in `hidden_states`."""
+        x, _ = self._scan(x, lengths, adapters, self.config.num_hidden_layers, start=start, remat=remat)
         return self.norm(jnp.take_along_axis(x, positions[..., None], axis=1).astype(jnp.float32))
 
     def layer_states(
@@ -162,15 +165,37 @@ class Decoder(nnx.Module):
         """The hidden state behind each layer, before the final norm: (L, B, T, D)."""
         return self._scan(x, lengths, adapters, self.config.num_hidden_layers, lambda x, _: x)[1]
 
-    def last_hidden_state(
-        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, *, remat: str = "none"
+    def lower_states(
+        self, x: jax.Array, positions: jax.Array, branches: jax.Array, lengths: jax.Array, stop: int
     ) -> jax.Array:
-        """The representation of section 3.1: (B, D) after the final norm at each row's last token, float32.
+        """Embeddings (B, T, D) of trees to the hidden states behind the layers below `stop`, (B, T, D), without a
+        backward pass or adapters; the other arguments are as in `rrs_jax.models.batch.Trees`."""
+        graphdef, stacks = self._split_layers()
+
+        def step(x, layer, _, shared):
+            layer, (angles, seen) = nnx.merge(graphdef, layer), shared
+            q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, None)
+            return layer.finish(x, attention(q, k, v, causal=False, mask=seen), None), None
+
+        order = jnp.arange(x.shape[1])
+        seen = (branches[:, None] == 0) | (branches[:, None] == branches[..., None])  # (B, T, S)
+        seen = (seen & (order <= order[:, None]))[:, None]
+        return scan_layers(step, x, (self._angles(positions, lengths), seen), stacks, None, 0, stop, unroll=self.unroll)[0]
+
+    def angle_kinds(self, lengths: np.ndarray) -> np.ndarray:
+        """Of prompts with so many tokens, (N,): those of one kind are rotated alike at the same position."""
+        return np.zeros(len(lengths))
+
+    def last_hidden_state(
+        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, *, start: int = 0, remat: str = "none"
+    ) -> jax.Array:
+        """The representation of section 3.1: (B, D) after the final norm at each row's last token, float32; `start` as
+        in `hidden_states`.
 
         In the last layer only that one position goes through query, output projection and MLP.
         """
         final = self.config.num_hidden_layers - 1
-        x, _ = self._scan(x, lengths, adapters, final, remat=remat)
+        x, _ = self._scan(x, lengths, adapters, final, start=start, remat=remat)
         graphdef, stacks = self._split_layers()
         layer = nnx.merge(graphdef, layer_at(stacks, final))
         adapters = jax.tree.map(lambda leaf: leaf[-1], adapters)
@@ -253,10 +278,14 @@ class Decoder(nnx.Module):
             positions = jnp.broadcast_to(positions, (3, *positions.shape))
         return rotary_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
 
-    def _scan(self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, stop: int, read=None, *, remat="none"):
-        """Whole layers from 0 to `stop`: the hidden state (B, T, D) and, stacked, `read(x, lengths)` behind each.
+    def _scan(
+        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, stop: int, read=None, *, start: int = 0,
+        remat: str = "none",
+    ):  # fmt: skip
+        """Whole layers from `start` to `stop`: the hidden state (B, T, D) and, stacked, `read(x, lengths)` behind each.
 
-        Layers below the first adapter form a scan of their own, so that no backward pass reaches them.
+        Layers below the first adapter form a scan of their own, so that no backward pass reaches them. Raises ValueError
+        for a start above it.
         """
         graphdef, stacks = self._split_layers()
 
@@ -271,11 +300,13 @@ class Decoder(nnx.Module):
         shared = (self._angles(jnp.arange(x.shape[1])[None], lengths), lengths)
         carrying = jax.tree.leaves(adapters)[0].shape[0] if adapters is not None else 0
         first = min(self.config.num_hidden_layers - carrying, stop)
-        x, low = scan_layers(step, x, shared, stacks, None, 0, first, unroll=self.unroll)
+        if start > first:
+            raise ValueError(f"a pass that starts at layer {start} leaves out layers from {first} on")
+        x, low = scan_layers(step, x, shared, stacks, None, start, first, unroll=self.unroll)
         x, high = scan_layers(step, x, shared, stacks, adapters, first, stop, remat=remat, unroll=self.unroll)
-        if 0 < first < stop:
+        if start < first < stop:
             return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), low, high)
-        return x, high if first == 0 else low
+        return x, high if first == start else low
 
     def _scan_stack(self, x: jax.Array, adapters: Adapters | None, step, extra=None):
         """All layers, without a backward pass: the stacks, and `extra` ones, are the scan's own inputs."""

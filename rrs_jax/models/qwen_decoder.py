@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rrs_jax.models.decoder import Decoder, DecoderConfig, DecoderLayer
 from rrs_jax.models.layers import rotary_angles, rotate
@@ -64,6 +65,11 @@ class QwenDecoder(Decoder):
         if config.use_logn_attn:
             factor = logn_factor(positions, config.seq_length)[..., None, None]
         return *rotary_angles(positions, config.head_dim, theta), factor
+
+    def angle_kinds(self, lengths: np.ndarray) -> np.ndarray:
+        if not self.config.use_dynamic_ntk:
+            return super().angle_kinds(lengths)
+        return np.asarray(ntk_alpha(jnp.asarray(lengths), self.config.seq_length))
 
 
 def ntk_alpha(prompt_lengths: jax.Array, seq_length: int) -> jax.Array:

@@ -1,0 +1,184 @@
+"""The layers below the first adapter, computed once for all prompts of a run.
+
+They are frozen, and all prompts of one clip begin alike: with the system prompt and the clip. So the clip's common
+beginning goes through them once, each prompt's own end behind it, and extraction and training start above them.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from rrs_jax.inputs.batching import Selection, batches_in_buckets, collate
+from rrs_jax.models.batch import Batch, Trees
+from rrs_jax.models.stack import compiler_options
+from rrs_jax.parallel import batch_sharding, mesh_of, put, replicated, rows_multiple
+from rrs_jax.programs import Programs
+from rrs_jax.progress import Progress
+from rrs_jax.representations import Row, pad_rows
+
+MOST_OF_ENDS = 512  # tokens behind a beginning: attention grows with the square of a tree's length, a beginning has about 100
+
+
+class Tree(NamedTuple):
+    """Prompts of the same clips whose first `common` tokens are the same."""
+
+    rows: list[Row]
+    common: int
+
+    @property
+    def length(self) -> int:
+        """Of the sequence: the beginning and all ends."""
+        return self.common + sum(len(ids) - self.common for ids, _, _ in self.rows)
+
+    @property
+    def longest(self) -> int:
+        return max(len(ids) for ids, _, _ in self.rows)
+
+
+def make_trees(model: nnx.Module, rows: Sequence[Row], most: int = MOST_OF_ENDS) -> list[Tree]:
+    """Each different prompt once, those of the same clips together, one without a clip by itself; where their ends have
+    more than `most` tokens, in several trees that repeat the beginning."""
+    kinds = model.language_model.angle_kinds(np.array([len(ids) for ids, _, _ in rows]))
+    groups: dict[tuple, dict[tuple, Row]] = {}
+    for row, kind in zip(rows, kinds.tolist(), strict=True):
+        _, offsets, counts = row
+        group = (tuple(offsets), tuple(counts), kind) if len(offsets) else _key(row)
+        groups.setdefault(group, {}).setdefault(_key(row), row)
+    trees = []
+    for members in groups.values():
+        common = _common_length([ids for ids, _, _ in members.values()])
+        taken: list[Row] = []
+        for row in members.values():
+            if taken and Tree([*taken, row], common).length > common + most:
+                trees.append(Tree(taken, common))
+                taken = []
+            taken.append(row)
+        trees.append(Tree(taken, common))
+    return trees
+
+
+def states_bytes(model: nnx.Module, trees: Sequence[Tree]) -> int:
+    """What a `Floor` of these takes of the host's memory."""
+    return sum(tree.length for tree in trees) * model.config.text.hidden_size * model.dtype.itemsize
+
+
+class Floor:
+    """Hidden states behind the layers below the first adapter, of many prompts, on the host in the model's dtype.
+
+    Args:
+      model: the frozen one, without adapters.
+      layers: how many layers are computed, the first adapter's number.
+      audio_bank: (rows, D), on which the prompts' clips lie.
+      batch_size: trees at once.
+      buckets: lengths of trees to the lengths to which they are padded.
+    """
+
+    def __init__(
+        self, model: nnx.Module, layers: int, trees: Sequence[Tree], audio_bank: jax.Array, *, batch_size: int,
+        buckets: Callable[[Sequence[int]], Sequence[int]], mesh: Mesh | None = None,
+    ):  # fmt: skip
+        self.layers, self.dtype, self.width = layers, model.dtype, model.config.text.hidden_size
+        self._states: list[np.ndarray] = [np.zeros((0, self.width), self.dtype)] * len(trees)
+        self._places: dict[tuple, tuple[int, int, int, int]] = {}  # tree, length of the beginning, start and end of its own
+        for number, tree in enumerate(trees):
+            start = tree.common
+            for row in tree.rows:
+                end = start + len(row[0]) - tree.common
+                self._places[_key(row)] = number, tree.common, start, end
+                start = end
+        self._compute(model, trees, audio_bank, batch_size, buckets, mesh or mesh_of(model))
+
+    def __contains__(self, row: Row) -> bool:
+        return _key(row) in self._places
+
+    def states(self, rows: Sequence[Row], length: int) -> np.ndarray:
+        """(B, length, D), zero past a row's end. Raises KeyError for a prompt that is not here."""
+        states = np.zeros((len(rows), length, self.width), self.dtype)
+        for target, row in zip(states, rows, strict=True):
+            number, common, start, end = self._places[_key(row)]
+            target[:common] = self._states[number][:common]
+            target[common : common + end - start] = self._states[number][start:end]
+        return states
+
+    def under(self, batch: Batch, rows: Sequence[Row]) -> Batch:
+        """The batch of these rows, to start from here."""
+        return batch.replace(below=self.states(rows, batch.input_ids.shape[1]), below_layers=self.layers)
+
+    def _compute(self, model: nnx.Module, trees: Sequence[Tree], audio_bank, batch_size: int, buckets, mesh: Mesh) -> None:
+        lengths = [tree.length for tree in trees]
+        selections = batches_in_buckets(lengths, batch_size, buckets(lengths)) if trees else []
+        graphdef, state = nnx.split(model)
+        program, bank = _lower_states(graphdef, mesh, self.layers), put(audio_bank, replicated(mesh))
+
+        def arguments(selection: Selection) -> tuple:
+            chosen = [trees[i] for i in selection.indices]
+            batch = collate_trees(chosen, selection.length, model.config.audio_token_id)
+            return state, put(pad_rows(batch, rows_multiple(mesh)), batch_sharding(mesh)), bank
+
+        def read(selection: Selection, output: jax.Array) -> None:
+            output = np.asarray(output)
+            for place in np.flatnonzero(selection.weights):
+                number = selection.indices[place]
+                self._states[number] = output[place, : lengths[number]].copy()
+            progress.update(sum(len(trees[i].rows) for i in selection.indices[selection.weights > 0]))
+
+        program.prepare([arguments(one) for one in {selection.length: selection for selection in selections}.values()])
+        before = None
+        with Progress(sum(len(tree.rows) for tree in trees), f"layers below {self.layers}", "prompts") as progress:
+            for selection in selections:
+                output = program(*arguments(selection))
+                if before is not None:
+                    read(*before)  # while the device computes the next one
+                before = selection, output
+            if before is not None:
+                read(*before)
+
+
+def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequence[int]) -> Trees:
+    """Trees to NumPy arrays (B, length). Raises ValueError as `collate` does, and for a tree that is longer."""
+    shape = len(trees), length
+    found = Trees(
+        input_ids=np.zeros(shape, np.int32), audio_index=np.full(shape, -1, np.int32),
+        positions=np.zeros(shape, np.int32), branches=np.zeros(shape, np.int32),
+        lengths=np.array([tree.longest for tree in trees], np.int32),
+    )  # fmt: skip
+    for place, tree in enumerate(trees):
+        if tree.length > length:
+            raise ValueError(f"tree {place} has {tree.length} tokens, the batch is {length} long")
+        batch = collate(tree.rows, tree.longest, audio_token_id)
+        parts = [(0, 0, tree.common, 0)]
+        parts += [(row, tree.common, end, row + 1) for row, end in enumerate(batch.lengths)]
+        start = 0
+        for row, first, end, branch in parts:
+            here = place, slice(start, start + end - first)
+            found.input_ids[here], found.audio_index[here] = batch.input_ids[row, first:end], batch.audio_index[row, first:end]
+            found.positions[here], found.branches[here] = np.arange(first, end), branch
+            start += end - first
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _lower_states(graphdef, mesh: Mesh, layers: int) -> Programs:
+    def lower_states(state, trees, audio_bank):
+        return nnx.merge(graphdef, state).lower_states(trees, audio_bank, layers)
+
+    return Programs(jax.jit(lower_states, out_shardings=replicated(mesh), compiler_options=compiler_options()))
+
+
+def _key(row: Row) -> tuple:
+    ids, offsets, _ = row
+    return tuple(ids), tuple(offsets)
+
+
+def _common_length(sequences: Sequence[list[int]]) -> int:
+    """Of the longest beginning that all have; what the first and the last in order share, all between them share."""
+    first, last = min(sequences), max(sequences)
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return place
+    return len(first)
