@@ -162,6 +162,10 @@ FIELDS = {field.name: field for field in (
     Field("train.unroll", False, switch(),
           "Compile each layer by itself: 6 % fewer milliseconds a step on an H100, with model.quantize=float8 20 % fewer for "
           "twice the layers' memory more; four times the compilation, once for each padded length (docs/training_step.md)."),
+    Field("train.lower_states_gib", 4.0, number(0),
+          "GiB of the host's memory for the hidden states behind the layers below lora.layers, computed once for all prompts "
+          "of extraction and training (strategies rrs and rrs_plus, rrs.positions=1). Where they need more, or with 0, these "
+          "layers are computed in each step."),
     Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient."),
 
     Field("mesh.data", -1, either(whole(1), -1),

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rrs_jax.evaluate.choice import chosen_rows
 from rrs_jax.files import read_jsonl
 from rrs_jax.parallel import parameter_sharding
+from rrs_jax.strategy_table import STRATEGY_TABLE
 
 STARTER = {
     "categories": 14, "pairs_per_category": 20, "eval_pairs_per_category": 10, "borderline": 120, "everyday": 140,
@@ -21,6 +22,7 @@ STARTER = {
 }  # fmt: skip
 CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
 PROMPT_TOKENS = 45  # chat template, system prompt and t
+END_TOKENS = 15  # of a prompt, its text and the template behind it
 AUDIO_TOKENS_A_SECOND = 25
 ENCODER_POSITIONS_A_SECOND = 50
 SPEECH_TIMES_REAL_TIME = 38.0  # the starter set's voice on one core
@@ -105,6 +107,17 @@ def decoder_flops(text, layers: int | None = None) -> float:
     return 2 * layer * (text.num_hidden_layers if layers is None else layers)
 
 
+def lower_layers(config: ConfigDict) -> int:
+    """Layers below the first adapter whose hidden states a run computes once (`rrs_jax.floor`), 0 for none.
+
+    Of the strategies only RRS reads nothing but the drawn prompts' last states. Fine-tuning and more positions have
+    answers behind the prompts, which are not known when the states are made; rerouting compares states behind layers
+    that may lie below.
+    """
+    serves = STRATEGY_TABLE[config.strategy].module == "rrs" and config.rrs.positions == 1
+    return config.lora.layers if serves and config.train.lower_states_gib and config.lora.layers != "all" else 0
+
+
 def encoder_flops(audio) -> float:
     """Of one position on its way through the encoder's matrices; there are two mel frames to a position."""
     return 2 * audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim)
@@ -130,11 +143,19 @@ def stage_seconds(
     rows = config.generate.batch_size
     token = max(forward * rows / flops, weights / (rate.bandwidth * devices))  # one more token for every row
     clips = 0 if sizes.spoken else sizes.train + sizes.evaluated
+    asked, drawn = 1.5 * sizes.tokens, config.train.epochs * sizes.tokens  # a training question's, in the two stages
+    extracting, training = asked * forward, drawn * (forward + backward)
+    if layers := lower_layers(config):
+        below, prompts = decoder_flops(text, layers), 1.5 + config.train.epochs
+        once = sizes.tokens + (prompts - 1) * END_TOKENS
+        state = text.hidden_size * jnp.dtype(config.model.dtype).itemsize
+        if sizes.train * once * state <= config.train.lower_states_gib * 2**30:
+            extracting, training = extracting + (once - asked) * below, training - drawn * below
     return {
         "data": clips * sizes.seconds / SPEECH_TIMES_REAL_TIME,
         # Harmful questions under t and with the request to refuse, benign ones under t.
-        "extract": sizes.train * (encode + 1.5 * sizes.tokens * forward) / flops,
-        "train": config.train.epochs * sizes.train * sizes.tokens * (forward + backward) / flops,
+        "extract": sizes.train * (encode + extracting) / flops,
+        "train": sizes.train * training / flops,
         "evaluate": (sizes.evaluated * encode + responses * sizes.tokens * forward) / flops
         + math.ceil(responses / rows) * config.generate.max_new_tokens * token,
         "export": 2 * weights / rate.bandwidth if config.export.merged else 0.0,

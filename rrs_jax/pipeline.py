@@ -1,6 +1,7 @@
 """The stages of a run, each from files to files, so that any of them can be repeated or resumed."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -23,7 +24,6 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluation import evaluate_stage
 from rrs_jax.files import read_json, write_atomic, write_jsonl
 from rrs_jax.inputs.audio import check_audios
-from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.parallel import rows_multiple
 from rrs_jax.progress import say
@@ -34,9 +34,8 @@ from rrs_jax.serving import Serving
 from rrs_jax.session import Session, compile_clock, enable_compilation_cache
 from rrs_jax.shared import Shared
 from rrs_jax.strategy_table import DATA, STRATEGY_TABLE, load_strategy
-from rrs_jax.train.batches import TrainConfig, TrainingData
+from rrs_jax.train.batches import TrainConfig, train_config
 from rrs_jax.train.loop import train
-from rrs_jax.train.step import OptimiserConfig
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import check_path
 from rrs_jax.weights.model_card import write_model_card
@@ -166,41 +165,26 @@ def train_adapter(session: Session) -> dict:
     """Section 4.2, from the last checkpoint where there is one."""
     config, work = session.config, Work(session)
     strategy = load_strategy(config.strategy).build(work)
-    table = [[work.pool_prompt(i, place) for place in range(work.pool_size)] for i in range(len(work.harmful))]
-    data = TrainingData(
-        sample_ids=[row["id"] for row in session.training_rows], harmful=work.harmful,
-        encode=lambda i, prompt: table[i][prompt], num_prompts=len(PROMPT_POOL), audio_bank=session.training_bank.array,
-        pair_ids=[row["pair_id"] for row in session.training_rows],
-    )  # fmt: skip
-    longest = max(len(ids) for prompts in table for ids, _, _ in prompts)
+    data = dataclasses.replace(work.training_data, floor=lambda: work.floor)
+    longest = max(len(ids) for prompts in work.pool for ids, _, _ in prompts)
     longest += max((len(tail) for tails in strategy.tails or () for tail in tails), default=0)
-    settings = train_config(config, session.model.config.text, longest, rows_multiple(session.mesh))
     train(
-        session.model, strategy, data, settings, session.folder.path, mesh=session.mesh,
+        session.model, strategy, data, fitting_config(session, longest), session.folder.path, mesh=session.mesh,
         steps=session.shared.steps, on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
     )  # fmt: skip
+    session.floors.clear()
     record_representations(session)
     return {"adapter": adapter_hash(session.model)}
 
 
-def train_config(config: ConfigDict, text, tokens: int, parts: int) -> TrainConfig:
-    """`text`: the decoder's config; `tokens`: of the longest prompt; `parts`: that cut a batch."""
-    values, remat = config.train, config.train.remat
-    if remat == "auto":
-        free = min(map(float, hosts.gather(str(free_memory()))))
-        remat = fitting_remat(config, text, tokens, parts, free)
-    optimiser = OptimiserConfig(
-        learning_rate=values.learning_rate, schedule=values.schedule, warmup_steps=values.warmup_steps,
-        weight_decay=values.weight_decay, b1=values.b1, b2=values.b2, eps=values.eps, clip_norm=values.clip_norm or 0.0,
-        penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=remat,
-        unroll=values.unroll,
-    )  # fmt: skip
-    return TrainConfig(
-        epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,
-        checkpoint_every_steps=values.checkpoint_every_steps, keep_checkpoints=values.keep_checkpoints,
-        twins_together=values.twins_together, text_share=values.text_share, audio_share=values.audio_share,
-        seed=config.seed, optimiser=optimiser,
-    )  # fmt: skip
+def fitting_config(session: Session, tokens: int) -> TrainConfig:
+    """`tokens`: of the longest prompt."""
+    config = train_config(session.config)
+    if config.optimiser.remat != "auto":
+        return config
+    free = min(map(float, hosts.gather(str(free_memory()))))
+    remat = fitting_remat(session.config, session.model.config.text, tokens, rows_multiple(session.mesh), free)
+    return dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, remat=remat))
 
 
 def evaluate(session: Session) -> dict:

@@ -100,17 +100,21 @@ def extract_all(
     buckets: Sequence[int],
     mesh: Mesh | None = None,
     layers: tuple[int, ...] | None = None,
+    under: Callable[[Batch, Sequence[Row]], Batch] | None = None,
     progress=None,
 ) -> np.ndarray:
     """Representations of many prompts, (N, D) float32 in the order given; with `layers` as `extract_reps` gives them.
 
-    Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `progress` is a
-    `rrs_jax.progress.Progress` over prompts, or None.
+    Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `under` puts the lower layers'
+    states into a batch of these rows (`rrs_jax.floor.Floor.under`). `progress` is a `rrs_jax.progress.Progress` over
+    prompts, or None.
     """
     selections = batches_in_buckets([len(ids) for ids, _, _ in rows], batch_size, buckets)
 
     def batch_of(selection: Selection) -> Batch:
-        return collate([rows[i] for i in selection.indices], selection.length, model.config.audio_token_id)
+        chosen = [rows[i] for i in selection.indices]
+        batch = collate(chosen, selection.length, model.config.audio_token_id)
+        return batch if under is None else under(batch, chosen)
 
     firsts = {selection.length: selection for selection in selections}.values()
     calls = [_call(model, batch_of(selection), audio_bank, mesh, layers) for selection in firsts]

@@ -15,6 +15,7 @@ from rrs_jax.config import MINI
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.choice import chosen_rows
+from rrs_jax.floor import Floor
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.lora import LoRA, LoRAConfig
 from rrs_jax.parallel import make_mesh
@@ -90,6 +91,7 @@ class Session:
 
     def __init__(self, config: ConfigDict, folder: RunFolder, shared: Shared | None = None):
         self.config, self.folder, self.shared = config, folder, shared or Shared()
+        self.floors: dict[int, Floor | None] = {}  # by its layers, from extraction to training, see `rrs_jax.work.Work.floor`
 
     @functools.cached_property
     def model_folder(self) -> Path:

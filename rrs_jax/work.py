@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from rrs_jax import hosts
+from rrs_jax.costs import decoder_flops, lower_layers, program_price
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
+from rrs_jax.floor import Floor, make_trees, states_bytes
 from rrs_jax.generate import Prompt, SamplingConfig
-from rrs_jax.inputs.batching import fixed_lengths
-from rrs_jax.inputs.prompts import PROMPT_POOL, written_prompt
-from rrs_jax.progress import Progress
+from rrs_jax.inputs.batching import bucket_lengths, fixed_lengths
+from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_T, written_prompt
+from rrs_jax.progress import Progress, say
 from rrs_jax.representations import Row, extract_all
 from rrs_jax.session import Session
-from rrs_jax.train.batches import prompts_drawn
+from rrs_jax.strategies.rrs_targets import kept_as_they_are
+from rrs_jax.train.batches import Plan, TrainingData, prompts_drawn, train_config
 
 
 class Work:
@@ -73,6 +76,62 @@ class Work:
         text = written_prompt(question, PROMPT_POOL[place - len(PROMPT_POOL)])
         return self.session.encode(self.session.training_bank, [], text)
 
+    @functools.cached_property
+    def pool(self) -> list[list[Row]]:
+        """Each sample's prompts of the pool."""
+        return [[self.pool_prompt(i, place) for place in range(self.pool_size)] for i in range(len(self.rows))]
+
+    @functools.cached_property
+    def training_data(self) -> TrainingData:
+        """What training draws from, without a floor."""
+        return TrainingData(
+            sample_ids=[row["id"] for row in self.rows], harmful=self.harmful,
+            encode=lambda sample, place: self.pool[sample][place], num_prompts=len(PROMPT_POOL),
+            audio_bank=self.session.training_bank.array, pair_ids=[row["pair_id"] for row in self.rows],
+        )  # fmt: skip
+
+    @property
+    def floor(self) -> Floor | None:
+        """The lower layers' states of the prompts that extraction asks and training draws, made once for both; None
+        where the run has none or they are too large. Always of the same prompts in the same order: a run that goes on
+        and computes them in another stage finds the same numbers."""
+        layers, floors = lower_layers(self.config), self.session.floors
+        if layers and layers not in floors:
+            floors[layers] = self._make_floor(layers)
+        return floors.get(layers)
+
+    def _make_floor(self, layers: int) -> Floor | None:
+        _ = self.session.model  # which refuses adapters above the last layer
+        trees, limit = make_trees(self.vanilla, self._extracted_and_drawn()), self.config.train.lower_states_gib
+        if (needed := states_bytes(self.vanilla, trees) / 2**30) > limit:
+            say(
+                f"train.lower_states_gib: the states behind the layers below {layers} would take {needed:.2f} GiB, more "
+                f"than {limit:g}; each pass and step computes these layers itself"
+            )
+            return None
+        return Floor(
+            self.vanilla, layers, trees, self.session.training_bank.array, batch_size=self.config.extract.batch_size,
+            buckets=lambda lengths: self._buckets(lengths, layers),
+        )  # fmt: skip
+
+    def _extracted_and_drawn(self) -> list[Row]:
+        plan = Plan(self.training_data, train_config(self.config), self.vanilla.config.audio_token_id)
+        drawn = np.stack([plan.epoch(epoch)[0].prompts for epoch in range(self.config.train.epochs)], axis=1)
+        rows, kept = [], kept_as_they_are(self)
+        for sample, places in enumerate(drawn):
+            texts = [PROMPT_T, self.config.rrs.refusal_prompt] if self.harmful[sample] else [PROMPT_T]
+            rows += [self.prompt(sample, text) for text in texts]
+            rows += self.pool[sample] if kept[sample] else [self.pool[sample][place] for place in places]
+        return rows
+
+    def _buckets(self, lengths: Sequence[int], layers: int | None = None) -> tuple[int, ...]:
+        """To what prompts are padded on their way through so many layers, by default all; in a sweep to lengths that
+        other runs' prompts share."""
+        if self.session.shared.folder is not None:
+            return fixed_lengths(lengths)
+        price = program_price(decoder_flops(self.vanilla.config.text, layers), self.session.mesh.size)
+        return bucket_lengths(lengths, price=price)
+
     def representations(self, prompts: Sequence[Row]) -> np.ndarray:
         """float32 (len(prompts), D): the frozen model's final-norm state at each prompt's last token."""
         keys = self._keys(prompts)
@@ -80,17 +139,28 @@ class Work:
             known = self.session.shared.states(keys)
             wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
             if wanted:
-                rows = list(wanted.values())
-                buckets = fixed_lengths(len(ids) for ids, _, _ in rows)
-                with Progress(len(rows), "representations", "prompts") as progress:
-                    values = extract_all(
-                        self.vanilla, rows, self.session.training_bank.array,
-                        batch_size=self.config.extract.batch_size, buckets=buckets, progress=progress,
-                    )  # fmt: skip
-                made = dict(zip(wanted, values, strict=True))
+                made = self._representations(wanted)
                 self.session.shared.keep_states(made)
                 known |= made
         return np.stack([known[key] for key in keys])
+
+    def _representations(self, prompts: dict[str, Row]) -> dict[str, np.ndarray]:
+        floor = self.floor
+        above = {key: row for key, row in prompts.items() if floor is not None and row in floor}
+        whole = {key: row for key, row in prompts.items() if key not in above}
+        made = {}
+        with Progress(len(prompts), "representations", "prompts") as progress:
+            for rows, under in ((above, floor and floor.under), (whole, None)):
+                if not rows:
+                    continue
+                lengths = [len(ids) for ids, _, _ in rows.values()]
+                values = extract_all(
+                    self.vanilla, list(rows.values()), self.session.training_bank.array,
+                    batch_size=self.config.extract.batch_size, buckets=self._buckets(lengths), under=under,
+                    progress=progress,
+                )  # fmt: skip
+                made |= zip(rows, values, strict=True)
+        return made
 
     def layer_states(self, prompts: Sequence[Row], layers: Sequence[int], audio_bank=None) -> np.ndarray:
         """float32 (len(prompts), len(layers), D): the frozen model's state at each prompt's last token behind layers.
@@ -98,7 +168,7 @@ class Work:
         `audio_bank`: the array on which the prompts lie, where it is not the training questions'.
         """
         bank = self.session.training_bank.array if audio_bank is None else audio_bank
-        buckets = fixed_lengths(len(ids) for ids, _, _ in prompts)
+        buckets = self._buckets([len(ids) for ids, _, _ in prompts])
         with Progress(len(prompts), "hidden states", "prompts") as progress:
             return extract_all(
                 self.vanilla, prompts, bank, batch_size=self.config.extract.batch_size, buckets=buckets,

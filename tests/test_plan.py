@@ -106,9 +106,22 @@ def test_training_time_is_four_operations_a_weight_and_token_where_there_are_ada
     questions = 10 * 560 * plan.sizes.tokens
     assert plan.seconds["train"] == pytest.approx(4 * matrices * questions / (RATE.flops * 0.5 * 8))
     config.lora.layers = 2  # of 3
-    assert make_plan(config, ("train",), RATE).seconds["train"] == pytest.approx(
-        (2 + 2 / 3) * matrices * questions / (RATE.flops * 0.5 * 8)
-    )
+    for gib, operations in ((0.0, 2 + 2 / 3), (1e-3, 2 + 2 / 3), (4.0, 2 / 3 + 2 / 3)):  # 30 MB hold the lower states
+        config.train.lower_states_gib = gib
+        assert make_plan(config, ("train",), RATE).seconds["train"] == pytest.approx(
+            operations * matrices * questions / (RATE.flops * 0.5 * 8)
+        )
+
+
+def test_extraction_puts_each_clip_and_each_prompts_end_through_the_lower_layers_once(config):
+    config.lora.layers = 2  # of 3
+    seconds, tokens = [], make_plan(config, (), RATE).sizes.tokens
+    for config.train.lower_states_gib in (4.0, 0.0):
+        seconds.append(make_plan(config, ("extract",), RATE).seconds["extract"])
+    layer = 2 * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 72)
+    # One and a half prompts of extraction and ten of training, of which all but the first have an end alone.
+    saved = 560 * 2 * layer * (1.5 * tokens - (tokens + 10.5 * 15))
+    assert seconds[1] - seconds[0] == pytest.approx(saved / (RATE.flops * 0.5 * 8))
 
 
 def test_sharding_divides_the_memory_of_weights(config):

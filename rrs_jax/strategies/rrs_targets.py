@@ -47,7 +47,7 @@ def extract(work) -> dict:
     """Equations 6 to 10 and whether the method's premise holds; writes `RUN/representations.safetensors`."""
     rrs, token_ids = work.config.rrs, work.refusal_ids
     harmful, benign = np.flatnonzero(work.harmful), np.flatnonzero(work.mirrored)
-    kept, keeping = np.flatnonzero(work.kept), np.flatnonzero(_keeping(work))
+    kept, keeping = np.flatnonzero(work.kept), np.flatnonzero(kept_as_they_are(work))
     tails = _tails(work, rrs.positions - 1) if rrs.positions > 1 else None
 
     parts = [(harmful, PROMPT_T), (harmful, rrs.refusal_prompt), (benign, PROMPT_T), (kept, PROMPT_T)]
@@ -128,7 +128,7 @@ def read_materials(work) -> Materials:
         lengths = (arrays["tails"] >= 0).sum(axis=1)
         tails = [[row[:length].tolist()] for row, length in zip(arrays["tails"], lengths, strict=True)]
         positions = np.arange(arrays["tails"].shape[1] + 1) <= lengths[:, None]
-        moved, later = np.flatnonzero(~_keeping(work)), arrays["tails"].shape[1]
+        moved, later = np.flatnonzero(~kept_as_they_are(work)), arrays["tails"].shape[1]
         split = len(moved) * later
         own, deeper = deeper[split:], _place(deeper[:split].reshape(len(moved), later, width), moved, count)
         if kept_prompts is not None:
@@ -194,7 +194,7 @@ def _reshape(rrs, benign: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | No
     return None
 
 
-def _keeping(work) -> np.ndarray:
+def kept_as_they_are(work) -> np.ndarray:
     """bool (N,): samples whose target is what the frozen model has under the very prompt."""
     return work.kept | (work.mirrored & (work.config.rrs.benign_target == "keep"))
 

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from rrs_jax.floor import Floor
 from rrs_jax.inputs.batching import Selection, bucket_lengths, collate, make_batches
 from rrs_jax.representations import Row
 from rrs_jax.strategies import Strategy
@@ -70,6 +72,8 @@ class TrainingData:
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
+      floor: makes what the steps start from in place of embeddings, with all prompts that they draw, or None; called
+        where there are steps to come.
     """
 
     sample_ids: Sequence[str]
@@ -78,6 +82,7 @@ class TrainingData:
     num_prompts: int
     audio_bank: jax.Array
     pair_ids: Sequence[str] = ()
+    floor: Callable[[], Floor | None] = lambda: None
 
 
 class Draws(NamedTuple):
@@ -103,6 +108,7 @@ class Plan:
         lengths = np.concatenate(all_lengths)
         price *= len(lengths) / (len(samples) * config.epochs)  # they occur epochs / (prompts · tails) times each
         self.buckets = bucket_lengths(lengths, config.max_buckets, config.bucket_multiple, price=price)
+        self.floor = data.floor()
         self.twins, self.alone = split_twins(data.pair_ids, data.harmful) if config.twins_together else (None, None)
 
     def epoch(self, epoch: int) -> tuple[Draws, list[list[Selection]]]:
@@ -144,8 +150,27 @@ class Plan:
             ids, offsets, counts = self.data.encode(int(i), int(prompt))
             encoded.append(([*ids, *self.tails[i][tail]] if self.tails else ids, offsets, counts))
         batch = collate(encoded, selection.length, self.audio_token_id)
+        if self.floor is not None:
+            batch = self.floor.under(batch, encoded)
         examples = strategy.examples(indices, prompts, tails)
         return Rows(batch, examples, np.asarray(self.data.harmful)[indices], selection.weights)
+
+
+def train_config(config: ConfigDict) -> TrainConfig:
+    """Of a run's config, with `train.remat` as it stands there."""
+    values = config.train
+    optimiser = OptimiserConfig(
+        learning_rate=values.learning_rate, schedule=values.schedule, warmup_steps=values.warmup_steps,
+        weight_decay=values.weight_decay, b1=values.b1, b2=values.b2, eps=values.eps, clip_norm=values.clip_norm or 0.0,
+        penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=values.remat,
+        unroll=values.unroll,
+    )  # fmt: skip
+    return TrainConfig(
+        epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,
+        checkpoint_every_steps=values.checkpoint_every_steps, keep_checkpoints=values.keep_checkpoints,
+        twins_together=values.twins_together, text_share=values.text_share, audio_share=values.audio_share,
+        seed=config.seed, optimiser=optimiser,
+    )  # fmt: skip
 
 
 def prompts_drawn(pool: int, text_share: float, audio_share: float) -> int:
