@@ -64,6 +64,11 @@ def report(**line: object) -> None:
     print(json.dumps(line), flush=True)
 
 
+def with_unroll(name: str) -> tuple[str, bool]:
+    """A name of `train.remat`, or `extract`, and whether +unroll stands behind it, which is `train.unroll`."""
+    return name.removesuffix("+unroll"), name.endswith("+unroll")
+
+
 def clip_seconds(count: int, seed: int = 0) -> np.ndarray:
     """(count,) lengths spread over the starter set's distribution, in random order."""
     places = (np.arange(count) + 0.5) / count

@@ -21,6 +21,7 @@ from common import (
     noise,
     report,
     step_flops,
+    with_unroll,
 )
 from flax import nnx
 from kernels import kernels, summary
@@ -39,8 +40,6 @@ from rrs_jax.representations import extract_reps
 from rrs_jax.session import with_lora
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
-
-UNROLL = "+unroll"  # behind a name of train.remat: train.unroll too
 
 
 def measure(values: dict, arguments: argparse.Namespace) -> None:
@@ -122,7 +121,8 @@ def one_setting(
         before, text, mesh = peak_gib(), model.config.text, make_mesh(devices=jax.devices()[:1])
         adapted = with_lora(model, LoRAConfig(rank, 2.0 * rank, None), mesh, 0)
         strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
-        optimiser = OptimiserConfig(remat=remat.removesuffix(UNROLL), unroll=remat.endswith(UNROLL))
+        kept, unroll = with_unroll(remat)
+        optimiser = OptimiserConfig(remat=kept, unroll=unroll)
         train = TrainStep(adapted, strategy, optimiser, mesh, 1000)
         prompts, harmful = fixed_batch(batch, length, text.vocab_size), np.arange(batch) % 2 == 0
         rows = train.place(Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32)))

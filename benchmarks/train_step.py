@@ -12,7 +12,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import step_flops
+from common import step_flops, with_unroll
 from flax import nnx
 from kernels import kernels, summary
 from ours import peak_gib, profile_line
@@ -191,19 +191,19 @@ def main() -> None:
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     report({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "weights_gib": round(weights / GIB, 2)})
     for variant in arguments.variants.split(","):
-        names, *flags = variant.split("@")
-        names = names.split("+")
+        name, *flags = variant.split("@")
+        name, unroll = with_unroll(name)
         added = {name: {"true": True, "false": False}.get(value, value) for name, value in (flag.split("=") for flag in flags)}
         for module in (step_module, representations):
             module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
         representations._representations.cache_clear()
         with failure_told(variant=variant):
-            if names[0] == "products":
+            if name == "products":
                 measure_products(model, arguments)
-            elif names[0] == "extract":
-                report({"variant": variant} | measure_extraction(model, "unroll" in names, arguments))
+            elif name == "extract":
+                report({"variant": variant} | measure_extraction(model, unroll, arguments))
             else:
-                report({"variant": variant} | measure(model, variant, names[0], "unroll" in names, arguments))
+                report({"variant": variant} | measure(model, variant, name, unroll, arguments))
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         report({"peak_gib": round(peak / GIB, 2)})

@@ -1,9 +1,17 @@
 """Small random Qwen2-Audio folders, written by transformers with every size odd or unequal."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
-# Eight devices on the CPU, and no optimisation: the tests' time is compilation.
+# Eight devices on the CPU, and no optimisation: the tests' time is compilation. For the same reason all tests, and the
+# processes that they start, share what is compiled; pytest's first process makes the folder and its workers find it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="rrs-jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
 ])  # fmt: skip
