@@ -53,13 +53,13 @@ def start_both(arguments: list[str], devices: int, logs: Path) -> list[subproces
     return [start([*arguments, *joining, f"--process_id={i}"], devices, logs.with_suffix(f".{i}")) for i in range(2)]
 
 
-GLOO = ("[Gloo] Rank ", " is connected to ", " peer ranks. Expected number of connected peer ranks is : ", "\n")
+GLOO = ("[Gloo] Rank ", " is connected to ", " peer ranks. ", "Expected number of connected peer ranks is : ", "\n")
 
 
 def without_gloo(text: str) -> str:
-    """What is left without the lines that XLA's CPU collectives print. They write a line in seven pieces, so that those of
+    """What is left without the lines that XLA's CPU collectives print. They write a line in eight pieces, so that those of
     two devices' threads may stand within one another: then nothing may be left over but all of their pieces and numbers."""
-    text = re.sub(rf"{re.escape(GLOO[0])}\d+{GLOO[1]}\d+{GLOO[2]}\d+\n", "", text)
+    text = re.sub(rf"{re.escape(GLOO[0])}\d+{GLOO[1]}\d+{GLOO[2]}{GLOO[3]}\d+\n", "", text)
     tangled = len(re.findall(re.escape(GLOO[0]), text))
     if not tangled:
         return text

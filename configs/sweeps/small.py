@@ -63,7 +63,6 @@ ADDED = {
     "rank16": {"lora.rank": 16, "lora.alpha": 32.0},
     "twins": {"train.twins_together": True},
 }
-ADDED_LONG = {"rank16": ADDED["rank16"], "constant": {"train.schedule": "constant"}}
 
 
 def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
@@ -75,7 +74,7 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
     asked_all = {"data.pairs_per_category": None} | _questions(folder / "unseen_evaluation.jsonl", evaluation)
     rows = {name: _fields(*setting) | asked for name, setting in SETTINGS.items()}
     rows |= {f"l16_r15_e2_{name}": rows["l16_r15_e2"] | added for name, added in ADDED.items()}
-    rows |= {f"l16_r5_e4_{name}": rows["l16_r5_e4"] | added for name, added in ADDED_LONG.items()}
+    rows["l16_r5_e4_rank16"] = rows["l16_r5_e4"] | ADDED["rank16"]
     rows |= {name: _fields(*setting) | asked_all for name, setting in ALL_PAIRS.items()}
     rows["p10_l16_r15_e2"] = rows["l16_r15_e2"] | asked_all | {"data.pairs_per_category": PAIRS}
     for seed in range(config.seed, config.seed + SEEDS):
