@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sft.tokens = 32
 
     config.generate.greedy = True
-    config.generate.max_new_tokens = 17  # the first and one chunk of steps; no refusal by the phrases needs more
+    config.generate.max_new_tokens = 17  # the first and one chunk of steps; of 384 answers of 20 no judgement changed
     config.generate.batch_size = 64  # a decoding step on a CPU reads two gigabytes of weights, whatever its rows
     config.evaluate.samples = 1
     config.report.representation_epochs = ()  # figure 2: `ends` has 216 more prompts, as many as half of extraction
