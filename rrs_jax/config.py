@@ -144,6 +144,9 @@ FIELDS = {field.name: field for field in (
           "Share of the questions that a step asks by their clip alone; the paper has none. At most 1 with train.text_share."),
     Field("train.schedule", "constant", choice("constant", "cosine", "linear"),
           "After the warm-up; cosine and linear fall to 0 at the last step. Not in the paper."),
+    Field("train.average", 0.0, number(0, 1),
+          "Share of the steps, the last ones, whose adapters the result is the mean of; with 0 it is the last step's. Not "
+          "in the paper."),
     Field("train.warmup_steps", 0, whole(0), "Steps in which the rate rises from 0. Not in the paper."),
     Field("train.clip_norm", None, either(number(0, above=True), None),
           "Highest global norm of the gradient; None does not clip. Not in the paper."),

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from rrs_jax.errors import UserError
-from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.parallel import make_mesh
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.batches import Plan, TrainConfig, TrainingData, in_twos
@@ -169,6 +170,30 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, whole, tmp_path):
     assert len(read_metrics(tmp_path)) == 12
     with pytest.raises(UserError, match="other training settings"):
         run(folder, tmp_path, replace(CONFIG, seed=4))
+
+
+def test_the_mean_of_the_last_steps_adapters_is_the_result(folder, tmp_path):
+    """Of five of the twelve, and the same where the run was stopped among them; the adapters' own way does not change."""
+    config = replace(
+        CONFIG, checkpoint_every_steps=1, keep_checkpoints=12, optimiser=replace(OPTIMISER, average=0.4)
+    )  # fmt: skip
+    data, strategy = make_data()
+    model = make_model(folder)
+    state = train(model, strategy, data, config, tmp_path / "whole")
+    with Checkpoints(tmp_path / "whole" / "checkpoints", 12) as checkpoints:
+        each = [named_leaves(checkpoints.restore(step, state)[0].lora) for step in range(8, 13)]
+    result = named_leaves(nnx.state(model, LoRAParam))
+    for name, array in named_leaves(state.mean).items():
+        np.testing.assert_array_equal(result[name], array)
+        np.testing.assert_allclose(array, np.mean([one[name] for one in each], axis=0, dtype="float64"), atol=1e-7)
+        assert not np.array_equal(array, each[-1][name])
+    with pytest.raises(Stop):
+        train(make_model(folder), Stopping(strategy.targets), data, config, tmp_path / "stopped")
+    again = named_leaves(train(make_model(folder), strategy, data, config, tmp_path / "stopped").mean)
+    last = run(folder, tmp_path / "last")
+    for name, array in named_leaves(state.mean).items():
+        np.testing.assert_array_equal(again[name], array)
+        np.testing.assert_array_equal(each[-1][name], last[name])
 
 
 KILLED = """

@@ -163,7 +163,7 @@ def train_config(config: ConfigDict) -> TrainConfig:
         learning_rate=values.learning_rate, schedule=values.schedule, warmup_steps=values.warmup_steps,
         weight_decay=values.weight_decay, b1=values.b1, b2=values.b2, eps=values.eps, clip_norm=values.clip_norm or 0.0,
         penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=values.remat,
-        unroll=values.unroll,
+        unroll=values.unroll, average=values.average,
     )  # fmt: skip
     return TrainConfig(
         epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,

@@ -57,13 +57,13 @@ def train(
                 plan = Plan(data, config, model.config.audio_token_id, strategy.tails, price)
                 run = Run(step, plan, data, log, checkpoints, on_epoch)
                 state = run.until(total_steps, state, position)
-    nnx.update(model, jax.tree.map(lambda array: array.copy(), state.lora))
+    nnx.update(model, jax.tree.map(lambda array: array.copy(), state.result))
     return state
 
 
 def _make_step(model, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int, steps: dict) -> TrainStep:
     """One out of `steps` where what is compiled would be the same."""
-    scheduled = total_steps if config.schedule != "constant" else None
+    scheduled = total_steps if config.schedule != "constant" or config.average else None
     compiled = dataclasses.replace(config, penalty_weight=1.0)
     key = (nnx.split(model)[0], type(strategy), strategy.static, compiled, mesh, scheduled)
     if key in steps:
@@ -200,7 +200,7 @@ class Run:
         if epoch_ends:
             epoch, batch, self.epoch_loss = epoch + 1, -1, 0.0
             if self.on_epoch is not None:
-                self.on_epoch(epoch, state.lora)
+                self.on_epoch(epoch, state.result)
         where = dataclasses.replace(position, step=number, epoch=epoch, batch=batch + 1, epoch_loss=self.epoch_loss)
         self.checkpoints.save(state, where, mean_loss)
         self.clock = time.perf_counter()

@@ -36,6 +36,8 @@ class OptimiserConfig:
       penalty_weight, penalty_space: see `rrs_jax.strategies.penalty`.
       remat: what is kept for the backward pass, see `rrs_jax.models.stack.rematerialise`.
       unroll: each layer is compiled by itself.
+      average: share of the steps, the last ones, whose adapters the training's result is the mean of (Polyak and
+        Juditsky 1992; Izmailov et al. 2018); 0 for the last ones.
     """
 
     learning_rate: float = 5e-5
@@ -50,6 +52,7 @@ class OptimiserConfig:
     penalty_space: str = "weights"
     remat: str = "dots"
     unroll: bool = False
+    average: float = 0.0
 
 
 @flax.struct.dataclass
@@ -60,11 +63,19 @@ class TrainState:
       lora: the adapters, float32.
       opt_state: of `optax.masked`, moments for the adapters alone.
       step: int32, number of updates made.
+      mean: the adapters' mean over the steps that `OptimiserConfig.average` names, before these the adapters; None
+        where it names none.
     """
 
     lora: nnx.State
     opt_state: optax.OptState
     step: jax.Array
+    mean: nnx.State | None = None
+
+    @property
+    def result(self) -> nnx.State:
+        """The adapters that training gives."""
+        return self.lora if self.mean is None else self.mean
 
 
 @flax.struct.dataclass
@@ -132,6 +143,8 @@ class TrainStep:
 
     def __init__(self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int):
         self.config, self.mesh, self.replicated = config, mesh, replicated(mesh)
+        self.averaged = round(config.average * total_steps)  # of the last steps
+        self.first_averaged = total_steps - max(self.averaged, 1)  # updates made before it
         self.optimiser = make_optimiser(config, total_steps)
         self.renew(model, strategy, config.penalty_weight)
         lora = self.initial
@@ -171,7 +184,8 @@ class TrainStep:
         """The state before the first step."""
         lora = jax.tree.map(jnp.copy, self.initial)
         make = jax.jit(self._initial_optimiser, out_shardings=self._state_shardings().opt_state)
-        return TrainState(lora, make(lora), put(np.int32(0), self.replicated))
+        mean = jax.tree.map(jnp.copy, lora) if self.averaged else None
+        return TrainState(lora, make(lora), put(np.int32(0), self.replicated), mean)
 
     def place(self, rows: Rows) -> Rows:
         """Host arrays onto the devices, filled up to what the mesh divides."""
@@ -251,7 +265,10 @@ class TrainStep:
 
         parameters = {"base": base, "lora": state.lora}
         updates, opt_state = self.optimiser.update({"base": None, "lora": gradients}, state.opt_state, parameters)
-        updated = TrainState(optax.apply_updates(state.lora, updates["lora"]), opt_state, state.step + 1)
+        lora, mean = optax.apply_updates(state.lora, updates["lora"]), state.mean
+        if mean is not None:  # the first one of those averaged replaces it, as all before do
+            mean = optax.incremental_update(lora, mean, 1 / jnp.maximum(state.step - self.first_averaged + 1, 1))
+        updated = TrainState(lora, opt_state, state.step + 1, mean)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         return state, StepMetrics(loss, sums.losses, sums.weights, moved, grad_norm, finite)
 
@@ -259,8 +276,8 @@ class TrainStep:
         return self.optimiser.init({"base": self.base, "lora": lora})
 
     def _state_shardings(self) -> TrainState:
-        shapes = jax.eval_shape(self._initial_optimiser, self.initial)
-        return TrainState(self._shardings(self.initial), self._shardings(shapes), replicated(self.mesh))
+        shapes, lora = jax.eval_shape(self._initial_optimiser, self.initial), self._shardings(self.initial)
+        return TrainState(lora, self._shardings(shapes), replicated(self.mesh), lora if self.averaged else None)
 
     def _shardings(self, tree):
         """By the partition rules; a moment's path ends as its parameter's."""
