@@ -43,6 +43,9 @@ FIELDS = {field.name: field for field in (
           "The same for sft_shallow_parallel: harmful questions beside unrelated benign ones; None takes the starter set."),
     Field("data.eval_manifest", None, either(text("a JSON-lines file"), None),
           "Evaluation questions; None takes the starter set's own, none of them a training question."),
+    Field("data.eval_set", "eval", choice("eval", "check"),
+          "Starter set: which pairs and borderline questions are asked; `check` is as many others, to measure what was chosen "
+          "by those of `eval`."),
     Field("data.categories", None, either(whole(1), None),
           "Starter set: only its first categories, so many; None is all 14."),
     Field("data.pairs_per_category", None, either(whole(1), None),

@@ -125,8 +125,8 @@ def make_data(session: Session) -> dict:
                 sizes = singles | {name: chosen[name] for name in ("pairs_per_category", "voices_per_question")}
                 sizes["parallel"] = kind != "mirror"
             build_starter(
-                target.parent, split=split, categories=chosen.categories, voices=voices, seed=chosen.seed,
-                max_cost_usd=chosen.max_cost_usd, **sizes,
+                target.parent, split=split if split == "train" else chosen.eval_set, categories=chosen.categories,
+                voices=voices, seed=chosen.seed, max_cost_usd=chosen.max_cost_usd, **sizes,
             )  # fmt: skip
     rows = session.training_rows
     check_excluded([row["question"] for row in rows], config.data.exclude)

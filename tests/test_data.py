@@ -33,18 +33,21 @@ def singles(name):
     return [row["question"] for row in starter_singles(name)]
 
 
-SINGLES = ("borderline", "everyday", "contrast")
-EVERY_QUESTION = [*questions("train"), *questions("eval"), *(q for name in SINGLES for q in singles(name))]
+SINGLES = ("borderline", "borderline_check", "everyday", "contrast")
+PAIRS = ("train", "eval", "check")
+EVERY_QUESTION = [q for split in PAIRS for q in questions(split)] + [q for name in SINGLES for q in singles(name)]
 
 
-@pytest.mark.parametrize(("split", "each"), [("train", 20), ("eval", 10)])
+@pytest.mark.parametrize(("split", "each"), [("train", 20), ("eval", 10), ("check", 10)])
 def test_every_category_has_its_pairs(split, each):
     counts = Counter(pair["category"] for pair in starter_pairs(split))
     assert counts == dict.fromkeys(BEAVERTAILS, each)
     assert all(set(pair) == {"pair_id", "category", "harmful", "benign"} for pair in starter_pairs(split))
 
 
-@pytest.mark.parametrize(("name", "styles", "each"), [("borderline", 8, 15), ("everyday", 14, 10), ("contrast", 7, 20)])
+@pytest.mark.parametrize(("name", "styles", "each"), [
+    ("borderline", 8, 15), ("borderline_check", 8, 15), ("everyday", 14, 10), ("contrast", 7, 20),
+])  # fmt: skip
 def test_every_style_has_its_questions(name, styles, each):
     rows = starter_singles(name)
     assert len(rows) == styles * each
@@ -58,7 +61,7 @@ def test_two_borderline_styles_are_not_trained_on():
     assert styles[0] - styles[1] == {"double_meaning", "public_figure"}
 
 
-@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("split", PAIRS)
 def test_twins_differ_in_one_to_three_words(split):
     changes = {pair["pair_id"]: changed_words(pair["harmful"], pair["benign"]) for pair in starter_pairs(split)}
     assert {name: n for name, n in changes.items() if not 1 <= n <= 3} == {}
@@ -85,7 +88,7 @@ def test_questions_can_be_spoken():
 def test_no_question_twice():
     repeated = [q for q, n in Counter(" ".join(words(q)) for q in EVERY_QUESTION).items() if n > 1]
     assert repeated == []
-    names = [pair["pair_id"] for split in ("train", "eval") for pair in starter_pairs(split)]
+    names = [pair["pair_id"] for split in PAIRS for pair in starter_pairs(split)]
     names += [row["id"] for name in SINGLES for row in starter_singles(name)]
     assert len(set(names)) == len(names)
 
@@ -102,7 +105,7 @@ def with_words(questions):
 
 def test_evaluation_is_disjoint_from_training():
     """No near-duplicate across the sets, so that none of the evaluation's questions is a training question's twin."""
-    sets = [with_words(asked) for asked in (questions("train"), questions("eval"), *map(singles, SINGLES))]
+    sets = [with_words(asked) for asked in (*map(questions, PAIRS), *map(singles, SINGLES))]
     near = [
         (first[0], second[0])
         for one, other in itertools.combinations(sets, 2)
@@ -119,7 +122,7 @@ def test_no_single_question_is_nearly_another(name):
     assert near == []
 
 
-@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("split", PAIRS)
 def test_no_question_is_the_twin_of_another_pair(split):
     asked = with_words(questions(split))
     near = [(asked[i][0], asked[j][0]) for i, j in itertools.combinations(range(len(asked)), 2)

@@ -3,7 +3,7 @@
     python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --sweep_jobs=4 --config.run_dir=runs/plus
 
 Measured on the half `choose` of the evaluation questions, at one seed; configs/sweeps/plus_choice.py measures the best
-at three, and configs/sweeps/plus_check.py the winner on the other half.
+at three on all of them, and configs/sweeps/plus_check.py the winner on others.
 The sweep ends with a ranking (`rrs_jax.report.ranking`).
 """
 

@@ -2,7 +2,8 @@
 
 `starter/train.jsonl` (14 categories x 20) and `starter/eval.jsonl` (14 x 10) hold pairs of a harmful question and
 its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 words changed). `starter/borderline.jsonl`
-holds 120 harmless questions with alarming words, for evaluation alone. `starter/everyday.jsonl` and
+holds 120 harmless questions with alarming words, for evaluation alone. `starter/check.jsonl` and
+`starter/borderline_check.jsonl` are as many of both again, to measure what was chosen by the others. `starter/everyday.jsonl` and
 `starter/contrast.jsonl` hold 140 harmless questions each for training, plain ones and ones with alarming words;
 no question of any file nearly is another one's. Questions only, never answers.
 """
@@ -45,16 +46,17 @@ STYLES = (  # of the borderline questions
     "public_figure",
     "imaginary_group",
 )
-SPLITS = ("train", "eval")
+BORDERLINE = {"eval": "borderline", "check": "borderline_check"}  # file by what is asked
+SPLITS = ("train", *BORDERLINE)
 
 
 def starter_pairs(split: str) -> list[dict]:
-    """`pair_id`, `category`, `harmful`, `benign` of every pair. split: "train" or "eval"."""
+    """`pair_id`, `category`, `harmful`, `benign` of every pair. split: of `SPLITS`."""
     return read_jsonl(Path(__file__).parent / "starter" / f"{split}.jsonl")
 
 
 def starter_singles(name: str) -> list[dict]:
-    """`id`, `style`, `question` of every question without a twin. name: "borderline", "everyday" or "contrast"."""
+    """`id`, `style`, `question` of every question without a twin. name: of the file."""
     return read_jsonl(Path(__file__).parent / "starter" / f"{name}.jsonl")
 
 
@@ -83,7 +85,7 @@ def choose_rows(
         raise ValueError(f"split {split!r} is none of {SPLITS}")
     if split == "train" and borderline != 0:
         raise ValueError("borderline questions are for evaluation alone")
-    if split == "eval" and (everyday, contrast) != (0, 0):
+    if split != "train" and (everyday, contrast) != (0, 0):
         raise ValueError("everyday and contrast questions are for training alone")
     chosen = CATEGORIES[: _count("categories", categories, len(CATEGORIES))]
     pairs = [pair for pair in starter_pairs(split) if pair["category"] in chosen]
@@ -97,7 +99,7 @@ def choose_rows(
     for name, wanted in (("borderline", borderline), ("everyday", everyday), ("contrast", contrast)):
         kept = name == "everyday" or (name == "contrast" and contrast_role == "keep")
         label, role = name if name == "borderline" else "benign", {"role": "keep"} if kept else {}
-        questions = starter_singles(name)
+        questions = starter_singles(BORDERLINE.get(split, name) if name == "borderline" else name)
         for question in _by_turns(questions, "style", "id", seed)[: _count(name, wanted, len(questions))]:
             rows.append(_row(question["id"], question["id"], label, question["style"], question["question"]) | role)
     return rows
