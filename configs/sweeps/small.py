@@ -13,6 +13,7 @@ SEEDS = 3
 ASKED = {"data.eval_set": "check", "data.eval_pairs_per_category": None, "data.borderline": None}
 MEAN = {"train.average": 0.5}
 TWINS = {"train.twins_together": True}
+ALL_PAIRS = {"data.pairs_per_category": None}  # of each category twenty; the short run has ten
 CONSTANT = {"train.schedule": "constant"}
 SETTINGS = {  # first layer with an adapter of 24, rate, passes, batch; and what else
     "l16_r15_e2": (16, 1.5e-3, 2, 4, {}),
@@ -30,7 +31,16 @@ SETTINGS = {  # first layer with an adapter of 24, rate, passes, batch; and what
     "l12_r5_e3_twins_mean": (12, 5e-4, 3, 4, TWINS | MEAN),
     "l8_r5_e3_twins_mean": (8, 5e-4, 3, 4, TWINS | MEAN),
     "l0_r3_e3_twins_mean": (0, 3e-4, 3, 4, TWINS | MEAN),
-    "p20_l20_r10_e2_twins_mean": (20, 1e-3, 2, 4, TWINS | MEAN | {"data.pairs_per_category": None}),
+    "p20_l20_r10_e2_twins_mean": (20, 1e-3, 2, 4, TWINS | MEAN | ALL_PAIRS),
+    "p20_l20_r10_e2_twins": (20, 1e-3, 2, 4, TWINS | ALL_PAIRS),
+    "p20_l20_r10_e1_twins": (20, 1e-3, 1, 4, TWINS | ALL_PAIRS),
+    "p20_l20_r7_e2_twins": (20, 7e-4, 2, 4, TWINS | ALL_PAIRS),
+    "p20_l22_r10_e2_twins": (22, 1e-3, 2, 4, TWINS | ALL_PAIRS),
+    "p20_l20_r15_e2_b8_twins": (20, 1.5e-3, 2, 8, TWINS | ALL_PAIRS),
+    "p14_l20_r10_e2_twins": (20, 1e-3, 2, 4, TWINS | {"data.pairs_per_category": 14}),
+    "p14_l20_r7_e3_twins": (20, 7e-4, 3, 4, TWINS | {"data.pairs_per_category": 14}),
+    "p14_l22_r10_e2_twins": (22, 1e-3, 2, 4, TWINS | {"data.pairs_per_category": 14}),
+    "l20_r10_e2_twins": (20, 1e-3, 2, 4, TWINS),
 }
 
 
