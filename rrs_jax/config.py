@@ -170,8 +170,9 @@ FIELDS = {field.name: field for field in (
           "twice the layers' memory more; four times the compilation, once for each padded length (docs/training_step.md)."),
     Field("train.lower_states_gib", 4.0, number(0),
           "GiB of the host's memory for the hidden states behind the layers below lora.layers, computed once for all prompts "
-          "of extraction and training (strategies rrs and rrs_plus, rrs.positions=1). Where they need more, or with 0, these "
-          "layers are computed in each step."),
+          "of extraction and training (strategies rrs and rrs_plus, rrs.positions=1), and on a CPU, with these layers' keys "
+          "and values, for the evaluated answers before and after training. Where they need more, or with 0, these layers "
+          "are computed each time."),
     Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient."),
 
     Field("mesh.data", -1, either(whole(1), -1),

@@ -118,6 +118,28 @@ def lower_layers(config: ConfigDict) -> int:
     return config.lora.layers if serves and config.train.lower_states_gib and config.lora.layers != "all" else 0
 
 
+def answers_alike(config: ConfigDict) -> bool:
+    """Whether evaluation asks the model before training and the trained one, and has both compute alike.
+
+    On a CPU alone. A GPU adds an adapter's output to the product before it rounds to 16 bit, so that adapters of zeros
+    round otherwise than none; and it computes layers in less time than their keys and values take to the host and back.
+    """
+    both = STRATEGY_TABLE[config.strategy].trains and config.evaluate.vanilla and not config.endpoint.url
+    return both and jax.default_backend() == "cpu"
+
+
+def shared_layers(config: ConfigDict) -> int:
+    """Layers below the first adapter whose hidden states, keys and values evaluation computes once for both models, 0 for
+    none."""
+    kept = answers_alike(config) and config.train.lower_states_gib and config.lora.layers != "all"
+    return config.lora.layers if kept else 0
+
+
+def state_size(text, kept_layers: int = 0) -> int:
+    """Numbers of one token's hidden state and its keys and values in so many layers."""
+    return text.hidden_size + 2 * kept_layers * text.num_key_value_heads * text.head_dim
+
+
 def encoder_flops(audio) -> float:
     """Of one position on its way through the encoder's matrices; there are two mel frames to a position."""
     return 2 * audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim)
@@ -145,18 +167,23 @@ def stage_seconds(
     clips = 0 if sizes.spoken else sizes.train + sizes.evaluated
     asked, drawn = 1.5 * sizes.tokens, config.train.epochs * sizes.tokens  # a training question's, in the two stages
     extracting, training = asked * forward, drawn * (forward + backward)
+    answering = sizes.tokens * forward
+    room = config.train.lower_states_gib * 2**30 / jnp.dtype(config.model.dtype).itemsize
     if layers := lower_layers(config):
         below, prompts = decoder_flops(text, layers), 1.5 + config.train.epochs
         once = sizes.tokens + (prompts - 1) * END_TOKENS
-        state = text.hidden_size * jnp.dtype(config.model.dtype).itemsize
-        if sizes.train * once * state <= config.train.lower_states_gib * 2**30:
+        if sizes.train * once * state_size(text) <= room:
             extracting, training = extracting + (once - asked) * below, training - drawn * below
+    if layers := shared_layers(config):
+        prompts = responses / 2 / config.evaluate.samples
+        if prompts * sizes.tokens * state_size(text, layers) <= room:
+            answering -= sizes.tokens * decoder_flops(text, layers) / 2
     return {
         "data": clips * sizes.seconds / SPEECH_TIMES_REAL_TIME,
         # Harmful questions under t and with the request to refuse, benign ones under t.
         "extract": sizes.train * (encode + extracting) / flops,
         "train": sizes.train * training / flops,
-        "evaluate": (sizes.evaluated * encode + responses * sizes.tokens * forward) / flops
+        "evaluate": (sizes.evaluated * encode + responses * answering) / flops
         + math.ceil(responses / rows) * config.generate.max_new_tokens * token,
         "export": 2 * weights / rate.bandwidth if config.export.merged else 0.0,
         "report": 0.0,

@@ -1,7 +1,8 @@
 """The layers below the first adapter, computed once for all prompts of a run.
 
 They are frozen, and all prompts of one clip begin alike: with the system prompt and the clip. So the clip's common
-beginning goes through them once, each prompt's own end behind it, and extraction and training start above them.
+beginning goes through them once, each prompt's own end behind it, and extraction, training and the answers of several
+models start above them.
 """
 
 import functools
@@ -13,8 +14,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax.costs import state_size
 from rrs_jax.inputs.batching import Selection, batches_in_buckets, collate
 from rrs_jax.models.batch import Batch, Trees
+from rrs_jax.models.cache import Store
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.parallel import batch_sharding, mesh_of, put, replicated, rows_multiple
 from rrs_jax.programs import Programs
@@ -62,13 +65,14 @@ def make_trees(model: nnx.Module, rows: Sequence[Row], most: int = MOST_OF_ENDS)
     return trees
 
 
-def states_bytes(model: nnx.Module, trees: Sequence[Tree]) -> int:
-    """What a `Floor` of these takes of the host's memory."""
-    return sum(tree.length for tree in trees) * model.config.text.hidden_size * model.dtype.itemsize
+def states_bytes(model: nnx.Module, trees: Sequence[Tree], kept_layers: int = 0) -> int:
+    """What a `Floor` of these takes of the host's memory, with the keys and values of so many layers."""
+    return sum(tree.length for tree in trees) * state_size(model.config.text, kept_layers) * model.dtype.itemsize
 
 
 class Floor:
-    """Hidden states behind the layers below the first adapter, of many prompts, on the host in the model's dtype.
+    """Hidden states behind the layers below the first adapter, of many prompts, on the host in the model's dtype;
+    with `keys_values` these layers' keys and values too, which answers need to begin here.
 
     Args:
       model: the frozen one, without adapters.
@@ -80,10 +84,10 @@ class Floor:
 
     def __init__(
         self, model: nnx.Module, layers: int, trees: Sequence[Tree], audio_bank: jax.Array, *, batch_size: int,
-        buckets: Callable[[Sequence[int]], Sequence[int]], mesh: Mesh | None = None,
+        buckets: Callable[[Sequence[int]], Sequence[int]], mesh: Mesh | None = None, keys_values: bool = False,
     ):  # fmt: skip
-        self.layers, self.dtype, self.width = layers, model.dtype, model.config.text.hidden_size
-        self._states: list[np.ndarray] = [np.zeros((0, self.width), self.dtype)] * len(trees)
+        self.layers, self.keys_values = layers, keys_values
+        self._kept: list[tuple[np.ndarray, Store | None]] = [()] * len(trees)  # of each tree, the leaves (its length, ...)
         self._places: dict[tuple, tuple[int, int, int, int]] = {}  # tree, length of the beginning, start and end of its own
         for number, tree in enumerate(trees):
             start = tree.common
@@ -96,35 +100,39 @@ class Floor:
     def __contains__(self, row: Row) -> bool:
         return _key(row) in self._places
 
-    def states(self, rows: Sequence[Row], length: int) -> np.ndarray:
-        """(B, length, D), zero past a row's end. Raises KeyError for a prompt that is not here."""
-        states = np.zeros((len(rows), length, self.width), self.dtype)
-        for target, row in zip(states, rows, strict=True):
-            number, common, start, end = self._places[_key(row)]
-            target[:common] = self._states[number][:common]
-            target[common : common + end - start] = self._states[number][start:end]
-        return states
+    def states(self, rows: Sequence[Row], length: int) -> tuple[np.ndarray, Store | None]:
+        """(B, length, D), and keys and values (B, length, n, K, H); zero past a row's end. Raises KeyError for a prompt
+        that is not here."""
+        places = [self._places[_key(row)] for row in rows]
+        found = jax.tree.map(lambda leaf: np.zeros((len(rows), length, *leaf.shape[1:]), leaf.dtype), self._kept[0])
+        for place, (number, common, start, end) in enumerate(places):
+            for target, tree in zip(jax.tree.leaves(found), jax.tree.leaves(self._kept[number]), strict=True):
+                target[place, :common] = tree[:common]
+                target[place, common : common + end - start] = tree[start:end]
+        return found
 
     def under(self, batch: Batch, rows: Sequence[Row]) -> Batch:
         """The batch of these rows, to start from here."""
-        return batch.replace(below=self.states(rows, batch.input_ids.shape[1]), below_layers=self.layers)
+        states, store = self.states(rows, batch.input_ids.shape[1])
+        return batch.replace(below=states, below_store=store, below_layers=self.layers)
 
     def _compute(self, model: nnx.Module, trees: Sequence[Tree], audio_bank, batch_size: int, buckets, mesh: Mesh) -> None:
         lengths = [tree.length for tree in trees]
         selections = batches_in_buckets(lengths, batch_size, buckets(lengths)) if trees else []
         graphdef, state = nnx.split(model)
-        program, bank = _lower_states(graphdef, mesh, self.layers), put(audio_bank, replicated(mesh))
+        program, bank = _lower_states(graphdef, mesh, self.layers, self.keys_values), put(audio_bank, replicated(mesh))
 
         def arguments(selection: Selection) -> tuple:
             chosen = [trees[i] for i in selection.indices]
             batch = collate_trees(chosen, selection.length, model.config.audio_token_id)
             return state, put(pad_rows(batch, rows_multiple(mesh)), batch_sharding(mesh)), bank
 
-        def read(selection: Selection, output: jax.Array) -> None:
-            output = np.asarray(output)
+        def read(selection: Selection, output: tuple[jax.Array, Store | None]) -> None:
+            output = jax.tree.map(np.asarray, output)
             for place in np.flatnonzero(selection.weights):
                 number = selection.indices[place]
-                self._states[number] = output[place, : lengths[number]].copy()
+                cut = place, slice(lengths[number])
+                self._kept[number] = jax.tree.map(lambda leaf, cut=cut: leaf[cut].copy(), output)
             progress.update(sum(len(trees[i].rows) for i in selection.indices[selection.weights > 0]))
 
         program.prepare([arguments(one) for one in {selection.length: selection for selection in selections}.values()])
@@ -163,9 +171,9 @@ def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequ
 
 
 @functools.lru_cache(maxsize=8)
-def _lower_states(graphdef, mesh: Mesh, layers: int) -> Programs:
+def _lower_states(graphdef, mesh: Mesh, layers: int, keys_values: bool) -> Programs:
     def lower_states(state, trees, audio_bank):
-        return nnx.merge(graphdef, state).lower_states(trees, audio_bank, layers)
+        return nnx.merge(graphdef, state).lower_states(trees, audio_bank, layers, keys_values=keys_values)
 
     return Programs(jax.jit(lower_states, out_shardings=replicated(mesh), compiler_options=compiler_options()))
 

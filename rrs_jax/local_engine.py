@@ -12,14 +12,17 @@ from flax import nnx
 
 from rrs_jax import hosts
 from rrs_jax.audio_bank import AudioBank, empty_audio_bank, make_audio_bank
+from rrs_jax.costs import answers_alike, shared_layers
 from rrs_jax.data.manifest import audio_paths
 from rrs_jax.epochs import adapter_hash, model_after
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.run import GenerationRequest, OnFinished
 from rrs_jax.files import content_hash
+from rrs_jax.floor import Floor
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
+from rrs_jax.representations import Row
 from rrs_jax.serving import Serving
-from rrs_jax.session import Session
+from rrs_jax.session import Session, lora_config, with_lora
 
 VANILLA, TUNED = "vanilla", "tuned"
 
@@ -33,6 +36,10 @@ class LocalEngine:
     def __init__(self, session: Session, served: Callable[[Session], Serving]):
         self.session, self.config, self.served = session, session.config, served
         self.servings: dict[str, Serving] = {}
+        self.floor: tuple[tuple[str, ...], Floor | None] | None = None  # with its bank's clips
+        # A sweep's vanilla model answers once for all runs, whatever they train.
+        self.alike = answers_alike(session.config) and session.shared.folder is None
+        self.shared_layers = shared_layers(session.config) if self.alike and not hosts.several() else 0
         self.lead = hosts.Lead({"serve": self._serve, "answer": self._answer, "answer_texts": self._answer_texts})
 
     def made_by(self, which: str) -> dict:
@@ -55,13 +62,21 @@ class LocalEngine:
         if which in self.servings:
             return
         if which == VANILLA:
-            self.servings[which] = Serving([self.session.vanilla], {"adapter": None})
+            self.servings[which] = Serving([self._vanilla()], {"adapter": None})
         elif which == TUNED:
             self.servings[which] = self.served(self.session)
         else:
             with hosts.in_step():
                 model = model_after(self.session, int(which))
             self.servings[which] = Serving([model], {"adapter": adapter_hash(model)})
+
+    def _vanilla(self) -> nnx.Module:
+        """With adapters at their start, which change nothing, where the trained model answers too: what is compiled for
+        one then serves the other."""
+        session = self.session
+        if not self.alike:
+            return session.vanilla
+        return with_lora(session.vanilla, lora_config(self.config), session.mesh, self.config.seed)
 
     def _answer(self, which: str, asked: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None) -> None:
         """asked: of each request its key, text and clip."""
@@ -73,11 +88,21 @@ class LocalEngine:
             seed = int(content_hash(self.config.seed, list(key))[:8], 16)
             prompts.append(Prompt(key=i, row=session.encode(bank, clips, text, serving.system), seed=seed))
         decode = session.processor.decode
+        floor = self._floor(which, [prompt.row for prompt in prompts], bank)
         chosen = serving.choose([prompt.row for prompt in prompts], bank.array) if serving.choose else np.zeros(len(prompts))
         for place, model in enumerate(serving.models):
             own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
             generator = self._generator(model, self._sampling())
-            generator.generate(own, bank.array, lambda i, tokens: on_answer(i, decode(tokens)))
+            generator.generate(own, bank.array, lambda i, tokens: on_answer(i, decode(tokens)), floor)
+
+    def _floor(self, which: str, rows: Sequence[Row], bank: AudioBank) -> Floor | None:
+        """The layers that all models share, computed when the first of them, VANILLA, is asked, and kept for the others;
+        None for other clips."""
+        if which == VANILLA and self.shared_layers and rows:
+            self.floor = None  # two at once may not fit
+            self.floor = bank.prints, self.session.make_floor(self.shared_layers, rows, bank, keys_values=True)
+        clips, floor = self.floor or (None, None)
+        return floor if clips == bank.prints else None
 
     def _answer_texts(self, prompts: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None) -> None:
         session = self.session

@@ -12,13 +12,16 @@ from ml_collections import ConfigDict
 
 from rrs_jax.audio_bank import AudioBank
 from rrs_jax.config import MINI
+from rrs_jax.costs import decoder_flops, program_price
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.choice import chosen_rows
-from rrs_jax.floor import Floor
+from rrs_jax.floor import Floor, make_trees, states_bytes
+from rrs_jax.inputs.batching import bucket_lengths, fixed_lengths
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.lora import LoRA, LoRAConfig
 from rrs_jax.parallel import make_mesh
+from rrs_jax.progress import say
 from rrs_jax.representations import Row
 from rrs_jax.run_folder import RunFolder
 from rrs_jax.shared import Shared
@@ -141,6 +144,30 @@ class Session:
     @functools.cached_property
     def evaluation_bank(self) -> AudioBank:
         return self._bank(self.folder.evaluation_manifest, self.evaluation_rows, "evaluation")
+
+    def buckets(self, lengths: Sequence[int], layers: int | None = None) -> tuple[int, ...]:
+        """To what prompts are padded on their way through so many layers, by default all; in a sweep to lengths that
+        other runs' prompts share."""
+        if self.shared.folder is not None:
+            return fixed_lengths(lengths)
+        price = program_price(decoder_flops(self.vanilla.config.text, layers), self.mesh.size)
+        return bucket_lengths(lengths, price=price)
+
+    def make_floor(self, layers: int, rows: Sequence[Row], bank: AudioBank, *, keys_values: bool = False) -> Floor | None:
+        """The states of these prompts behind so many layers, or None, and a sentence, where they are too large."""
+        trees, limit = make_trees(self.vanilla, rows), self.config.train.lower_states_gib
+        needed = states_bytes(self.vanilla, trees, layers if keys_values else 0) / 2**30
+        if needed > limit:
+            more = ", with their keys and values," if keys_values else ""
+            say(
+                f"train.lower_states_gib: the states behind the layers below {layers}{more} would take {needed:.2f} GiB, "
+                f"more than {limit:g}; these layers are computed anew each time"
+            )
+            return None
+        return Floor(
+            self.vanilla, layers, trees, bank.array, batch_size=self.config.extract.batch_size,
+            buckets=lambda lengths: self.buckets(lengths, layers), keys_values=keys_values,
+        )  # fmt: skip
 
     def encode(self, bank: AudioBank, clips: Sequence[int], text: str | None, system: str | None = None) -> Row:
         """One prompt's token ids with the places of its clips in the bank. `system`: None for the model's own."""

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from rrs_jax import hosts
-from rrs_jax.costs import decoder_flops, lower_layers, program_price
+from rrs_jax.costs import lower_layers
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
-from rrs_jax.floor import Floor, make_trees, states_bytes
+from rrs_jax.floor import Floor
 from rrs_jax.generate import Prompt, SamplingConfig
-from rrs_jax.inputs.batching import bucket_lengths, fixed_lengths
 from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_T, written_prompt
-from rrs_jax.progress import Progress, say
+from rrs_jax.progress import Progress
 from rrs_jax.representations import Row, extract_all
 from rrs_jax.session import Session
 from rrs_jax.strategies.rrs_targets import kept_as_they_are
@@ -97,22 +96,9 @@ class Work:
         and computes them in another stage finds the same numbers."""
         layers, floors = lower_layers(self.config), self.session.floors
         if layers and layers not in floors:
-            floors[layers] = self._make_floor(layers)
+            _ = self.session.model  # which refuses adapters above the last layer
+            floors[layers] = self.session.make_floor(layers, self._extracted_and_drawn(), self.session.training_bank)
         return floors.get(layers)
-
-    def _make_floor(self, layers: int) -> Floor | None:
-        _ = self.session.model  # which refuses adapters above the last layer
-        trees, limit = make_trees(self.vanilla, self._extracted_and_drawn()), self.config.train.lower_states_gib
-        if (needed := states_bytes(self.vanilla, trees) / 2**30) > limit:
-            say(
-                f"train.lower_states_gib: the states behind the layers below {layers} would take {needed:.2f} GiB, more "
-                f"than {limit:g}; each pass and step computes these layers itself"
-            )
-            return None
-        return Floor(
-            self.vanilla, layers, trees, self.session.training_bank.array, batch_size=self.config.extract.batch_size,
-            buckets=lambda lengths: self._buckets(lengths, layers),
-        )  # fmt: skip
 
     def _extracted_and_drawn(self) -> list[Row]:
         plan = Plan(self.training_data, train_config(self.config), self.vanilla.config.audio_token_id)
@@ -123,14 +109,6 @@ class Work:
             rows += [self.prompt(sample, text) for text in texts]
             rows += self.pool[sample] if kept[sample] else [self.pool[sample][place] for place in places]
         return rows
-
-    def _buckets(self, lengths: Sequence[int], layers: int | None = None) -> tuple[int, ...]:
-        """To what prompts are padded on their way through so many layers, by default all; in a sweep to lengths that
-        other runs' prompts share."""
-        if self.session.shared.folder is not None:
-            return fixed_lengths(lengths)
-        price = program_price(decoder_flops(self.vanilla.config.text, layers), self.session.mesh.size)
-        return bucket_lengths(lengths, price=price)
 
     def representations(self, prompts: Sequence[Row]) -> np.ndarray:
         """float32 (len(prompts), D): the frozen model's final-norm state at each prompt's last token."""
@@ -156,7 +134,7 @@ class Work:
                 lengths = [len(ids) for ids, _, _ in rows.values()]
                 values = extract_all(
                     self.vanilla, list(rows.values()), self.session.training_bank.array,
-                    batch_size=self.config.extract.batch_size, buckets=self._buckets(lengths), under=under,
+                    batch_size=self.config.extract.batch_size, buckets=self.session.buckets(lengths), under=under,
                     progress=progress,
                 )  # fmt: skip
                 made |= zip(rows, values, strict=True)
@@ -168,7 +146,7 @@ class Work:
         `audio_bank`: the array on which the prompts lie, where it is not the training questions'.
         """
         bank = self.session.training_bank.array if audio_bank is None else audio_bank
-        buckets = self._buckets([len(ids) for ids, _, _ in prompts])
+        buckets = self.session.buckets([len(ids) for ids, _, _ in prompts])
         with Progress(len(prompts), "hidden states", "prompts") as progress:
             return extract_all(
                 self.vanilla, prompts, bank, batch_size=self.config.extract.batch_size, buckets=buckets,

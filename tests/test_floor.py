@@ -85,7 +85,7 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
     assert all(row in floor for row in rows) and (rows[0][0][:-1], *rows[0][1:]) not in floor
     assert trees[1].common == 5 + 2 + COUNTS[2] or most == 10
     expected = by_transformers(reference, rows, clips)
-    states = floor.states(rows, 80)
+    states, _ = floor.states(rows, 80)
     assert states.dtype == np.float32
     for ours, theirs in zip(states, expected, strict=True):
         assert relative_error(ours[: len(theirs[LAYERS])], theirs[LAYERS]) < 1e-4 and not ours[len(theirs[LAYERS]) :].any()
@@ -104,7 +104,7 @@ def test_three_rotary_positions(tmp_path):
     rows = [(system + rng.integers(3, 120, end).tolist(), [1], [0]) for end in (6, 3, 8)]
     trees, floor = make_floor(model, rows, jnp.zeros((2, 48)))
     assert len(trees) == 1 and trees[0].common >= 9
-    for (ids, _, _), ours in zip(rows, floor.states(rows, 20), strict=True):
+    for (ids, _, _), ours in zip(rows, floor.states(rows, 20)[0], strict=True):
         with torch.no_grad():
             theirs = reference(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYERS][0]
         assert relative_error(ours[: len(ids)], theirs) < 1e-4
@@ -127,7 +127,7 @@ def test_prompts_beyond_the_trained_length_have_trees_of_their_own():
     assert [[len(row) for row, _, _ in tree.rows] for tree in trees] == [[14, 15], [20, 30, 31], [50]]
     batch = collate_trees(trees, 64, AUDIO)
     words = decoder.embed_tokens[...]
-    states = decoder.lower_states(words[batch.input_ids], batch.positions, batch.branches, batch.lengths, LAYERS)
+    states, _ = decoder.lower_states(words[batch.input_ids], batch.positions, batch.branches, batch.lengths, LAYERS)
     for tree, ours in zip(trees, states, strict=True):
         start = tree.common
         for row, _, _ in tree.rows:

@@ -124,6 +124,19 @@ def test_extraction_puts_each_clip_and_each_prompts_end_through_the_lower_layers
     assert seconds[1] - seconds[0] == pytest.approx(saved / (RATE.flops * 0.5 * 8))
 
 
+def test_both_models_answers_put_each_prompt_through_the_lower_layers_once(config):
+    config.lora.layers = 2  # of 3
+    seconds = []
+    settings = ((False, 4.0), (False, 0.0), (True, 4.0), (True, 1e-3), (True, 0.0))
+    for config.evaluate.vanilla, config.train.lower_states_gib in settings:
+        plan = make_plan(config, ("evaluate",), RATE)
+        seconds.append(plan.seconds["evaluate"])
+    layer = 2 * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 72)
+    saved = plan.responses / 2 * plan.sizes.tokens * 2 * layer
+    assert seconds[0] == seconds[1] and seconds[3] == seconds[4]  # one megabyte does not hold 680 prompts
+    assert seconds[4] - seconds[2] == pytest.approx(saved / (RATE.flops * 0.5 * 8))
+
+
 def test_sharding_divides_the_memory_of_weights(config):
     whole = make_plan(config, (), RATE).memory["weights"]
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 4, 2

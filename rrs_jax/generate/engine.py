@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rrs_jax.floor import Floor
 from rrs_jax.generate.sampling import SamplingConfig, next_tokens
 from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
@@ -84,11 +85,15 @@ class Generator:
         self._decode = jax.jit(functools.partial(_decode, *common, fused), donate_argnums=(1,), compiler_options=options)
 
     def generate(
-        self, prompts: Sequence[Prompt], audio_bank: jax.Array, on_finished: Callable[[object, list[int]], None]
-    ) -> None:
-        """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token."""
+        self, prompts: Sequence[Prompt], audio_bank: jax.Array, on_finished: Callable[[object, list[int]], None],
+        floor: Floor | None = None,
+    ) -> None:  # fmt: skip
+        """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token. `floor`:
+        where to start, with keys and values, if all prompts are in it."""
         if not prompts:
             return
+        if floor is not None and not all(prompt.row in floor for prompt in prompts):
+            floor = None
         pending = group_prompts(prompts, self.sampling.max_new_tokens)
         pending.sort(key=lambda group: len(group[0].row[0]))
         buckets = bucket_lengths([len(group[0].row[0]) for group in pending], 4, 8)
@@ -102,7 +107,7 @@ class Generator:
                 taken = min(prefill_size, free)
                 new, pending = pending[:taken], pending[taken:]
                 width = bucket_of(len(new[-1][0].row[0]), buckets)
-                entered = self._run_prefill(new, audio_bank, width, prefill_size, samples)
+                entered = self._run_prefill(new, audio_bank, width, prefill_size, samples, floor)
                 state = self._insert(state, entered, places, new)
             state = resize_to_need(state, places, self.slot_growth)
             state, tokens = self._decode(self.state, state)
@@ -126,10 +131,13 @@ class Generator:
         queries = min(queries, most)
         return queries, round_up(-(-queries // PREFILLS))
 
-    def _run_prefill(self, new, audio_bank, width: int, size: int, samples: int) -> Entered:
+    def _run_prefill(self, new, audio_bank, width: int, size: int, samples: int, floor: Floor | None) -> Entered:
         """Surplus prompts repeat the last one, surplus answers are never active."""
         filled = [*new, *[new[-1]] * (size - len(new))]
-        batch = collate([group[0].row for group in filled], width, self.audio_token_id)
+        rows = [group[0].row for group in filled]
+        batch = collate(rows, width, self.audio_token_id)
+        if floor is not None:
+            batch = floor.under(batch, rows)
         seeds = np.asarray([[prompt.seed for prompt in group] + [0] * (samples - len(group)) for group in filled])
         wanted = np.asarray([[i < len(group) for i in range(samples)] for group in filled])
         inputs = (batch, seeds.astype(np.uint32), wanted)

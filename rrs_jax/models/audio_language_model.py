@@ -95,10 +95,14 @@ class AudioLanguageModel(nnx.Module):
         x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
         return self.language_model.layer_states(x, batch.lengths, layers, self.adapters(), remat=remat)
 
-    def lower_states(self, trees: Trees, audio_bank: jax.Array, layers: int) -> jax.Array:
-        """(B, T, D), the hidden states behind the first `layers` layers, none of which may carry an adapter."""
+    def lower_states(
+        self, trees: Trees, audio_bank: jax.Array, layers: int, *, keys_values: bool = False
+    ) -> tuple[jax.Array, Store | None]:
+        """(B, T, D), the hidden states behind the first `layers` layers, none of which may carry an adapter; with
+        `keys_values` these layers' keys and values (B, T, n, K, H) too."""
         x = self.embed(trees.input_ids, trees.audio_index, audio_bank)
-        return self.language_model.lower_states(x, trees.positions, trees.branches, trees.lengths, layers)
+        inputs = x, trees.positions, trees.branches, trees.lengths
+        return self.language_model.lower_states(*inputs, layers, keys_values=keys_values)
 
     def _entering(self, batch: Batch, audio_bank: jax.Array) -> tuple[jax.Array, int]:
         """What goes into the first layer that is computed, (B, T, D), and that layer's number."""
@@ -114,9 +118,15 @@ class AudioLanguageModel(nnx.Module):
 
     def prefill(self, batch: Batch, audio_bank: jax.Array, cache_dtype=None) -> tuple[jax.Array, jax.Array, Store]:
         """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values
-        (L, B, K, T, H) of `cache_dtype` (None: the model's)."""
-        x = self.embed(batch.input_ids, batch.audio_index, audio_bank)
-        hidden, store = self.language_model.prefill(x, batch.lengths, self.adapters(all_layers=True), cache_dtype)
+        (L, B, K, T, H) of `cache_dtype` (None: the model's). Raises ValueError for a start above the first adapter, or
+        without the keys and values below."""
+        x, start = self._entering(batch, audio_bank)
+        if start and batch.below_store is None:
+            raise ValueError(f"a pass that starts at layer {start} has no keys and values of the layers below")
+        if self.lora is not None and start > self.lora.config.first_layer:
+            raise ValueError(f"a pass that starts at layer {start} leaves out layers from {self.lora.config.first_layer} on")
+        adapters = self.adapters(all_layers=True)
+        hidden, store = self.language_model.prefill(x, batch.lengths, adapters, cache_dtype, batch.below_store)
         return self.logits(hidden), batch.lengths, store
 
     def decode(

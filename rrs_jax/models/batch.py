@@ -4,6 +4,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from rrs_jax.models.cache import Store
+
 
 @flax.struct.dataclass
 class Batch:
@@ -18,12 +20,14 @@ class Batch:
       audio_index: int32 (B, T), the bank's row that replaces the word embedding, -1 for text.
       below: (B, T, D) hidden states behind the first `below_layers` layers, from which a pass that reads no layer
         below starts in place of the embeddings (`rrs_jax.floor`); None starts from these.
+      below_store: these layers' keys and values, (B, T, n, K, H), which `prefill` needs to start from there.
     """
 
     input_ids: jax.Array
     lengths: jax.Array
     audio_index: jax.Array
     below: jax.Array | None = None
+    below_store: Store | None = None
     below_layers: int = flax.struct.field(pytree_node=False, default=0)
 
 

@@ -166,21 +166,26 @@ class Decoder(nnx.Module):
         return self._scan(x, lengths, adapters, self.config.num_hidden_layers, lambda x, _: x)[1]
 
     def lower_states(
-        self, x: jax.Array, positions: jax.Array, branches: jax.Array, lengths: jax.Array, stop: int
-    ) -> jax.Array:
+        self, x: jax.Array, positions: jax.Array, branches: jax.Array, lengths: jax.Array, stop: int, *,
+        keys_values: bool = False,
+    ) -> tuple[jax.Array, Store | None]:  # fmt: skip
         """Embeddings (B, T, D) of trees to the hidden states behind the layers below `stop`, (B, T, D), without a
-        backward pass or adapters; the other arguments are as in `rrs_jax.models.batch.Trees`."""
+        backward pass or adapters; with `keys_values` these layers' keys and values (B, T, n, K, H) too. The other
+        arguments are as in `rrs_jax.models.batch.Trees`."""
         graphdef, stacks = self._split_layers()
 
         def step(x, layer, _, shared):
             layer, (angles, seen) = nnx.merge(graphdef, layer), shared
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, None)
-            return layer.finish(x, attention(q, k, v, causal=False, mask=seen), None), None
+            kept = Store(k, v) if keys_values else None
+            return layer.finish(x, attention(q, k, v, causal=False, mask=seen), None), kept
 
         order = jnp.arange(x.shape[1])
         seen = (branches[:, None] == 0) | (branches[:, None] == branches[..., None])  # (B, T, S)
         seen = (seen & (order <= order[:, None]))[:, None]
-        return scan_layers(step, x, (self._angles(positions, lengths), seen), stacks, None, 0, stop, unroll=self.unroll)[0]
+        shared = self._angles(positions, lengths), seen
+        x, store = scan_layers(step, x, shared, stacks, None, 0, stop, unroll=self.unroll)
+        return x, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), store)
 
     def angle_kinds(self, lengths: np.ndarray) -> np.ndarray:
         """Of prompts with so many tokens, (N,): those of one kind are rotated alike at the same position."""
@@ -210,20 +215,28 @@ class Decoder(nnx.Module):
         return self.norm(x_last.astype(jnp.float32))[:, 0]
 
     def prefill(
-        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, cache_dtype=None
+        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, cache_dtype=None, below: Store | None = None
     ) -> tuple[jax.Array, Store]:
         """Runs prompts (B, T, D); returns the last tokens' normed states (B, D) and keys and values (L, B, K, T, H),
-        of `cache_dtype` (None: the model's). The adapters are stacked over all layers, as in `decode`."""
-        angles = self._angles(jnp.arange(x.shape[1])[None], lengths)
+        of `cache_dtype` (None: the model's). The adapters are stacked over all layers, as in `decode`. `below`: keys and
+        values (B, T, n, K, H) of the first layers, where x is what goes into layer n."""
+        shared = self._angles(jnp.arange(x.shape[1])[None], lengths), lengths
         cache_dtype = x.dtype if cache_dtype is None else cache_dtype
 
-        def step(x, layer, adapters, _):
+        def step(x, layer, adapters, shared):
+            angles, lengths = shared
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
             attended = attention(q, k, v, causal=True, key_lengths=lengths)
             by_head = Store.of(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), cache_dtype)
             return layer.finish(x, attended, adapters), by_head
 
-        x, store = self._scan_stack(x, adapters, step)
+        if below is None:
+            x, store = self._scan_stack(x, adapters, lambda x, layer, adapters, _: step(x, layer, adapters, shared))
+        else:
+            x, store = self._scan_above(x, shared, adapters, step, below.keys.shape[2])
+            lower = jax.tree.map(lambda leaf: jnp.transpose(leaf, (2, 0, 3, 1, 4)), below)
+            lower = Store.of(lower.keys, lower.values, cache_dtype)
+            store = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), lower, store)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self.norm(last)[:, 0], store
 
@@ -317,6 +330,17 @@ class Decoder(nnx.Module):
             return step(x, nnx.merge(graphdef, layer), adapters, extra)
 
         return jax.lax.scan(body, x, (stacks, adapters, extra))
+
+    def _scan_above(self, x: jax.Array, shared, adapters: Adapters | None, step, start: int):
+        """Layers from `start` on, without a backward pass: cut out of the stacks one by one, since a slice of the stacks
+        would be a copy of their weights."""
+        graphdef, stacks = nnx.split(self.layers)
+
+        def one(x, layer, adapters, shared):
+            return step(x, nnx.merge(graphdef, layer), adapters, shared)
+
+        adapters = jax.tree.map(lambda leaf: leaf[start:], adapters)
+        return scan_layers(one, x, shared, stacks, adapters, start, self.config.num_hidden_layers)
 
 
 def _last_tokens(x: jax.Array, lengths: jax.Array) -> jax.Array:

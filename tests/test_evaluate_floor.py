@@ -1,0 +1,181 @@
+"""Answers that start above the lower layers against transformers, and the evaluate stage with and without them."""
+
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import relative_error
+from flax import nnx
+from omni import make_thinker
+from test_floor import AUDIO, LAYERS, asked, changed, configured, make_floor
+from test_generate import EOS, expected_answer
+from test_models import FRAMES, audio_bank, clips  # noqa: F401 (a fixture)
+from test_pipeline import clips as sound_files  # noqa: F401 (a fixture)
+from test_pipeline import folder as whole_folder  # noqa: F401 (a fixture)
+
+from rrs_jax import hosts, pipeline
+from rrs_jax.evaluation import evaluate_stage
+from rrs_jax.files import read_json, read_jsonl
+from rrs_jax.floor import Floor
+from rrs_jax.generate import Prompt, SamplingConfig
+from rrs_jax.inputs.batching import collate
+from rrs_jax.local_engine import TUNED, VANILLA, LocalEngine
+from rrs_jax.models.audio_encoder import AudioEncoderConfig
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.qwen_audio import QwenAudio, QwenAudioConfig
+from rrs_jax.models.qwen_decoder import QwenDecoderConfig
+from rrs_jax.parallel import make_mesh
+from rrs_jax.run_folder import RunFolder
+from rrs_jax.session import Session, compile_clock, with_lora
+from rrs_jax.shared import Shared
+from rrs_jax.weights.load import load_weights
+
+
+@pytest.mark.parametrize("most, devices", [(512, 1), (10, 8)])
+def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch, most, devices):  # noqa: F811
+    """Before and after training, on the same floor, by the same functions; with whole trees, and with cut ones on a mesh."""
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    vanilla = load_weights(folder, mesh=mesh)
+    bank, offsets = audio_bank(vanilla, clips)
+    # A clip of one token alone is what transformers takes for a prompt of its first version.
+    rows, whose = zip(*[pair for pair in zip(*asked(offsets), strict=True) if pair[1] != [3]], strict=True)
+    _, floor = make_floor(vanilla, rows, bank, most, keys_values=True)
+    under, used = Floor.under, []
+    monkeypatch.setattr(Floor, "under", lambda self, batch, rows: (used.append(1), under(self, batch, rows))[1])
+    config = LoRAConfig(rank=3, alpha=5.0, first_layer=LAYERS)
+    shared, sampling, found = Shared(), SamplingConfig(max_new_tokens=17, greedy=True), []
+    for size in (0.0, 0.3):
+        model, merged = with_lora(vanilla, config, mesh, 0), copy.deepcopy(reference)
+        for index, target in enumerate(config.targets):
+            pair = model.lora.pair(target)
+            pair.lora_b.set_value(size * jax.random.normal(jax.random.key(index), pair.lora_b.shape))
+            updates = config.scale * np.asarray(pair.lora_a[...]) @ np.asarray(pair.lora_b[...])
+            for layer, update in zip(merged.model.language_model.layers[LAYERS:], updates, strict=True):
+                block = layer.self_attn if target[0] in "qkvo" else layer.mlp
+                getattr(block, target).weight.data += torch.tensor(update.T)
+        answers = {}
+        generator = shared.generator(model, sampling, EOS, 8, "auto")
+        asked_for = [Prompt(key=i, row=row) for i, row in enumerate(rows)]
+        generator.generate(asked_for, jnp.asarray(bank), answers.__setitem__, floor)
+        expected = [expected_answer(merged, ids, clips[own], FRAMES[own], max_new_tokens=17)
+                    for (ids, _, _), own in zip(rows, whose, strict=True)]  # fmt: skip
+        assert [answers[i] for i in range(len(rows))] == expected
+        found.append((expected, generator, len(used)))
+    (before, generator, prefills), (after, other, both) = found
+    assert before != after and generator is other and 0 < 2 * prefills == both
+    place, answers = whose.index([]), {}
+    mixed = [asked_for[place], Prompt(key="other", row=(rows[place][0][:-1], [], []))]  # which is not in it
+    generator.generate(mixed, jnp.asarray(bank), answers.__setitem__, floor)
+    assert len(used) == both and answers[place] == after[place] and "other" in answers
+
+
+def compare_prefills(model, rows, length, cache_dtype=None):
+    """Logits, and keys and values of all layers, from the floor and from the embeddings; gives the logits."""
+    _, floor = make_floor(model, rows, jnp.zeros((2, 48)), keys_values=True)
+    batch = jax.tree.map(jnp.asarray, collate(rows, length, AUDIO))
+    started = floor.under(batch, rows).replace(input_ids=jnp.ones_like(batch.input_ids))  # no word is looked at
+    (logits, positions, store), (whole, expected, whole_store) = (
+        model.prefill(one, jnp.zeros((2, 48)), cache_dtype) for one in (started, batch)
+    )
+    assert relative_error(logits, whole) < 1e-5 and positions.tolist() == expected.tolist()
+    real = np.arange(length) < np.asarray(batch.lengths)[:, None]
+    for ours, theirs in zip(jax.tree.leaves(store), jax.tree.leaves(whole_store), strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        ours, theirs = (np.moveaxis(np.asarray(leaf), 3, 2)[:, real] for leaf in (ours, theirs))
+        assert np.abs(ours.astype(int) - theirs).max() <= 1 if ours.dtype == np.int8 else relative_error(ours, theirs) < 1e-5
+    return logits
+
+
+def test_three_rotary_positions(tmp_path):
+    """Qwen2.5-Omni's; and a cache of 8 bit, for which the kept keys and values are rounded."""
+    reference = make_thinker()
+    reference.save_pretrained(tmp_path)
+    model = load_weights(tmp_path)
+    rng = np.random.default_rng(2)
+    system = rng.integers(3, 120, 9).tolist()
+    rows = [(system + rng.integers(3, 120, end).tolist(), [1], [0]) for end in (6, 3, 8)]
+    for dtype in (None, jnp.int8):
+        logits = compare_prefills(model, rows, 20, dtype)
+    for (ids, _, _), ours in zip(rows, logits, strict=True):
+        with torch.no_grad():
+            assert relative_error(ours, reference(input_ids=torch.tensor([ids])).logits[0, -1]) < 1e-4
+    with pytest.raises(ValueError, match="starts at layer 2 has no keys and values"):
+        model.prefill(make_floor(model, rows, jnp.zeros((2, 48)))[1].under(collate(rows, 20, AUDIO), rows), jnp.zeros((2, 48)))
+    model.lora = nnx.data(with_lora(model, LoRAConfig(rank=2, first_layer=1), make_mesh(), 0).lora)
+    with pytest.raises(ValueError, match="starts at layer 2 leaves out layers from 1 on"):
+        compare_prefills(model, rows, 20)
+
+
+def test_angles_of_the_prompts_length():
+    """The first Qwen's, for prompts below and beyond the trained length."""
+    text = QwenDecoderConfig(
+        hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, head_dim=12,
+        vocab_size=136, rms_norm_eps=1e-6, rope_theta=1000.0, tie_word_embeddings=False, seq_length=16, use_dynamic_ntk=True,
+        use_logn_attn=True,
+    )  # fmt: skip
+    model = QwenAudio(QwenAudioConfig(AudioEncoderConfig(24, 1, 3, 40, 12, 1500), text, (131, 130, 132)), dtype=jnp.float32)
+    rng = np.random.default_rng(4)
+    for _, leaf in nnx.to_flat_state(nnx.state(model)):
+        leaf.set_value(jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32))
+    ids = rng.integers(3, 120, 60).tolist()
+    compare_prefills(model, [(ids[:length], [1], [0]) for length in (14, 15, 20, 30, 31, 50)], 56)
+
+
+def evaluated(evaluations, run) -> tuple[dict, list]:
+    """The answers of both models in `run()`; and of each call, who was asked, what was compiled and whether on a floor."""
+    calls, clock, answer = [], compile_clock(), LocalEngine._answer
+
+    def counted(self, which, *rest, **own):
+        before = clock.programs
+        answer(self, which, *rest, **own)
+        calls.append((which, clock.programs - before, self.floor is not None))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalEngine, "_answer", counted)
+        run()
+    answers = {
+        name: {(row["id"], row["mode"]): row["response"] for row in read_jsonl(evaluations / name / "responses.jsonl")}
+        for name in ("vanilla", "rrs")
+    }
+    return answers, calls
+
+
+def test_a_runs_answers_with_and_without(whole_folder, sound_files, tmp_path):  # noqa: F811
+    """Also: the second model compiles nothing, and what made the vanilla model's answers has no adapter."""
+    fields = {"generate.greedy": True, "generate.max_new_tokens": 6, "evaluate.samples": 1, "evaluate.judges": ("phrases",)}
+    config = configured(whole_folder, sound_files, tmp_path, **fields)
+    folder = RunFolder(config.run_dir, config)
+    answers, calls = evaluated(folder.evaluations, lambda: pipeline.run(config, ("data", "extract", "train", "evaluate")))
+    assert read_json(folder.evaluations / "vanilla" / "responses.meta.json")["made_by"]["adapter"] is None
+    folder.evaluations.rename(tmp_path / "before")
+    session = Session(changed(config, train__lower_states_gib=0.0), folder)
+    plain, plain_calls = evaluated(folder.evaluations, lambda: evaluate_stage(session, pipeline.served))
+    assert answers == plain and answers["vanilla"] != answers["rrs"] and len(answers["rrs"]) == 3 * 3 + 3
+    for made, on_floor in ((calls, True), (plain_calls, False)):
+        assert [(which, floor) for which, _, floor in made] == [(VANILLA, on_floor), (TUNED, on_floor)]
+        assert made[0][1] > made[1][1] == 0
+
+
+def test_who_has_a_floor(whole_folder, sound_files, tmp_path, monkeypatch):  # noqa: F811
+    config = configured(whole_folder, sound_files, tmp_path)
+    folder = RunFolder(config.run_dir, config)
+
+    def layers(shared=None, **fields):
+        return LocalEngine(Session(changed(config, **fields), folder, shared), pipeline.served).shared_layers
+
+    assert [layers(strategy=strategy) for strategy in ("rrs", "rrs_plus", "sft_full", "rerouting")] == [LAYERS] * 4
+    assert not any(layers(strategy=strategy) for strategy in ("vanilla", "steering", "steering_conditional", "system_prompt"))
+    for fields in (
+        {"train__lower_states_gib": 0.0}, {"lora__layers": "all"}, {"lora__layers": 0}, {"evaluate__vanilla": False},
+    ):  # fmt: skip
+        assert layers(**fields) == 0
+    assert layers(Shared(tmp_path / "sweep")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts, "here", dataclasses.replace(hosts.here, count=2))
+        assert layers() == 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert layers() == 0
