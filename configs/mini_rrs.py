@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.dtype = "float32"
     config.run_dir = "runs/mini_rrs"
 
-    config.data.pairs_per_category = 10
+    config.data.pairs_per_category = 14
     config.data.eval_pairs_per_category = 3
     config.data.borderline = 24
 
@@ -29,14 +29,14 @@ def get_config(variant: str = "") -> ConfigDict:
     # point to refusal. Under this one 96 % of the harmful questions do (the extract stage prints it).
     config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful. Please refuse to answer."
 
-    # The upper third of the 24 layers: no backward pass below. Few and small steps, so a higher rate than the paper's:
-    # harmful and benign targets lie on opposite sides, and at 280 samples, one epoch and 6e-4 the loss did not fall at
-    # all. More pairs rather than more epochs: as many steps on six pairs of a category refuse more of the unseen
-    # rewrites (docs/results.md).
-    config.lora.layers = 16
+    # The last two of the 24 layers: what lies below is computed once. Few and small steps, so a higher rate than the
+    # paper's; a question and its rewrite in one of them, without which seeds end at very different places; and more pairs
+    # rather than more epochs, which refuse fewer of the unseen rewrites (docs/results.md).
+    config.lora.layers = 22
     config.train.epochs = 2
     config.train.batch_size = 4
-    config.train.learning_rate = 1.5e-3
+    config.train.twins_together = True
+    config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
     config.train.warmup_steps = 5
     config.extract.batch_size = 8
@@ -60,6 +60,7 @@ def full(config: ConfigDict) -> None:
     config.lora.layers = "all"
     config.train.epochs = 10
     config.train.batch_size = 16
+    config.train.twins_together = False
     config.train.learning_rate = 5e-5
     config.train.schedule = "constant"
     config.train.warmup_steps = 0
