@@ -1,8 +1,8 @@
 """The layers below the first adapter, computed once for all prompts of a run.
 
-They are frozen, and all prompts of one clip begin alike: with the system prompt and the clip. So the clip's common
-beginning goes through them once, each prompt's own end behind it, and extraction, training and the answers of several
-models start above them.
+They are frozen, all prompts begin alike, with the system prompt, and those of one clip go on alike, with the clip. So
+the opening of all goes through them once, then each clip's common beginning, and each prompt's own end behind it; and
+extraction, training and the answers of several models start above them.
 """
 
 import functools
@@ -70,6 +70,19 @@ def states_bytes(model: nnx.Module, trees: Sequence[Tree], kept_layers: int = 0)
     return sum(tree.length for tree in trees) * state_size(model.config.text, kept_layers) * model.dtype.itemsize
 
 
+def opening_length(model: nnx.Module, trees: Sequence[Tree]) -> int:
+    """How many first tokens all trees have in common, none of them a clip's; 0 for a tree alone, or where not all prompts,
+    and an opening by itself, are rotated alike."""
+    lengths = [tree.longest for tree in trees]
+    if len(trees) < 2 or len({*model.language_model.angle_kinds(np.array([1, *lengths])).tolist()}) > 1:
+        return 0
+    ids = trees[0].rows[0][0]
+    shared = _common_length([tree.rows[0][0] for tree in trees])
+    shared = min(shared, *(min(tree.common, tree.length - 1) for tree in trees))
+    audio = np.flatnonzero(np.isin(ids[:shared], model.config.audio_token_id))
+    return int(audio[0]) if len(audio) else shared
+
+
 class Floor:
     """Hidden states behind the layers below the first adapter, of many prompts, on the host in the model's dtype;
     with `keys_values` these layers' keys and values too, which answers need to begin here.
@@ -117,22 +130,31 @@ class Floor:
         return batch.replace(below=states, below_store=store, below_layers=self.layers)
 
     def _compute(self, model: nnx.Module, trees: Sequence[Tree], audio_bank, batch_size: int, buckets, mesh: Mesh) -> None:
-        lengths = [tree.length for tree in trees]
+        audio_ids, rows, skip = model.config.audio_token_id, rows_multiple(mesh), opening_length(model, trees)
+        lengths = [tree.length - skip for tree in trees]
         selections = batches_in_buckets(lengths, batch_size, buckets(lengths)) if trees else []
         graphdef, state = nnx.split(model)
-        program, bank = _lower_states(graphdef, mesh, self.layers, self.keys_values), put(audio_bank, replicated(mesh))
+        bank = put(audio_bank, replicated(mesh))
+        before_all, opening = (), None  # what is kept of the opening, and what the trees see of it
+        if skip:
+            tree = Tree([(trees[0].rows[0][0][:skip], [], [])], skip)
+            batch = put(pad_rows(collate_trees([tree], skip, audio_ids), rows), batch_sharding(mesh))
+            states, store = _lower_states(graphdef, mesh, self.layers, True)(state, batch, bank, None)
+            opening = jax.tree.map(lambda leaf: leaf[0].swapaxes(0, 1), store)
+            before_all = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (states, store if self.keys_values else None))
+        program = _lower_states(graphdef, mesh, self.layers, self.keys_values)
 
         def arguments(selection: Selection) -> tuple:
-            chosen = [trees[i] for i in selection.indices]
-            batch = collate_trees(chosen, selection.length, model.config.audio_token_id)
-            return state, put(pad_rows(batch, rows_multiple(mesh)), batch_sharding(mesh)), bank
+            batch = collate_trees([trees[i] for i in selection.indices], selection.length, audio_ids, skip)
+            return state, put(pad_rows(batch, rows), batch_sharding(mesh)), bank, opening
 
         def read(selection: Selection, output: tuple[jax.Array, Store | None]) -> None:
             output = jax.tree.map(np.asarray, output)
             for place in np.flatnonzero(selection.weights):
                 number = selection.indices[place]
-                cut = place, slice(lengths[number])
-                self._kept[number] = jax.tree.map(lambda leaf, cut=cut: leaf[cut].copy(), output)
+                own = jax.tree.map(lambda leaf, cut=(place, slice(lengths[number])): leaf[cut], output)
+                parts = (before_all, own) if skip else (own,)
+                self._kept[number] = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
             progress.update(sum(len(trees[i].rows) for i in selection.indices[selection.weights > 0]))
 
         program.prepare([arguments(one) for one in {selection.length: selection for selection in selections}.values()])
@@ -147,8 +169,9 @@ class Floor:
                 read(*before)
 
 
-def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequence[int]) -> Trees:
-    """Trees to NumPy arrays (B, length). Raises ValueError as `collate` does, and for a tree that is longer."""
+def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequence[int], skip: int = 0) -> Trees:
+    """Trees without their first `skip` tokens to NumPy arrays (B, length). Raises ValueError as `collate` does, and for a
+    tree that is longer."""
     shape = len(trees), length
     found = Trees(
         input_ids=np.zeros(shape, np.int32), audio_index=np.full(shape, -1, np.int32),
@@ -156,10 +179,10 @@ def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequ
         lengths=np.array([tree.longest for tree in trees], np.int32),
     )  # fmt: skip
     for place, tree in enumerate(trees):
-        if tree.length > length:
-            raise ValueError(f"tree {place} has {tree.length} tokens, the batch is {length} long")
+        if tree.length - skip > length:
+            raise ValueError(f"tree {place} has {tree.length - skip} tokens, the batch is {length} long")
         batch = collate(tree.rows, tree.longest, audio_token_id)
-        parts = [(0, 0, tree.common, 0)]
+        parts = [(0, skip, tree.common, 0)]
         parts += [(row, tree.common, end, row + 1) for row, end in enumerate(batch.lengths)]
         start = 0
         for row, first, end, branch in parts:
@@ -172,8 +195,9 @@ def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequ
 
 @functools.lru_cache(maxsize=8)
 def _lower_states(graphdef, mesh: Mesh, layers: int, keys_values: bool) -> Programs:
-    def lower_states(state, trees, audio_bank):
-        return nnx.merge(graphdef, state).lower_states(trees, audio_bank, layers, keys_values=keys_values)
+    def lower_states(state, trees, audio_bank, opening: Store | None):
+        model = nnx.merge(graphdef, state)
+        return model.lower_states(trees, audio_bank, layers, opening=opening, keys_values=keys_values)
 
     return Programs(jax.jit(lower_states, out_shardings=replicated(mesh), compiler_options=compiler_options()))
 

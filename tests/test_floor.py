@@ -18,7 +18,7 @@ from rrs_jax import pipeline
 from rrs_jax.config import default_config, flatten
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
-from rrs_jax.floor import Floor, collate_trees, make_trees, states_bytes
+from rrs_jax.floor import Floor, collate_trees, make_trees, opening_length, states_bytes
 from rrs_jax.inputs.batching import bucket_lengths, collate
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
@@ -84,6 +84,7 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
     assert [len(tree.rows) for tree in trees] == ([3, 4, 1, 1, 1] if most == 512 else [2, 1, 1, 1, 2, 1, 1, 1])
     assert all(row in floor for row in rows) and (rows[0][0][:-1], *rows[0][1:]) not in floor
     assert trees[1].common == 5 + 2 + COUNTS[2] or most == 10
+    assert opening_length(model, trees) == 5 and opening_length(model, trees[:1]) == 0  # the system prompt, and none of one
     expected = by_transformers(reference, rows, clips)
     states, _ = floor.states(rows, 80)
     assert states.dtype == np.float32
@@ -101,9 +102,9 @@ def test_three_rotary_positions(tmp_path):
     model = load_weights(tmp_path)
     rng = np.random.default_rng(2)
     system = rng.integers(3, 120, 9).tolist()
-    rows = [(system + rng.integers(3, 120, end).tolist(), [1], [0]) for end in (6, 3, 8)]
+    rows = [(system + rng.integers(3, 120, end).tolist(), [clip], [0]) for clip, end in ((1, 6), (1, 3), (0, 8))]
     trees, floor = make_floor(model, rows, jnp.zeros((2, 48)))
-    assert len(trees) == 1 and trees[0].common >= 9
+    assert [len(tree.rows) for tree in trees] == [2, 1] and opening_length(model, trees) == 9
     for (ids, _, _), ours in zip(rows, floor.states(rows, 20)[0], strict=True):
         with torch.no_grad():
             theirs = reference(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYERS][0]
@@ -123,7 +124,9 @@ def test_prompts_beyond_the_trained_length_have_trees_of_their_own():
         leaf.set_value(jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32))
     ids = rng.integers(3, 120, 60).tolist()
     rows = [(ids[:length], [1], [0]) for length in (14, 15, 20, 30, 31, 50)]
-    trees = make_trees(SimpleNamespace(language_model=decoder), rows)
+    model = SimpleNamespace(language_model=decoder)
+    trees = make_trees(model, rows)
+    assert opening_length(model, trees) == 0  # though all prompts begin with 14 tokens: they are rotated otherwise
     assert [[len(row) for row, _, _ in tree.rows] for tree in trees] == [[14, 15], [20, 30, 31], [50]]
     batch = collate_trees(trees, 64, AUDIO)
     words = decoder.embed_tokens[...]

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 SEEDS = 3
 ASKED = {"data.eval_set": "check", "data.eval_pairs_per_category": None, "data.borderline": None}
 MEAN = {"train.average": 0.5}
-TWINS = {"train.twins_together": True}
-ALL_PAIRS = {"data.pairs_per_category": None}  # of each category twenty; the short run has ten
+TWINS, ALONE = {"train.twins_together": True}, {"train.twins_together": False}
+FEWER, FOURTEEN, ALL_PAIRS = ({"data.pairs_per_category": pairs} for pairs in (10, 14, None))  # all is twenty
 CONSTANT = {"train.schedule": "constant"}
 SETTINGS = {  # first layer with an adapter of 24, rate, passes, batch; and what else
-    "l16_r15_e2": (16, 1.5e-3, 2, 4, {}),
-    "l16_r15_e2_mean": (16, 1.5e-3, 2, 4, MEAN),
+    "l16_r15_e2": (16, 1.5e-3, 2, 4, ALONE),
+    "l16_r15_e2_mean": (16, 1.5e-3, 2, 4, ALONE | MEAN),
     "l16_r10_e2_twins": (16, 1e-3, 2, 4, TWINS),
     "l16_r10_e2_twins_mean": (16, 1e-3, 2, 4, TWINS | MEAN),
     "l16_r7_e2_twins_mean": (16, 7e-4, 2, 4, TWINS | MEAN),
@@ -37,9 +37,9 @@ SETTINGS = {  # first layer with an adapter of 24, rate, passes, batch; and what
     "p20_l20_r7_e2_twins": (20, 7e-4, 2, 4, TWINS | ALL_PAIRS),
     "p20_l22_r10_e2_twins": (22, 1e-3, 2, 4, TWINS | ALL_PAIRS),
     "p20_l20_r15_e2_b8_twins": (20, 1.5e-3, 2, 8, TWINS | ALL_PAIRS),
-    "p14_l20_r10_e2_twins": (20, 1e-3, 2, 4, TWINS | {"data.pairs_per_category": 14}),
-    "p14_l20_r7_e3_twins": (20, 7e-4, 3, 4, TWINS | {"data.pairs_per_category": 14}),
-    "p14_l22_r10_e2_twins": (22, 1e-3, 2, 4, TWINS | {"data.pairs_per_category": 14}),
+    "p14_l20_r10_e2_twins": (20, 1e-3, 2, 4, TWINS | FOURTEEN),
+    "p14_l20_r7_e3_twins": (20, 7e-4, 3, 4, TWINS | FOURTEEN),
+    "p14_l22_r10_e2_twins": (22, 1e-3, 2, 4, TWINS | FOURTEEN),
     "l20_r10_e2_twins": (20, 1e-3, 2, 4, TWINS),
 }
 
@@ -50,4 +50,4 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
             fields = {
                 "lora.layers": first, "train.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch,
             }  # fmt: skip
-            yield name if seed == config.seed else f"{name}-seed{seed}", ASKED | fields | more | {"seed": seed}
+            yield name if seed == config.seed else f"{name}-seed{seed}", ASKED | FEWER | fields | more | {"seed": seed}

@@ -96,13 +96,13 @@ class AudioLanguageModel(nnx.Module):
         return self.language_model.layer_states(x, batch.lengths, layers, self.adapters(), remat=remat)
 
     def lower_states(
-        self, trees: Trees, audio_bank: jax.Array, layers: int, *, keys_values: bool = False
+        self, trees: Trees, audio_bank: jax.Array, layers: int, *, opening: Store | None = None, keys_values: bool = False
     ) -> tuple[jax.Array, Store | None]:
         """(B, T, D), the hidden states behind the first `layers` layers, none of which may carry an adapter; with
-        `keys_values` these layers' keys and values (B, T, n, K, H) too."""
+        `keys_values` these layers' keys and values (B, T, n, K, H) too; `opening` as in `Decoder.lower_states`."""
         x = self.embed(trees.input_ids, trees.audio_index, audio_bank)
         inputs = x, trees.positions, trees.branches, trees.lengths
-        return self.language_model.lower_states(*inputs, layers, keys_values=keys_values)
+        return self.language_model.lower_states(*inputs, layers, opening=opening, keys_values=keys_values)
 
     def _entering(self, batch: Batch, audio_bank: jax.Array) -> tuple[jax.Array, int]:
         """What goes into the first layer that is computed, (B, T, D), and that layer's number."""

@@ -167,24 +167,33 @@ class Decoder(nnx.Module):
 
     def lower_states(
         self, x: jax.Array, positions: jax.Array, branches: jax.Array, lengths: jax.Array, stop: int, *,
-        keys_values: bool = False,
+        opening: Store | None = None, keys_values: bool = False,
     ) -> tuple[jax.Array, Store | None]:  # fmt: skip
         """Embeddings (B, T, D) of trees to the hidden states behind the layers below `stop`, (B, T, D), without a
-        backward pass or adapters; with `keys_values` these layers' keys and values (B, T, n, K, H) too. The other
-        arguments are as in `rrs_jax.models.batch.Trees`."""
-        graphdef, stacks = self._split_layers()
+        backward pass or adapters; with `keys_values` these layers' keys and values (B, T, n, K, H) too. `opening`: keys
+        and values (n, P, K, H) of tokens that stand before all trees. The other arguments are as in
+        `rrs_jax.models.batch.Trees`."""
+        graphdef, stacks = nnx.split(self.layers)
+
+        def behind(before, own):
+            return jnp.concatenate([jnp.broadcast_to(before, (len(own), *before.shape)), own], axis=1)
 
         def step(x, layer, _, shared):
-            layer, (angles, seen) = nnx.merge(graphdef, layer), shared
+            (layer, before), (angles, seen) = layer.values(), shared
+            layer = nnx.merge(graphdef, layer)
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, None)
             kept = Store(k, v) if keys_values else None
+            if before is not None:
+                k, v = behind(before.keys, k), behind(before.values, v)
             return layer.finish(x, attention(q, k, v, causal=False, mask=seen), None), kept
 
         order = jnp.arange(x.shape[1])
         seen = (branches[:, None] == 0) | (branches[:, None] == branches[..., None])  # (B, T, S)
         seen = (seen & (order <= order[:, None]))[:, None]
-        shared = self._angles(positions, lengths), seen
-        x, store = scan_layers(step, x, shared, stacks, None, 0, stop, unroll=self.unroll)
+        if opening is not None:
+            seen = jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (opening.keys.shape[1], 0)), constant_values=True)
+        shared, frozen = (self._angles(positions, lengths), seen), {"layer": stacks, "opening": opening}
+        x, store = scan_layers(step, x, shared, frozen, None, 0, stop)
         return x, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), store)
 
     def angle_kinds(self, lengths: np.ndarray) -> np.ndarray:
