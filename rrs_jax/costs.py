@@ -23,6 +23,7 @@ STARTER = {
 CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
 PROMPT_TOKENS = 45  # chat template, system prompt and t
 END_TOKENS = 15  # of a prompt, its text and the template behind it
+OPENING_TOKENS = 20  # of every prompt, before its clip: template and system prompt
 AUDIO_TOKENS_A_SECOND = 25
 ENCODER_POSITIONS_A_SECOND = 50
 SPEECH_TIMES_REAL_TIME = 38.0  # the starter set's voice on one core
@@ -171,7 +172,7 @@ def stage_seconds(
     room = config.train.lower_states_gib * 2**30 / jnp.dtype(config.model.dtype).itemsize
     if layers := lower_layers(config):
         below, prompts = decoder_flops(text, layers), 1.5 + config.train.epochs
-        once = sizes.tokens + (prompts - 1) * END_TOKENS
+        once = sizes.tokens - OPENING_TOKENS + (prompts - 1) * END_TOKENS
         if sizes.train * once * state_size(text) <= room:
             extracting, training = extracting + (once - asked) * below, training - drawn * below
     if layers := shared_layers(config):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from conftest import relative_error, twin_rows
+from conftest import UNOPTIMISED, relative_error, twin_rows
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
 
 from rrs_jax import command_line, hosts
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 def start(arguments: list[str], devices: int, log: Path) -> subprocess.Popen:
-    flags_ = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags_ = f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}"
     environment = os.environ | {"XLA_FLAGS": flags_, "PYTHONPATH": str(ROOT)}
     with log.open("w") as file:
         return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file)

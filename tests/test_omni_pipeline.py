@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import randomise, relative_error, twin_rows
+from conftest import UNOPTIMISED, randomise, relative_error, twin_rows
 from omni import THINKER, WHOLE, make_whole, save_whole
 from test_inputs_processor import write_tokenizer
 
@@ -157,7 +157,7 @@ def run(folder, clips, tmp_path_factory):
         "--config.train.epochs=2", "--config.train.batch_size=4", "--config.train.learning_rate=0.01",
         "--config.evaluate.samples=1", "--config.generate.max_new_tokens=3", "--config.export.merged=True",
     ]  # fmt: skip
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": UNOPTIMISED, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return path / "run"

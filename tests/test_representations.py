@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import relative_error
+from flax import nnx
 from test_models import FRAMES, audio_bank, make_batch, prompts
 
 from rrs_jax.errors import UserError
@@ -49,7 +50,9 @@ def test_extraction_in_buckets_gives_every_prompts_own_representation_in_order(r
     assert ours.shape == (7, 48) and ours.dtype == np.float32
 
     singles = [make_batch([ids], [own], offsets) for ids, own in zip(rows, row_clips, strict=True)]
-    expected = [model.representations(batch, bank)[0] for batch in singles]
+    graphdef, state = nnx.split(model)
+    one = jax.jit(lambda state, batch: nnx.merge(graphdef, state).representations(batch, bank)[0])
+    expected = [one(state, batch) for batch in singles]
     assert relative_error(ours, np.stack(expected)) < 1e-5
     assert relative_error(extract_reps(model, singles[:2], bank), np.stack(expected[:2])) < 1e-5
     ids = torch.tensor([rows[2]])  # the prompt without audio, by transformers

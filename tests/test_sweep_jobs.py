@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import UNOPTIMISED
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
 from test_sweep import base  # noqa: F401 (fixture)
 
@@ -52,7 +53,7 @@ def launched(base):  # noqa: F811
 def launch(path: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "launch.py", f"--config={path / 'config.py'}", f"--sweep={path / 'jobs.py'}",
                "--sweep_jobs=2", f"--stages={STAGES}"]  # fmt: skip
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # and one device, which is quicker
+    environment = os.environ | {"XLA_FLAGS": UNOPTIMISED}  # and one device, which is quicker
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
