@@ -4,7 +4,7 @@
     python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
     python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
 
-Hardware: 2 CPU cores and 8 GiB of memory. The first took 21 minutes 45 seconds where a matrix product reaches 100 to 140
+Hardware: 2 CPU cores and 8 GiB of memory. The first took 14 minutes 22 seconds where a matrix product reaches 80 to 140
 GFLOP/s, the download of 640 MB apart.
 """
 

@@ -5,14 +5,11 @@ import os
 import shutil
 import signal
 import tempfile
-from importlib.metadata import version
 
-# Eight devices on the CPU, and no optimisation: the tests' time is compilation. XLA's emitters of fusions take twice as
-# long as what they replace, which later versions no longer have. For the same reason all tests, and the processes that they
-# start, share what is compiled; pytest's first process makes the folder and its workers find it.
-UNOPTIMISED = "--xla_backend_optimization_level=0"
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    UNOPTIMISED += " --xla_cpu_use_fusion_emitters=false"
+from xla_flags import UNOPTIMISED
+
+# Eight devices on the CPU, and no optimisation: the tests' time is compilation. For the same reason all tests, and the
+# processes that they start, share what is compiled; pytest's first process makes the folder and its workers find it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="rrs-jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from conftest import UNOPTIMISED, relative_error, twin_rows
+from conftest import relative_error, twin_rows
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
+from xla_flags import UNOPTIMISED
 
 from rrs_jax import command_line, hosts
 from rrs_jax.config import default_config, flatten

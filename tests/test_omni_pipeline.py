@@ -14,9 +14,10 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import UNOPTIMISED, randomise, relative_error, twin_rows
+from conftest import randomise, relative_error, twin_rows
 from omni import THINKER, WHOLE, make_whole, save_whole
 from test_inputs_processor import write_tokenizer
+from xla_flags import UNOPTIMISED
 
 import rrs_jax
 from rrs_jax.costs import DeviceRate

@@ -1,6 +1,7 @@
 """Extraction against one prompt at a time, the safety vector against equations 9 and 10 in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_extraction_in_buckets_gives_every_prompts_own_representation_in_order(r
 
     singles = [make_batch([ids], [own], offsets) for ids, own in zip(rows, row_clips, strict=True)]
     graphdef, state = nnx.split(model)
-    one = jax.jit(lambda state, batch: nnx.merge(graphdef, state).representations(batch, bank)[0])
+    one = jax.jit(lambda state, batch: nnx.merge(graphdef, state).representations(batch, jnp.asarray(bank))[0])
     expected = [one(state, batch) for batch in singles]
     assert relative_error(ours, np.stack(expected)) < 1e-5
     assert relative_error(extract_reps(model, singles[:2], bank), np.stack(expected[:2])) < 1e-5

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import UNOPTIMISED
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
 from test_sweep import base  # noqa: F401 (fixture)
+from xla_flags import UNOPTIMISED
 
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
