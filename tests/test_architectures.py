@@ -20,7 +20,7 @@ from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.prompt_format import PromptFormat
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.audio_language_model import AudioLanguageModel
-from rrs_jax.models.decoder import DecoderConfig
+from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.hf_config import picked
 from rrs_jax.models.layers import Linear
 from rrs_jax.models.lora import LoRAConfig

@@ -110,7 +110,7 @@ def test_contradictions_of_strategies(changes, words):
 def test_words_are_those_of_the_rooms_that_use_them():
     import importlib.util
 
-    from rrs_jax.models.decoder import DecoderConfig
+    from rrs_jax.models.decoder_layer import DecoderConfig
     from rrs_jax.models.qwen_decoder import QwenDecoderConfig
     from rrs_jax.strategies.penalty import SPACES
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.batch import Batch
-from rrs_jax.models.decoder import DecoderConfig
+from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.parallel import make_mesh

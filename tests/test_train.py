@@ -193,7 +193,7 @@ def test_the_mean_of_the_last_steps_adapters_is_the_result(folder, tmp_path):
     last = run(folder, tmp_path / "last")
     for name, array in named_leaves(state.mean).items():
         np.testing.assert_array_equal(again[name], array)
-        np.testing.assert_array_equal(each[-1][name], last[name])
+        np.testing.assert_allclose(each[-1][name], last[name], atol=2e-5)  # of another program, over twelve steps of 5e-3
 
 
 KILLED = """

@@ -10,7 +10,8 @@ from rrs_jax.models.adapters import Adapters
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.batch import Batch, Trees
 from rrs_jax.models.cache import Cache, Store
-from rrs_jax.models.decoder import Decoder, DecoderConfig
+from rrs_jax.models.decoder import Decoder
+from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.lora import LoRA, LoRAConfig
 
 

@@ -6,7 +6,7 @@ import jax
 
 from rrs_jax.models.audio_encoder import AudioEncoder, AudioEncoderConfig
 from rrs_jax.models.audio_language_model import AudioLanguageModel
-from rrs_jax.models.decoder import DecoderConfig
+from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.hf_config import picked, refuse_what_is_not_computed, with_rotary_base
 from rrs_jax.models.layers import Linear
 from rrs_jax.models.lora import LoRAConfig

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rrs_jax.models.decoder import Decoder, DecoderConfig, DecoderLayer
+from rrs_jax.models.decoder import Decoder
+from rrs_jax.models.decoder_layer import DecoderConfig, DecoderLayer
 from rrs_jax.models.layers import rotary_angles, rotate
 
 # A projection of the shared layer to the linear that computes it in the released model, with the third of its
