@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import relative_error
 from flax import nnx
-from omni import make_thinker
-from test_floor import AUDIO, LAYERS, asked, changed, configured, make_floor
+from test_floor import AUDIO, LAYERS, asked, changed, configured, make_floor, thinker
 from test_generate import EOS, expected_answer
 from test_models import FRAMES, audio_bank, clips  # noqa: F401 (a fixture)
 from test_pipeline import clips as sound_files  # noqa: F401 (a fixture)
@@ -92,12 +91,7 @@ def compare_prefills(model, rows, length, cache_dtype=None):
 
 def test_three_rotary_positions(tmp_path):
     """Qwen2.5-Omni's; and a cache of 8 bit, for which the kept keys and values are rounded."""
-    reference = make_thinker()
-    reference.save_pretrained(tmp_path)
-    model = load_weights(tmp_path)
-    rng = np.random.default_rng(2)
-    system = rng.integers(3, 120, 9).tolist()
-    rows = [(system + rng.integers(3, 120, end).tolist(), [1], [0]) for end in (6, 3, 8)]
+    reference, model, rows = thinker(tmp_path, ((1, 6), (1, 3), (1, 8)))
     for dtype in (None, jnp.int8):
         logits = compare_prefills(model, rows, 20, dtype)
     for (ids, _, _), ours in zip(rows, logits, strict=True):

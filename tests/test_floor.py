@@ -95,14 +95,18 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
     assert relative_error(reps, np.stack([row[-1][-1] for row in expected])) < 1e-4
 
 
-def test_three_rotary_positions(tmp_path):
-    """Qwen2.5-Omni's; in writing, two prompts as if they had the same clip of no tokens."""
+def thinker(tmp_path, asked):
+    """Qwen2.5-Omni's thinker in torch, ours, and prompts in writing as if they had clips of no tokens; `asked`: of each its
+    clip and the length of its end."""
     reference = make_thinker()
     reference.save_pretrained(tmp_path)
-    model = load_weights(tmp_path)
     rng = np.random.default_rng(2)
     system = rng.integers(3, 120, 9).tolist()
-    rows = [(system + rng.integers(3, 120, end).tolist(), [clip], [0]) for clip, end in ((1, 6), (1, 3), (0, 8))]
+    return reference, load_weights(tmp_path), [(system + rng.integers(3, 120, end).tolist(), [clip], [0]) for clip, end in asked]
+
+
+def test_three_rotary_positions(tmp_path):
+    reference, model, rows = thinker(tmp_path, ((1, 6), (1, 3), (0, 8)))
     trees, floor = make_floor(model, rows, jnp.zeros((2, 48)))
     assert [len(tree.rows) for tree in trees] == [2, 1] and opening_length(model, trees) == 9
     for (ids, _, _), ours in zip(rows, floor.states(rows, 20)[0], strict=True):
