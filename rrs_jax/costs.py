@@ -18,7 +18,7 @@ from rrs_jax.strategy_table import STRATEGY_TABLE
 
 STARTER = {
     "categories": 14, "pairs_per_category": 20, "eval_pairs_per_category": 10, "borderline": 120, "everyday": 140,
-    "contrast": 140,
+    "contrast": 160,
 }  # fmt: skip
 CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
 PROMPT_TOKENS = 45  # chat template, system prompt and t

@@ -24,7 +24,8 @@ class Work:
 
     Attributes:
       rows: of the training manifest.
-      harmful, kept, mirrored: bool (N,); a benign row with the role "keep" is kept, another one mirrored.
+      harmful, kept, mirrored, rewrites: bool (N,); a benign row with the role "keep" is kept, another one mirrored, and
+        a mirrored one of a harmful row's pair is its rewrite.
       categories: of each sample.
       pool_size: prompts that training draws from: those of appendix A, with `train.text_share` the same in writing
         alone, and with `train.audio_share` the question's clip alone.
@@ -36,6 +37,8 @@ class Work:
         self.harmful = np.array([row["label"] == "harmful" for row in rows])
         self.kept = np.array([row.get("role") == "keep" for row in rows]) & ~self.harmful
         self.mirrored = ~self.harmful & ~self.kept
+        twins = {row["pair_id"] for row in rows if row["label"] == "harmful"}
+        self.rewrites = self.mirrored & np.array([row["pair_id"] in twins for row in rows])
         self.categories = [row["category"] for row in rows]
         train = self.config.train
         self.pool_size = prompts_drawn(len(PROMPT_POOL), train.text_share, train.audio_share)

@@ -46,7 +46,7 @@ def test_every_category_has_its_pairs(split, each):
 
 
 @pytest.mark.parametrize(("name", "styles", "each"), [
-    ("borderline", 8, 15), ("borderline_check", 8, 15), ("everyday", 14, 10), ("contrast", 7, 20),
+    ("borderline", 8, 15), ("borderline_check", 8, 15), ("everyday", 14, 10), ("contrast", 8, 20),
 ])  # fmt: skip
 def test_every_style_has_its_questions(name, styles, each):
     rows = starter_singles(name)
@@ -55,10 +55,10 @@ def test_every_style_has_its_questions(name, styles, each):
     assert all(set(row) == {"id", "style", "question"} for row in rows)
 
 
-def test_two_borderline_styles_are_not_trained_on():
-    """On them, what the contrast questions teach is seen to carry over."""
+def test_one_borderline_style_is_not_trained_on():
+    """On it, what the contrast questions teach is seen to carry over."""
     styles = [{row["style"] for row in starter_singles(name)} for name in ("borderline", "contrast")]
-    assert styles[0] - styles[1] == {"double_meaning", "public_figure"}
+    assert styles[0] - styles[1] == {"public_figure"}
 
 
 @pytest.mark.parametrize("split", PAIRS)
@@ -159,7 +159,7 @@ def test_kept_questions_are_benign_with_a_role():
     kept = [row for row in rows if row.get("role") == "keep"]
     assert Counter(row["label"] for row in rows) == {"harmful": 14, "benign": 14 + 23}
     assert [row["id"].split("-")[0] for row in kept] == ["everyday"] * 15 + ["contrast"] * 8
-    assert len({row["category"] for row in kept[:15]}) == 14 and len({row["category"] for row in kept[15:]}) == 7
+    assert len({row["category"] for row in kept[:15]}) == 14 and len({row["category"] for row in kept[15:]}) == 8
     moved = choose_rows("train", pairs_per_category=1, everyday=15, contrast=8, contrast_role="mirror", seed=0)
     assert moved == [row if row["id"].startswith("everyday") else without_role(row) for row in rows]
 
@@ -170,7 +170,7 @@ def without_role(row):
 
 def test_everything_is_chosen_by_none():
     assert len(choose_rows("train", pairs_per_category=None)) == 560
-    assert len(choose_rows("train", pairs_per_category=None, everyday=None, contrast=None)) == 840
+    assert len(choose_rows("train", pairs_per_category=None, everyday=None, contrast=None)) == 860
     assert len(choose_rows("eval", pairs_per_category=None, borderline=None)) == 400
 
 

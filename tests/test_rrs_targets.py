@@ -13,6 +13,7 @@ from rrs_jax.strategies.rrs_targets import make_targets, project_out, read_mater
 D, POOL = 6, 3
 LABELS = ["harmful", "benign", "harmful", "benign", "benign", "harmful", "benign"]
 KEPT = np.array([0, 0, 0, 0, 1, 0, 0], bool)
+REWRITES = np.array([0, 1, 0, 1, 0, 0, 0], bool)  # the last question has no twin
 CATEGORIES = ["a", "a", "b", "b", "style", "b", "b"]
 HEAD = np.array([0.5, -1, 2, 0.3, -0.2, 1], np.float32)
 
@@ -37,7 +38,8 @@ def work(tmp_path, monkeypatch):
         return np.stack([state(*key, *ids) for ids, key, _ in prompts])
 
     return SimpleNamespace(
-        config=config, harmful=harmful, kept=KEPT, mirrored=~harmful & ~KEPT, categories=CATEGORIES, pool_size=POOL,
+        config=config, harmful=harmful, kept=KEPT, mirrored=~harmful & ~KEPT, rewrites=REWRITES, categories=CATEGORIES,
+        pool_size=POOL,
         refusal_ids=[40], vanilla=SimpleNamespace(head_row=heads.get), say=lambda _: None,
         prompt=lambda i, text: ([], (int(i), text), None),
         pool_prompt=lambda i, place: ([], (int(i), "pool", place), None),
@@ -108,6 +110,18 @@ def test_rewrites_may_keep_what_they_have(work):
     assert strategy.examples(np.array([1, 4]), np.array([0, 0]))["weight"].tolist() == [1, 3]
     work.config.rrs.harmful_weight = 2.0
     assert built(work).examples(np.array([0, 1, 4]), np.zeros(3, int))["weight"].tolist() == [2, 1, 3]
+
+
+def test_losses_count_by_the_kind_of_question_and_by_whether_it_is_only_heard(work):
+    every, last = np.arange(len(LABELS)), np.full(len(LABELS), POOL - 1)
+    assert "weight" not in built(work).examples(every, last)
+    work.config.rrs.harmful_weight, work.config.rrs.rewrite_weight, work.config.rrs.keep_weight = 4.0, 2.0, 0.5
+    work.config.rrs.harmful_audio_weight = 9.0
+    assert built(work).examples(every, last)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
+    work.config.train.audio_share = 0.25  # the last prompt is the clip alone
+    strategy = built(work)
+    assert strategy.examples(every, last)["weight"].tolist() == [9, 2, 9, 2, 0.5, 9, 1]
+    assert strategy.examples(every, last - 1)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
 
 
 def test_the_hinge_measures_logits_along_the_safety_vector(work):

@@ -42,14 +42,15 @@ class DrawsPrompts(RRS):
 def test_kept_samples_have_their_own_state_under_the_prompt_drawn(reference, folder, clips, monkeypatch, asked):  # noqa: F811
     rows, row_clips = asked
     targets, kept = draw(4, 48), draw(2, 3, 48) + 1
-    weights = np.array([1, 2.5, 1, 2.5], np.float32)
+    weights, drawn = np.ones((4, 3), np.float32), np.array([1, 2.5, 1, 4], np.float32)
+    weights[np.arange(4), [1, 0, 2, 1]] = drawn  # under the prompts that the samples draw
     place = np.array([-1, 0, -1, 1], np.int32)
     strategy = DrawsPrompts(targets, "sum", kept=kept, kept_place=place, weights=weights)
     wanted = torch.tensor(np.stack([targets[0], kept[0, 0], targets[2], kept[1, 1]]), dtype=torch.float64)
 
     def expected(hidden, _):
         last = torch.stack([hidden[r, len(row) - 1] for r, row in enumerate(rows)])
-        return ((last - wanted) ** 2).sum(1) * torch.tensor(weights)
+        return ((last - wanted) ** 2).sum(1) * torch.tensor(drawn)
 
     compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
 

@@ -4,7 +4,7 @@
 its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 words changed). `starter/borderline.jsonl`
 holds 120 harmless questions with alarming words, for evaluation alone. `starter/check.jsonl` and
 `starter/borderline_check.jsonl` are as many of both again, to measure what was chosen by the others. `starter/everyday.jsonl` and
-`starter/contrast.jsonl` hold 140 harmless questions each for training, plain ones and ones with alarming words;
+`starter/contrast.jsonl` hold 140 and 160 harmless questions for training, plain ones and ones with alarming words;
 no question of any file nearly is another one's. Questions only, never answers.
 """
 

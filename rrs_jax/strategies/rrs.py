@@ -31,7 +31,7 @@ class RRS:
       reduction: `sum` over features, as the equation is written, or `mean`. Positions are averaged.
       kept: float32 (M, prompts, D) or (M, prompts, K, D), what the frozen model has under each prompt of the pool.
       kept_place: int32 (N,), a sample's place in `kept`, which then is its target; -1 for one of `targets`.
-      weights: float32 (N,), factors of the samples' losses.
+      weights: float32 (N, prompts), factors of the samples' losses under each prompt of the pool.
       tails, positions: token ids behind the prompts, and bool (N, K) which positions a sample has.
       hinge, hinge_scale: where `hinge_scale` (N,) is above 0, the first position's distance is `hinge_distance`.
     """
@@ -66,7 +66,7 @@ class RRS:
             found["positions"] = self.positions[indices]
             found["tail"] = np.array([len(self.tails[i][0]) for i in indices], np.int32)
         if self.weights is not None:
-            found["weight"] = self.weights[indices]
+            found["weight"] = self.weights[indices, prompts]
         if self.hinge is not None:
             found["hinge_scale"] = self.hinge_scale[indices]
         return found
@@ -105,6 +105,18 @@ class RRS:
         return excess**2 / (1 if self.reduction == "sum" else states.shape[-1])
 
 
+def make_weights(work) -> np.ndarray:
+    """float32 (N, prompts): what a sample's loss counts under each prompt of the pool."""
+    rrs, heard = work.config.rrs, work.config.train.audio_share > 0
+    weights = np.ones((len(work.harmful), work.pool_size), np.float32)
+    weights[work.kept] = rrs.keep_weight
+    weights[work.harmful] = rrs.harmful_weight
+    weights[work.rewrites] = rrs.rewrite_weight
+    if heard and rrs.harmful_audio_weight is not None:
+        weights[work.harmful, -1] = rrs.harmful_audio_weight
+    return weights
+
+
 def build(work) -> RRS:
     """The loss of a run whose `extract` is done."""
     config, materials = work.config, read_materials(work)
@@ -113,8 +125,7 @@ def build(work) -> RRS:
     kept = work.kept | (~work.harmful & (rrs.benign_target == "keep"))
     place = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
     hinged = ~work.harmful & ~kept & (rrs.benign_target == "hinge")
-    weights = np.where(work.kept, np.float32(rrs.keep_weight), np.float32(1))
-    weights = np.where(work.harmful, np.float32(rrs.harmful_weight), weights)
+    weights = make_weights(work)
     return RRS(
         targets, config.loss.reduction,
         kept=materials.kept_prompts if kept.any() else None,
