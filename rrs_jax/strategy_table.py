@@ -38,8 +38,12 @@ PLUS: dict[str, object] = {
     "data.everyday": None,
     "data.contrast": None,
     "data.contrast_role": "mirror",
-    "train.learning_rate": 1e-4,
-    "rrs.harmful_weight": 4.0,
+    "train.epochs": 20,
+    "train.learning_rate": 2e-4,
+    "train.average": 0.5,
+    "train.audio_share": 0.25,
+    "rrs.harmful_weight": 3.0,
+    "rrs.harmful_audio_weight": 9.0,
 }
 
 
