@@ -92,6 +92,19 @@ def test_first_token_is_shown_as_a_diagnostic(run):
     assert expected in table.text_table([run])
 
 
+def test_over_refusal_in_other_modes_stands_below_the_table(run):
+    path = run / "eval/rrs/summary.json"
+    refused = {
+        "audio_text": {"orr": block(4.5, 2, 9, "rate"), "borderline_orr": block(50, 40, 60, "rate")},
+        "text_only": {"orr": None, "borderline_orr": None},
+        "audio_only": {"orr": block(23.8, 17, 31, "rate"), "borderline_orr": block(77.8, 70, 85, "rate")},
+    }
+    assert "Refused in other modes" not in table.text_table([run])
+    write_json(path, summary("rrs", block(33.0, 27.0, 40.0), None, {"average": 1.0}, orr_by_mode=refused))
+    expected = "Refused in other modes, rrs: audio-only benign 23.8 [17.0, 31.0], borderline 77.8 [70.0, 85.0]."
+    assert expected in table.text_table([run]).splitlines()
+
+
 def test_markdown_table(run):
     lines = table.markdown_table([run]).splitlines()
     assert lines[0] == "| " + " | ".join(HEADER) + " |"

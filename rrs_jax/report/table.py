@@ -108,6 +108,8 @@ def notes(summaries: Sequence[dict]) -> list[str]:
             lines.append(f"Neither answer nor refusal, {label}: {'; '.join(counts)}.")
         if shares := _first_token(summary):
             lines.append(f"Begin with the refusal token (diagnostic), {label}: {', '.join(shares)}.")
+        if refused := _over_refusal_elsewhere(summary):
+            lines.append(f"Refused in other modes, {label}: {'; '.join(refused)}.")
         if summary.get("seeds"):
             lines.append(f"Mean over {len(summary['seeds']['runs'])} seeds, {label}: {_over_seeds(summary['seeds'])}.")
         if summary["air_bench"]:
@@ -197,6 +199,17 @@ def _first_token(summary: dict) -> list[str]:
     shares = {f"harmful {label}": block["modes"].get(mode) for mode, label in MODES.items()}
     shares |= {"benign": block["orr"], "borderline": block["borderline_orr"]}
     return [f"{name} {100 * b['refusals'] / b['responses']:.1f} %" for name, b in shares.items() if b]
+
+
+def _over_refusal_elsewhere(summary: dict) -> list[str]:
+    """Rates of `evaluate.over_refusal_modes` that stand in no column."""
+    found = []
+    for mode, blocks in (summary.get("orr_by_mode") or {}).items():
+        rates = {"benign": blocks["orr"], "borderline": blocks["borderline_orr"]}
+        shown = [f"{name} {cell(block, 'rate')}" for name, block in rates.items() if block]
+        if shown and mode != "audio_text":
+            found.append(f"{MODES[mode]} {', '.join(shown)}")
+    return found
 
 
 def _over_seeds(seeds: dict) -> str:
