@@ -15,7 +15,6 @@ from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_T, written_prompt
 from rrs_jax.progress import Progress
 from rrs_jax.representations import Row, extract_all
 from rrs_jax.session import Session
-from rrs_jax.strategies.rrs_targets import kept_as_they_are
 from rrs_jax.train.batches import Plan, TrainingData, prompts_drawn, train_config
 
 
@@ -195,3 +194,8 @@ class Work:
                 asked = [Prompt(key=key, row=prompt) for key, prompt in wanted.items()]
                 generator.generate(asked, self.session.training_bank.array, on_finished)
         return [made[key] for key in keys]
+
+
+def kept_as_they_are(work) -> np.ndarray:
+    """bool (N,): samples whose target is what the frozen model has under the very prompt they drew."""
+    return work.kept | (work.mirrored & (work.config.rrs.benign_target == "keep"))

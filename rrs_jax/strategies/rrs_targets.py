@@ -17,6 +17,7 @@ from rrs_jax.representations import (
     safety_vector,
     save_representations,
 )
+from rrs_jax.work import kept_as_they_are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +193,6 @@ def _reshape(rrs, benign: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | No
             raise UserError(f"rrs.project: is {rrs.project} with {len(benign)} benign questions; give fewer directions.")
         return lambda delta: project_out(delta, benign, rrs.project)
     return None
-
-
-def kept_as_they_are(work) -> np.ndarray:
-    """bool (N,): samples whose target is what the frozen model has under the very prompt."""
-    return work.kept | (work.mirrored & (work.config.rrs.benign_target == "keep"))
 
 
 def _categories(work) -> list[str]:
