@@ -13,6 +13,7 @@ from rrs_jax.evaluate.compare import compare_folders, format_comparison, main, p
 from rrs_jax.evaluate.measure import main as measure_main
 from rrs_jax.evaluate.measure import measure
 from rrs_jax.evaluate.pool import main as pool_main
+from rrs_jax.evaluate.pool import over_seeds
 from rrs_jax.files import read_json, write_json, write_jsonl
 from rrs_jax.report.details import details
 from rrs_jax.report.table import text_table
@@ -150,6 +151,14 @@ def test_seeds_are_pooled_question_by_question(tmp_path):
     assert pooled["nsi"]["average"] == pytest.approx(np.mean([single["nsi"]["average"] for single in singles]), abs=1e-2)
     assert pooled["agreement"][0]["responses"] == 3 * 2 * 2 * (12 + 6)
     assert "rrs" in text_table([tmp_path / "pooled"])
+
+
+def test_an_interval_over_seeds_ends_where_the_rate_does():
+    rates = [63.0, 11.0, 12.0]
+    low, high = scipy.stats.t.interval(0.95, 2, np.mean(rates), scipy.stats.sem(rates))
+    assert low < 0 and high > 100
+    assert over_seeds(rates)["ci95"] == [0.0, 100.0]
+    assert over_seeds(rates, least=-100.0)["ci95"] == [pytest.approx(low, abs=1e-3), 100.0]
 
 
 def test_seeds_with_other_questions_are_not_pooled(tmp_path, capsys):

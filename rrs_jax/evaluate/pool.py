@@ -48,10 +48,10 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
     return summary | {
         "seeds": {
             "runs": [str(part.folder) for part in parts],
-            "modes": {mode: _spread([_rate(s["modes"].get(mode), "asr") for s in summaries]) for mode in MODES},
-            "orr": _spread([_rate(s["orr"], "rate") for s in summaries]),
-            "borderline_orr": _spread([_rate(s["borderline_orr"], "rate") for s in summaries]),
-            "nsi_average": _spread([(s["nsi"] or {}).get("average") for s in summaries]),
+            "modes": {mode: over_seeds([_rate(s["modes"].get(mode), "asr") for s in summaries]) for mode in MODES},
+            "orr": over_seeds([_rate(s["orr"], "rate") for s in summaries]),
+            "borderline_orr": over_seeds([_rate(s["borderline_orr"], "rate") for s in summaries]),
+            "nsi_average": over_seeds([(s["nsi"] or {}).get("average") for s in summaries], least=-100.0),
         }
     }
 
@@ -77,7 +77,9 @@ def _rate(block: dict | None, field: str) -> float | None:
     return block[field] if block else None
 
 
-def _spread(rates: Sequence[float | None]) -> dict | None:
+def over_seeds(rates: Sequence[float | None], least: float = 0.0) -> dict | None:
+    """Each rate, their mean and standard deviation, and Student's interval of the mean, which ends where a rate does, at
+    `least` and 100. None where a rate is missing."""
     if any(rate is None for rate in rates):
         return None
     mean = float(np.mean(rates))
@@ -87,7 +89,7 @@ def _spread(rates: Sequence[float | None]) -> dict | None:
     half = float(scipy.stats.t.ppf(0.975, len(rates) - 1)) * sd / len(rates) ** 0.5
     return {
         "rates": list(rates), "mean": round(mean, 4), "sd": round(sd, 4),
-        "ci95": [round(mean - half, 4), round(mean + half, 4)],
+        "ci95": [round(max(mean - half, least), 4), round(min(mean + half, 100.0), 4)],
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from rrs_jax.report.table import MODES, notes, read_summaries
 from rrs_jax.report.table import text_table as rates_table
 
 TEMPLATE = Path(__file__).parent / "page.html"
-MOST_CLOUDS = 8  # runs whose figure 2 stands on a sweep's page; each run's own page has its own
+MOST_CLOUDS = 10  # runs whose figure 2 stands on a sweep's page; each run's own page has its own
 MOST_CHARTS = 3  # of one kind that are not folded away
 
 
