@@ -312,7 +312,7 @@ def validate(config: ConfigDict) -> None:
     known = ((FIELDS[name], value) for name, value in values.items() if name in FIELDS)
     problems += [problem for field, value in known if (problem := field.problem(value))]
     if not problems:
-        problems = list(_contradictions(values))
+        problems = list(_contradictions(flatten(with_preset(config))))
     if problems:
         raise config_error(problems)
 
@@ -346,6 +346,9 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["train.text_share"] + values["train.audio_share"] > 1:
         yield (f"train.text_share is {values['train.text_share']} and train.audio_share {values['train.audio_share']}, "
                "together more than 1")  # fmt: skip
+    if values["rrs.harmful_audio_weight"] is not None and not values["train.audio_share"]:
+        yield (f"rrs.harmful_audio_weight is {values['rrs.harmful_audio_weight']} and no question is asked by its clip alone, "
+               "give train.audio_share more than 0")  # fmt: skip
     if values["train.twins_together"] and values["train.batch_size"] // values["train.gradient_accumulation"] % 2:
         yield ("train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
                f"{values['train.batch_size'] // values['train.gradient_accumulation']}")  # fmt: skip

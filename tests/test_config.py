@@ -96,6 +96,7 @@ def test_the_preset_gives_way_to_other_values():
     "changes, words",
     [
         ({"rrs.whiten": 0.5, "rrs.project": 3}, "rrs.whiten and rrs.project are both given"),
+        ({"rrs.harmful_audio_weight": 5.0}, "rrs.harmful_audio_weight is 5.0 and no question is asked by its clip alone"),
         ({"data.manifest": __file__, "strategy": "sft_full"}, "strategy sft_full needs data.basic_manifest"),
         ({"data.parallel_manifest": "absent.jsonl"}, "data.parallel_manifest is 'absent.jsonl' and there is no such file"),
     ],
@@ -104,6 +105,15 @@ def test_contradictions_of_strategies(changes, words):
     config = config_of("mini_rrs")
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
+        validate(config)
+
+
+def test_contradictions_are_those_of_the_preset_too():
+    config = config_of("mini_rrs")
+    config.strategy, config.rrs.harmful_audio_weight = "rrs_plus", 5.0
+    validate(config)
+    config.train.text_share = 0.9
+    with pytest.raises(UserError, match="train.text_share is 0.9 and train.audio_share 0.25, together more than 1"):
         validate(config)
 
 
