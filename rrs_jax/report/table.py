@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.errors import UserError, exit_status
+from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
 
 MODES = {"audio_text": "audio-text", "text_only": "text-only", "audio_only": "audio-only"}
@@ -207,7 +208,7 @@ def _over_refusal_elsewhere(summary: dict) -> list[str]:
     for mode, blocks in (summary.get("orr_by_mode") or {}).items():
         rates = {"benign": blocks["orr"], "borderline": blocks["borderline_orr"]}
         shown = [f"{name} {cell(block, 'rate')}" for name, block in rates.items() if block]
-        if shown and mode != "audio_text":
+        if shown and mode != ORR_MODE:
             found.append(f"{MODES[mode]} {', '.join(shown)}")
     return found
 

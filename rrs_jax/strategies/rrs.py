@@ -107,12 +107,12 @@ class RRS:
 
 def make_weights(work) -> np.ndarray:
     """float32 (N, prompts): what a sample's loss counts under each prompt of the pool."""
-    rrs, heard = work.config.rrs, work.config.train.audio_share > 0
+    rrs = work.config.rrs
     weights = np.ones((len(work.harmful), work.pool_size), np.float32)
     weights[work.kept] = rrs.keep_weight
     weights[work.harmful] = rrs.harmful_weight
     weights[work.rewrites] = rrs.rewrite_weight
-    if heard and rrs.harmful_audio_weight is not None:
+    if work.config.train.audio_share and rrs.harmful_audio_weight is not None:  # the last prompt is the clip alone
         weights[work.harmful, -1] = rrs.harmful_audio_weight
     return weights
 
