@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -16,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from rrs_jax import hosts
 from rrs_jax.costs import encoder_flops, program_price
+from rrs_jax.environment import cores
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import as_waveform
 from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
@@ -25,7 +25,7 @@ from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, replicated, ro
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
-WORKERS = min(4, os.cpu_count() or 1)  # more of them wait for Python's lock longer than they compute
+WORKERS = min(4, cores())  # more of them wait for Python's lock longer than they compute
 FRAMES_AT_ONCE = 2**15  # half as many rows for a matrix product: enough for every processor of a large GPU
 
 

@@ -1,4 +1,4 @@
-"""Environment variables of processes that are about to start."""
+"""What a process has of the machine, and the environment of processes that are about to start."""
 
 import contextlib
 import os
@@ -7,6 +7,11 @@ from collections.abc import Iterator, Mapping
 MEMORY_SHARE = 0.92  # of a card, for one process; the rest is for its CUDA context
 FURTHER_CONTEXT = 0.02  # of a card, for the context and the command buffers of each further process
 MEMORY_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+def cores() -> int:
+    """CPU cores on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_share(together: int = 1) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """A function's programs for several shapes, compiled side by side."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-WORKERS = max(4, min(8, os.cpu_count() or 1))
+from rrs_jax.environment import cores
+
+WORKERS = max(4, min(8, cores()))
 
 
 class Programs:

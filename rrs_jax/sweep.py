@@ -67,10 +67,14 @@ def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int |
     if jobs == 1:
         failed = _one_after_another(chosen, runs, asked, folder)
     else:
+        from rrs_jax.environment import cores
+        from rrs_jax.report.separation import figures_meanwhile
         from rrs_jax.sweep_jobs import Jobs
 
-        whole = Jobs(chosen, list(_data_runs(chosen)), asked, jobs)
-        failed, crashed = whole.run(), whole.crashed
+        # Figure 2 of the runs that are done, on the cores that the processes leave.
+        with figures_meanwhile(max(cores() - jobs, 1) if "report" in stages else 0) as make_figure:
+            whole = Jobs(chosen, list(_data_runs(chosen)), asked, jobs, make_figure)
+            failed, crashed = whole.run(), whole.crashed
     table = _report(folder, runs)
     print(table)
     if "report" in stages:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -42,11 +42,14 @@ class Jobs:
     """Does `runs` (configs by name) in `number` processes.
 
     data_runs: the runs whose data stage makes all questions and clips of the sweep; it is done first, by one process.
-    stages: of each run, by name.
+    stages: of each run, by name. on_done: called with the folder of each run that is done.
     """
 
-    def __init__(self, runs: dict[str, ConfigDict], data_runs: Sequence[str], stages: dict[str, list[str]], number: int):
-        self.runs, self.stages, self.number = runs, stages, min(number, len(runs))
+    def __init__(
+        self, runs: dict[str, ConfigDict], data_runs: Sequence[str], stages: dict[str, list[str]], number: int,
+        on_done: Callable[[Path], None] = lambda folder: None,
+    ):  # fmt: skip
+        self.runs, self.stages, self.number, self.on_done = runs, stages, min(number, len(runs)), on_done
         self.data_runs = [flatten(runs[name]) for name in data_runs]
         self.folder = Path(next(iter(runs.values())).run_dir).parent
         self.waiting = list(runs)
@@ -136,6 +139,8 @@ class Jobs:
         if name == PREPARING:
             return
         self.seconds.append(took)
+        if error is None:
+            self.on_done(Path(self.runs[name].run_dir))
         outcome = "done" if error is None else f"failed ({error})"
         say(f"{name}: {outcome}, {took:.0f} s; {len(self.seconds)} of {len(self.runs)} runs, "
             f"about {self._left():.0f} s left")  # fmt: skip

@@ -5,6 +5,8 @@ import html
 import itertools
 import re
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -206,6 +208,32 @@ def test_figure_2_is_made_again_only_for_other_states(tmp_path):
     rows = page.read_jsonl(folder / "data" / "eval" / "manifest.jsonl")
     write_recorded(folder, rows, (4,), 4, np.random.default_rng(9))
     assert separation.figures([folder])[folder] != first and kept.stat().st_mtime_ns != before
+
+
+def test_figures_are_made_while_others_run(tmp_path, monkeypatch):
+    """What waits at the end is left to the pages, what is begun is waited for; a fault is none of the sweep's."""
+    begun, go_on = threading.Event(), threading.Event()
+    made = []
+
+    def keep(run):
+        begun.set()
+        go_on.wait(60)
+        made.append(run)
+        if run == "bad":
+            raise UserError("no figure")
+
+    monkeypatch.setattr(separation, "keep_figure", keep)
+    with separation.figures_meanwhile(1) as make:
+        make("bad")
+        make("waiting")
+        assert begun.wait(60)
+        threading.Timer(0.2, go_on.set).start()
+    assert made == ["bad"]
+    with separation.figures_meanwhile(1) as make:
+        make("bad")
+        make("good")
+        while made[-1] != "good":
+            time.sleep(0.01)
 
 
 def test_without_scikit_learn_the_rest_is_made(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import soundfile
 from rrs_jax.data.service import Refused
 from rrs_jax.data.speech_cache import speech_folder
 from rrs_jax.data.voices import SAMPLING_RATE, Voice, loaded, speak
-from rrs_jax.environment import environment
+from rrs_jax.environment import cores, environment
 from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.progress import Progress
@@ -90,7 +90,7 @@ def try_speak_all(
         clips = list(missing.values())
         budget.take([(text, voice) for _, text, voice in clips])
         with Progress(len(clips), "speaking", unit="clips") as progress:
-            for path, result in _run(clips, workers or os.cpu_count() or 1):
+            for path, result in _run(clips, workers or cores()):
                 made[path] = result
                 progress.update()
     return [made[path] if isinstance(made[path], str) else (path, made[path]) for path in paths]

@@ -1,6 +1,5 @@
 """The bridge's data: questions, their written answers, and their speech as features, in a work folder."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ from flax import nnx
 
 from rrs_jax.data.speech import voice_processes
 from rrs_jax.data.voices import draw_voice, speak
+from rrs_jax.environment import cores
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, write_jsonl
 from rrs_jax.inputs.mel import MelConfig, log_mel
@@ -36,7 +36,7 @@ def make_data(
     print(f"{len(questions)} distinct questions of {samples} samples", flush=True)
     texts = questions + word_lists(processor, lists, seed)
     # The voices yield to the process that feeds the device.
-    with voice_processes(os.cpu_count() or 1, niceness=10) as pool:
+    with voice_processes(cores(), niceness=10) as pool:
         clips = pool.map(speech_features, texts, [processor.mel] * len(texts), [seed] * len(texts), chunksize=16)
         answers = answer_questions(
             model, processor, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed

@@ -4,16 +4,19 @@ All epochs of a run are embedded together, so that the panels have common coordi
 `pip install 'rrs-jax[report]'` brings.
 """
 
+import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from rrs_jax.environment import cores
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_atomic
 from rrs_jax.progress import Progress
@@ -126,40 +129,60 @@ def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
 
 
 def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
-    """Of the runs that recorded something, several at a time; kept in RUN/report/figure2.json until they record anew.
-    Raises UserError where scikit-learn is missing and something is to be made."""
-    found, wanted = {}, {}
-    for run in runs:
-        recorded = read_recorded(run)
-        if recorded is None:
-            continue
-        key = content_hash(VERSION, *(states.tobytes() for states in recorded.states.values()), recorded.labels.tolist())
-        kept = run / "report" / "figure2.json"
-        if kept.is_file() and (values := read_json(kept)).pop("key", None) == key:
-            for name in ("tsne", "pca", "numbers"):  # JSON makes texts of the epochs
-                values[name] = {int(epoch): value for epoch, value in values[name].items()}
-            found[run] = Figure2(**values)
-        else:
-            wanted[run] = key, recorded
-    if not wanted:
-        return found
+    """Of the runs that recorded something, several at a time (`keep_figure`)."""
+    with ThreadPoolExecutor(cores()) as pool, Progress(len(runs), "figure 2", "runs") as progress:
+        found = {}
+        for run, figure in zip(runs, pool.map(keep_figure, runs), strict=True):
+            if figure is not None:
+                found[run] = figure
+            progress.update(1)
+    return found
+
+
+def keep_figure(run: Path) -> Figure2 | None:
+    """A run's figure, kept in RUN/report/figure2.json until the run records anew; None where it recorded nothing.
+    Raises UserError where scikit-learn is missing and the figure is to be made."""
+    recorded = read_recorded(run)
+    if recorded is None:
+        return None
+    key = content_hash(VERSION, *(states.tobytes() for states in recorded.states.values()), recorded.labels.tolist())
+    kept = run / "report" / "figure2.json"
+    if kept.is_file() and (values := read_json(kept)).pop("key", None) == key:
+        for name in ("tsne", "pca", "numbers"):  # JSON makes texts of the epochs
+            values[name] = {int(epoch): value for epoch, value in values[name].items()}
+        return Figure2(**values)
     if find_spec("sklearn") is None:
         raise UserError("figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again.")
     from threadpoolctl import threadpool_limits
 
-    workers = min(len(wanted), os.cpu_count() or 1)
+    with threadpool_limits(1):  # t-SNE's own threads wait for each other longer than they save on a busy machine
+        figure = make_figure(recorded)
+    write_atomic(kept, json.dumps({"key": key} | dataclasses.asdict(figure), separators=(",", ":")))
+    return figure
 
-    def make(run: Path) -> Figure2:
-        with threadpool_limits(1):  # t-SNE's own threads wait for each other longer than they save on a busy machine
-            return make_figure(wanted[run][1])
 
-    with Progress(len(wanted), "figure 2", "runs") as progress, ThreadPoolExecutor(workers) as pool:
-        for run, figure in zip(wanted, pool.map(make, wanted), strict=True):
-            values = {"key": wanted[run][0]} | dataclasses.asdict(figure)
-            write_atomic(run / "report" / "figure2.json", json.dumps(values, separators=(",", ":")))
-            found[run] = figure
-            progress.update(1)
-    return found
+@contextlib.contextmanager
+def figures_meanwhile(threads: int) -> Iterator[Callable[[Path], None]]:
+    """Gives a function that takes a run which is done; its figure is made and kept by one of the threads. Those that are
+    begun at the end are waited for, the others left to `figures`. An interruption waits for none."""
+    waiting = queue.SimpleQueue()
+
+    def take() -> None:
+        while (run := waiting.get()) is not None:
+            with contextlib.suppress(UserError):  # which the page then says in the figure's place
+                keep_figure(run)
+
+    takers = [threading.Thread(target=take, daemon=True) for _ in range(threads)]
+    for thread in takers:
+        thread.start()
+    yield waiting.put
+    while not waiting.empty():
+        with contextlib.suppress(queue.Empty):
+            waiting.get_nowait()
+    for _ in takers:
+        waiting.put(None)
+    for thread in takers:
+        thread.join()
 
 
 def _shown(labels: np.ndarray, most: int) -> np.ndarray:
