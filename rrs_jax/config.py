@@ -60,6 +60,8 @@ FIELDS = {field.name: field for field in (
           "The same with alarming words, in other styles than the rewrites; None is all 160."),
     Field("data.contrast_role", "keep", choice("keep", "mirror"),
           "Of the starter set's contrast questions: the model is to stay as it is on them, or they move as rewrites do."),
+    Field("data.rewrites_per_pair", 1, whole(1, 2),
+          "Starter set: benign rewrites of each harmful question of Mirror."),
     Field("data.voices_per_question", 1, whole(1),
           "Starter set: how many different voices say each training question; every clip is a sample of its own."),
     Field("data.seed", 0, whole(0, 2**31 - 1),
@@ -93,6 +95,9 @@ FIELDS = {field.name: field for field in (
     Field("rrs.benign_target", "mirror", choice("mirror", "keep", "hinge"),
           "Of the rewrites: V0(d, t) moved against the safety vector (equation 12); `keep`: what the model has already, "
           "under each prompt; `hinge`: pulled only while a refusal token's log-odds are above -rrs.margin."),
+    Field("rrs.read_share", 0.0, number(0, 1),
+          "Targets start this far on the way from what the frozen model has where a question is heard to what it has where "
+          "the same question is read beside the same text, so that training also teaches to hear the words."),
     Field("rrs.margin", 5.0, number(0), "Of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
     Field("rrs.keep_weight", 1.0, number(0, above=True),
           "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a manifest)."),

@@ -123,7 +123,7 @@ def make_data(session: Session) -> dict:
             sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
             if split == "train":
                 sizes = singles | {name: chosen[name] for name in ("pairs_per_category", "voices_per_question")}
-                sizes["parallel"] = kind != "mirror"
+                sizes |= {"rewrites_per_pair": chosen.rewrites_per_pair} if kind == "mirror" else {"parallel": True}
             build_starter(
                 target.parent, split=split if split == "train" else chosen.eval_set, categories=chosen.categories,
                 voices=voices, seed=chosen.seed, max_cost_usd=chosen.max_cost_usd, **sizes,

@@ -67,15 +67,22 @@ class Work:
         """The spoken question beside `text`, or alone."""
         return self.session.encode(self.session.training_bank, [int(sample)], text)
 
+    def read_prompt(self, sample: int, text: str | None) -> Row:
+        """The same in writing."""
+        question = self.rows[sample]["question"]
+        written = question if text is None else written_prompt(question, text)
+        return self.session.encode(self.session.training_bank, [], written)
+
+    def pool_text(self, place: int) -> str | None:
+        """What stands beside the question in prompt `place` of the pool; behind the spoken ones stand the written ones,
+        and at the end the clip alone."""
+        alone = self.config.train.audio_share and place == self.pool_size - 1
+        return None if alone else PROMPT_POOL[place % len(PROMPT_POOL)]
+
     def pool_prompt(self, sample: int, place: int) -> Row:
-        """Prompt `place` of the pool; behind the spoken ones stand the written ones, and at the end the clip alone."""
-        if place < len(PROMPT_POOL):
-            return self.prompt(sample, PROMPT_POOL[place])
-        if self.config.train.audio_share and place == self.pool_size - 1:
-            return self.prompt(sample, None)
-        question = self.session.training_rows[sample]["question"]
-        text = written_prompt(question, PROMPT_POOL[place - len(PROMPT_POOL)])
-        return self.session.encode(self.session.training_bank, [], text)
+        text = self.pool_text(place)
+        heard = text is None or place < len(PROMPT_POOL)
+        return self.prompt(sample, text) if heard else self.read_prompt(sample, text)
 
     @functools.cached_property
     def pool(self) -> list[list[Row]]:

@@ -35,7 +35,7 @@ def singles(name):
 
 SINGLES = ("borderline", "borderline_check", "everyday", "contrast")
 PAIRS = ("train", "eval", "check")
-EVERY_QUESTION = [q for split in PAIRS for q in questions(split)] + [q for name in SINGLES for q in singles(name)]
+EVERY_QUESTION = [q for split in PAIRS for q in questions(split)] + [q for name in (*SINGLES, "rewrites") for q in singles(name)]
 
 
 @pytest.mark.parametrize(("split", "each"), [("train", 20), ("eval", 10), ("check", 10)])
@@ -89,7 +89,7 @@ def test_no_question_twice():
     repeated = [q for q, n in Counter(" ".join(words(q)) for q in EVERY_QUESTION).items() if n > 1]
     assert repeated == []
     names = [pair["pair_id"] for split in PAIRS for pair in starter_pairs(split)]
-    names += [row["id"] for name in SINGLES for row in starter_singles(name)]
+    names += [row["id"] for name in (*SINGLES, "rewrites") for row in starter_singles(name)]
     assert len(set(names)) == len(names)
 
 
@@ -112,6 +112,19 @@ def test_evaluation_is_disjoint_from_training():
         for first, second in itertools.product(one, other)
         if nearly_equal(first, second)
     ]
+    assert near == []
+
+
+def test_every_training_pair_has_a_second_rewrite_near_no_other_question():
+    pairs, second = starter_pairs("train"), starter_singles("rewrites")
+    assert [row["pair_id"] for row in second] == [pair["pair_id"] for pair in pairs]
+    assert all(1 <= changed_words(pair["harmful"], row["question"]) <= 4 for pair, row in zip(pairs, second, strict=True))
+    sets = [with_words(asked) for asked in (*map(questions, PAIRS), *map(singles, SINGLES))]
+    own = {(row["question"], pair[label]) for pair, row in zip(pairs, second, strict=True) for label in ("harmful", "benign")}
+    asked = with_words(singles("rewrites"))
+    near = [(one[0], other[0]) for one in asked for other in itertools.chain(*sets)
+            if (one[0], other[0]) not in own and nearly_equal(one, other)]  # fmt: skip
+    near += [(one[0], other[0]) for one, other in itertools.combinations(asked, 2) if nearly_equal(one, other)]
     assert near == []
 
 
@@ -168,6 +181,18 @@ def without_role(row):
     return {name: value for name, value in row.items() if name != "role"}
 
 
+def test_a_second_rewrite_follows_its_pair():
+    rows = choose_rows("train", pairs_per_category=2, everyday=3, seed=0)
+    more = choose_rows("train", pairs_per_category=2, everyday=3, rewrites_per_pair=2, seed=0)
+    assert len(rows) == 59 and len(more) == 59 + 28
+    for place in range(28):
+        harmful, benign, second = more[3 * place : 3 * place + 3]
+        assert [harmful, benign] == rows[2 * place : 2 * place + 2]
+        assert second["label"] == "benign" and "role" not in second and second["category"] == harmful["category"]
+        assert second["pair_id"] == harmful["pair_id"] and second["question"] not in (harmful["question"], benign["question"])
+    assert more[84:] == rows[56:]
+
+
 def test_everything_is_chosen_by_none():
     assert len(choose_rows("train", pairs_per_category=None)) == 560
     assert len(choose_rows("train", pairs_per_category=None, everyday=None, contrast=None)) == 860
@@ -185,6 +210,8 @@ def test_no_borderline_question_is_trained_on():
         choose_rows("train", pairs_per_category=1, borderline=1)
     with pytest.raises(ValueError, match="training alone"):
         choose_rows("eval", pairs_per_category=1, contrast=None)
+    with pytest.raises(ValueError, match="Mirror alone"):
+        choose_rows("train", pairs_per_category=1, parallel=True, rewrites_per_pair=2)
 
 
 def write(path, *lines):

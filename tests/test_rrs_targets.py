@@ -43,6 +43,7 @@ def work(tmp_path, monkeypatch):
         refusal_ids=[40], vanilla=SimpleNamespace(head_row=heads.get), say=lambda _: None,
         prompt=lambda i, text: ([], (int(i), text), None),
         pool_prompt=lambda i, place: ([], (int(i), "pool", place), None),
+        read_prompt=lambda i, text: ([], (int(i), "read", text), None), pool_text=lambda place: f"text {place}",
         representations=states, responses=lambda prompts, length: [[50 + i] * min(i, length) for i in range(len(prompts))],
         folder=SimpleNamespace(representations=tmp_path / "representations.safetensors"),
     )  # fmt: skip
@@ -110,6 +111,21 @@ def test_rewrites_may_keep_what_they_have(work):
     assert strategy.examples(np.array([1, 4]), np.array([0, 0]))["weight"].tolist() == [1, 3]
     work.config.rrs.harmful_weight = 2.0
     assert built(work).examples(np.array([0, 1, 4]), np.zeros(3, int))["weight"].tolist() == [2, 1, 3]
+
+
+def test_targets_start_on_the_way_from_what_is_heard_to_what_is_read(work):
+    """The safety vector stays that of heard questions."""
+    work.config.rrs.read_share = 0.75
+    strategy = built(work)
+    original, refused, benign = parts(work)
+    vector = selected(refused.mean(0) - benign.mean(0))
+    for i in np.flatnonzero(~KEPT).tolist():
+        start = 0.25 * original[i] + 0.75 * state(i, "read", T)
+        np.testing.assert_allclose(strategy.targets[i], start + (1 if work.harmful[i] else -1) * vector, atol=1e-6)
+    for place in range(POOL):
+        found = strategy.examples(np.array([4]), np.array([place]))["target"][0]
+        expected = 0.25 * state(4, "pool", place) + 0.75 * state(4, "read", f"text {place}")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_losses_count_by_the_kind_of_question_and_by_whether_it_is_only_heard(work):

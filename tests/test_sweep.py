@@ -24,7 +24,7 @@ def runs(config):
     yield "rrs", {}
     yield "top25", {"rrs.top_m": 25.0}
     shares = {"train.text_share": 0.5, "train.audio_share": 0.25}
-    yield "rrs_plus", {"strategy": "rrs_plus", "data.everyday": 2, "data.contrast": 2} | shares
+    yield "rrs_plus", {"strategy": "rrs_plus", "data.everyday": 2, "data.contrast": 2, "rrs.read_share": 1.0} | shares
     for name in %r:
         yield name, {"strategy": name}
     yield "deeper", {"rrs.positions": 3, "rrs.benign_target": "hinge", "rrs.margin": 0.0}
@@ -95,6 +95,20 @@ def swept(base):
 def states(base):
     config, path = base
     return status(read_sweep(str(path / "sweep.py"), config))
+
+
+def test_kept_questions_may_aim_at_what_the_model_has_where_it_reads_them(base, swept):
+    """With a share of 1 the target beside a spoken prompt is the state of the same prompt in writing, which
+    `train.text_share` has in the pool as well."""
+    run = base[1] / "runs" / "rrs_plus"
+    entries, _ = read_header(run / "representations.safetensors")
+    arrays = {name: np.array(entry.array()) for name, entry in entries.items()}
+    kept = arrays["kept_prompts"]
+    assert kept.shape[:2] == (3, 21)
+    np.testing.assert_allclose(kept[:, :10], kept[:, 10:20], atol=1e-5)
+    assert np.abs(kept[:, 20] - kept[:, 0]).max() > 1e-2  # the question alone
+    own = [i for i, row in enumerate(read_jsonl(run / "data" / "manifest.jsonl")) if row.get("role") == "keep"]
+    assert np.abs(arrays["kept"] - arrays["read"][own]).max(axis=1).min() > 1e-2
 
 
 def test_every_strategy_is_trained_and_evaluated(swept):

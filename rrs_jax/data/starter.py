@@ -5,7 +5,8 @@ its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 
 holds 120 harmless questions with alarming words, for evaluation alone. `starter/check.jsonl` and
 `starter/borderline_check.jsonl` are as many of both again, to measure what was chosen by the others. `starter/everyday.jsonl` and
 `starter/contrast.jsonl` hold 140 and 160 harmless questions for training, plain ones and ones with alarming words;
-no question of any file nearly is another one's. Questions only, never answers.
+no question of any file nearly is another one's. `starter/rewrites.jsonl` has a second rewrite of every training pair.
+Questions only, never answers.
 """
 
 import os
@@ -68,13 +69,15 @@ def choose_rows(
     everyday: int | None = 0,
     contrast: int | None = 0,
     contrast_role: str = "keep",
+    rewrites_per_pair: int = 1,
     parallel: bool = False,
     categories: int | None = None,
     seed: int = 0,
 ) -> list[dict]:
     """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the borderline,
     everyday and contrast ones, each by turns of their styles. The last two are benign rows with the role "keep", the
-    contrast ones without it where `contrast_role` is "mirror".
+    contrast ones without it where `contrast_role` is "mirror". With `rewrites_per_pair` 2 the second rewrite follows
+    each pair.
 
     parallel: in place of each benign twin an everyday question, as the paper's Parallel set has; there are fewer of
     them than of all pairs, so they come again.
@@ -87,13 +90,19 @@ def choose_rows(
         raise ValueError("borderline questions are for evaluation alone")
     if split != "train" and (everyday, contrast) != (0, 0):
         raise ValueError("everyday and contrast questions are for training alone")
+    if rewrites_per_pair != 1 and (split != "train" or parallel):
+        raise ValueError("second rewrites are for training on Mirror alone")
     chosen = CATEGORIES[: _count("categories", categories, len(CATEGORIES))]
     pairs = [pair for pair in starter_pairs(split) if pair["category"] in chosen]
     each = _count("pairs_per_category", pairs_per_category, len(pairs) // len(chosen))
+    second = {row["pair_id"]: row for row in starter_singles("rewrites")} if rewrites_per_pair == 2 else {}
     rows = []
     for pair in _by_turns(pairs, "category", "pair_id", seed)[: each * len(chosen)]:
         for label in ("harmful", "benign"):
             rows.append(_row(f"{pair['pair_id']}-{label}", pair["pair_id"], label, pair["category"], pair[label]))
+        if second:
+            other = second[pair["pair_id"]]
+            rows.append(_row(other["id"], pair["pair_id"], "benign", pair["category"], other["question"]))
     if parallel:
         _replace_twins(rows, _by_turns(starter_singles("everyday"), "style", "id", seed))
     for name, wanted in (("borderline", borderline), ("everyday", everyday), ("contrast", contrast)):

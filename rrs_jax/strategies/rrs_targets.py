@@ -25,7 +25,7 @@ class Materials:
     """What `extract` wrote, in the order of the run's N samples.
 
     Attributes:
-      original: float32 (N, D), V0(d, t).
+      start: float32 (N, D), V0(d, t), with `rrs.read_share` on the way to what the question has in writing.
       refused: float32 (N, D), V0(d, t̃) of harmful samples, 0 elsewhere.
       vectors: float32 (N, D), the safety vector of each sample; the same for all but with `rrs.target=category`.
       hinge_scale: float32 (N,), the vector's length over the change of the refusal token's logit that it makes.
@@ -34,7 +34,7 @@ class Materials:
       tails, positions: see `strategies.rrs.RRS`.
     """
 
-    original: np.ndarray
+    start: np.ndarray
     refused: np.ndarray
     vectors: np.ndarray
     hinge_scale: np.ndarray
@@ -54,17 +54,21 @@ def extract(work) -> dict:
     parts = [(harmful, PROMPT_T), (harmful, rrs.refusal_prompt), (benign, PROMPT_T), (kept, PROMPT_T)]
     prompts = [work.prompt(i, text) for indices, text in parts for i in indices]
     prompts += [work.pool_prompt(i, place) for i in keeping for place in range(work.pool_size)]
+    read = _read_prompts(work, keeping) if rrs.read_share else []
+    prompts += read
     if tails is not None:
         prompts += _deeper_prompts(work, keeping, tails)
     states = work.representations(prompts)
 
-    counts = [len(indices) for indices, _ in parts] + [len(keeping) * work.pool_size]
-    *parts, by_prompt, deeper = np.split(states, np.cumsum(counts))
+    counts = [len(indices) for indices, _ in parts] + [len(keeping) * work.pool_size, len(read)]
+    *parts, by_prompt, read, deeper = np.split(states, np.cumsum(counts))
     representations, kept_states = Representations(*parts[:3]), parts[3]
     head_row = np.mean([np.asarray(work.vanilla.head_row(token)) for token in token_ids], axis=0, dtype=np.float32)
     reshape = _reshape(rrs, np.concatenate([representations.benign, kept_states]))
     vector = safety_vector(representations.harmful_refusal, representations.benign, head_row, rrs.top_m, reshape)
     extras = {"kept": kept_states, "head_row": head_row}
+    if len(read):
+        extras["read"], by_prompt = read[: len(work.harmful)], _towards(by_prompt, read[len(work.harmful) :], rrs.read_share)
     if len(keeping):
         extras["kept_prompts"] = by_prompt.reshape(len(keeping), work.pool_size, -1)
     if tails is not None:
@@ -111,10 +115,12 @@ def read_materials(work) -> Materials:
     """What `extract` wrote for this run."""
     representations, arrays, _ = load_representations(work.folder.representations)
     width, count = representations.harmful.shape[1], len(work.harmful)
-    original, refused = np.zeros((2, count, width), np.float32)
-    original[work.harmful], original[work.mirrored] = representations.harmful, representations.benign
+    start, refused = np.zeros((2, count, width), np.float32)
+    start[work.harmful], start[work.mirrored] = representations.harmful, representations.benign
     if work.kept.any():
-        original[work.kept] = arrays["kept"]
+        start[work.kept] = arrays["kept"]
+    if "read" in arrays:
+        start = _towards(start, arrays["read"], work.config.rrs.read_share)
     refused[work.harmful] = representations.harmful_refusal
     vectors = np.broadcast_to(arrays["safety_vector"], (count, width))
     if "category_vectors" in arrays:
@@ -135,7 +141,7 @@ def read_materials(work) -> Materials:
         if kept_prompts is not None:
             own = own.reshape(*kept_prompts.shape[:2], later, width)
             kept_prompts = np.concatenate([kept_prompts[:, :, None], own], axis=2)
-    return Materials(original, refused, vectors, hinge_scale, kept_prompts, deeper, tails, positions)
+    return Materials(start, refused, vectors, hinge_scale, kept_prompts, deeper, tails, positions)
 
 
 def make_targets(config, materials: Materials, harmful: np.ndarray) -> np.ndarray:
@@ -144,10 +150,10 @@ def make_targets(config, materials: Materials, harmful: np.ndarray) -> np.ndarra
 
     Raises UserError for a hinge along a vector that does not raise the refusal token's logit.
     """
-    targets = targets_of(materials.original, harmful, materials.vectors)
+    targets = targets_of(materials.start, harmful, materials.vectors)
     if config.rrs.target == "own":
         selected = materials.vectors != 0
-        own = np.where(selected, materials.refused, materials.original)
+        own = np.where(selected, materials.refused, materials.start)
         targets = np.where(harmful[:, None], own, targets)
     if config.rrs.benign_target == "hinge" and not (materials.hinge_scale[~harmful] > 0).all():
         raise UserError(
@@ -222,6 +228,17 @@ def _tails(work, length: int) -> np.ndarray:
     for row, answer in zip(tails, answers, strict=True):
         row[: len(answer)] = answer
     return tails
+
+
+def _read_prompts(work, keeping: np.ndarray) -> list:
+    """Every question in writing beside t, then the kept samples' beside each text of the pool."""
+    prompts = [work.read_prompt(i, PROMPT_T) for i in range(len(work.harmful))]
+    texts = [work.pool_text(place) for place in range(work.pool_size)]
+    return prompts + [work.read_prompt(i, text) for i in keeping for text in texts]
+
+
+def _towards(heard: np.ndarray, read: np.ndarray, share: float) -> np.ndarray:
+    return heard + np.float32(share) * (read - heard)
 
 
 def _deeper_prompts(work, keeping: np.ndarray, tails: np.ndarray) -> list:
