@@ -118,7 +118,7 @@ def test_evaluation_is_disjoint_from_training():
 def test_every_training_pair_has_a_second_rewrite_near_no_other_question():
     pairs, second = starter_pairs("train"), starter_singles("rewrites")
     assert [row["pair_id"] for row in second] == [pair["pair_id"] for pair in pairs]
-    assert all(1 <= changed_words(pair["harmful"], row["question"]) <= 4 for pair, row in zip(pairs, second, strict=True))
+    assert all(1 <= changed_words(pair["harmful"], row["question"]) <= 3 for pair, row in zip(pairs, second, strict=True))
     sets = [with_words(asked) for asked in (*map(questions, PAIRS), *map(singles, SINGLES))]
     own = {(row["question"], pair[label]) for pair, row in zip(pairs, second, strict=True) for label in ("harmful", "benign")}
     asked = with_words(singles("rewrites"))
