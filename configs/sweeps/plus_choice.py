@@ -4,7 +4,8 @@
         --config.run_dir=runs/plus_choice
 
 One seed moves a rate by five to ten points, so it is chosen by means. A row's name says what its losses count: harmful
-questions, behind `rewrites` their rewrites, behind `heard` harmful questions by audio alone.
+questions, behind `rewrites` their rewrites, behind `heard` harmful questions by audio alone. The last six, `varied`, have
+both weights behind `second` (second rewrites), `read` (`rrs.read_share`) and `text` (a text-only share).
 """
 
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ ROWS = {
     "heard_3_9_longer_mean": LONGER_MEAN | counts(3.0, heard=9.0),
     "rewrites_4_2_heard_12_longer_mean": LONGER_MEAN | counts(4.0, 2.0, 12.0),
     "heard_2_12_longer_mean": LONGER_MEAN | counts(2.0, heard=12.0),
+    "heard_3_10_longer_mean": LONGER_MEAN | counts(3.0, heard=10.0),
+    "second_4_12_longer_mean": LONGER_MEAN | counts(4.0, heard=12.0) | {"data.rewrites_per_pair": 2},
+    "read_half_3_9_longer_mean": LONGER_MEAN | counts(3.0, heard=9.0) | {"rrs.read_share": 0.5},
+    "read_1.5_5_longer_mean": LONGER_MEAN | counts(1.5, heard=5.0) | {"rrs.read_share": 1.0},
+    "read_1_3_longer_mean": LONGER_MEAN | counts(1.0, heard=3.0) | {"rrs.read_share": 1.0},
+    "text_1_4_longer_mean": LONGER_MEAN | counts(1.0, heard=4.0) | {"train.text_share": 0.25},
 }
 
 
