@@ -3,8 +3,11 @@
 import csv
 import html
 import itertools
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -208,6 +211,33 @@ def test_figure_2_is_made_again_only_for_other_states(tmp_path):
     rows = page.read_jsonl(folder / "data" / "eval" / "manifest.jsonl")
     write_recorded(folder, rows, (4,), 4, np.random.default_rng(9))
     assert separation.figures([folder])[folder] != first and kept.stat().st_mtime_ns != before
+
+
+THREADS = """
+import sys
+from pathlib import Path
+from threadpoolctl import threadpool_info
+from rrs_jax.errors import UserError
+from rrs_jax.report import separation
+
+def make_figure(recorded):
+    print(sorted({(library["user_api"], library["num_threads"]) for library in threadpool_info()}))
+    raise UserError("seen")
+
+separation.make_figure = make_figure
+try:
+    separation.figures([Path(sys.argv[1])])
+except UserError:
+    pass
+"""
+
+
+def test_a_figure_has_one_thread_also_where_it_is_a_programs_first(tmp_path):
+    """Libraries that are loaded after the limit is set do not heed it."""
+    folder = write_run(tmp_path / "run", pairs=4, evaluated=())
+    counts = {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", THREADS, str(folder)], env=os.environ | counts, capture_output=True, text=True)
+    assert done.stdout.strip() == "[('blas', 1), ('openmp', 1)]", done.stdout + done.stderr
 
 
 def test_figures_are_made_while_others_run(tmp_path, monkeypatch):

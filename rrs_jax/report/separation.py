@@ -153,6 +153,7 @@ def keep_figure(run: Path) -> Figure2 | None:
         return Figure2(**values)
     if find_spec("sklearn") is None:
         raise UserError("figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again.")
+    from sklearn import linear_model, manifold  # noqa: F401 (what is limited below has to be loaded by then)
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # t-SNE's own threads wait for each other longer than they save on a busy machine
