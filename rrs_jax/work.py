@@ -80,6 +80,7 @@ class Work:
         return None if alone else PROMPT_POOL[place % len(PROMPT_POOL)]
 
     def pool_prompt(self, sample: int, place: int) -> Row:
+        """Prompt `place` of the pool (`pool_text`)."""
         text = self.pool_text(place)
         heard = text is None or place < len(PROMPT_POOL)
         return self.prompt(sample, text) if heard else self.read_prompt(sample, text)

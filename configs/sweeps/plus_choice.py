@@ -4,8 +4,8 @@
         --config.run_dir=runs/plus_choice
 
 One seed moves a rate by five to ten points, so it is chosen by means. A row's name says what its losses count: harmful
-questions, behind `rewrites` their rewrites, behind `heard` harmful questions by audio alone. The last six, `varied`, have
-both weights behind `second` (second rewrites), `read` (`rrs.read_share`) and `text` (a text-only share).
+questions, behind `rewrites` their rewrites, behind `heard` harmful questions by audio alone. `second` (two rewrites a pair),
+`read` (`rrs.read_share`, `half` is 0.5) and `text` (a text-only share) stand before both weights of harmful questions.
 """
 
 from collections.abc import Iterator

@@ -129,28 +129,36 @@ def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
 
 
 def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
-    """Of the runs that recorded something, several at a time (`keep_figure`)."""
-    with ThreadPoolExecutor(cores()) as pool, Progress(len(runs), "figure 2", "runs") as progress:
-        found = {}
-        for run, figure in zip(runs, pool.map(keep_figure, runs), strict=True):
-            if figure is not None:
+    """Of the runs that recorded something; several at a time are made (`keep_figure`)."""
+    found = {run: figure for run in runs if (figure := kept_figure(run)) is not None}
+    wanted = [run for run in runs if run not in found and read_recorded(run) is not None]
+    if wanted:
+        with ThreadPoolExecutor(cores()) as pool, Progress(len(wanted), "figure 2", "runs") as progress:
+            for run, figure in zip(wanted, pool.map(keep_figure, wanted), strict=True):
                 found[run] = figure
-            progress.update(1)
+                progress.update(1)
     return found
 
 
-def keep_figure(run: Path) -> Figure2 | None:
-    """A run's figure, kept in RUN/report/figure2.json until the run records anew; None where it recorded nothing.
-    Raises UserError where scikit-learn is missing and the figure is to be made."""
-    recorded = read_recorded(run)
-    if recorded is None:
+def kept_figure(run: Path) -> Figure2 | None:
+    """RUN/report/figure2.json, where it is of what the run recorded."""
+    path, recorded = run / "report" / "figure2.json", read_recorded(run)
+    if recorded is None or not path.is_file():
         return None
-    key = content_hash(VERSION, *(states.tobytes() for states in recorded.states.values()), recorded.labels.tolist())
-    kept = run / "report" / "figure2.json"
-    if kept.is_file() and (values := read_json(kept)).pop("key", None) == key:
-        for name in ("tsne", "pca", "numbers"):  # JSON makes texts of the epochs
-            values[name] = {int(epoch): value for epoch, value in values[name].items()}
-        return Figure2(**values)
+    values = read_json(path)
+    if values.pop("key", None) != _key(recorded):
+        return None
+    for name in ("tsne", "pca", "numbers"):  # JSON makes texts of the epochs
+        values[name] = {int(epoch): value for epoch, value in values[name].items()}
+    return Figure2(**values)
+
+
+def keep_figure(run: Path) -> Figure2 | None:
+    """The run's figure, made where none of what it recorded is kept; None where it recorded nothing. Raises UserError where
+    scikit-learn is missing and the figure is to be made."""
+    kept, recorded = kept_figure(run), read_recorded(run)
+    if kept is not None or recorded is None:
+        return kept
     if find_spec("sklearn") is None:
         raise UserError("figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again.")
     from sklearn import linear_model, manifold  # noqa: F401 (what is limited below has to be loaded by then)
@@ -158,8 +166,13 @@ def keep_figure(run: Path) -> Figure2 | None:
 
     with threadpool_limits(1):  # t-SNE's own threads wait for each other longer than they save on a busy machine
         figure = make_figure(recorded)
-    write_atomic(kept, json.dumps({"key": key} | dataclasses.asdict(figure), separators=(",", ":")))
+    values = {"key": _key(recorded)} | dataclasses.asdict(figure)
+    write_atomic(run / "report" / "figure2.json", json.dumps(values, separators=(",", ":")))
     return figure
+
+
+def _key(recorded: Recorded) -> str:
+    return content_hash(VERSION, *(states.tobytes() for states in recorded.states.values()), recorded.labels.tolist())
 
 
 @contextlib.contextmanager
