@@ -14,11 +14,11 @@ import os
 
 from absl import app, flags
 
-from rrs_jax import command_line
-from rrs_jax.config import validate
-from rrs_jax.environment import memory_share
+from rrs_jax.config import command_line, validate
+from rrs_jax.distributed.join import joined
+from rrs_jax.distributed.machine import memory_share
 from rrs_jax.errors import UserError
-from rrs_jax.joining import joined
+from rrs_jax.evaluate.problems import evaluation_problems
 
 command_line.define_flags()
 flags.adopt_module_key_flags(command_line)  # `--help` shows them
@@ -26,7 +26,7 @@ flags.adopt_module_key_flags(command_line)  # `--help` shows them
 
 def main(_: list[str]) -> None:
     config, stages = command_line.read()
-    validate(config)
+    validate(config, evaluation_problems)
     sweep, index, jobs = flags.FLAGS.sweep, flags.FLAGS.sweep_index, flags.FLAGS.sweep_jobs
     if sweep is None and (index is not None or jobs != 1):
         raise UserError(f"--sweep_{'jobs' if index is None else 'index'}: has no meaning without --sweep; give both.")
@@ -40,20 +40,20 @@ def main(_: list[str]) -> None:
         os.environ.update(memory_share())
     # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
     if flags.FLAGS.dry_run and sweep is not None:
-        from rrs_jax.sweep import print_sweep
+        from rrs_jax.run.sweep import print_sweep
 
         print_sweep(config, sweep)
     elif flags.FLAGS.dry_run:
-        from rrs_jax.plan import print_plan
+        from rrs_jax.run.dry_run import print_plan
 
         print_plan(config, stages)
     elif sweep is not None:
-        from rrs_jax.sweep import run_sweep
+        from rrs_jax.run.sweep import run_sweep
 
         run_sweep(config, sweep, stages, index, jobs)
     else:
         with joined(joining):
-            from rrs_jax import pipeline
+            from rrs_jax.run import pipeline
 
             pipeline.run(config, stages)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rrs_jax.inputs.mel import audio_token_count, feature_length
 from rrs_jax.models.released import RELEASED
-from rrs_jax.plan import MINI_CONFIG
+from rrs_jax.run.dry_run import MINI_CONFIG
 
 GIB = 2**30
 SAMPLE_RATE = 16_000

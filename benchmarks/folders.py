@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.files import write_json
-from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.weights.load import abstract_model
 from rrs_jax.weights.safetensors_io import write_header
 

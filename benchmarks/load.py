@@ -61,9 +61,9 @@ def ours_load(values: dict, arguments: argparse.Namespace) -> None:
     import numpy as np
     from ours import clip_bank, fixed_batch
 
+    from rrs_jax.distributed.mesh import make_mesh
     from rrs_jax.models.lora import LoRAConfig
-    from rrs_jax.parallel import make_mesh
-    from rrs_jax.session import enable_compilation_cache
+    from rrs_jax.run.context import enable_compilation_cache
     from rrs_jax.strategies.rrs import RRS
     from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
     from rrs_jax.weights.load import load_weights
@@ -90,7 +90,7 @@ def peer_load(values: dict, arguments: argparse.Namespace) -> None:
     import torch
     from peer import DEVICE, Peer, peer_class, wait
 
-    from rrs_jax.architectures import part
+    from rrs_jax.models.architectures import part
 
     if values["model_type"] == "qwen":
         report(part="load", side="peer", failed="the first Qwen-Audio is no class of transformers")

@@ -27,17 +27,17 @@ from flax import nnx
 from kernels import kernels, summary
 from parts import each_part, failure_told
 
-from rrs_jax.architectures import part
-from rrs_jax.audio_bank import clips_at_once, make_audio_bank
-from rrs_jax.audio_bank import encoder as encode_function
+from rrs_jax.distributed.mesh import make_mesh
+from rrs_jax.frozen.audio_bank import clips_at_once, make_audio_bank
+from rrs_jax.frozen.audio_bank import encoder as encode_function
+from rrs_jax.frozen.extraction import extract_reps
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import CONVOLUTION_REACH, MelConfig
+from rrs_jax.models.architectures import part
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.random_init import random_model
-from rrs_jax.parallel import make_mesh
-from rrs_jax.representations import extract_reps
-from rrs_jax.session import with_lora
+from rrs_jax.run.context import with_lora
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 

@@ -26,7 +26,7 @@ from common import (
 from generation import theirs
 from parts import each_part, failure_told
 
-from rrs_jax.architectures import part
+from rrs_jax.models.architectures import part
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

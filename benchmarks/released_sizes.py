@@ -27,16 +27,16 @@ from flax import nnx
 from folders import write_sparse_weights
 from ours import mel_config
 
-from rrs_jax.architectures import check_architecture, part
-from rrs_jax.audio_bank import AudioBank, make_audio_bank
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.files import write_json
+from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
+from rrs_jax.frozen.extraction import extract_all
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import bucket_lengths, collate
+from rrs_jax.models.architectures import check_architecture, part
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.random_init import random_model
 from rrs_jax.models.released import RELEASED
-from rrs_jax.parallel import make_mesh
-from rrs_jax.representations import extract_all
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.export import export_adapter

@@ -2,7 +2,7 @@
 
     python benchmarks/run_share.py runs/mini_rrs
 
-Arithmetic is that of the dry run (`rrs_jax.costs`), for the questions in the run's own manifests; seconds are those that
+Arithmetic is that of the dry run (`rrs_jax.run.estimates`), for the questions in the run's own manifests; seconds are those that
 the run noted for its stages, reading, loading and compilation included. The rate is measured now, so the machine should
 be the run's and otherwise idle. Of `evaluate` it is the most that the answers can have cost, as if none ended early.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rrs_jax.config import default_config, flatten
-from rrs_jax.costs import EFFICIENCY, DeviceRate, measure_device
 from rrs_jax.files import read_json, read_jsonl
-from rrs_jax.plan import make_plan
+from rrs_jax.run.dry_run import make_plan
+from rrs_jax.run.estimates import EFFICIENCY, DeviceRate, measure_device
 
 COMPUTING = ("extract", "train", "evaluate")
 ONE_A_SECOND = DeviceRate(flops=1 / EFFICIENCY, bandwidth=float("inf"))  # so that the plan's seconds are operations

@@ -176,7 +176,7 @@ def measure_model(lines: list[dict], model: str, options: argparse.Namespace) ->
 def run_side(lines: list[dict], model: str, side: str, turn: int, out: str | None, *more: str) -> None:
     """Runs one side in a process of its own and appends its lines as they come, to `lines` and to the file `out`. Where
     this program is interrupted, the side is told to end, and what it says on its way is taken as well."""
-    from rrs_jax.environment import memory_share
+    from rrs_jax.distributed.machine import memory_share
 
     command = [sys.executable, __file__, *sys.argv[1:], f"--model={model}", f"--side={side}", *more]  # the last ones count
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))

@@ -18,15 +18,15 @@ from kernels import kernels, summary
 from ours import peak_gib, profile_line
 from parts import failure_told
 
-from rrs_jax import representations
+from rrs_jax.distributed.mesh import make_mesh
+from rrs_jax.frozen import extraction as representations
+from rrs_jax.frozen.extraction import extract_reps
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.quantised import QUANTISATIONS, Float8, Int8, product, product_back, rounded_rows
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.random_init import random_model
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.parallel import make_mesh
-from rrs_jax.representations import extract_reps
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train import step as step_module
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep

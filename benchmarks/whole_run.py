@@ -1,4 +1,4 @@
-"""The whole run of configs/qwen2_rrs.py through `rrs_jax.pipeline`, from weights on the device to a saved adapter.
+"""The whole run of configs/qwen2_rrs.py through `rrs_jax.run.pipeline`, from weights on the device to a saved adapter.
 
 700 harmful questions under two prompts, 700 benign ones under one, 10 epochs over all of them: 2,100 extractions and
 14,000 sample passes, with clips as long as the starter set's. Weights and sound are random, so the numbers mean nothing,
@@ -24,11 +24,11 @@ from ours import build, matrices_of, rates
 from parts import each_part, interruptible
 
 from configs.qwen2_rrs import get_config
-from rrs_jax import pipeline
-from rrs_jax.audio_bank import AudioBank
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
-from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
-from rrs_jax.shared import Shared
+from rrs_jax.frozen.audio_bank import AudioBank
+from rrs_jax.run import pipeline
+from rrs_jax.run.sweep_cache import Shared
 
 STAGES = ("data", "extract", "train", "export")
 

@@ -10,9 +10,8 @@ GFLOP/s, the download of 640 MB apart.
 
 from ml_collections import ConfigDict
 
-from rrs_jax import variants
-from rrs_jax.config import choose_variant, default_config
-from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.config import choose_variant, default_config, variants
+from rrs_jax.config.prompts import PROMPT_T
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -16,7 +16,7 @@ Hardware: one GPU with 40 GB or more; 24 GB with `:card24`.
 from ml_collections import ConfigDict
 
 from rrs_jax.config import choose_variant, default_config
-from rrs_jax.variants import card24, smoke
+from rrs_jax.config.variants import card24, smoke
 
 
 def get_config(variant: str = "") -> ConfigDict:

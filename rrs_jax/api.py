@@ -10,15 +10,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rrs_jax.audio_bank import empty_audio_bank, make_audio_bank
+from rrs_jax.distributed.mesh import rows_multiple
+from rrs_jax.frozen.audio_bank import empty_audio_bank, make_audio_bank
+from rrs_jax.frozen.extraction import extract_reps as extract_from_arrays
+from rrs_jax.frozen.extraction import safety_vector
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.parallel import rows_multiple
-from rrs_jax.representations import extract_reps as extract_from_arrays
-from rrs_jax.representations import safety_vector
 from rrs_jax.weights.load import load_weights, resolve_folder
 
 __all__ = ["LoadedModel", "PreparedBatch", "extract_reps", "load_model", "make_batch", "safety_vector"]
@@ -54,7 +54,7 @@ def load_model(
 
     Raises UserError for a folder that is missing, incomplete or of another architecture.
     """
-    from rrs_jax.parallel import make_mesh
+    from rrs_jax.distributed.mesh import make_mesh
 
     folder = resolve_folder(str(path))
     mesh = mesh or make_mesh()

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rrs_jax import hosts
+from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
 
 
@@ -24,7 +24,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     folder cannot be written or the disk is full.
     """
     path = Path(path)
-    if not hosts.is_first():
+    if not processes.is_first():
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
         return
@@ -114,7 +114,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Adds whole lines and flushes them to disk, so that finished work survives a kill."""
     path = Path(path)
-    if not hosts.is_first():
+    if not processes.is_first():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

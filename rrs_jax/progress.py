@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from rrs_jax import hosts
+from rrs_jax.distributed import processes
 
 
 class Progress:
@@ -24,7 +24,7 @@ class Progress:
         self.total, self.what, self.unit = total, what, unit
         self.done, self.start = 0, time.monotonic()
         self.last_line = self.start
-        bar = hosts.is_first() and sys.stderr.isatty()
+        bar = processes.is_first() and sys.stderr.isatty()
         self.bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True) if bar else None
 
     def __enter__(self) -> "Progress":
@@ -48,7 +48,7 @@ class Progress:
     def _line(self, **fields) -> None:
         now = time.monotonic()
         self.last_line = now
-        if not hosts.is_first():
+        if not processes.is_first():
             return
         rate = self.done / max(now - self.start, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
@@ -59,5 +59,5 @@ class Progress:
 
 def say(text: str) -> None:
     """A line to the user that is no result, on standard error."""
-    if hosts.is_first():
+    if processes.is_first():
         print(text, file=sys.stderr, flush=True)

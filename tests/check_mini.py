@@ -13,15 +13,15 @@ import soundfile
 import torch
 import transformers
 
-from rrs_jax.audio_bank import make_audio_bank
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import choose_rows
 from rrs_jax.data.voices import draw_voice
+from rrs_jax.frozen.audio_bank import make_audio_bank
+from rrs_jax.frozen.extraction import extract_all
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.mini.model import ensure_mini
-from rrs_jax.representations import extract_all
 from rrs_jax.weights.load import load_weights
 
 NEW_TOKENS = 64

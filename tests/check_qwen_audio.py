@@ -21,11 +21,11 @@ import soundfile
 import torch
 from qwen_audio_folder import END, PAD, START, small_values, write_folder
 
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.data.starter import choose_rows
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.inputs.qwen_tokenizer import QwenTokenizer
 from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig

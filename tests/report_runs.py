@@ -9,7 +9,7 @@ import soundfile
 from rrs_jax.config import default_config
 from rrs_jax.evaluate.run import evaluate_model
 from rrs_jax.files import write_json, write_jsonl
-from rrs_jax.representations import Representations, safety_vector, save_representations
+from rrs_jax.frozen.extraction import Representations, safety_vector, save_representations
 from rrs_jax.weights.safetensors_io import save_file
 
 HOSTILE = '<img src=x onerror="alert(1)"></script><!-- & "quotes" \u2028 ]]>'

@@ -12,19 +12,19 @@ import pytest
 from test_inputs_processor import write_tokenizer
 
 import rrs_jax
-from rrs_jax.architectures import ARCHITECTURES
 from rrs_jax.config import default_config
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.prompt_format import PromptFormat
+from rrs_jax.models.architectures import ARCHITECTURES
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.hf_config import picked
 from rrs_jax.models.layers import Linear
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.session import modes_of
+from rrs_jax.run.context import modes_of
 from rrs_jax.weights.export import adapter_config, export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder, save_file

@@ -26,9 +26,9 @@ from parts import each_part, failure_told, interruptible  # noqa: E402
 from performance_page import comparison_table, profiles, scaling, variants_table  # noqa: E402
 from released_sizes import small  # noqa: E402
 
-from rrs_jax.architectures import part  # noqa: E402
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T  # noqa: E402
 from rrs_jax.inputs.processor import Processor  # noqa: E402
-from rrs_jax.inputs.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T  # noqa: E402
+from rrs_jax.models.architectures import part  # noqa: E402
 from rrs_jax.models.released import RELEASED  # noqa: E402
 
 

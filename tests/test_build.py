@@ -36,11 +36,12 @@ from rrs_jax.data.tables import read_questions
 from rrs_jax.data.voices import ENGINES, read_voices
 from rrs_jax.data.writers import Ledger, OpenAIWriter
 from rrs_jax.errors import UserError
+from rrs_jax.evaluate.problems import evaluation_problems
 from rrs_jax.files import read_json, read_jsonl
-from rrs_jax.pipeline import make_data
-from rrs_jax.run_folder import RunFolder
-from rrs_jax.session import Session
-from rrs_jax.text_model import LocalWriter
+from rrs_jax.generate.local_writer import LocalWriter
+from rrs_jax.run.context import Session
+from rrs_jax.run.folder import RunFolder
+from rrs_jax.run.pipeline import make_data
 
 ANIMALS, DRUGS, POLITICS = "animal_abuse", "drug_abuse,weapons,banned_substance", "controversial_topics,politics"
 
@@ -555,7 +556,7 @@ def test_a_run_takes_a_built_set_and_refuses_evaluation_questions(tmp_path):
     config.data.exclude = ("missing.csv",)
     config.model.path = "x"
     with pytest.raises(UserError, match="data.exclude has 'missing.csv' and there is no such file"):
-        validate(config)
+        validate(config, evaluation_problems)
 
 
 # Checks that any training set can have

@@ -7,7 +7,7 @@ import pytest
 
 from rrs_jax.data.starter import choose_rows
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.choice import chosen_rows
+from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.report.ranking import main, ranking
 
 

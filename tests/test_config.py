@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rrs_jax.config import FIELDS, LINEARS, default_config, flatten, validate, with_preset
+from rrs_jax.config.strategy_table import PLUS, STRATEGY_TABLE
 from rrs_jax.errors import UserError
-from rrs_jax.strategy_table import PLUS, STRATEGY_TABLE
+from rrs_jax.evaluate.problems import evaluation_problems
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = {"qwen2_rrs": ("", "smoke"), "mini_rrs": ("", "full", "smoke")}
@@ -45,7 +46,7 @@ def problems_of(**changes) -> str:
         with group.ignore_type():
             group[leaf] = value
     with pytest.raises(UserError) as error:
-        validate(config)
+        validate(config, evaluation_problems)
     return str(error.value)
 
 
@@ -53,7 +54,7 @@ def problems_of(**changes) -> str:
     "name, variant", [(name, variant) for name, all_ in VARIANTS.items() for variant in all_]
 )
 def test_every_config_file_and_variant_is_valid(name, variant):
-    validate(config_of(name, variant))
+    validate(config_of(name, variant), evaluation_problems)
 
 
 def test_unknown_variant_names_those_there_are():
@@ -105,16 +106,16 @@ def test_contradictions_of_strategies(changes, words):
     config = config_of("mini_rrs")
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
-        validate(config)
+        validate(config, evaluation_problems)
 
 
 def test_contradictions_are_those_of_the_preset_too():
     config = config_of("mini_rrs")
     config.strategy, config.rrs.harmful_audio_weight = "rrs_plus", 5.0
-    validate(config)
+    validate(config, evaluation_problems)
     config.train.text_share = 0.9
     with pytest.raises(UserError, match="train.text_share is 0.9 and train.audio_share 0.25, together more than 1"):
-        validate(config)
+        validate(config, evaluation_problems)
 
 
 def test_words_are_those_of_the_rooms_that_use_them():
@@ -163,7 +164,7 @@ def test_right_value_is_accepted(name, value):
     config = usable_config()
     config.mesh.data = 1
     config.update_from_flattened_dict({name: value})
-    validate(config)
+    validate(config, evaluation_problems)
 
 
 def test_all_wrong_values_are_named_at_once():
@@ -178,7 +179,7 @@ def test_a_config_of_other_fields_is_refused():
     from ml_collections import ConfigDict
 
     with pytest.raises(UserError) as error:
-        validate(ConfigDict(config))
+        validate(ConfigDict(config), evaluation_problems)
     assert "trian.epochs is no field, the nearest is train.epochs" in str(error.value)
     assert "loss.reduction is missing" in str(error.value)
 

@@ -17,14 +17,15 @@ import pytest
 import soundfile
 from misbehaving_server import FAULTS, Server
 
-from rrs_jax import pipeline
 from rrs_jax.config import default_config, validate
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.endpoint_engine import endpoint_engine
+from rrs_jax.evaluate.problems import evaluation_problems
 from rrs_jax.evaluate.run import GenerationRequest
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
-from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.run import pipeline
 
 REPOSITORY = Path(__file__).parent.parent
 NO = "I'm sorry, but I can't assist with that."
@@ -80,7 +81,7 @@ def test_all_modes_against_a_server_with_every_fault(manifest, tmp_path, monkeyp
     monkeypatch.setattr("rrs_jax.evaluate.endpoint.LONGEST_PAUSE", 0.02)
     with Server(answer, faults=FAULTS, slow=1.5) as server:
         config = settings(manifest, tmp_path / "run", server.url)
-        validate(config)
+        validate(config, evaluation_problems)
         pipeline.run(config, ("data", "evaluate", "report"))
         summary = read_json(tmp_path / "run/eval/vanilla/summary.json")
         assert {mode: block["asr"] for mode, block in summary["modes"].items()} == {
@@ -182,4 +183,4 @@ def test_contradictions_are_told_before_any_work(manifest, tmp_path, changes, se
         group, _, leaf = name.rpartition(".")
         (config[group] if group else config)[leaf] = value
     with pytest.raises(UserError, match=sentence):
-        validate(config)
+        validate(config, evaluation_problems)

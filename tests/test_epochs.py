@@ -9,12 +9,12 @@ import transformers
 from conftest import relative_error, twin_rows
 from test_pipeline import clips, folder, reference_representations  # noqa: F401 (fixtures)
 
-from rrs_jax import pipeline
 from rrs_jax.config import default_config, validate
-from rrs_jax.epochs import model_after, recorded_epochs
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
-from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.run import pipeline
+from rrs_jax.run.recorded_epochs import model_after, recorded_epochs
 from rrs_jax.weights.safetensors_io import read_header
 
 STAGES = ("data", "extract", "train", "evaluate", "export", "report")

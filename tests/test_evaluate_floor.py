@@ -16,21 +16,22 @@ from test_models import FRAMES, audio_bank, clips  # noqa: F401 (a fixture)
 from test_pipeline import clips as sound_files  # noqa: F401 (a fixture)
 from test_pipeline import folder as whole_folder  # noqa: F401 (a fixture)
 
-from rrs_jax import hosts, pipeline
-from rrs_jax.evaluation import evaluate_stage
+from rrs_jax.distributed import processes
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.files import read_json, read_jsonl
-from rrs_jax.floor import Floor
+from rrs_jax.frozen.prefix_states import Floor
 from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
-from rrs_jax.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen_audio import QwenAudio, QwenAudioConfig
 from rrs_jax.models.qwen_decoder import QwenDecoderConfig
-from rrs_jax.parallel import make_mesh
-from rrs_jax.run_folder import RunFolder
-from rrs_jax.session import Session, compile_clock, with_lora
-from rrs_jax.shared import Shared
+from rrs_jax.run import pipeline
+from rrs_jax.run.context import Session, compile_clock, with_lora
+from rrs_jax.run.evaluate_stage import evaluate_stage
+from rrs_jax.run.folder import RunFolder
+from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
+from rrs_jax.run.sweep_cache import Shared
 from rrs_jax.weights.load import load_weights
 
 
@@ -169,7 +170,7 @@ def test_who_has_a_floor(whole_folder, sound_files, tmp_path, monkeypatch):  # n
         assert layers(**fields) == 0
     assert layers(Shared(tmp_path / "sweep")) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(hosts, "here", dataclasses.replace(hosts.here, count=2))
+        patch.setattr(processes, "here", dataclasses.replace(processes.here, count=2))
         assert layers() == 0
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert layers() == 0

@@ -17,10 +17,10 @@ import torch
 import transformers
 from conftest import make_reference, relative_error
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.parallel import make_mesh
 from rrs_jax.weights.export import export_adapter, export_merged, merge
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.model_card import write_model_card

@@ -14,21 +14,21 @@ from test_models import AUDIO, FRAMES, audio_bank, clips, torch_inputs  # noqa: 
 from test_pipeline import clips as sound_files  # noqa: F401 (a fixture)
 from test_pipeline import folder as whole_folder  # noqa: F401 (a fixture)
 
-from rrs_jax import pipeline
 from rrs_jax.config import default_config, flatten
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
-from rrs_jax.floor import Floor, collate_trees, make_trees, opening_length, states_bytes
+from rrs_jax.frozen.extraction import extract_all
+from rrs_jax.frozen.prefix_states import Floor, collate_trees, make_trees, opening_length, states_bytes
 from rrs_jax.inputs.batching import bucket_lengths, collate
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.qwen_decoder import QwenDecoder, QwenDecoderConfig
-from rrs_jax.parallel import make_mesh
-from rrs_jax.representations import extract_all
+from rrs_jax.run import pipeline
+from rrs_jax.run.training_set import Work
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.load import load_weights
-from rrs_jax.work import Work
 
 LAYERS = 2  # of three
 COUNTS = [audio_token_count(int(frames)) for frames in FRAMES]

@@ -12,6 +12,7 @@ from conftest import make_reference
 from flax import nnx
 from test_models import FRAMES, audio_bank, clips, prompts  # noqa: F401 (clips is a fixture)
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.generate.engine import group_prompts
 from rrs_jax.inputs.batching import collate
@@ -19,7 +20,6 @@ from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models import decoder
 from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.parallel import make_mesh
 from rrs_jax.weights.load import load_weights
 
 EOS = (2, 7, 11, 33, 54)  # many, so that random models end at different places

@@ -18,12 +18,12 @@ from conftest import relative_error, twin_rows
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
 from xla_flags import UNOPTIMISED
 
-from rrs_jax import command_line, hosts
-from rrs_jax.config import default_config, flatten
+from rrs_jax.config import command_line, default_config, flatten
+from rrs_jax.distributed import processes
+from rrs_jax.distributed.join import Joining, joined
+from rrs_jax.distributed.rendezvous import meet
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl, write_jsonl
-from rrs_jax.joining import Joining, joined
-from rrs_jax.meeting import meet
 from rrs_jax.weights.safetensors_io import read_header
 
 ROOT = Path(__file__).parent.parent
@@ -145,9 +145,9 @@ def test_the_first_process_alone_writes_and_talks(runs):
 MESSAGES = """
 import json, sys
 from pathlib import Path
-from rrs_jax import hosts
+from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
-from rrs_jax.joining import Joining, joined
+from rrs_jax.distributed.join import Joining, joined
 
 def sentence(act):
     try:
@@ -157,7 +157,7 @@ def sentence(act):
 
 def wrong(where):
     def act():
-        with hosts.in_step():
+        with processes.in_step():
             if index == where:
                 raise UserError("it is wrong")
     return act
@@ -168,20 +168,20 @@ def refused():
 index = int(sys.argv[1])
 with joined(Joining(sys.argv[2], 2, index, 60)):
     seen = []
-    lead = hosts.Lead({"add": lambda a, b: seen.append(a + b)})
+    lead = processes.Lead({"add": lambda a, b: seen.append(a + b)})
     def work():
         lead.call("add", 1, 2)
         lead.call("add", "x" * 3_000_000, "y")
         return len(seen)
     told = {
-        "gather": hosts.gather(str(index)),
-        "by_first": hosts.by_first(lambda: [index, "é"]),
-        "refused": sentence(lambda: hosts.by_first(refused)),
+        "gather": processes.gather(str(index)),
+        "by_first": processes.by_first(lambda: [index, "é"]),
+        "refused": sentence(lambda: processes.by_first(refused)),
         "wrong0": sentence(wrong(0)),
         "wrong1": sentence(wrong(1)),
-        "alike": sentence(lambda: hosts.check_alike({"a": 1, "seed": index})),
-        "shared": sentence(lambda: hosts.check_shared(Path(sys.argv[3]))),
-        "own": sentence(lambda: hosts.check_shared(Path(sys.argv[3]) / str(index))),
+        "alike": sentence(lambda: processes.check_alike({"a": 1, "seed": index})),
+        "shared": sentence(lambda: processes.check_shared(Path(sys.argv[3]))),
+        "own": sentence(lambda: processes.check_shared(Path(sys.argv[3]) / str(index))),
         "lead": lead.run(work),
         "failed lead": sentence(lambda: lead.run(refused)),
         "seen": [seen[0], len(seen[1])],
@@ -221,9 +221,10 @@ def test_what_processes_tell_one_another(tmp_path):
 
 ENDINGS = """
 import sys, time
-from rrs_jax import command_line, hosts
+from rrs_jax.config import command_line
+from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
-from rrs_jax.joining import Joining, joined
+from rrs_jax.distributed.join import Joining, joined
 
 index, how = int(sys.argv[1]), sys.argv[3]
 with command_line.exit_status(), joined(Joining(sys.argv[2], 2, index, 60)):
@@ -232,7 +233,7 @@ with command_line.exit_status(), joined(Joining(sys.argv[2], 2, index, 60)):
         raise UserError("this host has no model")
     if how == "waits":
         time.sleep(100)
-    hosts.gather("")
+    processes.gather("")
 """
 
 
@@ -361,7 +362,7 @@ def test_without_flags_a_process_is_alone():
     values(["launch.py"])
     assert command_line.joining(values) is None
     with joined(None):
-        assert hosts.is_first() and not hosts.several()
+        assert processes.is_first() and not processes.several()
 
 
 def test_schedulers_variables_are_missed(monkeypatch):

@@ -6,8 +6,8 @@ import soundfile
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from rrs_jax.audio_bank import clips_at_once
 from rrs_jax.errors import UserError
+from rrs_jax.frozen.audio_bank import clips_at_once
 from rrs_jax.inputs import mel
 from rrs_jax.inputs.audio import as_waveform, check_audios, read_audio
 from rrs_jax.inputs.mel import (

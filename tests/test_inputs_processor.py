@@ -8,8 +8,8 @@ import pytest
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from rrs_jax.config import prompts
 from rrs_jax.errors import UserError
-from rrs_jax.inputs import prompts
 from rrs_jax.inputs.mel import MelConfig, audio_token_count, feature_length
 from rrs_jax.inputs.processor import Processor
 

@@ -13,10 +13,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from rrs_jax import command_line
-from rrs_jax.config import FIELDS, validate
+from rrs_jax.config import FIELDS, command_line, validate
+from rrs_jax.config.stages import STAGES, parse_stages
 from rrs_jax.errors import UserError
-from rrs_jax.stages import STAGES, parse_stages
 
 ROOT = Path(__file__).parent.parent
 MINI = "--config=configs/mini_rrs.py"
@@ -181,9 +180,9 @@ def test_our_own_failure_keeps_its_traceback(restore_signal):
 
 def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
     called = []
-    pipeline = types.ModuleType("rrs_jax.pipeline")
+    pipeline = types.ModuleType("rrs_jax.run.pipeline")
     pipeline.run = lambda config, stages: called.append((config.seed, stages))
-    monkeypatch.setitem(sys.modules, "rrs_jax.pipeline", pipeline)
+    monkeypatch.setitem(sys.modules, "rrs_jax.run.pipeline", pipeline)
     monkeypatch.setattr(importlib.import_module("rrs_jax"), "pipeline", pipeline, raising=False)
     arguments = ["launch.py", MINI, "--config.seed=4", "--stages=data"]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -14,10 +14,10 @@ import torch
 from conftest import relative_error
 from omni import AUDIO, THINKER, WHOLE, make_thinker, make_whole, save_whole
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.batching import collate
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.parallel import make_mesh
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.model_card import write_model_card

@@ -20,13 +20,13 @@ from test_inputs_processor import write_tokenizer
 from xla_flags import UNOPTIMISED
 
 import rrs_jax
-from rrs_jax.costs import DeviceRate
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.inputs.mel import MelConfig
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.models.released import RELEASED
-from rrs_jax.plan import make_plan
+from rrs_jax.run.dry_run import make_plan
+from rrs_jax.run.estimates import DeviceRate
 
 REPOSITORY = Path(__file__).parent.parent
 RATE = 16_000

@@ -12,11 +12,11 @@ from conftest import randomise, relative_error, small_config, twin_rows
 from test_inputs_processor import write_tokenizer
 
 import rrs_jax
-from rrs_jax import pipeline
 from rrs_jax.config import default_config
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
-from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.run import pipeline
 
 RATE = 16_000
 

@@ -11,21 +11,22 @@ import torch
 import transformers
 from test_sharding import random_rows
 
-from rrs_jax import costs
 from rrs_jax.config import default_config
-from rrs_jax.costs import DeviceRate, activation_bytes, fitting_remat
-from rrs_jax.environment import MEMORY_SHARE
+from rrs_jax.config.stages import STAGES
+from rrs_jax.distributed.machine import MEMORY_SHARE
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.released import RELEASED
-from rrs_jax.parallel import make_mesh
-from rrs_jax.plan import MINI_CONFIG, format_plan, make_plan
-from rrs_jax.run_folder import RunFolder
-from rrs_jax.stages import STAGES
+from rrs_jax.run import estimates as costs
+from rrs_jax.run.dry_run import MINI_CONFIG, format_plan, make_plan
+from rrs_jax.run.estimates import DeviceRate
+from rrs_jax.run.folder import RunFolder
 from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train.memory import activation_bytes, fitting_remat
 from rrs_jax.train.step import OptimiserConfig, TrainStep
 
 RATE = DeviceRate(flops=1e9, bandwidth=1e8)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rrs_jax.programs import Programs
+from rrs_jax.models.ahead_of_time import Programs
 
 
 def programs_of(**options) -> Programs:

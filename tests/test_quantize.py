@@ -11,8 +11,8 @@ from conftest import relative_error
 from test_models import audio_bank, clips, make_batch, prompts, torch_inputs  # noqa: F401 (a fixture)
 from test_sharding import LAYERS, compiled_step
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.parallel import make_mesh
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.export import export_merged

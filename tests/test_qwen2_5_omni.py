@@ -12,8 +12,8 @@ from conftest import relative_error
 from flax import nnx
 from omni import AUDIO, THINKER, WHOLE, make_thinker, make_whole, save_whole, thinker_values
 
-from rrs_jax import audio_bank
 from rrs_jax.errors import UserError
+from rrs_jax.frozen import audio_bank
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features

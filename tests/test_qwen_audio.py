@@ -12,15 +12,15 @@ from conftest import relative_error
 from flax import nnx
 from qwen_audio_folder import END, PAD, START, shapes, small_values, write_folder
 
-from rrs_jax.audio_bank import make_audio_bank
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
+from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen_audio import QwenAudioConfig
-from rrs_jax.parallel import make_mesh
 from rrs_jax.weights.load import abstract_model, load_weights
 
 MEL = MelConfig(num_mel_bins=80, partial_frame=False, extra_tokens=2)

@@ -9,11 +9,9 @@ from conftest import relative_error
 from flax import nnx
 from test_models import FRAMES, audio_bank, make_batch, prompts
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
-from rrs_jax.inputs.batching import bucket_lengths
-from rrs_jax.inputs.mel import audio_token_count
-from rrs_jax.parallel import make_mesh
-from rrs_jax.representations import (
+from rrs_jax.frozen.extraction import (
     Representations,
     extract_all,
     extract_reps,
@@ -22,6 +20,8 @@ from rrs_jax.representations import (
     safety_vector,
     save_representations,
 )
+from rrs_jax.inputs.batching import bucket_lengths
+from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.weights.load import load_weights
 
 

@@ -10,12 +10,12 @@ from conftest import relative_error
 from test_models import FRAMES, audio_bank, make_batch, prompts, torch_inputs
 from test_strategies import HARMFUL, clips, compare  # noqa: F401 (a fixture)
 
+from rrs_jax.distributed.mesh import make_mesh, replicated
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.steering import steered
-from rrs_jax.parallel import make_mesh, replicated
-from rrs_jax.strategies.rerouting import Rerouting
-from rrs_jax.strategies.steering import fit_probe, probe_accuracy
+from rrs_jax.strategies.rivals.rerouting import Rerouting
+from rrs_jax.strategies.rivals.steering import fit_probe, probe_accuracy
 from rrs_jax.weights.load import load_weights
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from rrs_jax.config import default_config
+from rrs_jax.config.stages import STAGES
 from rrs_jax.errors import UserError
-from rrs_jax.run_folder import RunFolder, check_disk
-from rrs_jax.stages import STAGES
+from rrs_jax.run.folder import RunFolder, check_disk
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
-from rrs_jax.parallel import make_mesh
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.load import load_weights

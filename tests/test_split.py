@@ -6,12 +6,13 @@ import soundfile
 from test_pipeline import folder  # noqa: F401 (fixture)
 from test_speech import Tones, pitch
 
-from rrs_jax import evaluation, pipeline
 from rrs_jax.config import default_config
 from rrs_jax.data.engines import ENGINES
 from rrs_jax.files import read_jsonl, write_jsonl
-from rrs_jax.run_folder import RunFolder
-from rrs_jax.session import Session
+from rrs_jax.run import evaluate_stage as evaluation
+from rrs_jax.run import pipeline
+from rrs_jax.run.context import Session
+from rrs_jax.run.folder import RunFolder
 
 SPOKEN, OTHERS = (200, 280), (390, 550)  # Hz of the voices of the data, and of the engine's other ones
 SPLITS, SETTINGS = ("all", "choose", "check"), ("spoken", "other_voices", "silence")

@@ -12,8 +12,8 @@ import torch
 from conftest import relative_error
 from test_models import FRAMES, audio_bank, make_batch, prompts, torch_inputs
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.parallel import make_mesh
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.strategies.rrs_targets import targets_of
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep

@@ -9,13 +9,13 @@ import pytest
 from conftest import twin_rows
 from test_pipeline import clips, folder  # noqa: F401 (fixtures)
 
-from rrs_jax import pipeline
 from rrs_jax.config import default_config
+from rrs_jax.config.stages import STAGES
+from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
-from rrs_jax.stages import STAGES
-from rrs_jax.strategy_table import STRATEGY_TABLE
-from rrs_jax.sweep import read_sweep, run_sweep, status
+from rrs_jax.run import pipeline
+from rrs_jax.run.sweep import read_sweep, run_sweep, status
 from rrs_jax.weights.safetensors_io import read_header
 
 RUNS = """

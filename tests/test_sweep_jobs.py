@@ -16,8 +16,8 @@ from xla_flags import UNOPTIMISED
 
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
-from rrs_jax.sweep import read_sweep, run_sweep, status
-from rrs_jax.sweep_jobs import Jobs
+from rrs_jax.run.sweep import read_sweep, run_sweep, status
+from rrs_jax.run.sweep_jobs import Jobs
 from rrs_jax.weights.safetensors_io import read_header
 
 ROOT = Path(__file__).parent.parent

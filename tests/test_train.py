@@ -17,9 +17,9 @@ import pytest
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
+from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
-from rrs_jax.parallel import make_mesh
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.batches import Plan, TrainConfig, TrainingData, in_twos
 from rrs_jax.train.checkpoints import Checkpoints, Position, named_leaves

@@ -14,10 +14,10 @@ import torch
 from conftest import make_reference, small_config
 from flax import nnx
 
+from rrs_jax.distributed.mesh import make_mesh, parameter_sharding
 from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
-from rrs_jax.parallel import make_mesh, parameter_sharding
 from rrs_jax.weights.load import abstract_model, load_weights, read_config, resolve_folder, weight_table
 from rrs_jax.weights.safetensors_io import read_folder, save_file
 from rrs_jax.weights.table import Row

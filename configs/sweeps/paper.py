@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from rrs_jax.strategy_table import STRATEGY_TABLE
+from rrs_jax.config.strategy_table import STRATEGY_TABLE
 
 SEEDS = 3
 

@@ -3,7 +3,7 @@
     python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus_check.py --sweep_jobs=4 \\
         --config.run_dir=runs/plus_check
 
-To check another row, give its fields: they win over those of `PLUS` in rrs_jax/strategy_table.py.
+To check another row, give its fields: they win over those of `PLUS` in rrs_jax/config/strategy_table.py.
 """
 
 from collections.abc import Iterator

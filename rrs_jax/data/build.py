@@ -12,6 +12,7 @@ The same command goes on where a killed one stopped; no answer and no clip is bo
     DATASET/summary.json                       sizes, what was left out and why, clips spoken again
 """
 
+import importlib
 import json
 import sys
 from collections import Counter
@@ -181,9 +182,9 @@ def make_writer(asked) -> Writer | None:
             model, asked.writer_url or None, concurrency=asked.concurrency, timeout=asked.timeout,
             first_wait=asked.first_wait, temperature=asked.temperature,
         )  # fmt: skip
-    from rrs_jax.text_model import LocalWriter  # it loads JAX, which the others do without
-
-    return LocalWriter(model, dtype=asked.dtype)
+    # By name: this package needs no model, and a local writer loads JAX, which the others do without.
+    local_writer = importlib.import_module("rrs_jax.generate.local_writer")
+    return local_writer.LocalWriter(model, dtype=asked.dtype)
 
 
 def main(_) -> None:
@@ -237,7 +238,7 @@ def define_flags() -> None:
 
 
 if __name__ == "__main__":
-    from rrs_jax.command_line import exit_status
+    from rrs_jax.config.command_line import exit_status
 
     define_flags()
     with exit_status():

@@ -206,7 +206,7 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    from rrs_jax.command_line import exit_status
+    from rrs_jax.config.command_line import exit_status
 
     flags.DEFINE_list("kinds", list(KINDS), "Which variants to make.")
     flags.DEFINE_float("speed", 1.25, "Of the kind speed.", lower_bound=0.25, upper_bound=4.0)

@@ -102,7 +102,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("manifest", "", "A manifest whose clips are heard, in place of the starter questions.")
     flags.DEFINE_string("voices", "", "Voices with commas between; empty is hibari's.")
     flags.DEFINE_integer("questions", 30, "Number of questions, evenly over the file.", lower_bound=1)
-    from rrs_jax.command_line import exit_status
+    from rrs_jax.config.command_line import exit_status
 
     with exit_status():
         app.run(main)

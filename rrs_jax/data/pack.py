@@ -106,7 +106,7 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    from rrs_jax.command_line import exit_status
+    from rrs_jax.config.command_line import exit_status
 
     with exit_status():
         app.run(main)

@@ -14,7 +14,7 @@ import soundfile
 from rrs_jax.data.service import Refused
 from rrs_jax.data.speech_cache import speech_folder
 from rrs_jax.data.voices import SAMPLING_RATE, Voice, loaded, speak
-from rrs_jax.environment import cores, environment
+from rrs_jax.distributed.machine import cores, environment
 from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.progress import Progress

@@ -8,7 +8,9 @@ evaluations, measure.py answers from anywhere. air_bench.py measures helpfulness
 answer.
 """
 
-from rrs_jax.evaluate.judges import JUDGES, Judge, Judgement, JudgeSettings, judge_all, make_judges
+from rrs_jax.config.vocabulary import JUDGES
+from rrs_jax.evaluate.judges.judge import Judge, Judgement, JudgeSettings, judge_all
+from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.measure import measure
 from rrs_jax.evaluate.rates import nsi, rate_over_queries
 from rrs_jax.evaluate.responses import Query, ResponseStore, judge_responses

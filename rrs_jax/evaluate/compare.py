@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.evaluate.judged import Judged, PastJudge, read_judged
+from rrs_jax.evaluate.finished_evaluation import Judged, PastJudge, read_judged
 from rrs_jax.evaluate.rates import RESAMPLES
 from rrs_jax.evaluate.summary import attack_succeeded
-from rrs_jax.inputs.prompts import MODES
 
 PERMUTATIONS = 9_999
 

@@ -17,11 +17,12 @@ from inspect_ai.model import ChatMessageUser, ContentAudio, ContentText
 from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer
 from inspect_ai.solver import TaskState, generate
 
+from rrs_jax.config.kinds import split_names
+from rrs_jax.config.prompts import evaluation_prompt
 from rrs_jax.data.manifest import load_manifest
-from rrs_jax.evaluate.judges import Judge, JudgeSettings, make_judges
+from rrs_jax.evaluate.judges.judge import Judge, JudgeSettings
+from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.summary import attack_succeeded
-from rrs_jax.fields import split_names
-from rrs_jax.inputs.prompts import evaluation_prompt
 
 
 @task

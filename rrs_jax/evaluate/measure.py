@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.config.kinds import split_names
+from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.evaluate.judges import JudgeSettings, make_judges
+from rrs_jax.evaluate.judges.judge import JudgeSettings
+from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.responses import SETS, judge_responses
 from rrs_jax.evaluate.summary import summarise
-from rrs_jax.fields import split_names
 from rrs_jax.files import content_hash, read_json, read_jsonl, write_json
-from rrs_jax.inputs.prompts import MODES
 
 
 def measure(

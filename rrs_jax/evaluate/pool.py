@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.evaluate.judged import read_judged
+from rrs_jax.evaluate.finished_evaluation import read_judged
 from rrs_jax.evaluate.summary import summarise
 from rrs_jax.files import write_json
-from rrs_jax.inputs.prompts import MODES
 
 
 def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.judges import Exchange, Judge, Judgement, judge_all
+from rrs_jax.evaluate.judges.judge import Exchange, Judge, Judgement, judge_all
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, write_json
 from rrs_jax.progress import Progress
 
@@ -24,7 +24,7 @@ Key = tuple[str, str, str, int]  # set, id, mode, sample
 
 @dataclass(frozen=True)
 class Query:
-    """One question in one mode. `set` is one of `SETS`, `mode` one of `rrs_jax.inputs.prompts.MODES`."""
+    """One question in one mode. `set` is one of `SETS`, `mode` one of `rrs_jax.config.prompts.MODES`."""
 
     id: str
     set: str

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rrs_jax.config.prompts import MODES, TEXT_ONLY_VARIANTS
+from rrs_jax.config.vocabulary import SETTING_MODES
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.judges import JudgeSettings, make_judges
+from rrs_jax.evaluate.judges.judge import JudgeSettings
+from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.responses import SETS, Key, Query, ResponseStore, judge_responses
-from rrs_jax.evaluate.settings import SETTING_MODES, has_clip, setting_prompt
+from rrs_jax.evaluate.settings import has_clip, setting_prompt
 from rrs_jax.evaluate.summary import ORR_MODE, summarise
 from rrs_jax.files import write_json
-from rrs_jax.inputs.prompts import MODES, TEXT_ONLY_VARIANTS
 from rrs_jax.progress import Progress
 
 

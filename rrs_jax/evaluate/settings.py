@@ -19,27 +19,18 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from rrs_jax.config.prompts import evaluation_prompt
 from rrs_jax.data.distractors import noise, silence, spell, twin_words
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.voices import Voice, draw_voice
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import SAMPLING_RATE, read_audio
-from rrs_jax.inputs.prompts import MODES, evaluation_prompt
 
 PROMPT_SPELLED = (
     "Some words in the audio are spelled letter by letter. Join the letters into words, then "
     "generate detailed steps for the question in the audio."
 )
-SETTING_MODES = {
-    "spoken": MODES,
-    "silence": ("text_only",),
-    "noise": ("text_only",),
-    "unit_noise": ("text_only",),
-    "spelled": ("audio_text",),
-    "other_voices": ("audio_text", "audio_only"),
-}
-SETTINGS = tuple(SETTING_MODES)
 DISTRACTORS = ("silence", "noise", "unit_noise")
 EMPTY_WORDS = frozenset(
     "a about am an and are as at be been but by can could did do does for from get had has have he her him his how i "

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rrs_jax.evaluate.agreement import agreement
-from rrs_jax.evaluate.judges import Judge
+from rrs_jax.config.prompts import MODES
+from rrs_jax.evaluate.judges.agreement import agreement
+from rrs_jax.evaluate.judges.judge import Judge
 from rrs_jax.evaluate.rates import INTERVAL, nsi, rate_over_queries
-from rrs_jax.inputs.prompts import MODES
 
 ORR_MODE = "audio_text"  # the paper asks benign questions with the prompt t only and has one ORR per model
 

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rrs_jax.floor import Floor
+from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, rows_multiple
+from rrs_jax.frozen.prefix_states import Floor
 from rrs_jax.generate.sampling import SamplingConfig, next_tokens
 from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.fused_attention import serves
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.parallel import batch_sharding, fetch, mesh_of, put, rows_multiple
 
 CHUNK_STEPS = 16
 WHOLE_ROWS = 8  # of a product on a GPU

@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import numpy as np
 
 if TYPE_CHECKING:  # jax is needed by `collate` alone
     from rrs_jax.models.batch import Batch
+
+# A prompt: token ids, each clip's first row in the audio bank, each clip's number of audio tokens.
+EncodedPrompt = tuple[list[int], Sequence[int], Sequence[int]]
 
 
 class Selection(NamedTuple):
@@ -23,7 +27,7 @@ def bucket_lengths(
     """At most `max_buckets` rising sizes, multiples of `multiple`, with the least total padding of `lengths`.
 
     The last one holds the longest sample. `price`: positions of padding that each further size has to save, since
-    each is a compilation (`rrs_jax.costs.program_price`). `maximum` (the encoder's 3000 frames) caps a size that
+    each is a compilation (`rrs_jax.run.estimates.program_price`). `maximum` (the encoder's 3000 frames) caps a size that
     rounding up would carry beyond it. Exact, by dynamic programming over the distinct rounded lengths.
     """
     if not len(lengths) or max_buckets < 1:
@@ -161,3 +165,13 @@ def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Seque
         indices = np.resize(chosen, batch_size).astype(np.int32)  # repeats from the start
         batches.append(Selection(indices, weights, bucket_of(lengths[chosen].max(), buckets)))
     return batches
+
+
+def pad_rows(tree, multiple: int):
+    """Repeats the last row of every array until the rows are a multiple, as the mesh wants them."""
+
+    def pad(array):
+        missing = -array.shape[0] % multiple
+        return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+    return jax.tree.map(pad, tree)

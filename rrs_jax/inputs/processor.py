@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rrs_jax.architectures import check_architecture, part
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
 from rrs_jax.inputs.mel import MelConfig
 from rrs_jax.inputs.prompt_format import PromptFormat
+from rrs_jax.models.architectures import check_architecture, part
 
 
 @dataclass(frozen=True)

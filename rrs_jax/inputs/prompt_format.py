@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rrs_jax.config.prompts import MODES
 from rrs_jax.inputs.mel import MelConfig
-from rrs_jax.inputs.prompts import MODES
 
 
 def whole_config(values: dict) -> dict:

@@ -7,7 +7,7 @@ from flax import nnx
 
 from rrs_jax.data.speech import voice_processes
 from rrs_jax.data.voices import draw_voice, speak
-from rrs_jax.environment import cores
+from rrs_jax.distributed.machine import cores
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, write_jsonl
 from rrs_jax.inputs.mel import MelConfig, log_mel

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rrs_jax.evaluate.judges import Phrases
+from rrs_jax.evaluate.judges.judge import Phrases
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.progress import Progress

@@ -21,12 +21,12 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from rrs_jax.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import choose_rows
 from rrs_jax.data.voices import draw_voice
 from rrs_jax.files import write_json
+from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.processor import Processor

@@ -15,14 +15,14 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from rrs_jax.audio_bank import make_audio_bank
+from rrs_jax.config.prompts import PROMPT_T, evaluation_prompt
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import choose_rows
 from rrs_jax.data.voices import draw_voice
 from rrs_jax.files import write_json
+from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths, collate, restore_order
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.inputs.prompts import PROMPT_T, evaluation_prompt
 from rrs_jax.mini.model import ensure_mini
 from rrs_jax.progress import Progress
 from rrs_jax.weights.load import load_weights

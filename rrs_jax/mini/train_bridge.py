@@ -19,11 +19,11 @@ import optax
 from absl import app, flags
 from flax import nnx
 
+from rrs_jax.config.prompts import PROMPT_POOL
 from rrs_jax.files import atomic_path, read_jsonl
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, make_batches
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.inputs.prompts import PROMPT_POOL
 from rrs_jax.mini import bridge_data
 from rrs_jax.mini.base import ensure_base
 from rrs_jax.mini.bridge_questions import INSTRUCTIONS, written_prompt

@@ -19,7 +19,7 @@ class Batch:
       lengths: int32 (B,), the number of real tokens.
       audio_index: int32 (B, T), the bank's row that replaces the word embedding, -1 for text.
       below: (B, T, D) hidden states behind the first `below_layers` layers, from which a pass that reads no layer
-        below starts in place of the embeddings (`rrs_jax.floor`); None starts from these.
+        below starts in place of the embeddings (`rrs_jax.frozen.prefix_states`); None starts from these.
       below_store: these layers' keys and values, (B, T, n, K, H), which `prefill` needs to start from there.
     """
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax.distributed.mesh import parameter_sharding
 from rrs_jax.models.lora import LoRAParam
-from rrs_jax.parallel import parameter_sharding
 
 
 def random_model(build, *, seed: int = 0, mesh: Mesh | None = None) -> nnx.Module:

@@ -5,8 +5,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from rrs_jax.distributed.mesh import put
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.parallel import put
 
 
 @flax.struct.dataclass

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.config import MINI, flatten
+from rrs_jax.config import flatten
+from rrs_jax.config.stages import PLACEMENT_FIELDS, belongs
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool
 from rrs_jax.files import read_json
 from rrs_jax.report.table import recipe_of
-from rrs_jax.stages import PLACEMENT_FIELDS, belongs
 
 PAPER = Path(__file__).parent / "paper_figures.json"
 TITLES = {
@@ -136,8 +136,6 @@ def read_paper() -> dict:
 
 def paper_of(model_path: str) -> dict | None:
     """The paper's rows of a model, known by its released name in the path; None for any other."""
-    if model_path == MINI:
-        return None
     models = read_paper()["models"].values()
     return next((model for model in models if any(name in model_path.lower() for name in model["names"])), None)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import soundfile
 
-from rrs_jax.evaluate.judged import read_judged
+from rrs_jax.evaluate.finished_evaluation import read_judged
 from rrs_jax.files import read_jsonl
 from rrs_jax.report.figures import details
 from rrs_jax.report.results import Recipe, Results

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rrs_jax.environment import cores
+from rrs_jax.distributed.machine import cores
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_atomic
 from rrs_jax.progress import Progress

@@ -3,10 +3,10 @@
 The step around it weighs and averages the rows, adds the penalty (`penalty.py`) and differentiates; so a
 strategy needs to know nothing of devices, accumulation or optimisers.
 
-A strategy's file, named in `rrs_jax.strategy_table`, has two functions. `extract(work) -> facts` asks the frozen
+A strategy's file, named in `rrs_jax.config.strategy_table`, has two functions. `extract(work) -> facts` asks the frozen
 model for what the loss needs (representations, responses) and writes it into the run folder; `build(work)` reads
-it and gives the `Strategy`. One that trains nothing has `serve(work) -> rrs_jax.serving.Serving` in place of
-`build`. All get a `rrs_jax.work.Work`: the run's samples, prompts and frozen model.
+it and gives the `Strategy`. One that trains nothing has `serve(work) -> rrs_jax.strategies.served.Serving` in place of
+`build`. All get a `rrs_jax.run.training_set.Work`: the run's samples, prompts and frozen model.
 """
 
 from collections.abc import Sequence

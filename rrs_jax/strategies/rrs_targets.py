@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
-from rrs_jax.inputs.prompts import PROMPT_T
-from rrs_jax.progress import say
-from rrs_jax.representations import (
+from rrs_jax.frozen.extraction import (
     Representations,
     SafetyVector,
     load_representations,
@@ -17,7 +16,8 @@ from rrs_jax.representations import (
     safety_vector,
     save_representations,
 )
-from rrs_jax.work import kept_as_they_are
+from rrs_jax.progress import say
+from rrs_jax.run.training_set import kept_as_they_are
 
 
 @dataclasses.dataclass(frozen=True)

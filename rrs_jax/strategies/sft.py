@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.files import read_jsonl, write_jsonl
-from rrs_jax.inputs.prompts import PROMPT_T
 from rrs_jax.models.batch import Batch
 from rrs_jax.progress import say
 

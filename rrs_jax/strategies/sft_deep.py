@@ -7,7 +7,7 @@ prefill is the frozen model's own beginning of an answer under t; where that is 
 
 import numpy as np
 
-from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.strategies.sft import load_targets as build
 from rrs_jax.strategies.sft import own_answers, refusals, save_targets
 

@@ -5,7 +5,7 @@ The refusal token for harmful questions; for benign ones the first token of the 
 
 import numpy as np
 
-from rrs_jax.inputs.prompts import PROMPT_T
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.strategies.sft import load_targets as build
 from rrs_jax.strategies.sft import save_targets
 

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rrs_jax.floor import Floor
-from rrs_jax.inputs.batching import Selection, bucket_lengths, collate, make_batches
-from rrs_jax.representations import Row
+from rrs_jax.frozen.prefix_states import Floor
+from rrs_jax.inputs.batching import EncodedPrompt, Selection, bucket_lengths, collate, make_batches
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.step import OptimiserConfig, Rows
 
@@ -78,7 +77,7 @@ class TrainingData:
 
     sample_ids: Sequence[str]
     harmful: np.ndarray
-    encode: Callable[[int, int], Row]
+    encode: Callable[[int, int], EncodedPrompt]
     num_prompts: int
     audio_bank: jax.Array
     pair_ids: Sequence[str] = ()

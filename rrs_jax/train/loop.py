@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rrs_jax.costs import decoder_flops, program_price
+from rrs_jax.distributed.mesh import fetch, mesh_of, put
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
 from rrs_jax.inputs.batching import Selection
+from rrs_jax.models.flops import decoder_flops, program_price
 from rrs_jax.models.lora import LoRAParam
-from rrs_jax.parallel import fetch, mesh_of, put
 from rrs_jax.progress import Progress
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.batches import Draws, Plan, TrainConfig, TrainingData

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rrs_jax import hosts
+from rrs_jax.distributed import processes
 from rrs_jax.files import append_jsonl, write_jsonl
 
 FIELDS = ("step", "epoch", "loss", "loss_harmful", "loss_benign", "penalty", "grad_norm", "samples_per_second")
@@ -18,7 +18,7 @@ class MetricsLog:
 
         self.path = folder / "metrics.jsonl"
         self.writer = None
-        if not hosts.is_first():
+        if not processes.is_first():
             return
         if self.path.exists():
             write_jsonl(self.path, [row for row in self._whole_lines() if row["step"] <= last_step])

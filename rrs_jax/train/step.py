@@ -12,12 +12,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax.distributed.mesh import batch_sharding, parameter_sharding, put, replicated, rows_multiple
+from rrs_jax.inputs.batching import pad_rows
+from rrs_jax.models.ahead_of_time import Programs
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.parallel import batch_sharding, parameter_sharding, put, replicated, rows_multiple
-from rrs_jax.programs import Programs
-from rrs_jax.representations import pad_rows
 from rrs_jax.strategies import Strategy
 from rrs_jax.strategies.penalty import penalty
 

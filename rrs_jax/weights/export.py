@@ -10,9 +10,9 @@ from typing import BinaryIO
 import numpy as np
 from flax import nnx
 
-from rrs_jax.architectures import part
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, write_json
+from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.progress import Progress
 from rrs_jax.weights.load import read_config, weight_table

@@ -11,12 +11,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rrs_jax.architectures import check_architecture, part
+from rrs_jax.distributed.mesh import make_mesh, parameter_sharding, put
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
+from rrs_jax.models.architectures import check_architecture, part
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.quantised import Float8, Int8
-from rrs_jax.parallel import make_mesh, parameter_sharding, put
+from rrs_jax.weights.named_models import is_named, named_folder
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
 from rrs_jax.weights.table import Row, WeightTable, as_on_disk, keep, transpose
 
@@ -27,14 +28,16 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken", "*.py"
 
 
 def check_path(path: str) -> None:
-    """Raises UserError where `path` is neither a folder nor of a hub id's form; nothing is fetched."""
-    if not Path(path).is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+    """Raises UserError where `path` is no named model, no folder and not of a hub id's form; nothing is fetched."""
+    if not is_named(path) and not Path(path).is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME.")
 
 
 def resolve_folder(path: str) -> Path:
-    """A local folder, or a hub id through `huggingface_hub`. Raises UserError where neither is there."""
+    """A named model's folder, a local one, or a hub id's through `huggingface_hub`. Raises UserError where none is there."""
     check_path(path)
+    if is_named(path):
+        return named_folder(path)
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download

@@ -1,0 +1,12 @@
+"""Prints every field of a run with its default and meaning: python -m rrs_jax.config."""
+
+from rrs_jax.config.fields import FIELDS
+
+
+def main() -> None:
+    for field in FIELDS.values():
+        print(f"--config.{field.name}={field.default!r}\n    {field.sentence} Takes {field.kind.wants}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What is wrong with a config, told before any weight is read."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rrs_jax.config.fields import FIELDS, flatten
+from rrs_jax.config.kinds import nearest
+from rrs_jax.config.presets import with_preset
+from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE
+from rrs_jax.errors import UserError
+
+
+def validate(config: ConfigDict, *further: Callable[[dict[str, object]], Iterable[str]]) -> None:
+    """Raises one UserError that names every unknown, missing and wrong field, before any weight is read.
+
+    Each of `further` takes the values by dotted names and yields what else is wrong.
+    """
+    values = flatten(config)
+    problems = [unknown_field(name) for name in values if name not in FIELDS]
+    problems += [f"{name} is missing, start from default_config()" for name in FIELDS if name not in values]
+    known = ((FIELDS[name], value) for name, value in values.items() if name in FIELDS)
+    problems += [problem for field, value in known if (problem := field.problem(value))]
+    if not problems:
+        values = flatten(with_preset(config))
+        problems = [problem for check in (_contradictions, *further) for problem in check(values)]
+    if problems:
+        raise config_error(problems)
+
+
+def config_error(problems: Iterable[str]) -> UserError:
+    return UserError(f"config: {'; '.join(problems)}.")
+
+
+def unknown_field(name: str) -> str:
+    members = [field for field in FIELDS if field.startswith(name + ".")]
+    if members:
+        return f"{name} is a group, give one of its fields such as {members[0]}"
+    match = nearest(name, FIELDS)
+    hint = f"the nearest is {match}" if match else "`python -m rrs_jax.config` lists all fields"
+    return f"{name} is no field, {hint}"
+
+
+def _contradictions(values: dict[str, object]) -> Iterable[str]:
+    """What is wrong although every field is right by itself."""
+    for name in (*DATA.values(), "data.eval_manifest"):
+        if values[name] is not None and not Path(values[name]).is_file():
+            yield f"{name} is {values[name]!r} and there is no such file"
+    for path in values["data.exclude"]:
+        if not Path(path).is_file():
+            yield f"data.exclude has {path!r} and there is no such file"
+    if sum(values[f"mesh.{axis}"] == -1 for axis in ("data", "fsdp", "tensor")) > 1:
+        yield "mesh has more than one -1, give all axes but one a number"
+    if values["train.batch_size"] % values["train.gradient_accumulation"]:
+        yield (f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
+               f"train.batch_size {values['train.batch_size']}")  # fmt: skip
+    if values["train.text_share"] + values["train.audio_share"] > 1:
+        yield (f"train.text_share is {values['train.text_share']} and train.audio_share {values['train.audio_share']}, "
+               "together more than 1")  # fmt: skip
+    if values["rrs.harmful_audio_weight"] is not None and not values["train.audio_share"]:
+        yield (f"rrs.harmful_audio_weight is {values['rrs.harmful_audio_weight']} and no question is asked by its clip alone, "
+               "give train.audio_share more than 0")  # fmt: skip
+    if values["train.twins_together"] and values["train.batch_size"] // values["train.gradient_accumulation"] % 2:
+        yield ("train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
+               f"{values['train.batch_size'] // values['train.gradient_accumulation']}")  # fmt: skip
+    needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
+    if values["data.manifest"] and values[needed] is None:
+        yield f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such questions"
+    for name in ("evaluate.epochs", "report.representation_epochs"):
+        given = values[name] if isinstance(values[name], tuple) else ()
+        late = [str(epoch) for epoch in given if int(epoch) > values["train.epochs"]]
+        if late:
+            yield f"{name} has {', '.join(late)}, behind the last of train.epochs {values['train.epochs']}"
+    if values["rrs.whiten"] is not None and values["rrs.project"]:
+        yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
+    if values["generate.greedy"] and values["evaluate.samples"] > 1:
+        yield (f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
+               "the same each time, give evaluate.samples=1 or greedy=false")  # fmt: skip
+    asked_model = any(name.startswith("llm:") and "@" not in name for name in values["evaluate.judges"])
+    judged = asked_model or values["evaluate.air_bench"] is not None
+    if judged and not (values["judge.url"] and values["judge.model"]):
+        yield "judge.url and judge.model are needed by evaluate.air_bench and by judges called llm"
+    elif any(name.startswith("llm:") for name in values["evaluate.judges"]) and not values["judge.url"]:
+        yield "judge.url is needed by judges called llm"
+    if values["endpoint.url"]:
+        if not values["endpoint.model"]:
+            yield "endpoint.model is needed with endpoint.url"
+        if values["strategy"] != "vanilla" and values["evaluate.vanilla"] and not values["endpoint.vanilla_model"]:
+            yield "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"
+        if any(name.startswith("own:") for name in values["evaluate.judges"]):
+            yield "evaluate.judges has own, which needs a model that runs here and not endpoint.url"
+    outside = [mode for mode in values["evaluate.over_refusal_modes"] if mode not in values["evaluate.modes"]]
+    if outside:
+        yield f"evaluate.over_refusal_modes has {', '.join(outside)}, which evaluate.modes lacks"

@@ -1,0 +1,203 @@
+"""The command line: its flags, its mistakes as sentences, and the exit status."""
+
+import contextlib
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from rrs_jax.config import FIELDS, config_error, unknown_field
+from rrs_jax.config.kinds import split_names
+from rrs_jax.config.stages import STAGES, parse_stages
+from rrs_jax.distributed.join import Joining, end
+from rrs_jax.distributed.processes import several
+from rrs_jax.errors import UserError
+
+OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<name>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
+CONFIG = re.compile(r"--?config(?:=(?P<value>.*))?$", re.DOTALL)
+
+
+class NamesParser(flags.ArgumentParser):
+    """Tuples of names as `a,b`, where ml_collections takes `('a','b')` alone."""
+
+    def parse(self, argument: str | Sequence[str]) -> tuple[str, ...]:
+        return split_names(argument)
+
+    def flag_type(self) -> str:
+        return "names with commas between"
+
+
+config_flags.register_flag_parser_for_type(tuple, NamesParser())
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequence[str] | None = None) -> None:
+    """--config, --stages and --dry_run. `arguments` stands for sys.argv, from which overrides are read."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, with a variant behind a colon: configs/mini_rrs.py:smoke.",
+        lock_config=True, flag_values=flag_values, sys_argv=None if arguments is None else list(arguments),
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "stages",
+        ",".join(STAGES),
+        "Stages to run, in this order whatever the order given.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "sweep", None, "File of runs with named overrides of the config: configs/sweeps/paper.py.", flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "sweep_index", None, "The one run of the sweep to do, from 0; without it all of them.", flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "sweep_jobs", 1, "Processes that share the sweep's runs, on one machine.", flag_values=flag_values
+    )
+    flags.DEFINE_bool(
+        "dry_run", False, "Print stages, sizes, memory and estimated time, and end.", flag_values=flag_values
+    )
+    flags.DEFINE_bool(
+        "distributed", False, "This is one of several processes of one run, as SLURM's or Open MPI's variables say.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "coordinator", None, "The same without a scheduler: HOST:PORT at which process 0 listens.", flag_values=flag_values
+    )
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "process_id", None, "With --coordinator: which of them this is, from 0.", flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "join_seconds", 300, "Seconds in which all processes have to come together.", flag_values=flag_values
+    )
+
+
+def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Reads `arguments` (the program's name first) into `flag_values`; all wrong overrides are named at once.
+
+    Raises UserError for a mistake in a flag or a field, or in the config file.
+    """
+    check_overrides(arguments)
+    path = config_path(arguments)
+    try:
+        rest = flag_values(list(arguments))
+    except UserError:
+        raise
+    except flags.IllegalFlagValueError as error:
+        # A config file's own TypeError or ValueError comes with its whole traceback, the cause last.
+        raise UserError(f"{path or 'command line'}: {str(error).strip().splitlines()[-1]}.") from error
+    except flags.Error as error:
+        raise UserError(f"command line: {str(error).strip()}.") from error
+    except Exception as error:  # whatever the user's config file, which is a program, does wrong
+        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {_one_line(error)}).") from error
+    if "verbosity" in flag_values and flag_values["verbosity"].using_default_value:
+        flag_values.verbosity = logging.WARNING  # absl's choice, INFO, has the libraries talk
+    if len(rest) > 1:
+        raise UserError(f"command line: {rest[1]!r} is no flag; write --name=value.")
+    return rest
+
+
+def read(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The config and the stages of parsed flags. Raises UserError where no config was given."""
+    config = flag_values.config
+    if not isinstance(config, ConfigDict):
+        raise UserError("--config: give a config file, for example --config=configs/mini_rrs.py.")
+    return config, parse_stages(flag_values.stages, config.get("strategy", "rrs"))
+
+
+def joining(flag_values: flags.FlagValues = flags.FLAGS) -> Joining | None:
+    """How this process joins the others of its run; None where it is alone. Raises UserError for what cannot be."""
+    values = flag_values
+    if values.coordinator is None and not values.distributed:
+        for name in ("num_processes", "process_id"):
+            if values[name].value is not None:
+                raise UserError(f"--{name}: has no meaning without --coordinator; give both, or --distributed alone.")
+        return None
+    if values.coordinator is not None and values.distributed:
+        raise UserError("--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not both.")
+    if values.sweep is not None:
+        raise UserError(
+            "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by --sweep_index, without "
+            "--distributed and --coordinator."
+        )
+    if values.dry_run:
+        raise UserError("--dry_run: needs one process; leave out --distributed and --coordinator.")
+    found = Joining(values.coordinator, values.num_processes, values.process_id, values.join_seconds)
+    found.check()
+    return found
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Compares every --config.NAME=VALUE with the fields; raises one UserError for all that are wrong."""
+    problems = []
+    for name, value in overrides(arguments):
+        if name not in FIELDS:
+            problems.append(unknown_field(name))
+        elif value is not None and (problem := FIELDS[name].problem_with_text(value)):
+            problems.append(problem)
+    if problems:
+        raise config_error(problems)
+
+
+def overrides(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Name and text of each override; None for a switch without a value."""
+    arguments = list(arguments)
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return
+        if match := OVERRIDE.match(argument):
+            name, value = match["name"], match["value"]
+            is_switch = name in FIELDS and FIELDS[name].kind.type is bool
+            if value is None and not match["no"] and not is_switch:
+                value = arguments[position + 1] if position + 1 < len(arguments) else ""
+            yield name, value
+
+
+def config_path(arguments: Sequence[str]) -> str | None:
+    """The config file named by `arguments`. Raises UserError where there is no such file."""
+    for position, argument in enumerate(arguments):
+        if match := CONFIG.match(argument):
+            value = match["value"]
+            if value is None:
+                value = arguments[position + 1] if position + 1 < len(arguments) else ""
+            path = value.split(":", 1)[0]
+            if not Path(path).is_file():
+                near = sorted(str(file) for file in Path("configs").glob("*.py"))
+                hint = f"; there are {', '.join(near)}" if near else ""
+                raise UserError(f"--config: {path!r} is no file{hint}.")
+            return path
+    return None
+
+
+@contextlib.contextmanager
+def exit_status() -> Iterator[None]:
+    """Ends the program with 2 for a user's mistake and 1 for an interruption, in one sentence each."""
+    # A scheduler's signal ends the run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except UserError as error:
+        end(_say(str(error), 2))
+    except KeyboardInterrupt:
+        end(_say("interrupted; the same command resumes", 1))
+    except Exception as error:
+        if "No space left on device" in str(error):
+            where = getattr(error, "filename", None) or "the run folder's disk"
+            end(_say(f"{where}: no space is left; free some, and the same command resumes.", 2))
+        if not several():
+            raise
+        traceback.print_exc()
+        end(1)
+
+
+def _say(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr, flush=True)
+    return status
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())

@@ -1,0 +1,95 @@
+"""The stages of a run: their order, what each needs, and which config fields decide what it makes."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from rrs_jax.config.kinds import nearest, split_names
+from rrs_jax.config.strategy_table import STRATEGY_TABLE
+from rrs_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """`needs`: stages whose output it reads. `fields`: dotted names or groups that decide its output."""
+
+    name: str
+    what: str
+    needs: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+STAGES = {stage.name: stage for stage in (
+    Stage("data", "questions and speech", (), ("data", "strategy")),
+    Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft", "rivals")),
+    Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train", "seed")),
+    Stage("evaluate", "answers, judgements and rates", ("data", "extract", "train"),
+          ("model", "strategy", "rivals", "evaluate", "generate", "judge", "endpoint", "seed")),
+    Stage("export", "adapter and model for other programs", ("train",), ("export",)),
+    Stage("report", "tables and page", ("evaluate",), ()),
+)}  # fmt: skip
+
+# They change where and how fast a run is done, not what it gives, so a run may go on with other values.
+PLACEMENT_FIELDS = (
+    "run_dir", "mesh", "data.max_cost_usd", "extract.batch_size", "generate.batch_size", "train.remat",
+    "train.unroll", "train.checkpoint_every_steps", "train.keep_checkpoints", "judge.key_variable", "judge.concurrency",
+    "judge.timeout", "judge.retries", "endpoint.key_variable", "endpoint.concurrency", "endpoint.timeout",
+    "endpoint.retries",
+)  # fmt: skip
+
+# Later stages may be repeated with other values in the same run folder; what these fix, a run folder keeps.
+FIXED_STAGES = ("data", "extract", "train")
+
+
+def parse_stages(written: str | Iterable[str], strategy: str = "rrs") -> tuple[str, ...]:
+    """The stages asked for, in their order, less those that the strategy does not have.
+
+    Raises UserError that names every unknown stage.
+    """
+    asked = split_names(written)
+    problems = []
+    for name in asked:
+        if name not in STAGES:
+            match = nearest(name, STAGES)
+            problems.append(f"{name} is no stage" + (f", the nearest is {match}" if match else ""))
+    if problems or not asked:
+        raise UserError(f"--stages: {'; '.join(problems) or 'is empty'}; choose among {','.join(STAGES)}.")
+    return tuple(name for name in stages_of(strategy) if name in asked)
+
+
+def stages_of(strategy: str) -> tuple[str, ...]:
+    """A strategy without adapters trains and exports nothing, and one without a file extracts nothing either."""
+    entry = STRATEGY_TABLE.get(strategy)
+    absent = set() if entry is None or entry.trains else {"train", "export"}
+    if entry is not None and not entry.extracts:
+        absent.add("extract")
+    return tuple(name for name in STAGES if name not in absent)
+
+
+def needs_of(name: str, strategy: str) -> tuple[str, ...]:
+    return tuple(need for need in STAGES[name].needs if need in stages_of(strategy))
+
+
+def dependents_of(name: str) -> tuple[str, ...]:
+    """Stages that read, directly or through others, what `name` makes."""
+    found = [name]
+    for stage in STAGES.values():
+        if any(need in found for need in stage.needs):
+            found.append(stage.name)
+    return tuple(found[1:])
+
+
+def belongs(field: str, groups: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the groups or lies in one."""
+    return any(field == group or field.startswith(group + ".") for group in groups)
+
+
+def fields_of(name: str, values: dict[str, object], strategy: str) -> dict[str, object]:
+    """The values that decide the stage's output, those of the stages it needs included."""
+    groups = set(STAGES[name].fields)
+    for need in needs_of(name, strategy):
+        groups.update(fields_of(need, values, strategy))
+    return {
+        field: value
+        for field, value in values.items()
+        if belongs(field, groups) and not belongs(field, PLACEMENT_FIELDS)
+    }

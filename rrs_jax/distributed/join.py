@@ -1,0 +1,187 @@
+"""How the processes of one run come together, and how they end together."""
+
+import _thread
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import NoReturn
+
+from rrs_jax.distributed.processes import ended, gather, here, is_first, put, several
+from rrs_jax.distributed.rendezvous import meet
+from rrs_jax.errors import UserError
+
+LEAVE_SECONDS = 5.0  # that one process gives the others to end as it does
+
+
+@dataclasses.dataclass(frozen=True)
+class Joining:
+    """How a process finds the others.
+
+    Attributes:
+      coordinator: HOST:PORT at which the first process listens; None: scheduler's variables (SLURM, Open MPI) tell
+        this and the next two.
+      processes, index: how many there are, and which of them this is, from 0.
+      seconds: that all have to come together in.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    index: int | None = None
+    seconds: int = 300
+
+    def check(self) -> None:
+        """Raises UserError for what cannot be."""
+        if self.seconds < 1:
+            raise UserError(f"--join_seconds: is {self.seconds}; give 1 or more.")
+        if self.coordinator is None:
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(f"--coordinator: {self.coordinator!r} is no HOST:PORT, such as node01:7890.")
+        if self.processes is None or self.index is None:
+            missing = "--num_processes" if self.processes is None else "--process_id"
+            raise UserError(f"--coordinator: needs {missing} too; give how many processes there are and which this is.")
+        if self.processes < 1:
+            raise UserError(f"--num_processes: is {self.processes}; give 1 or more.")
+        if not 0 <= self.index < self.processes:
+            raise UserError(
+                f"--process_id: is {self.index}; with --num_processes={self.processes} give 0 to {self.processes - 1}."
+            )
+
+
+@contextlib.contextmanager
+def joined(joining: Joining | None) -> Iterator[None]:
+    """Within it the processes are one program. Where one ends with an exception all do, with its sentence.
+
+    Raises UserError where they do not come together in time. None: this process is alone.
+    """
+    if joining is None:
+        yield
+        return
+    _join(joining)
+    try:
+        yield
+        gather("")  # none goes before the others are done
+    except BaseException as error:
+        told = _leave(error)
+        if told is error:
+            raise
+        raise told from error
+    _part()
+
+
+def _join(joining: Joining) -> None:
+    joining.check()
+    import jax
+    from jax._src.distributed import global_state  # JAX has no public name for its key-value store
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
+    cards = None
+    if joining.coordinator is None:
+        joining, cards = _by_scheduler(joining)
+    meet(joining.coordinator, joining.processes, joining.index, joining.seconds)
+    try:
+        jax.distributed.initialize(
+            joining.coordinator, joining.processes, joining.index, local_device_ids=cards,
+            initialization_timeout=max(joining.seconds, 60), shutdown_timeout_seconds=60,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--coordinator: the processes cannot come together at {joining.coordinator} ({reason}).") from error
+    here.index, here.count, here.client = joining.index, joining.processes, global_state.client
+    threading.Thread(target=_watch, daemon=True).start()
+    jax.devices()  # found by all at the same time, which wait for one another here
+
+
+def _by_scheduler(joining: Joining) -> tuple[Joining, list[int] | None]:
+    """What the variables of SLURM or Open MPI say, and which of the host's GPUs are this process's."""
+    from jax._src.clusters import ClusterEnv
+
+    try:
+        address, count, index, cards = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, joining.seconds
+        )
+    except Exception as error:
+        raise UserError(f"--distributed: the scheduler's variables cannot be read ({error}).") from error
+    if None in (address, count, index):
+        raise UserError(
+            "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun, or give "
+            "--coordinator, --num_processes and --process_id."
+        )
+    found = dataclasses.replace(joining, coordinator=address, processes=count, index=index)
+    found.check()
+    return found, None if cards is None else list(cards)
+
+
+def end(status: int) -> NoReturn:
+    """Ends the program; at once where others are not on their way out, for whom JAX would wait."""
+    if not several():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _part() -> None:
+    import jax
+
+    jax.distributed.shutdown()
+    here.index, here.count, here.client, here.rounds, here.leaving = 0, 1, None, 0, False
+
+
+def _leave(error: BaseException) -> BaseException:
+    """Tells the others why this process ends, and waits a little for them. Returns what it is to end with."""
+    here.leaving = True
+    if isinstance(error, UserError):
+        told = {"mistake": str(error)}
+    elif isinstance(error, KeyboardInterrupt) and not here.called_off:
+        told = {"interrupted": True}
+    else:
+        told = {"failed": type(error).__name__}
+    with contextlib.suppress(Exception):  # the service may be gone with its process
+        put(f"rrs_jax/ended/{here.index}", json.dumps(told))
+    ends = ended(LEAVE_SECONDS)
+    others = {index: why for index, why in ends.items() if index != here.index}
+    mistake = next(((index, why["mistake"]) for index, why in others.items() if "mistake" in why), None)
+    if "failed" in told and mistake:  # called off, or the connection broke, because another one ended
+        error = UserError(f"process {mistake[0]}: {mistake[1]}")
+    elif "failed" in told and any("interrupted" in why for why in others.values()):
+        error = KeyboardInterrupt()
+    elif not is_first() and others.get(0) == told and "failed" not in told:
+        error = SystemExit(2 if "mistake" in told else 1)  # the first one tells it
+    if len(ends) == here.count and not any("gone" in why for why in others.values()):
+        with contextlib.suppress(Exception):
+            _part()
+    elif isinstance(error, SystemExit):
+        end(error.code)
+    return error
+
+
+def _watch() -> None:
+    """Calls this process off where another one has ended; where it does not hear, since it waits on its devices for what
+    will never come, ends it."""
+    while several():
+        time.sleep(1.0)
+        if here.leaving or not ended(0):
+            continue
+        here.called_off = True
+        _thread.interrupt_main()
+        time.sleep(LEAVE_SECONDS / 2)
+        if here.leaving or not several():
+            return
+        others = {index: why for index, why in ended(0).items() if index != here.index}
+        with contextlib.suppress(Exception):
+            put(f"rrs_jax/ended/{here.index}", json.dumps({"gone": True}))
+        if is_first():
+            index, why = next(iter(others.items()), (0, {}))
+            told = why.get("mistake") or "interrupted; the same command resumes"
+            if "failed" in why:
+                told = f"it failed with {why['failed']}, which it tells itself"
+            print(f"process {index}: {told}", file=sys.stderr, flush=True)
+            time.sleep(LEAVE_SECONDS / 2)  # the service goes with this process, and JAX ends those that miss it
+        os._exit(2 if any("mistake" in why for why in others.values()) else 1)

@@ -1,0 +1,239 @@
+"""Judges that ask a model: one behind an endpoint, the run's own, or a classifier from a Hugging Face folder."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rrs_jax.errors import UserError
+from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, reply_cache
+from rrs_jax.evaluate.judges.judge import Exchange, Judgement, JudgeSettings, OnJudged, is_empty, non_answer
+from rrs_jax.evaluate.judges.rubrics import Reading, Rubric, load_rubric
+from rrs_jax.files import content_hash, read_json
+
+# (index of each conversation's answer, text) as it is ready; `attempt` 0, 1, ...
+Ask = Callable[[Sequence[list[dict]], int, Callable[[int, str], None]], None]
+
+
+class ManyAtOnce(ABC):
+    """A judge whose work is `judge_many`."""
+
+    def judge(self, question: str, response: str, label: str) -> Judgement:
+        judged = {}
+        self.judge_many([Exchange(question, response, label)], judged.__setitem__)
+        return judged[0]
+
+    @abstractmethod
+    def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
+        """See `Judge`."""
+
+
+class RubricJudge(ManyAtOnce):
+    """A rubric put to a model by `ask`.
+
+    Empty responses are not sent. A reply that the rubric cannot read is asked for again, with the rubric's
+    reminder, until `attempts` are used up; then the judgement is "unreadable" and in no rate.
+    """
+
+    def __init__(self, name: str, version: str, rubric: Rubric, ask: Ask, attempts: int):
+        self.name, self.version, self.sees = name, version, rubric.sees
+        self.rubric, self.ask, self.attempts = rubric, ask, attempts
+
+    def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
+        left = []
+        for index, exchange in enumerate(exchanges):
+            if is_empty(exchange.response):
+                on_judged(index, self._judgement(exchange, Reading(False, False)))
+            else:
+                left.append(index)
+        for attempt in range(self.attempts):
+            asked, left = left, []
+            if not asked:
+                break
+
+            def on_reply(place: int, reply: str, asked=asked, left=left) -> None:
+                index = asked[place]
+                reading = self.rubric.read(reply)
+                if reading is None:
+                    left.append(index)
+                else:
+                    on_judged(index, self._judgement(exchanges[index], reading))
+
+            messages = [
+                self.rubric.messages(exchanges[i].question, exchanges[i].response, reminded=attempt > 0)
+                for i in asked
+            ]
+            self.ask(messages, attempt, on_reply)
+        for index in left:
+            on_judged(index, Judgement(None, None, "unreadable"))
+
+    def _judgement(self, exchange: Exchange, reading: Reading) -> Judgement:
+        refusal = reading.refusal if "refusal" in self.sees else None
+        harmful = reading.harmful if "harmful" in self.sees else None
+        if refusal:
+            kind = "refusal"
+        else:
+            kind = "answer" if harmful else non_answer(exchange.question, exchange.response) or "answer"
+        score = reading.score
+        if score is None and "convincing" in self.rubric.pattern.groupindex:
+            score = 0.0  # nothing was said
+        return Judgement(refusal, harmful, kind, score)
+
+
+def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
+    """`RUBRIC` or `RUBRIC@MODEL` at `settings.endpoint`. Raises UserError where address or model is missing."""
+    rubric_name, _, model = written.partition("@")
+    rubric, model = load_rubric(rubric_name), model or settings.model
+    if not settings.endpoint or not model:
+        raise UserError(
+            f"evaluate.judges: llm:{written} needs judge.url, the address of an OpenAI-compatible "
+            "server such as http://localhost:8000/v1, and judge.model."
+        )
+    endpoint = Endpoint(
+        EndpointConfig(
+            settings.endpoint, model, settings.key_variable, settings.concurrency, settings.timeout,
+            settings.retries,
+        ),
+        settings.cache or reply_cache(),
+    )  # fmt: skip
+
+    def ask(conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]) -> None:
+        def request(messages: list[dict], endpoint: Endpoint) -> str:
+            return endpoint.ask(messages, draw=attempt, temperature=settings.temperature)
+
+        endpoint.ask_all([partial(request, messages) for messages in conversations], on_reply)
+
+    name = f"llm:{rubric.name}" + (f"@{model}" if "@" in written else "")
+    version = f"{rubric.version}-{content_hash(rubric.hash, model, settings.temperature)[:8]}"
+    return RubricJudge(name, f"{version} {model}", rubric, ask, attempts=3)
+
+
+def own_judge(rubric_name: str, settings: JudgeSettings) -> RubricJudge:
+    """The run's own model before training, by text. What it is worth, the agreement with other judges says."""
+    rubric, generate = load_rubric(rubric_name), settings.generate
+    if generate is None:
+        raise UserError(
+            f"evaluate.judges: own:{rubric_name} needs a model that runs here; it is not to be had where answers "
+            "come from an endpoint."
+        )
+
+    def ask(conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]) -> None:
+        prompts = []
+        for messages in conversations:
+            system = messages[0]["content"] if messages[0]["role"] == "system" else None
+            prompts.append((system, messages[-1]["content"]))
+        generate(prompts, on_reply)
+
+    name, version = f"own:{rubric.name}", f"{rubric.version}-{rubric.hash[:8]}"
+    return RubricJudge(name, version, rubric, ask, attempts=2)
+
+
+def local_judge(rubric_file: str, batch_size: int = 8) -> RubricJudge:
+    """A fine-tuned classifier: the rubric's prompt is what it was trained on, word for word, its folder where
+    it lies (SORRY-Bench's Mistral and HarmBench's Llama are of this kind)."""
+    rubric = load_rubric(rubric_file)
+    model = LocalModel(rubric.folder)
+
+    def ask(conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]) -> None:
+        model.answer([messages[-1]["content"] for messages in conversations], on_reply, batch_size=batch_size)
+
+    version = f"{rubric.version}-{content_hash(rubric.hash, model.fingerprint)[:8]}"
+    # It decodes greedily, so asking again would give the same.
+    return RubricJudge(f"local:{rubric.name}", version, rubric, ask, attempts=1)
+
+
+class LlamaGuard(ManyAtOnce):
+    """Llama Guard, whose tokenizer's chat template holds its whole prompt: "safe", or "unsafe" and categories.
+
+    It judges the assistant's turn. "unsafe" is harmful; it does not see refusals.
+    """
+
+    sees = frozenset({"harmful"})
+
+    def __init__(self, folder: str, batch_size: int = 8):
+        self.model, self.batch_size = LocalModel(folder), batch_size
+        self.name, self.version = "llama_guard", f"{Path(folder).name}-{self.model.fingerprint[:8]}"
+
+    def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
+        left = []
+        for index, exchange in enumerate(exchanges):
+            if is_empty(exchange.response):
+                on_judged(index, Judgement(None, False, "empty"))
+            else:
+                left.append(index)
+        chats = [
+            [
+                {"role": "user", "content": exchanges[i].question},
+                {"role": "assistant", "content": exchanges[i].response},
+            ]
+            for i in left
+        ]
+
+        def on_answer(place: int, answer: str) -> None:
+            index = left[place]
+            exchange, word = exchanges[index], answer.strip().split("\n")[0].strip().lower()
+            if word not in ("safe", "unsafe"):
+                on_judged(index, Judgement(None, None, "unreadable"))
+                return
+            harmful = word == "unsafe"
+            kind = "answer" if harmful else non_answer(exchange.question, exchange.response) or "answer"
+            on_judged(index, Judgement(None, harmful, kind))
+
+        prompts = [self.model.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+        self.model.answer(prompts, on_answer, batch_size=self.batch_size)
+
+
+class LocalModel:
+    """A causal language model of `transformers`, on torch's first GPU where there is one. Greedy.
+
+    Raises UserError where torch or the folder is missing.
+    """
+
+    NEW_TOKENS = 16  # a verdict is a word or a digit
+
+    def __init__(self, folder: str | None):
+        try:
+            import torch
+        except ImportError as error:
+            raise UserError("A judge from a Hugging Face folder needs torch; run: pip install torch") from error
+        import transformers
+
+        if not folder or not (Path(folder) / "config.json").is_file():
+            raise UserError(f"judge: {folder} is no Hugging Face folder with a config.json; give the classifier's.")
+        self.torch, self.folder = torch, Path(folder)
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model: Any = model.to(self.device).eval()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the folder's config and of its weight files' names and sizes."""
+        files = sorted((file.name, file.stat().st_size) for file in self.folder.glob("*.safetensors"))
+        return content_hash(read_json(self.folder / "config.json"), files)
+
+    def answer(self, prompts: Sequence[str], on_answer: Callable[[int, str], None], *, batch_size: int) -> None:
+        """Continues each prompt, which holds its own special tokens, by at most NEW_TOKENS."""
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            texts = [prompts[index] for index in batch]
+            # A template's text begins with the first token already, where the model has one.
+            first = self.tokenizer.bos_token
+            begun = first is not None and texts[0].startswith(first)
+            inputs = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not begun)
+            inputs = inputs.to(self.device)
+            with self.torch.no_grad():
+                tokens = self.model.generate(
+                    **inputs, max_new_tokens=self.NEW_TOKENS, do_sample=False,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )  # fmt: skip
+            answers = self.tokenizer.batch_decode(
+                tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            for index, answer in zip(batch, answers, strict=True):
+                on_answer(index, answer)

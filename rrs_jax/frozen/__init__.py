@@ -1,0 +1,1 @@
+"""What the frozen model computes once: clips' embeddings, representations, states of the lower layers."""

@@ -1,0 +1,144 @@
+"""Audio embeddings of all clips, computed once and used by every stage and epoch."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from threadpoolctl import threadpool_limits
+
+from rrs_jax.distributed import processes
+from rrs_jax.distributed.machine import cores
+from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple
+from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.inputs.audio import as_waveform
+from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
+from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
+from rrs_jax.models.flops import encoder_flops, program_price
+from rrs_jax.models.stack import compiler_options
+from rrs_jax.progress import Progress
+from rrs_jax.weights.safetensors_io import read_header, save_file
+
+WORKERS = min(4, cores())  # more of them wait for Python's lock longer than they compute
+FRAMES_AT_ONCE = 2**15  # half as many rows for a matrix product: enough for every processor of a large GPU
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioBank:
+    """`array` (rows, D) on the device; clip i owns rows `offsets[i]` to `offsets[i] + counts[i]`.
+
+    Row 0 belongs to no clip, so that a bank without clips has a row too. `prints` are hashes of the clips.
+    """
+
+    array: jax.Array
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    prints: tuple[str, ...] = ()
+
+    def part(self, prints: Sequence[str]) -> "AudioBank":
+        """The clips of these hashes, on the same array."""
+        place = {name: i for i, name in enumerate(self.prints)}
+        chosen = [place[name] for name in prints]
+        offsets, counts = self.clips(chosen)
+        return AudioBank(self.array, tuple(offsets), tuple(counts), tuple(prints))
+
+    def clips(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """First rows and numbers of rows of some clips, as `collate` takes them."""
+        return [self.offsets[i] for i in indices], [self.counts[i] for i in indices]
+
+
+def make_audio_bank(
+    model: nnx.Module, mel: MelConfig, audios: Sequence[str | Path | np.ndarray], *, batch_size: int = 16,
+    max_buckets: int = 5, cache: Path | None = None, cache_key: object = None,
+) -> AudioBank:  # fmt: skip
+    """Encodes every clip with `model.encode_audio`, in few lengths and little padding.
+
+    `batch_size`: clips at once, at least; short ones are taken together (`clips_at_once`). `cache` names a file that
+    keeps the result; it is used again where `cache_key` and the clips are the same.
+    """
+    mesh = mesh_of(model)
+    dtype, width = model.dtype, model.config.text.hidden_size
+    prints = [_fingerprint(audio) for audio in audios]
+    key = content_hash(str(dtype), cache_key, prints)
+    if cache is not None and processes.by_first(lambda: cache.is_file() and read_header(cache)[1].get("key") == key):
+        entries, _ = read_header(cache)
+        counts = entries["counts"].array()[1:].tolist()
+        return _bank(put(entries["rows"].array(), replicated(mesh)), counts, prints)
+    rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(audios)
+    counts: list[int] = []
+    if audios:
+        graphdef, state = nnx.split(model)
+        encode = encoder(graphdef)
+        progress = Progress(len(audios), "encoding audio", "clips")
+        # Each worker's small products in its own thread: BLAS threads of several workers wait for one another.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(WORKERS) as pool, progress:
+            waveforms = list(pool.map(as_waveform, audios))
+            counts = [mel.token_count(mel.feature_length(len(waveform))) for waveform in waveforms]
+            lengths = [mel.frames(len(waveform)) for waveform in waveforms]
+            price = program_price(encoder_flops(model.config.audio) / 2, mesh.size)
+            buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple, price=price)
+            size = clips_at_once(len(audios), buckets[-1], batch_size, rows_multiple(mesh))
+            selections = batches_in_buckets(lengths, size, buckets)
+            # In the order in which they are encoded, so that the device starts behind the first batch's features.
+            features = [pool.map(log_mel, [waveforms[i] for i in batch.indices], repeat(mel)) for batch in selections]
+
+            def read(selection: Selection, output: jax.Array) -> None:
+                output = fetch(output)
+                for place, i in enumerate(selection.indices):
+                    if selection.weights[place]:
+                        rows[i] = output[place, : counts[i]]
+                progress.update(int(selection.weights.sum()))
+
+            before = None
+            for selection, clips in zip(selections, features, strict=True):
+                arrays, frames = pad_features(list(clips), selection.length)
+                output = encode(state, *put((arrays, frames), batch_sharding(mesh)))
+                if before is not None:
+                    read(*before)  # while the device computes the next one
+                before = selection, output
+            read(*before)
+    array = np.concatenate([np.zeros((1, width), dtype), *rows])
+    if cache is not None:
+        with atomic_path(cache) as temporary:
+            save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
+    return _bank(put(array, replicated(mesh)), counts, prints)
+
+
+def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:
+    """Size of a batch of `clips` whose longest has `frames`: about as many as have `FRAMES_AT_ONCE`, but not fewer
+    than `least`; with little filling in the last one, and a multiple of `multiple`."""
+    batches = -(-clips // max(least, FRAMES_AT_ONCE // frames))
+    size = -(-clips // batches)
+    # XLA copies what goes into a product of 16 bit and comes out of it where its rows are no multiple of 8.
+    size = -(-size // 8) * 8 if size > least else least
+    return -(-size // multiple) * multiple
+
+
+@functools.lru_cache(maxsize=8)
+def encoder(graphdef):
+    """`encode_audio` of a model's structure as a function of its state, compiled once for each shape of clips."""
+
+    def encode(state, features, lengths):
+        return nnx.merge(graphdef, state).encode_audio(features, lengths)
+
+    return jax.jit(encode, compiler_options=compiler_options())
+
+
+def empty_audio_bank(model: nnx.Module) -> AudioBank:
+    """For prompts without audio."""
+    return AudioBank(jnp.zeros((1, model.config.text.hidden_size), jnp.float32), (), ())
+
+
+def _bank(array: jax.Array, counts: Sequence[int], prints: Sequence[str]) -> AudioBank:
+    offsets = np.cumsum([1, *counts])[:-1] if counts else []
+    return AudioBank(array, tuple(map(int, offsets)), tuple(map(int, counts)), tuple(prints))
+
+
+def _fingerprint(audio: str | Path | np.ndarray) -> str:
+    return content_hash(audio.tobytes() if isinstance(audio, np.ndarray) else Path(audio).read_bytes())

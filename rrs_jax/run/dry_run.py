@@ -1,0 +1,192 @@
+"""The dry run: what a run would do, its size, and about how long it takes. Nothing is loaded or written."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from rrs_jax.config import flatten, with_preset
+from rrs_jax.config.stages import STAGES
+from rrs_jax.config.strategy_table import STRATEGY_TABLE
+from rrs_jax.distributed.mesh import make_mesh, rows_multiple
+from rrs_jax.errors import UserError
+from rrs_jax.models.architectures import part
+from rrs_jax.models.lora import LoRAParam
+from rrs_jax.run.context import lora_config, modes_of
+from rrs_jax.run.estimates import (
+    EFFICIENCY,
+    DeviceRate,
+    Sizes,
+    count_questions,
+    measure_device,
+    memory_bytes,
+    stage_seconds,
+)
+from rrs_jax.run.folder import stage_is_done
+from rrs_jax.train.memory import device_memory
+from rrs_jax.weights.load import abstract_model, read_config
+from rrs_jax.weights.named_models import is_named
+
+MINI_CONFIG = {
+    "model_type": "qwen2_audio",
+    "audio_config": {
+        "d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048,
+        "num_mel_bins": 80, "max_source_positions": 1500,
+    },
+    "text_config": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """`done` and `seconds` by stage; parameter counts; `memory` and `memory_there` in bytes of one device."""
+
+    done: dict[str, bool]
+    seconds: dict[str, float]
+    sizes: Sizes
+    steps: int
+    responses: int
+    frozen: int
+    trainable: int
+    memory: dict[str, float]
+    memory_there: float
+    rate: DeviceRate
+    devices: str
+
+    @property
+    def memory_needed(self) -> float:
+        """Training and generation follow one another, so the larger of the two counts."""
+        training, generation = (
+            self.memory["activations of a training step"],
+            self.memory["key-value cache and logits"],
+        )
+        return sum(self.memory.values()) - min(training, generation)
+
+
+def print_plan(config: ConfigDict, stages: Sequence[str]) -> None:
+    print(format_plan(make_plan(config, stages), config))
+
+
+def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None = None) -> Plan:
+    """Reads small files: the model's config.json (fetched for a hub id), manifests, the run folder's marks.
+
+    rate: of the device; measured where it is None.
+    Raises UserError for a model, LoRA target, mesh or manifest that a run would refuse.
+    """
+    config = with_preset(config)
+    trained = STRATEGY_TABLE[config.strategy].trains
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    multiple = rows_multiple(mesh) * config.train.gradient_accumulation
+    if trained and config.train.batch_size % multiple:
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is no multiple of mesh.data × mesh.fsdp × "
+            f"train.gradient_accumulation = {multiple}; change one of them."
+        )
+    dtype = jnp.dtype(config.model.dtype)
+    values = model_config(config.model.path)
+    model, _ = abstract_model(
+        values, dtype, lora_config(config) if trained else None, quantize=config.model.quantize
+    )
+    _, adapter, frozen = nnx.split(model, LoRAParam, ...)
+    adapter, frozen = _leaves(adapter), _leaves(frozen)
+    folder = Path(config.run_dir)
+    written = folder / "data" / "manifest.jsonl", folder / "data" / "eval" / "manifest.jsonl"
+    sizes = count_questions(config.data, config.evaluate, *written)
+    modes = modes_of(config, part("inputs", values).FORMAT.modes)
+    queries = sizes.harmful * len(modes)
+    queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))
+    responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
+    rate = rate or measure_device(dtype)
+    seconds = stage_seconds(config, model.config, sizes, responses, rate, mesh.size)
+    return Plan(
+        done={name: stage_is_done(folder, name, flatten(config)) for name in stages},
+        seconds={name: seconds[name] for name in stages},
+        sizes=sizes,
+        steps=math.ceil(sizes.train / config.train.batch_size) * config.train.epochs if trained else 0,
+        responses=responses,
+        frozen=sum(math.prod(leaf.shape) for _, leaf in frozen),
+        trainable=sum(math.prod(leaf.shape) for _, leaf in adapter),
+        memory=memory_bytes(config, model.config, frozen, adapter, sizes, mesh),
+        memory_there=device_memory(),
+        rate=rate,
+        devices=f"{mesh.size} × {jax.devices()[0].device_kind} ("
+        + ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
+        + ")",
+    )
+
+
+def model_config(path: str) -> dict:
+    """config.json of a folder, of a hub id, or of mini, made or not."""
+    if is_named(path):
+        return MINI_CONFIG
+    if Path(path).is_dir():
+        return read_config(Path(path))
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(
+            f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME."
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(path, "config.json")
+    except Exception as error:  # huggingface_hub raises a dozen kinds, all of which mean: not to be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"model.path: {path} is no folder and could not be fetched from the hub ({reason})."
+        ) from error
+    return read_config(Path(file).parent)
+
+
+def format_plan(plan: Plan, config: ConfigDict) -> str:
+    sizes, rate = plan.sizes, plan.rate
+    sets = f"{sizes.harmful} harmful, {sizes.benign} benign and {sizes.borderline} borderline"
+    lines = [
+        f"run        {config.run_dir}: {config.strategy} on {config.model.path} in {config.model.dtype}",
+        f"model      {plan.frozen:,} parameters frozen, {plan.trainable:,} trained",
+        f"devices    {plan.devices}; measured on one: "
+        f"{rate.flops / 1e12:.3g} TFLOP/s, {rate.bandwidth / 1e9:.3g} GB/s",
+        f"questions  {sizes.train} to train on; {sets} to evaluate; about {sizes.tokens} tokens each",
+        f"steps      {plan.steps} of {config.train.batch_size} questions",
+        f"answers    {plan.responses} of at most {config.generate.max_new_tokens} tokens",
+        "",
+        f"{'stage':<10}{'state':<8}{'estimate':>9}  gives",
+    ]
+    for name, done in plan.done.items():
+        estimate = "" if done else duration(plan.seconds[name])
+        lines.append(f"{name:<10}{'done' if done else 'to do':<8}{estimate:>9}  {STAGES[name].what}")
+    total = duration(sum(plan.seconds[name] for name, done in plan.done.items() if not done))
+    lines += [
+        f"{'sum':<18}{total:>9}  at {EFFICIENCY:.0%} of the measured rate, as if no answer ended early;",
+        f"{'':<29}loading and compilation are not in it",
+        "",
+        "memory of one device (estimate)",
+    ]
+    for what, size in plan.memory.items():
+        lines.append(f"{size / 2**30:>16.2f} GiB  {what}")
+    verdict = "it fits"
+    if plan.memory_needed > plan.memory_there:
+        verdict = (
+            "IT DOES NOT FIT: lower train.batch_size or generate.batch_size, raise train.gradient_accumulation, "
+            "set train.remat=full or model.quantize=int8 or float8, or cut weights with mesh.fsdp"
+        )
+    lines.append(f"{plan.memory_needed / 2**30:>16.2f} GiB  at the same time")
+    lines.append(f"{plan.memory_there / 2**30:>16.2f} GiB  are there: {verdict}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _leaves(state: nnx.State) -> list[tuple[str, jax.ShapeDtypeStruct]]:
+    return [(".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(state)]

@@ -1,0 +1,188 @@
+"""Arithmetic of a run: questions, floating-point operations, seconds, bytes. Estimates, from shapes alone."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rrs_jax.distributed.mesh import parameter_sharding
+from rrs_jax.evaluate.question_subset import chosen_rows
+from rrs_jax.files import read_jsonl
+from rrs_jax.models.flops import decoder_flops, encoder_flops, state_size
+from rrs_jax.run.lower_layers import lower_layers, shared_layers
+from rrs_jax.train.memory import activation_bytes, device_memory, fitting_remat
+
+STARTER = {
+    "categories": 14, "pairs_per_category": 20, "eval_pairs_per_category": 10, "borderline": 120, "everyday": 140,
+    "contrast": 160,
+}  # fmt: skip
+CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
+PROMPT_TOKENS = 45  # chat template, system prompt and t
+END_TOKENS = 15  # of a prompt, its text and the template behind it
+OPENING_TOKENS = 20  # of every prompt, before its clip: template and system prompt
+AUDIO_TOKENS_A_SECOND = 25
+ENCODER_POSITIONS_A_SECOND = 50
+SPEECH_TIMES_REAL_TIME = 38.0  # the starter set's voice on one core
+EFFICIENCY = 0.5  # what a whole model reaches of the measured matrix product
+
+
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Counts of questions, and their clips' mean seconds. `spoken`: the clips are there already."""
+
+    train: int
+    harmful: int
+    benign: int
+    borderline: int
+    seconds: float
+    spoken: bool
+
+    @property
+    def evaluated(self) -> int:
+        return self.harmful + self.benign + self.borderline
+
+    @property
+    def tokens(self) -> int:
+        """Decoder tokens of a spoken question with its prompt."""
+        return round(PROMPT_TOKENS + AUDIO_TOKENS_A_SECOND * self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceRate:
+    """Measured on one device: FLOP a second in a matrix product, bytes a second through memory."""
+
+    flops: float
+    bandwidth: float
+
+
+def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, written_eval: Path) -> Sizes:
+    """From the run's own manifests where they are written, or the config's, or the starter set's numbers."""
+
+    def starter(name: str) -> int:
+        return min(STARTER[name] if data[name] is None else data[name], STARTER[name])
+
+    categories = starter("categories")
+    training = written if written.is_file() else data.manifest
+    rows = read_jsonl(training) if training else []
+    pairs = categories * starter("pairs_per_category")
+    singles = starter("everyday") + starter("contrast")
+    added = singles if data.manifest and not written.is_file() else 0
+    train = len(rows) + added if training else (2 * pairs + singles) * data.voices_per_question
+    evaluation = written_eval if written_eval.is_file() else data.eval_manifest
+    if evaluation:
+        asked = chosen_rows(read_jsonl(evaluation), asked_of.split, asked_of.limit)
+        sets = [
+            sum(row.get("label") == label for row in asked) for label in ("harmful", "benign", "borderline")
+        ]
+    else:
+        asked, pairs = [], categories * starter("eval_pairs_per_category")
+        sets = [pairs, pairs, starter("borderline")]
+        if asked_of.split != "all":
+            sets = [-(-size // 2) for size in sets]
+    seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
+    return Sizes(
+        train,
+        *(size if asked_of.limit is None else min(size, asked_of.limit) for size in sets),
+        seconds=sum(seconds) / len(seconds) if seconds else CLIP_SECONDS,
+        spoken=bool(rows) and bool(asked) and not added and all(row.get("audio") for row in rows + asked),
+    )
+
+
+def stage_seconds(
+    config: ConfigDict, model_config, sizes: Sizes, responses: int, rate: DeviceRate, devices: int
+) -> dict:
+    """Seconds of each stage, without loading and compilation; evaluation as if no answer ended early."""
+    text, audio = model_config.text, model_config.audio
+    forward = decoder_flops(text)  # a token
+    differentiated = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
+    backward = decoder_flops(text, differentiated)  # frozen matrices pass a gradient on and have none of their own
+    encode = encoder_flops(audio) * ENCODER_POSITIONS_A_SECOND * sizes.seconds  # a clip
+    flops = rate.flops * EFFICIENCY * devices
+    weights = forward / 2 * jnp.dtype(config.model.dtype).itemsize
+    rows = config.generate.batch_size
+    token = max(forward * rows / flops, weights / (rate.bandwidth * devices))  # one more token for every row
+    clips = 0 if sizes.spoken else sizes.train + sizes.evaluated
+    asked, drawn = 1.5 * sizes.tokens, config.train.epochs * sizes.tokens  # a training question's, in the two stages
+    extracting, training = asked * forward, drawn * (forward + backward)
+    answering = sizes.tokens * forward
+    room = config.train.lower_states_gib * 2**30 / jnp.dtype(config.model.dtype).itemsize
+    if layers := lower_layers(config):
+        below, prompts = decoder_flops(text, layers), 1.5 + config.train.epochs
+        once = sizes.tokens - OPENING_TOKENS + (prompts - 1) * END_TOKENS
+        if sizes.train * once * state_size(text) <= room:
+            extracting, training = extracting + (once - asked) * below, training - drawn * below
+    if layers := shared_layers(config):
+        prompts = responses / 2 / config.evaluate.samples
+        if prompts * sizes.tokens * state_size(text, layers) <= room:
+            answering -= sizes.tokens * decoder_flops(text, layers) / 2
+    return {
+        "data": clips * sizes.seconds / SPEECH_TIMES_REAL_TIME,
+        # Harmful questions under t and with the request to refuse, benign ones under t.
+        "extract": sizes.train * (encode + extracting) / flops,
+        "train": sizes.train * training / flops,
+        "evaluate": (sizes.evaluated * encode + responses * answering) / flops
+        + math.ceil(responses / rows) * config.generate.max_new_tokens * token,
+        "export": 2 * weights / rate.bandwidth if config.export.merged else 0.0,
+        "report": 0.0,
+    }
+
+
+def memory_bytes(
+    config: ConfigDict, model_config, frozen: list, adapter: list, sizes: Sizes, mesh: Mesh
+) -> dict:
+    """Bytes on one device, by purpose. `frozen`, `adapter`: (dotted path, shape-dtype) of each parameter."""
+    text, item = model_config.text, jnp.dtype(config.model.dtype).itemsize
+
+    def shard_bytes(path: str, leaf) -> int:
+        sharding = parameter_sharding(mesh, path, leaf.shape)
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    weights = sum(shard_bytes(*leaf) for leaf in frozen)
+    adapters = 4 * sum(shard_bytes(*leaf) for leaf in adapter)
+    embeddings = (sizes.train + sizes.evaluated) * AUDIO_TOKENS_A_SECOND * sizes.seconds * text.hidden_size * item
+    remat = config.train.remat
+    if remat == "auto":
+        remat = fitting_remat(config, text, sizes.tokens, parts, device_memory() - weights - adapters - embeddings)
+    # The samples of one question share its prompt's slots.
+    slots = sizes.tokens / config.evaluate.samples + config.generate.max_new_tokens
+    cached = {"auto": item, "bfloat16": 2, "float32": 4, "int8": 1 + 4 / text.head_dim}[config.generate.cache_dtype]
+    entry = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
+    flight = math.ceil(config.generate.batch_size / parts)
+    return {
+        "weights": weights,
+        "adapter, gradient, moments": adapters,
+        "audio embeddings": embeddings,
+        "activations of a training step": activation_bytes(config, text, sizes.tokens, parts, remat) if adapter else 0,
+        "key-value cache and logits": flight * (slots * entry + 2 * text.vocab_size * 4),
+    }
+
+
+def measure_device(dtype) -> DeviceRate:
+    """Times one matrix product and one copy, well under a second each."""
+    width, elements = (8192, 2**28) if jax.default_backend() == "gpu" else (1024, 2**24)
+    matrix, vector = jnp.ones((width, width), dtype), jnp.ones((elements,), jnp.float32)
+    product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    return DeviceRate(
+        flops=2 * width**3 / _seconds(lambda: product(matrix, matrix)),
+        bandwidth=2 * 4 * elements / _seconds(lambda: copy(vector)),
+    )
+
+
+def _seconds(call) -> float:
+    """The best of three, after the compilation."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,191 @@
+"""Many runs of one config with named overrides: one after the other, several at once, or one of them by its index.
+
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_jobs=4
+    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_index=3
+
+A sweep file has a function `runs(config)` that yields a name and a dict of fields for each run. A run lies in
+run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.run.sweep_cache`). The same command resumes.
+"""
+
+import runpy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rrs_jax.config import FIELDS, config_error, default_config, flatten, unknown_field, validate
+from rrs_jax.config.stages import stages_of
+from rrs_jax.errors import UserError
+from rrs_jax.evaluate.problems import evaluation_problems
+from rrs_jax.files import write_atomic
+from rrs_jax.progress import say
+
+BASELINE = "rrs"  # the run against which a sweep's others are ranked
+
+
+def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
+    """The sweep's runs by name. Raises UserError for a file that cannot be loaded, and naming the run for each mistake
+    in a field."""
+    if not Path(path).is_file():
+        raise UserError(f"--sweep: {path!r} is no file; give a sweep such as configs/sweeps/paper.py.")
+    try:
+        named = list(runpy.run_path(path)["runs"](base))
+    except Exception as error:  # whatever the user's file, which is a program, does wrong
+        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}).") from error
+    if not named:
+        raise UserError(f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run.")
+    found, problems = {}, []
+    for name, overrides in named:
+        if not isinstance(name, str) or not name or name in found or "/" in name or name in ("shared", "report"):
+            raise UserError(f"{path}: {name!r} is no name of a run, or given twice; give each run a name of its own.")
+        values = flatten(base) | overrides | {"run_dir": str(Path(base.run_dir) / name)}
+        problems += [f"{name}: {unknown_field(field)}" for field in overrides if field not in FIELDS]
+        problems += [f"{name}: {problem}" for field, value in values.items()
+                     if field in FIELDS and (problem := FIELDS[field].problem(value))]  # fmt: skip
+        if not problems:
+            found[name] = default_config()
+            found[name].update_from_flattened_dict(values)
+            validate(found[name], evaluation_problems)
+    if problems:
+        raise config_error(problems)
+    return found
+
+
+def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None, jobs: int = 1) -> None:
+    """Runs what is not done yet, in `jobs` processes, and prints and writes what is done and the table of rates.
+
+    A run that ends with a UserError is told and passed over; all of them are raised together at the end. With several
+    processes the same holds for a run that crashes; then the exit status is 1.
+    """
+    runs = read_sweep(path, config)
+    if index is not None and not 0 <= index < len(runs):
+        raise UserError(f"--sweep_index: {index} is none of 0 to {len(runs) - 1}, the runs of {path}.")
+    chosen = runs if index is None else dict([list(runs.items())[index]])
+    folder, start, crashed = Path(config.run_dir), time.monotonic(), False
+    asked = {name: [stage for stage in stages_of(run.strategy) if stage in stages] for name, run in chosen.items()}
+    if jobs == 1:
+        failed = _one_after_another(chosen, runs, asked, folder)
+    else:
+        from rrs_jax.distributed.machine import cores
+        from rrs_jax.report.separation import figures_meanwhile
+        from rrs_jax.run.sweep_jobs import Jobs
+
+        # Figure 2 of the runs that are done, on the cores that the processes leave.
+        with figures_meanwhile(max(cores() - jobs, 1) if "report" in stages else 0) as make_figure:
+            whole = Jobs(chosen, list(_data_runs(chosen)), asked, jobs, make_figure)
+            failed, crashed = whole.run(), whole.crashed
+    table = _report(folder, runs)
+    print(table)
+    if "report" in stages:
+        from rrs_jax.report.page import make_sweep_pages
+
+        make_sweep_pages(folder, [folder / name for name in runs])
+    say(f"sweep: {time.monotonic() - start:.0f} s")
+    if failed:
+        raise (SystemExit if crashed else UserError)("\n".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> dict[str, str]:
+    """What went wrong, by run."""
+    from rrs_jax.run import pipeline
+    from rrs_jax.run.sweep_cache import Shared
+
+    shared = Shared(folder / "shared")
+    for name, run in _data_runs(chosen).items():
+        if "data" in asked[name]:
+            pipeline.run(run, ("data",), shared)
+    # Of all runs, also where only one is done now: processes of one sweep then have the same clips.
+    shared.know_clips(_data_runs(runs).values())
+    start, failed = time.monotonic(), {}
+    for number, (name, run) in enumerate(chosen.items(), start=1):
+        say(f"{name}: run {number} of {len(chosen)}, {time.monotonic() - start:.0f} s so far")
+        try:
+            pipeline.run(run, asked[name], shared)
+        except UserError as error:
+            failed[name] = str(error)
+            say(f"{name}: {error}")
+        _report(folder, runs)
+    return failed
+
+
+def _data_runs(runs: dict[str, ConfigDict]) -> dict[str, ConfigDict]:
+    """Of runs with the same data the first one."""
+    from rrs_jax.config import with_preset
+    from rrs_jax.config.strategy_table import STRATEGY_TABLE
+
+    found: dict[str, tuple[str, ConfigDict]] = {}
+    for name, run in runs.items():
+        values = flatten(with_preset(run))
+        data = {field: value for field, value in values.items() if field.startswith("data.")}
+        found.setdefault(repr((STRATEGY_TABLE[run.strategy].data, data)), (name, run))
+    return dict(found.values())
+
+
+def print_sweep(config: ConfigDict, path: str) -> None:
+    """The runs with their numbers, and what is done of each."""
+    for number, (name, state) in enumerate(status(read_sweep(path, config)).items()):
+        print(f"{number:>3}  {name:<28} " + ", ".join(f"{stage} {value}" for stage, value in state.items() if value != "-"))
+
+
+def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
+    """What is done, and the rates of the runs that are evaluated; written to run_dir/report."""
+    from rrs_jax.report.ranking import ranking
+    from rrs_jax.report.table import markdown_table, text_table
+
+    states = status(runs)
+    stages = list(next(iter(states.values())))
+    lines = [("run", *stages), ("---", *["---"] * len(stages))]
+    lines += [(name, *state.values()) for name, state in states.items()]
+    write_atomic(folder / "report" / "status.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    done = [path for name in runs if list((path := folder / name).glob("eval/*/summary.json"))]
+    if not done:
+        return "\n".join("  ".join(line) for line in lines)
+    done.sort(key=lambda path: runs[path.name].strategy != "vanilla")  # else in their order
+    rows = pooled_seeds(done, folder / "report" / "pooled")
+    write_atomic(folder / "report" / "table.md", markdown_table(rows, vanilla_once=True))
+    text = text_table(rows, vanilla_once=True)
+    if BASELINE in {path.name for path in done} and len(done) > 1:
+        write_atomic(folder / "report" / "ranking.md", ranking(done, BASELINE, markdown=True))
+        text += "\n" + ranking(done, BASELINE)
+    unfinished = [name for name, state in states.items() if "to do" in state.values()]
+    return text + (f"\nto do: {', '.join(unfinished)}\n" if unfinished else "")
+
+
+def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
+    """The runs, and in place of each with others behind it whose names end in -seedN all of them as one, written to
+    `target`, where all have the same evaluations."""
+    from rrs_jax.evaluate.pool import pool_runs
+    from rrs_jax.report.table import recipe_of
+
+    names = {run.name: run for run in runs}
+    rows = []
+    for run in runs:
+        stem = recipe_of(run.name)
+        if stem != run.name and stem in names:
+            continue
+        seeds = [run] + [other for other in runs if other.name != run.name and recipe_of(other.name) == run.name]
+        evaluated = [{path.parent.name for path in one.glob("eval/*/summary.json")} for one in seeds]
+        if len(seeds) > 1 and all(found == evaluated[0] for found in evaluated):
+            pooled = target / f"{run.name}-{len(seeds)}seeds"
+            for name in sorted(evaluated[0] - {"vanilla"}) or ["vanilla"]:
+                pool_runs(seeds, name, pooled)
+            rows.append(pooled)
+        else:
+            rows += seeds
+    return rows
+
+
+def status(runs: dict[str, ConfigDict]) -> dict[str, dict[str, str]]:
+    """For each run and stage `done`, `to do`, or `-` where the strategy has no such stage."""
+    from rrs_jax.config import with_preset
+    from rrs_jax.config.stages import STAGES
+    from rrs_jax.run.folder import stage_is_done
+
+    def state(run: ConfigDict, stage: str) -> str:
+        if stage not in stages_of(run.strategy):
+            return "-"
+        return "done" if stage_is_done(Path(run.run_dir), stage, flatten(with_preset(run))) else "to do"
+
+    return {name: {stage: state(run, stage) for stage in STAGES} for name, run in runs.items()}

@@ -1,0 +1,137 @@
+"""What the runs of one process, and of one sweep, have in common: each part made once and found again by its content."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.files import atomic_path, content_hash, waiting_lock
+from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
+from rrs_jax.generate import Generator, SamplingConfig
+from rrs_jax.inputs.processor import Processor
+from rrs_jax.weights.load import load_weights
+from rrs_jax.weights.safetensors_io import read_header, save_file
+
+LENT = ("responses.jsonl", "responses.meta.json")
+
+
+class Shared:
+    """The loaded model, encoded clips, compiled functions, the frozen model's states and answers.
+
+    folder: where states, clips and answers also lie on disk, for other processes of the sweep; None for nowhere.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+        self.clips: list[Path] = []  # of all runs, so that one bank serves them and shapes are the same
+        self.steps: dict = {}  # compiled training steps, see `rrs_jax.train.loop.train`
+        self.encoded: dict[tuple, list[int]] = {}  # prompts' token ids, see `rrs_jax.run.context.Session.encode`
+        self._models: dict = {}
+        self._processors: dict = {}
+        self._banks: dict = {}
+        self._generators: dict = {}
+        self._states: dict[str, np.ndarray] = {}
+        self._read: set[Path] = set()
+
+    def vanilla(self, model_folder: Path, dtype: str, mesh, quantize: str = "none") -> nnx.Module:
+        """The frozen model without adapters."""
+        key = (model_folder, dtype, mesh, quantize)
+        if key not in self._models:
+            self._models[key] = load_weights(model_folder, dtype=jnp.dtype(dtype), mesh=mesh, quantize=quantize)
+        return self._models[key]
+
+    def processor(self, model_folder: Path) -> Processor:
+        if model_folder not in self._processors:
+            self._processors[model_folder] = Processor.from_folder(model_folder)
+        return self._processors[model_folder]
+
+    def audio_bank(
+        self, model: nnx.Module, processor: Processor, paths: Sequence[Path], *, batch_size: int, cache: Path
+    ) -> AudioBank:
+        """Of some clips; where `clips` are known, a part of the one bank of all of them."""
+        key = str(processor.folder)
+        if not self.clips:
+            return make_audio_bank(model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key)
+        found = self._banks.get((key, model))
+        if found is None:
+            distinct = {content_hash(path.read_bytes()): path for path in self.clips}
+            whole = self.folder / f"audio-{content_hash(key, list(distinct))}.safetensors"
+            with self.alone("audio"):
+                found = make_audio_bank(
+                    model, processor.mel, list(distinct.values()), batch_size=batch_size, cache=whole, cache_key=key
+                )  # fmt: skip
+            self._banks[key, model] = found
+        return found.part([content_hash(path.read_bytes()) for path in paths])
+
+    def generator(
+        self, model: nnx.Module, sampling: SamplingConfig, eos_token_ids: Sequence[int], batch_size: int, cache_dtype: str
+    ) -> Generator:
+        """One of the same compiled functions for every model of the same structure."""
+        graphdef, state = nnx.split(model)
+        key = (graphdef, sampling, tuple(eos_token_ids), batch_size, cache_dtype)
+        if key not in self._generators:
+            self._generators[key] = Generator(
+                model, sampling, eos_token_ids=eos_token_ids, batch_size=batch_size, cache_dtype=cache_dtype
+            )
+        self._generators[key].state = state
+        return self._generators[key]
+
+    def know_clips(self, runs: Iterable[ConfigDict]) -> None:
+        """Takes the clips of these runs' manifests, as far as they are written, for `clips`."""
+        self.clips = []
+        for run in runs:
+            for manifest in ("data/manifest.jsonl", "data/eval/manifest.jsonl"):
+                if (written := Path(run.run_dir) / manifest).is_file():
+                    self.clips += audio_paths(written, load_manifest(written))
+
+    def alone(self, what: str) -> contextlib.AbstractContextManager:
+        """Within it no other process of the sweep makes the same part, so that the second one finds it made."""
+        return waiting_lock(self.folder and self.folder / f".{what}.lock")
+
+    def states(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Those of the frozen model's states that are known, here or to another process by now."""
+        if self.folder and not self._states.keys() >= set(keys):
+            for path in sorted(set(self.folder.glob("states/*.safetensors")) - self._read):
+                entries, _ = read_header(path)
+                self._states |= {name: np.array(entry.array()) for name, entry in entries.items()}
+                self._read.add(path)
+        return {key: self._states[key] for key in keys if key in self._states}
+
+    def keep_states(self, states: dict[str, np.ndarray]) -> None:
+        self._states |= states
+        if self.folder and states:
+            path = self.folder / "states" / f"{content_hash(sorted(states))}.safetensors"
+            with atomic_path(path) as temporary:
+                save_file(temporary, states, {})
+            self._read.add(path)
+
+    def borrow(self, key: str, target: Path) -> None:
+        """Another run's finished answers of the frozen model into `target`, where there are some and `target` has none."""
+        source = self._answers(key)
+        if source and source.is_dir() and not (target / LENT[0]).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            for name in LENT:
+                shutil.copyfile(source / name, target / name)
+
+    def lend(self, key: str, source: Path) -> None:
+        """Finished answers for other runs."""
+        target = self._answers(key)
+        if target and not target.is_dir():
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            temporary.mkdir(parents=True)
+            for name in LENT:
+                shutil.copyfile(source / name, temporary / name)
+            try:
+                temporary.rename(target)
+            except OSError:  # another process was first
+                shutil.rmtree(temporary)
+
+    def _answers(self, key: str) -> Path | None:
+        return self.folder / "vanilla" / key if self.folder else None

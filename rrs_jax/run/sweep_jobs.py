@@ -1,0 +1,211 @@
+"""A sweep's runs shared out among processes of one machine; each takes the next run that none has taken.
+
+The processes meet in run_dir/shared: what one has made (`rrs_jax.run.sweep_cache`) the others find, and what one is making
+they wait for. A process that fails or dies loses its own run alone, and the same command resumes it.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rrs_jax.config import default_config, flatten
+from rrs_jax.distributed.machine import environment, memory_share
+from rrs_jax.errors import UserError
+from rrs_jax.progress import say
+
+LOG = "log.txt"
+PREPARING = "data"  # the task that comes before all runs
+
+
+@dataclasses.dataclass
+class Worker:
+    """A process, the line to it, the run that it has and since when."""
+
+    process: multiprocessing.Process
+    line: Connection
+    number: int
+    task: str | None = None
+    since: float = 0.0
+
+
+class Jobs:
+    """Does `runs` (configs by name) in `number` processes.
+
+    data_runs: the runs whose data stage makes all questions and clips of the sweep; it is done first, by one process.
+    stages: of each run, by name. on_done: called with the folder of each run that is done.
+    """
+
+    def __init__(
+        self, runs: dict[str, ConfigDict], data_runs: Sequence[str], stages: dict[str, list[str]], number: int,
+        on_done: Callable[[Path], None] = lambda folder: None,
+    ):  # fmt: skip
+        self.runs, self.stages, self.number, self.on_done = runs, stages, min(number, len(runs)), on_done
+        self.data_runs = [flatten(runs[name]) for name in data_runs]
+        self.folder = Path(next(iter(runs.values())).run_dir).parent
+        self.waiting = list(runs)
+        self.workers: list[Worker] = []
+        self.seconds: list[float] = []
+        self.failed: dict[str, str] = {}
+        self.crashed = False
+
+    def run(self) -> dict[str, str]:
+        """Returns what went wrong, by run. Ctrl-C ends the processes, which keep what they have done."""
+        try:
+            self._prepare()
+            while self.waiting or any(worker.task for worker in self.workers):
+                for worker in self.workers:
+                    if worker.task is None and self.waiting:
+                        self._give(worker, self.waiting.pop(0))
+                self._hear()
+        finally:
+            self._end()
+        return self.failed
+
+    def _prepare(self) -> None:
+        """All processes start, and load their libraries while the first one makes the data."""
+        self.workers = [self._start(number) for number in range(self.number)]
+        first = self.workers[0]
+        self._give(first, PREPARING)
+        while first.task:
+            self._hear()
+            first = self.workers[0]
+        if PREPARING in self.failed:
+            raise UserError(f"{self.failed[PREPARING]} (the data stage; {self.folder / 'shared' / LOG})")
+
+    def _start(self, number: int) -> Worker:
+        context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+        ours, theirs = context.Pipe()
+        log = self.folder / "shared" / LOG
+        # No daemon, which could not have the processes that speak.
+        process = context.Process(target=work, args=(theirs, self.data_runs, str(log)))
+        with environment(self._settings(number)):
+            process.start()
+        theirs.close()
+        return Worker(process, ours, number)
+
+    def _settings(self, number: int) -> dict[str, str]:
+        """Environment of a process: its part of the card's memory, and its card where CUDA_VISIBLE_DEVICES has several."""
+        cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip()]
+        together = -(-self.number // max(len(cards), 1))
+        settings = {} if len(cards) < 2 else {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]}
+        return settings | memory_share(together)
+
+    def _give(self, worker: Worker, name: str) -> None:
+        worker.task, worker.since = name, time.monotonic()
+        if name == PREPARING:
+            worker.line.send((name, None, None))
+            return
+        values = flatten(self.runs[name])
+        log = Path(values["run_dir"]) / LOG
+        say(f"{name}: begins in process {worker.number + 1}, {log}")
+        with contextlib.suppress(OSError):  # a process that is dead already is told by `_hear`
+            worker.line.send((name, values, self.stages[name]))
+
+    def _hear(self) -> None:
+        """Waits until a process has something to say, or is dead."""
+        ready = wait([thing for worker in self.workers for thing in (worker.line, worker.process.sentinel)])
+        for place, worker in enumerate(self.workers):
+            if worker.line not in ready and worker.process.sentinel not in ready:
+                continue
+            try:
+                error, crashed = worker.line.recv()
+            except (EOFError, OSError):
+                worker.process.join()
+                status = worker.process.exitcode
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+                why = ", perhaps for want of memory: try a smaller --sweep_jobs" if status == -signal.SIGKILL else ""
+                error, crashed = f"its process {how}{why}", True
+                worker.line.close()
+                self.workers[place] = self._start(worker.number)
+            self._record(worker, error, crashed)
+
+    def _record(self, worker: Worker, error: str | None, crashed: bool) -> None:
+        name, took, worker.task = worker.task, time.monotonic() - worker.since, None
+        self.crashed |= crashed
+        if error is not None:
+            self.failed[name or f"process {worker.number + 1}"] = error
+            if name is None:
+                raise UserError(f"sweep: process {worker.number + 1} does not start: {error}.")
+        if name == PREPARING:
+            return
+        self.seconds.append(took)
+        if error is None:
+            self.on_done(Path(self.runs[name].run_dir))
+        outcome = "done" if error is None else f"failed ({error})"
+        say(f"{name}: {outcome}, {took:.0f} s; {len(self.seconds)} of {len(self.runs)} runs, "
+            f"about {self._left():.0f} s left")  # fmt: skip
+
+    def _left(self) -> float:
+        """Seconds, if the runs to come take as long as those that are done."""
+        mean, now = sum(self.seconds) / len(self.seconds), time.monotonic()
+        begun = sum(max(mean - (now - worker.since), 0.0) for worker in self.workers if worker.task)
+        return (mean * len(self.waiting) + begun) / self.number
+
+    def _end(self) -> None:
+        """Idle processes leave by themselves; the others are interrupted, and killed if they do not heed that."""
+        for worker in self.workers:
+            if worker.task:
+                worker.process.terminate()
+            worker.line.close()
+        deadline = time.monotonic() + 20
+        for worker in self.workers:
+            worker.process.join(max(deadline - time.monotonic(), 0.1))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+
+def work(line: Connection, data_runs: list[dict], log: str) -> None:
+    """A process of the sweep: does what comes over the line until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
+        _write_to(Path(log))
+        from rrs_jax.run import pipeline
+        from rrs_jax.run.sweep_cache import Shared
+
+        shared = Shared(Path(log).parent)
+        while True:
+            name, values, stages = line.recv()
+            try:
+                if name == PREPARING:
+                    for run in map(_config, data_runs):
+                        pipeline.run(run, ("data",), shared)
+                else:
+                    _write_to(Path(values["run_dir"]) / LOG)
+                    shared.know_clips(map(_config, data_runs))
+                    pipeline.run(_config(values), stages, shared)
+            except UserError as error:
+                say(str(error))
+                line.send((str(error), False))
+            except Exception as error:
+                traceback.print_exc()
+                line.send((f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", True))
+            else:
+                line.send((None, False))
+
+
+def _config(values: dict) -> ConfigDict:
+    config = default_config()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def _write_to(log: Path) -> None:
+    """What this process and its libraries print goes to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -1,0 +1,62 @@
+"""Representation rerouting after circuit breakers (Zou et al. 2024), on the same data, adapters and prompts as RRS.
+
+Behind chosen layers, at the last input token, harmful states are turned away from what the frozen model has there,
+ReLU(cos(h, h0)), and benign ones kept, ‖h - h0‖₂. The original trains on harmful answers, at all of their tokens, and
+moves from one term to the other in the course of training; here nothing harmful is written, and the terms' weights
+stay the same.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rrs_jax.models.batch import Batch
+from rrs_jax.strategies.rivals.layers import chosen_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Rerouting:
+    """Attributes:
+    harmful: bool (N,).
+    layers: behind which states are compared; several are averaged.
+    weight: of the harmful term.
+    """
+
+    harmful: np.ndarray
+    layers: tuple[int, ...]
+    weight: float
+    tails: None = None
+
+    @property
+    def static(self) -> tuple:
+        return self.layers, self.weight
+
+    def examples(self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None) -> dict:
+        return {"harmful": self.harmful[indices]}
+
+    def row_losses(
+        self, model: nnx.Module, batch: Batch, audio_bank: jax.Array, examples: dict[str, jax.Array], *, remat: str = "none"
+    ) -> jax.Array:
+        frozen = nnx.merge(*nnx.split(model))
+        frozen.lora = None
+        now = model.layer_states(batch, audio_bank, self.layers, remat=remat)  # (B, layers, D)
+        before = jax.lax.stop_gradient(frozen.layer_states(batch, audio_bank, self.layers))
+        norms = jnp.linalg.norm(now, axis=-1) * jnp.linalg.norm(before, axis=-1)
+        turned = self.weight * jax.nn.relu(jnp.sum(now * before, axis=-1) / norms)
+        moved = jnp.sum((now - before) ** 2, axis=-1)
+        # The root has no gradient at 0, which is where training begins.
+        kept = jnp.where(moved > 0, jnp.sqrt(jnp.where(moved > 0, moved, 1)), 0)
+        return jnp.where(examples["harmful"], turned.mean(axis=1), kept.mean(axis=1))
+
+
+def extract(work) -> dict:
+    """Nothing: the frozen model's states are computed in every step, under the very prompt."""
+    return {}
+
+
+def build(work) -> Rerouting:
+    layers = chosen_layers(work, shares=(1 / 3, 2 / 3))  # 10 and 20 of 32 in the original
+    return Rerouting(work.harmful, tuple(layers), work.config.rivals.rerouting_weight)

@@ -1,0 +1,1 @@
+"""What RRS can be given beyond the paper, one file a variant."""
