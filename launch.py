@@ -29,14 +29,20 @@ def main(_: list[str]) -> None:
     validate(config, evaluation_problems)
     sweep, index, jobs = flags.FLAGS.sweep, flags.FLAGS.sweep_index, flags.FLAGS.sweep_jobs
     if sweep is None and (index is not None or jobs != 1):
-        raise UserError(f"--sweep_{'jobs' if index is None else 'index'}: has no meaning without --sweep; give both.")
+        raise UserError(
+            f"--sweep_{'jobs' if index is None else 'index'}: has no meaning without --sweep; give both."
+        )
     if index is not None and jobs != 1:
-        raise UserError("--sweep_jobs: has no meaning with --sweep_index, which is one run; give one of them.")
+        raise UserError(
+            "--sweep_jobs: has no meaning with --sweep_index, which is one run; give one of them."
+        )
     if jobs < 1:
         raise UserError(f"--sweep_jobs: is {jobs}; give 1 or more processes.")
     joining = command_line.joining()
     by_torch = any(name.startswith(("local:", "llama_guard:")) for name in config.evaluate.judges)
-    if jobs == 1 and not by_torch:  # several processes of a sweep get theirs there, and torch wants room beside JAX
+    if (
+        jobs == 1 and not by_torch
+    ):  # several processes of a sweep get theirs there, and torch wants room beside JAX
         os.environ.update(memory_share())
     # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
     if flags.FLAGS.dry_run and sweep is not None:

@@ -1,22 +1,31 @@
-"""Ours beside the peer, from the lines that the benchmarks print: medians over turns, the best variant of each side, the
-floor, the ratio and the share of the floor."""
+"""Ours beside the peer, from the lines that the benchmarks print: medians over turns, the best variant of
+each side, the floor, the ratio and the share of the floor."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 
 SETTING = ("batch", "length", "rank")
-MATRICES = "8 matrices"  # in the name of a variant with a base in 8 bit: other numbers, so it is not compared with the peer's
+# In the name of a variant with a base in 8 bit: other numbers, so it is not compared with the peer's.
+MATRICES = "8 matrices"
 
 
 def compare(lines: Sequence[dict]) -> list[dict]:
-    """A line for each model, part and setting that either side measured, in the order of the first measurement."""
+    """A line for each model, part and setting that either side measured, in the order of the first
+    measurement."""
     models = dict.fromkeys(line["model"] for line in lines)
-    return [line for model in models for line in _of_model([line for line in lines if line["model"] == model], model)]
+    return [
+        line
+        for model in models
+        for line in _of_model([line for line in lines if line["model"] == model], model)
+    ]
 
 
 def _of_model(lines: list[dict], model: str) -> list[dict]:
     devices = [line for line in lines if line["part"] == "device"]
-    rates = {name: max((line[name] for line in devices), default=0) for name in ("flops_a_second", "bytes_a_second")}
+    rates = {
+        name: max((line[name] for line in devices), default=0)
+        for name in ("flops_a_second", "bytes_a_second")
+    }
     versions = {line["side"]: line["version"] for line in devices}
     timed = [line for line in latest(lines) if MATRICES not in line["variant"]]
     found = []
@@ -26,14 +35,26 @@ def _of_model(lines: list[dict], model: str) -> list[dict]:
         line = {"model": model, **dict(zip(("part", *SETTING), key, strict=True))}
         if ours:
             units = ours["units"]
-            line |= {"unit": ours["unit"], "ours_seconds": ours["seconds"], "ours_variant": ours["variant"],
-                     "ours_a_second": units / ours["seconds"]}  # fmt: skip
+            line |= {
+                "unit": ours["unit"],
+                "ours_seconds": ours["seconds"],
+                "ours_variant": ours["variant"],
+                "ours_a_second": units / ours["seconds"],
+            }
             floor = floor_seconds(ours, rates, lines)
             if floor:
-                line |= {"floor_seconds": floor, "floor_a_second": units / floor, "share_of_floor": floor / ours["seconds"]}
+                line |= {
+                    "floor_seconds": floor,
+                    "floor_a_second": units / floor,
+                    "share_of_floor": floor / ours["seconds"],
+                }
         if peer:
-            line |= {"unit": peer["unit"], "peer_seconds": peer["seconds"], "peer_variant": peer["variant"],
-                     "peer_a_second": peer["units"] / peer["seconds"]}  # fmt: skip
+            line |= {
+                "unit": peer["unit"],
+                "peer_seconds": peer["seconds"],
+                "peer_variant": peer["variant"],
+                "peer_a_second": peer["units"] / peer["seconds"],
+            }
         if ours and peer:
             line["ratio"] = line["ours_a_second"] / line["peer_a_second"]
         if devices:
@@ -43,7 +64,8 @@ def _of_model(lines: list[dict], model: str) -> list[dict]:
 
 
 def latest(lines: Iterable[dict]) -> list[dict]:
-    """The timed lines of the last call that measured each variant: its turns, of which the first has the number 0."""
+    """The timed lines of the last call that measured each variant: its turns, of which the first has the
+    number 0."""
     found: dict[tuple, list[dict]] = {}
     for line in lines:
         if "seconds" not in line or "units" not in line:
@@ -56,7 +78,12 @@ def latest(lines: Iterable[dict]) -> list[dict]:
 
 
 def setting(line: dict) -> tuple:
-    return line["part"], line.get("batch") if line["part"] != "generate" else None, line.get("length"), line.get("rank")
+    return (
+        line["part"],
+        line.get("batch") if line["part"] != "generate" else None,
+        line.get("length"),
+        line.get("rank"),
+    )
 
 
 def medians(lines: Iterable[dict]) -> list[dict]:
@@ -64,7 +91,10 @@ def medians(lines: Iterable[dict]) -> list[dict]:
     variants: dict[str, list[dict]] = {}
     for line in lines:
         variants.setdefault(line["variant"], []).append(line)
-    return [group[0] | {"seconds": statistics.median(line["seconds"] for line in group)} for group in variants.values()]
+    return [
+        group[0] | {"seconds": statistics.median(line["seconds"] for line in group)}
+        for group in variants.values()
+    ]
 
 
 def best(lines: Iterable[dict]) -> dict | None:
@@ -74,18 +104,24 @@ def best(lines: Iterable[dict]) -> dict | None:
 
 def floor_seconds(line: dict, rates: dict, lines: Sequence[dict]) -> float:
     """0 where the rate was not measured."""
-    disk = next((line["read_bytes_a_second"] for line in reversed(lines) if line.get("detail") == "folder"), 0)
+    disk = next(
+        (line["read_bytes_a_second"] for line in reversed(lines) if line.get("detail") == "folder"), 0
+    )
     seconds = 0.0
     for work, rate in (
-        ("floor_flops", rates["flops_a_second"]), ("floor_bytes", rates["bytes_a_second"]), ("disk_bytes", disk),
-    ):  # fmt: skip
+        ("floor_flops", rates["flops_a_second"]),
+        ("floor_bytes", rates["bytes_a_second"]),
+        ("disk_bytes", disk),
+    ):
         seconds += line[work] / rate if rate and work in line else 0.0
     return seconds
 
 
 def _with_peer_of_whole_run(line: dict, compared: Sequence[dict], lines: Sequence[dict]) -> dict:
-    """The whole run's line with what the peer would take by its rates of encoder, extraction and step, where they were
-    measured too; a shorter prompt takes less time in proportion. Saving and compilation, which only we have, are free."""
+    """The whole run's line with what the peer would take by its rates of encoder, extraction and step, where
+    they were measured too; a shorter prompt takes less time in proportion. Saving and compilation, which only
+    we have, are free.
+    """
     if line["part"] != "whole" or "ours_seconds" not in line:
         return line
     run = next(other for other in reversed(lines) if "sample_passes" in other)

@@ -1,4 +1,5 @@
-"""Curves of floor, ours and peer over one scale, as an SVG file that stands for itself on a light or a dark page."""
+"""Curves of floor, ours and peer over one scale, as an SVG file that stands for itself on a light or a dark
+page."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +10,13 @@ LABELS = {"batch": "samples a step", "length": "tokens a sample", "rank": "rank 
 # Of middle lightness, since an image does not know what it lies on.
 COLOURS = {"floor": "#8a8a8a", "ours": "#1f8ecd", "peer": "#d9682a"}
 STYLE = (
-    "<style>text{font:11px sans-serif;fill:#8a8a8a}.grid{stroke:#8a8a8a;stroke-opacity:.25}.line{fill:none;stroke-width:2}"
+    "<style>text{font:11px"
+    " sans-serif;fill:#8a8a8a}.grid{stroke:#8a8a8a;stroke-opacity:.25}.line{fill:none;stroke-width:2}"
     ".dashed{stroke-dasharray:5 4}"
-    + "".join(f".{side}{{stroke:{c}}}.{side} circle,text.{side}{{fill:{c};stroke:none}}" for side, c in COLOURS.items())
+    + "".join(
+        f".{side}{{stroke:{c}}}.{side} circle,text.{side}{{fill:{c};stroke:none}}"
+        for side, c in COLOURS.items()
+    )
     + "</style>"
 )
 
@@ -32,8 +37,9 @@ def curve(points: Sequence[dict], scale: str, title: str) -> str:
     rates = [line[f"{side}_a_second"] for line in points for side in COLOURS if f"{side}_a_second" in line]
     plot = Plot(
         Measured(places[0], places[-1], LABELS[scale], log=True, at=tuple(places)),
-        axis_over(rates, "samples a second", zero=True), f"{title}: samples a second",
-    )  # fmt: skip
+        axis_over(rates, "samples a second", zero=True),
+        f"{title}: samples a second",
+    )
     legend = []
     for side in COLOURS:
         line = [(point[scale], point[f"{side}_a_second"]) for point in points if f"{side}_a_second" in point]

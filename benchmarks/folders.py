@@ -1,4 +1,5 @@
-"""Model folders with random or no weights, and what else a run needs of a folder: a tokenizer of whole words."""
+"""Model folders with random or no weights, and what else a run needs of a folder: a tokenizer of whole
+words."""
 
 import contextlib
 import os
@@ -13,7 +14,9 @@ from rrs_jax.files import write_json
 from rrs_jax.weights.load import abstract_model
 from rrs_jax.weights.safetensors_io import write_header
 
-WORDS = r"\n| ?[^\W\d]+|\d|[^\w\s]| "  # as Qwen's tokenizer cuts the prompts, of whose words it cuts one in two
+WORDS = (  # as Qwen's tokenizer cuts the prompts, of whose words it cuts one in two
+    r"\n| ?[^\W\d]+|\d|[^\w\s]| "
+)
 PIECE = 2**25  # numbers that are drawn once and written again and again
 
 
@@ -22,7 +25,10 @@ def tensors_of(values: dict, dtype: str) -> list[tuple[str, np.dtype, tuple[int,
     model, table = abstract_model(values, dtype)
     from flax import nnx
 
-    shapes = {tuple(path): (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    shapes = {
+        tuple(path): (leaf.shape, np.dtype(leaf.dtype))
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
     tensors = {}
     for row in table.rows:
         shape, kind = shapes[row.path]
@@ -38,7 +44,8 @@ def write_sparse_weights(file: Path, values: dict, dtype: str) -> None:
 
 
 def write_random_weights(file: Path, values: dict, dtype: str) -> int:
-    """Normal numbers of std 0.02, the same ones again and again, on the disk itself; returns the file's bytes."""
+    """Normal numbers of std 0.02, the same ones again and again, on the disk itself; returns the file's
+    bytes."""
     tensors = tensors_of(values, dtype)
     kind = tensors[0][1]
     numbers = (0.02 * np.random.default_rng(0).standard_normal(PIECE, np.float32)).astype(kind)
@@ -65,8 +72,16 @@ def write_small_files(folder: Path, values: dict) -> None:
     write_json(folder / "config.json", values)
     inner = values.get("thinker_config", values)
     bins = inner.get("audio_config", {}).get("num_mel_bins", 128)
-    features = {"feature_size": bins, "sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30}
-    write_json(folder / "preprocessor_config.json", {"feature_extractor_type": "WhisperFeatureExtractor", **features})
+    features = {
+        "feature_size": bins,
+        "sampling_rate": 16_000,
+        "n_fft": 400,
+        "hop_length": 160,
+        "chunk_length": 30,
+    }
+    write_json(
+        folder / "preprocessor_config.json", {"feature_extractor_type": "WhisperFeatureExtractor", **features}
+    )
     write_tokenizer(folder, inner.get("audio_token_index", 151_646))
     write_json(folder / "generation_config.json", {"eos_token_id": 1, "pad_token_id": 0})
 
@@ -75,7 +90,12 @@ def write_tokenizer(folder: Path, audio_token_id: int) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     special = ["<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|audio_bos|>", "<|audio_eos|>"]
-    texts = (*PROMPT_POOL, PROMPT_T, PROMPT_REFUSAL, "system\nYou are a helpful assistant.\nuser\nAudio 1: \nassistant\nI")
+    texts = (
+        *PROMPT_POOL,
+        PROMPT_T,
+        PROMPT_REFUSAL,
+        "system\nYou are a helpful assistant.\nuser\nAudio 1: \nassistant\nI",
+    )
     words = dict.fromkeys(word for text in texts for word in re.findall(WORDS, text))
     vocabulary = {word: place for place, word in enumerate([*special, "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary | {"<|AUDIO|>": audio_token_id}, unk_token="<unk>"))
@@ -83,7 +103,10 @@ def write_tokenizer(folder: Path, audio_token_id: int) -> None:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([*special, "<|AUDIO|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"})
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"},
+    )
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 Both sides get the audio's embeddings, not its sound, and sample as Qwen2-Audio's generation_config.json says.
 transformers answers fewer queries, at several batch sizes; the best counts.
 
-The floor is the prefill's arithmetic, once a query, and the bytes that the decoding steps must read: every weight of the
-decoder and the output head, the keys and values of each prompt once, and those of each answer so far.
+The floor is the prefill's arithmetic, once a query, and the bytes that the decoding steps must read: every
+weight of the decoder and the output head, the keys and values of each prompt once, and those of each answer
+so far.
 """
 
 import argparse
@@ -20,7 +21,10 @@ CLIP_TOKENS, PROMPT_TOKENS = 75, (121, 136)  # a clip of three seconds; shortest
 
 def random_prompts(queries: int, vocabulary: int) -> list[list[int]]:
     rng = np.random.default_rng(0)
-    return [rng.integers(0, vocabulary - 8, rng.integers(*PROMPT_TOKENS, endpoint=True)).tolist() for _ in range(queries)]
+    return [
+        rng.integers(0, vocabulary - 8, rng.integers(*PROMPT_TOKENS, endpoint=True)).tolist()
+        for _ in range(queries)
+    ]
 
 
 def ours(model, values: dict, arguments: argparse.Namespace) -> None:
@@ -43,24 +47,38 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
     slot = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
     prefill = forward_flops(text, sum(len(prompt.row[0]) for prompt in prompts[:: arguments.samples]))
     ways = {"auto": None, "fused": True, "xla": False}
-    work = dict(weights=weights, slot=slot, prefill=prefill, rows_flops=2 * (matrices + text.vocab_size * text.hidden_size))
-    for batch, way in itertools.product(map(int, arguments.answers.split(",")), arguments.attention.split(",")):
+    work = dict(
+        weights=weights,
+        slot=slot,
+        prefill=prefill,
+        rows_flops=2 * (matrices + text.vocab_size * text.hidden_size),
+    )
+    for batch, way in itertools.product(
+        map(int, arguments.answers.split(",")), arguments.attention.split(",")
+    ):
         variant = f"{batch} answers in flight" + (", adapters" if model.lora else "")
         variant += "" if text.quantize == "none" else f", {text.quantize} matrices"
         variant += "" if way == "auto" else f", {way} attention"
         variant += "" if arguments.cache_dtype == "auto" else f", {arguments.cache_dtype} keys and values"
         with failure_told(part="generate", side="ours", variant=variant):  # fewer in flight may fit
             generator = Generator(
-                model, sampling, eos_token_ids=(-1,), batch_size=batch, cache_dtype=arguments.cache_dtype, fused=ways[way]
+                model,
+                sampling,
+                eos_token_ids=(-1,),
+                batch_size=batch,
+                cache_dtype=arguments.cache_dtype,
+                fused=ways[way],
             )
             one_variant(generator, prompts, bank, variant, arguments, **work)
         generator = None
         jax.clear_caches()
 
 
-def one_variant(generator, prompts, bank, variant: str, arguments, *, weights, slot, prefill, rows_flops) -> None:
-    """weights, slot: bytes of the matrices and of one token's keys and values; prefill: FLOP of all queries; rows_flops: of
-    one row's step."""
+def one_variant(
+    generator, prompts, bank, variant: str, arguments, *, weights, slot, prefill, rows_flops
+) -> None:
+    """weights, slot: bytes of the matrices and of one token's keys and values; prefill: FLOP of all queries;
+    rows_flops: of one row's step."""
     import jax
 
     answers = {}
@@ -79,29 +97,51 @@ def one_variant(generator, prompts, bank, variant: str, arguments, *, weights, s
     read = sum(step["steps"] * (weights + slot * step["slots"]) for step in steps)
     stats = jax.devices()[0].memory_stats() or {}
     report(
-        part="generate", side="ours", variant=variant, seconds=seconds, units=len(prompts),
-        unit="responses", floor_flops=prefill, floor_bytes=needed, seconds_with_compilation=first,
+        part="generate",
+        side="ours",
+        variant=variant,
+        seconds=seconds,
+        units=len(prompts),
+        unit="responses",
+        floor_flops=prefill,
+        floor_bytes=needed,
+        seconds_with_compilation=first,
         prefill_seconds=sum(piece["seconds"] for piece in pieces if piece["what"] == "prefill"),
-        decode_seconds=spent, decode_steps=count, floor_bytes_a_step=needed / count, read_bytes_a_step=read / count,
+        decode_seconds=spent,
+        decode_steps=count,
+        floor_bytes_a_step=needed / count,
+        read_bytes_a_step=read / count,
         peak_gib=round(stats["peak_bytes_in_use"] / GIB, 1) if "peak_bytes_in_use" in stats else None,
         new_tokens=arguments.new_tokens,
-    )  # fmt: skip
+    )
     chunks = {}
     for rows, slots in sorted({(step["rows"], step["answer_slots"]) for step in steps}):
         same = [step for step in steps if (step["rows"], step["answer_slots"]) == (rows, slots)]
         each = sum(step["seconds"] for step in same) / sum(step["steps"] for step in same)
-        report(part="generate", detail="decoding step", rows=rows, answer_slots=slots, seconds=each, variant=variant,
-               read_bytes=weights + slot * same[0]["slots"])  # fmt: skip
+        report(
+            part="generate",
+            detail="decoding step",
+            rows=rows,
+            answer_slots=slots,
+            seconds=each,
+            variant=variant,
+            read_bytes=weights + slot * same[0]["slots"],
+        )
         # The longest one is a whole chunk; at the end of the work there may be shorter ones.
         longest = max(same, key=lambda step: step["steps"])
-        chunks[slots] = {"steps": longest["steps"], "rows": rows, "milliseconds": 1000 * each * longest["steps"],
-                         "floor_flops": longest["steps"] * rows * rows_flops}  # fmt: skip
+        chunks[slots] = {
+            "steps": longest["steps"],
+            "rows": rows,
+            "milliseconds": 1000 * each * longest["steps"],
+            "floor_flops": longest["steps"] * rows * rows_flops,
+        }
     if arguments.profile:
         profile(generator, prompts, bank, variant, chunks)
 
 
 def profile(generator, prompts, bank, variant: str, chunks: dict[int, dict]) -> None:
-    """The kernels of one chunk of decoding steps for each number of the answers' slots, with what `chunks` tells of it."""
+    """The kernels of one chunk of decoding steps for each number of the answers' slots, with what `chunks`
+    tells of it."""
     import jax
     from kernels import kernels, summary
 
@@ -115,8 +155,15 @@ def profile(generator, prompts, bank, variant: str, chunks: dict[int, dict]) -> 
         result = []
         jax.block_until_ready(state)
         found = summary(kernels(lambda: result.append(decode(params, state)) or result[-1], repeats=1), 10)
-        report(part="generate", detail="kernels of a chunk", variant=variant, answer_slots=slots,
-               device=jax.devices()[0].device_kind, **chunks.get(slots, {}), **found)  # fmt: skip
+        report(
+            part="generate",
+            detail="kernels of a chunk",
+            variant=variant,
+            answer_slots=slots,
+            device=jax.devices()[0].device_kind,
+            **chunks.get(slots, {}),
+            **found,
+        )
         return result[0]
 
     generator._decode = traced_decode
@@ -145,8 +192,17 @@ def timed_pieces(generator, prompts, bank) -> list[dict]:
         steps = int((after - made).max())
         # In step i of the chunk a row attends to the tokens that it had before, and to its new one.
         real = steps * lengths + int(sum(made.sum() + i * rows for i in range(steps)))
-        pieces.append({"what": "decode", "seconds": seconds, "steps": steps, "rows": rows, "answer_slots": slots,
-                       "slots": prompts * width + rows * slots, "real_slots": real})  # fmt: skip
+        pieces.append(
+            {
+                "what": "decode",
+                "seconds": seconds,
+                "steps": steps,
+                "rows": rows,
+                "answer_slots": slots,
+                "slots": prompts * width + rows * slots,
+                "real_slots": real,
+            }
+        )
         return state, tokens
 
     def timed_prefill(*inputs):
@@ -169,10 +225,15 @@ def theirs(text, arguments: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, arguments.dtype)
     config = transformers.Qwen2Config(
-        hidden_size=text.hidden_size, intermediate_size=text.intermediate_size, num_hidden_layers=text.num_hidden_layers,
-        num_attention_heads=text.num_attention_heads, num_key_value_heads=text.num_key_value_heads,
-        vocab_size=text.vocab_size, max_position_embeddings=8192, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        vocab_size=text.vocab_size,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+    )
     torch.set_default_dtype(dtype)
     with device:
         model = transformers.Qwen2ForCausalLM(config).eval()
@@ -187,9 +248,16 @@ def theirs(text, arguments: argparse.Namespace) -> None:
         def answer(embeddings=embeddings, mask=mask, new_tokens=arguments.new_tokens):
             with torch.no_grad():
                 output = model.generate(
-                    inputs_embeds=embeddings, attention_mask=mask, do_sample=True, num_return_sequences=arguments.samples,
-                    min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=1, **SAMPLING,
-                )  # fmt: skip
+                    inputs_embeds=embeddings,
+                    attention_mask=mask,
+                    do_sample=True,
+                    num_return_sequences=arguments.samples,
+                    min_new_tokens=new_tokens,
+                    max_new_tokens=new_tokens,
+                    pad_token_id=0,
+                    eos_token_id=1,
+                    **SAMPLING,
+                )
             return output.cpu()
 
         line = dict(part="generate", side="peer", variant=f"generate, {queries} queries at once")

@@ -1,9 +1,12 @@
-"""How often the 95 % intervals of rates hold a planted truth: `python benchmarks/interval_coverage.py [DRAWS]`.
+"""How often the 95 % intervals of rates hold a planted truth: `python benchmarks/interval_coverage.py
+[DRAWS]`.
 
-Questions' chances are beta-distributed around the true rate; `icc` is how alike the answers to one question are (0:
-independent, 1: all the same). Each cell is DRAWS evaluations (default 2000; its standard error is then 0.5 points).
-Prints Markdown: coverage and mean width of ours, beside the plain percentile bootstrap and Wilson over all responses,
-which takes answers to one question for independent.
+Questions' chances are beta-distributed around the true rate; `icc` is how alike the answers to one question
+are (0:
+independent, 1: all the same). Each cell is DRAWS evaluations (default 2000; its standard error is then 0.5
+  points).
+Prints Markdown: coverage and mean width of ours, beside the plain percentile bootstrap and Wilson over all
+responses, which takes answers to one question for independent.
 """
 
 import sys
@@ -43,18 +46,26 @@ def main(draws: int) -> None:
             (q, s, r, i) for q in QUERIES for s in SAMPLES for r in RATES for i in (ICC if s > 1 else (0.5,))
         )
     ]
-    print("| questions | answers each | rate % | icc | ours | width | bootstrap | width | naive Wilson | width |")
+    print(
+        "| questions | answers each | rate % | icc | ours | width | bootstrap | width | naive Wilson |"
+        " width |"
+    )
     print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     coverage = []
     with ProcessPoolExecutor() as pool:
         for queries, samples, rate, icc, *results in pool.map(cell, tasks):
             shown = " | ".join(f"{covered:.1f} | {width:.1f}" for covered, width in results)
-            print(f"| {queries} | {samples} | {100 * rate:g} | {icc if samples > 1 else '-'} | {shown} |", flush=True)
+            print(
+                f"| {queries} | {samples} | {100 * rate:g} | {icc if samples > 1 else '-'} | {shown} |",
+                flush=True,
+            )
             coverage.append(results[0][0])
     coverage = np.array(coverage)
     inside = np.mean(np.abs(coverage - 95) <= 2)
-    print(f"\nOurs: mean {coverage.mean():.1f} %, lowest {coverage.min():.1f} %, highest {coverage.max():.1f} %; "
-          f"{100 * inside:.0f} % of {len(coverage)} cells within 95 ± 2.")  # fmt: skip
+    print(
+        f"\nOurs: mean {coverage.mean():.1f} %, lowest {coverage.min():.1f} %, highest {coverage.max():.1f}"
+        f" %; {100 * inside:.0f} % of {len(coverage)} cells within 95 ± 2."
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from jax.profiler import ProfileData
 
 
 def kernels(work, repeats: int = 3) -> dict[str, tuple[float, float]]:
-    """Runs `work()` so often; name to (milliseconds, launches) of one run, the longest first. Names are without the
-    numbers by which XLA tells equal kernels apart."""
+    """Runs `work()` so often; name to (milliseconds, launches) of one run, the longest first. Names are
+    without the numbers by which XLA tells equal kernels apart."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(repeats):
@@ -36,14 +36,21 @@ def kernels(work, repeats: int = 3) -> dict[str, tuple[float, float]]:
 
 
 def _lines(folder: str) -> list[str]:
-    planes = [plane for path in Path(folder).rglob("*.xplane.pb") for plane in ProfileData.from_file(str(path)).planes]
+    planes = [
+        plane
+        for path in Path(folder).rglob("*.xplane.pb")
+        for plane in ProfileData.from_file(str(path)).planes
+    ]
     return [f"{plane.name}: {line.name}" for plane in planes for line in plane.lines]
 
 
 def summary(found: dict[str, tuple[float, float]], most: int = 12) -> dict:
     """Total milliseconds and launches, and the `most` longest kernels as text."""
-    top = [f"{time:.2f} ms {launches:.0f}x {name[:90]}" for name, (time, launches) in list(found.items())[:most]]
+    top = [
+        f"{time:.2f} ms {launches:.0f}x {name[:90]}" for name, (time, launches) in list(found.items())[:most]
+    ]
     return {
         "kernel_milliseconds": round(sum(time for time, _ in found.values()), 1),
-        "launches": round(sum(launches for _, launches in found.values())), "top": top,
-    }  # fmt: skip
+        "launches": round(sum(launches for _, launches in found.values())),
+        "top": top,
+    }

@@ -1,8 +1,8 @@
 """The part `load`: from weights on a local disk to the first training step done, in a new process.
 
-A folder of random weights is written once, and the operating system is asked to forget it before each reader. Ours runs
-twice, since the first fills the compilation cache and the second finds it warm. The floor is the folder's bytes at the
-rate at which this disk is read, measured on the same file.
+A folder of random weights is written once, and the operating system is asked to forget it before each reader.
+Ours runs twice, since the first fills the compilation cache and the second finds it warm. The floor is the
+folder's bytes at the rate at which this disk is read, measured on the same file.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def write_folder(values: dict, arguments: argparse.Namespace) -> None:
             count += len(data)
     seconds = time.perf_counter() - start
     forget(folder / FILE)
-    report(part="load", detail="folder", bytes=size, write_seconds=written, read_bytes_a_second=count / seconds)
+    report(
+        part="load", detail="folder", bytes=size, write_seconds=written, read_bytes_a_second=count / seconds
+    )
 
 
 def started() -> float:
@@ -46,10 +48,19 @@ def told(side: str, variant: str, loading: float, loaded: float, done: float, fo
 
     forget(folder / FILE)
     report(
-        part="load", side=side, variant=variant, seconds=done - started(), units=1, unit="runs",
-        floor_flops=0.0, disk_bytes=(folder / FILE).stat().st_size, start_seconds=loading - started(),
-        load_seconds=loaded - loading, first_step_seconds=done - loaded, **more,
-    )  # fmt: skip
+        part="load",
+        side=side,
+        variant=variant,
+        seconds=done - started(),
+        units=1,
+        unit="runs",
+        floor_flops=0.0,
+        disk_bytes=(folder / FILE).stat().st_size,
+        start_seconds=loading - started(),
+        load_seconds=loaded - loading,
+        first_step_seconds=done - loaded,
+        **more,
+    )
 
 
 def ours_load(values: dict, arguments: argparse.Namespace) -> None:
@@ -79,7 +90,14 @@ def ours_load(values: dict, arguments: argparse.Namespace) -> None:
     strategy = RRS(np.zeros((batch, text.hidden_size), np.float32))
     step = TrainStep(model, strategy, OptimiserConfig(), mesh, 1000)
     prompts = fixed_batch(batch, arguments.length, text.vocab_size)
-    rows = step.place(Rows(prompts, strategy.examples(np.arange(batch)), np.arange(batch) % 2 == 0, np.ones(batch, np.float32)))
+    rows = step.place(
+        Rows(
+            prompts,
+            strategy.examples(np.arange(batch)),
+            np.arange(batch) % 2 == 0,
+            np.ones(batch, np.float32),
+        )
+    )
     state, metrics, _ = step(step.init(), clip_bank(model), [rows])
     finite = bool(metrics.finite)
     variant = "warm compilation cache" if warm else "empty compilation cache"
@@ -108,4 +126,3 @@ def peer_load(values: dict, arguments: argparse.Namespace) -> None:
     peer.first_step()
     wait(None)
     told("peer", "from_pretrained, encoder outputs kept", loading, loaded, time.time(), folder)
-

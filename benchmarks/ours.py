@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 
 import generation
@@ -44,7 +45,13 @@ from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 
 def measure(values: dict, arguments: argparse.Namespace) -> None:
     model = build(values, arguments.dtype, arguments.quantize)
-    report(part="device", side="ours", device=jax.devices()[0].device_kind, version=f"jax {jax.__version__}", **rates(arguments))
+    report(
+        part="device",
+        side="ours",
+        device=jax.devices()[0].device_kind,
+        version=f"jax {jax.__version__}",
+        **rates(arguments),
+    )
     functions = {"step": step, "extract": extract, "encoder": encoder, "generate": generate}
     each_part("ours", functions, arguments, model, values)
 
@@ -68,7 +75,9 @@ def rates(arguments: argparse.Namespace) -> dict:
     width, elements = (8192, 2**28) if jax.default_backend() == "gpu" else (1536, 2**24)
     matrix = jax.random.normal(jax.random.key(0), (width, width), jnp.dtype(arguments.dtype))
     product = jax.jit(jnp.matmul)
-    seconds = median_seconds(lambda: product(matrix, matrix), jax.block_until_ready, steps=arguments.rate_steps)
+    seconds = median_seconds(
+        lambda: product(matrix, matrix), jax.block_until_ready, steps=arguments.rate_steps
+    )
     vector = jnp.ones(elements, jnp.float32)
     copy = jax.jit(jnp.negative)
     copying = median_seconds(lambda: copy(vector), jax.block_until_ready, steps=5)
@@ -76,8 +85,8 @@ def rates(arguments: argparse.Namespace) -> dict:
 
 
 def peak_gib(before: float | None = None) -> float | None:
-    """Of this process so far; None where the device does not tell, or the work since `before` did not raise it, so that
-    the peak is that of earlier work."""
+    """Of this process so far; None where the device does not tell, or the work since `before` did not raise
+    it, so that the peak is that of earlier work."""
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = round(stats["peak_bytes_in_use"] / GIB, 2) if "peak_bytes_in_use" in stats else None
     return None if peak == before else peak
@@ -113,10 +122,23 @@ def step(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None
 
 
 def one_setting(
-    model: nnx.Module, batch: int, length: int, rank: int, remat: str, arguments: argparse.Namespace, curve: bool = False
+    model: nnx.Module,
+    batch: int,
+    length: int,
+    rank: int,
+    remat: str,
+    arguments: argparse.Namespace,
+    curve: bool = False,
 ) -> None:
     """With `curve` fewer steps and no profile."""
-    line = dict(part="step", side="ours", variant=f"remat {remat}{matrices_of(arguments)}", batch=batch, length=length, rank=rank)
+    line = dict(
+        part="step",
+        side="ours",
+        variant=f"remat {remat}{matrices_of(arguments)}",
+        batch=batch,
+        length=length,
+        rank=rank,
+    )
     with failure_told(**line):  # where the memory does not do for one setting, others may fit
         before, text, mesh = peak_gib(), model.config.text, make_mesh(devices=jax.devices()[:1])
         adapted = with_lora(model, LoRAConfig(rank, 2.0 * rank, None), mesh, 0)
@@ -125,7 +147,9 @@ def one_setting(
         optimiser = OptimiserConfig(remat=kept, unroll=unroll)
         train = TrainStep(adapted, strategy, optimiser, mesh, 1000)
         prompts, harmful = fixed_batch(batch, length, text.vocab_size), np.arange(batch) % 2 == 0
-        rows = train.place(Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32)))
+        rows = train.place(
+            Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32))
+        )
         bank = jax.device_put(clip_bank(model), train.replicated)
         state = train.init()
 
@@ -134,18 +158,27 @@ def one_setting(
             state, metrics, _ = train(state, bank, [rows])
             return metrics
 
-        seconds = median_seconds(one_step, jax.block_until_ready, max(1, arguments.steps // 3) if curve else arguments.steps)
-        line |= dict(seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank))
+        seconds = median_seconds(
+            one_step, jax.block_until_ready, max(1, arguments.steps // 3) if curve else arguments.steps
+        )
+        line |= dict(
+            seconds=seconds, units=batch, unit="samples", floor_flops=step_flops(text, batch * length, rank)
+        )
         report(**line, peak_gib=peak_gib(before), finite=bool(one_step().finite))
         if arguments.profile and not curve:
             report(part="step", detail="kernels of a step", **profile_line(line, kernels(one_step)))
 
 
 def profile_line(line: dict, found: dict) -> dict:
-    """What tells a profile apart from others, the work and the time that it belongs to, and its longest kernels."""
+    """What tells a profile apart from others, the work and the time that it belongs to, and its longest
+    kernels."""
     names = ("variant", "batch", "length", "rank", "floor_flops")
     told = {name: line[name] for name in names if name in line}
-    return told | {"milliseconds": 1000 * line["seconds"], "device": jax.devices()[0].device_kind} | summary(found, 10)
+    return (
+        told
+        | {"milliseconds": 1000 * line["seconds"], "device": jax.devices()[0].device_kind}
+        | summary(found, 10)
+    )
 
 
 def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
@@ -157,14 +190,16 @@ def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
         line = dict(part="extract", side="ours", variant=variant, batch=batch, length=length)
         with failure_told(**line):
             before, prompts = peak_gib(), fixed_batch(batch, length, text.vocab_size)
-            seconds = median_seconds(lambda: extract_reps(model, prompts, bank), jax.block_until_ready, arguments.steps)  # noqa: B023
+            seconds = median_seconds(
+                partial(extract_reps, model, prompts, bank), jax.block_until_ready, arguments.steps
+            )
             work = dict(units=batch, unit="samples", floor_flops=forward_flops(text, batch * length))
             report(**line, **work, seconds=seconds, peak_gib=peak_gib(before))
 
 
 def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
-    """On the device alone, in the batches that `make_audio_bank` makes of clips of real length; then with the waveforms'
-    features and the way back to the host."""
+    """On the device alone, in the batches that `make_audio_bank` makes of clips of real length; then with the
+    waveforms' features and the way back to the host."""
     config, batch = model.config, arguments.batch
     seconds = clip_seconds(arguments.clips)
     frames = clip_frames(seconds)
@@ -173,17 +208,21 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
     graphdef, state = nnx.split(model)
     encode = encode_function(graphdef)
     floor = encoder_flops(config.audio, config.text.hidden_size, frames)
-    common = dict(part="encoder", side="ours", units=len(frames), unit="clips", floor_flops=floor, batch=batch)
+    common = dict(
+        part="encoder", side="ours", units=len(frames), unit="clips", floor_flops=floor, batch=batch
+    )
     for size in dict.fromkeys((batch, clips_at_once(len(frames), buckets[-1], batch, 1))):
         variant = f"real lengths, {size} clips at once"
         with failure_told(part="encoder", side="ours", batch=batch, variant=variant):
             inputs = [
-                jax.device_put((
-                    jnp.ones((size, config.audio.num_mel_bins, selection.length), jnp.float32),
-                    np.asarray([frames[i] for i in selection.indices], np.int32),
-                ))
+                jax.device_put(
+                    (
+                        jnp.ones((size, config.audio.num_mel_bins, selection.length), jnp.float32),
+                        np.asarray([frames[i] for i in selection.indices], np.int32),
+                    )
+                )
                 for selection in batches_in_buckets(lengths, size, buckets)
-            ]  # fmt: skip
+            ]
 
             def every_batch(inputs=inputs):
                 for features, counting in inputs:
@@ -198,8 +237,12 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
 
     mel = mel_config(values, config.audio.num_mel_bins)
     sounds = [noise(s, i) for i, s in enumerate(seconds)]
-    bank = median_seconds(lambda: make_audio_bank(model, mel, sounds, batch_size=batch), lambda bank: bank.array, 1)
-    report(**common, variant="make_audio_bank: with features from waveforms", seconds=bank, cores=os.cpu_count())
+    bank = median_seconds(
+        lambda: make_audio_bank(model, mel, sounds, batch_size=batch), lambda bank: bank.array, 1
+    )
+    report(
+        **common, variant="make_audio_bank: with features from waveforms", seconds=bank, cores=os.cpu_count()
+    )
 
 
 def mel_config(values: dict, bins: int) -> MelConfig:

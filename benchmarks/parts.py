@@ -20,7 +20,8 @@ def each_part(side: str, functions: dict[str, Callable], arguments: argparse.Nam
 
 @contextlib.contextmanager
 def failure_told(**line: object) -> Iterator[None]:
-    """A peer may lack a model, a card memory: whatever fails within it becomes a line, and what follows is of use."""
+    """A peer may lack a model, a card memory: whatever fails within it becomes a line, and what follows is of
+    use."""
     try:
         yield
     except Exception as error:
@@ -31,8 +32,8 @@ def failure_told(**line: object) -> Iterator[None]:
 
 
 def interruptible() -> None:
-    """The first SIGTERM interrupts the program; `timeout` sends one to the program and one to its whole group, of which the
-    others must not disturb what is done about the first."""
+    """The first SIGTERM interrupts the program; `timeout` sends one to the program and one to its whole
+    group, of which the others must not disturb what is done about the first."""
 
     def interrupt(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,8 +1,9 @@
 """The peer's side of `side_by_side.py`: transformers with PEFT, on random weights made on the device.
 
-`stock` is what a user gets without further work: the encoder in every step, adapters as PEFT makes them. `encoder outputs
-kept` computes them once, as we do; `adapters in the base's dtype` is less exact and faster; `compiled` goes through
-torch.compile. The best of all counts. Its steps have the squared distance alone, ours the penalty too.
+`stock` is what a user gets without further work: the encoder in every step, adapters as PEFT makes them.
+`encoder outputs kept` computes them once, as we do; `adapters in the base's dtype` is less exact and faster;
+`compiled` goes through torch.compile. The best of all counts. Its steps have the squared distance alone, ours
+the penalty too.
 
 The first Qwen-Audio is no class of transformers; its peer is Qwen2-Audio's class at Qwen-Audio's sizes.
 """
@@ -31,7 +32,13 @@ from rrs_jax.models.architectures import part
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-NO_VISION = {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [0]}
+NO_VISION = {
+    "depth": 1,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "fullatt_block_indexes": [0],
+}
 
 
 def measure(values: dict, arguments: argparse.Namespace) -> None:
@@ -71,15 +78,24 @@ def peer_class(values: dict, config) -> tuple[type, transformers.PretrainedConfi
         return transformers.Qwen2_5OmniThinkerForConditionalGeneration, thinker
     text, audio = config.text, config.audio
     text = {
-        "model_type": "qwen2", "hidden_size": text.hidden_size, "intermediate_size": text.intermediate_size,
-        "num_hidden_layers": text.num_hidden_layers, "num_attention_heads": text.num_attention_heads,
-        "num_key_value_heads": text.num_key_value_heads, "vocab_size": text.vocab_size,
-    }  # fmt: skip
+        "model_type": "qwen2",
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "vocab_size": text.vocab_size,
+    }
     audio = {
-        "d_model": audio.d_model, "encoder_layers": audio.encoder_layers, "encoder_ffn_dim": audio.encoder_ffn_dim,
-        "encoder_attention_heads": audio.encoder_attention_heads, "num_mel_bins": audio.num_mel_bins,
-    }  # fmt: skip
-    whole = transformers.Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=text["vocab_size"] - 1)
+        "d_model": audio.d_model,
+        "encoder_layers": audio.encoder_layers,
+        "encoder_ffn_dim": audio.encoder_ffn_dim,
+        "encoder_attention_heads": audio.encoder_attention_heads,
+        "num_mel_bins": audio.num_mel_bins,
+    }
+    whole = transformers.Qwen2AudioConfig(
+        audio_config=audio, text_config=text, audio_token_index=text["vocab_size"] - 1
+    )
     return transformers.Qwen2AudioForConditionalGeneration, whole
 
 
@@ -102,7 +118,9 @@ def module_of_class(model: torch.nn.Module, *endings: str) -> tuple[str, torch.n
 class Peer:
     """`model`: one that is loaded already; else it is made of random numbers."""
 
-    def __init__(self, values: dict, config, arguments: argparse.Namespace, model: torch.nn.Module | None = None):
+    def __init__(
+        self, values: dict, config, arguments: argparse.Namespace, model: torch.nn.Module | None = None
+    ):
         self.config, self.arguments = config, arguments
         self.dtype = getattr(torch, arguments.dtype)
         self.model = model or random_peer(values, config, self.dtype)
@@ -113,16 +131,20 @@ class Peer:
 
     def inputs(self, batch: int, length: int) -> dict:
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, min(self.config.text.vocab_size, self.audio_token), (batch, length), generator=generator)
+        ids = torch.randint(
+            0, min(self.config.text.vocab_size, self.audio_token), (batch, length), generator=generator
+        )
         ids[:, AUDIO_START : AUDIO_START + AUDIO_TOKENS] = self.audio_token
         frames = 3000 if self.fixed_frames else AUDIO_FRAMES
         mask = torch.zeros(batch, frames, dtype=torch.long)
         mask[:, :AUDIO_FRAMES] = 1
         features = torch.randn(batch, self.config.audio.num_mel_bins, frames, generator=generator)
         return {
-            "input_ids": ids.to(DEVICE), "attention_mask": torch.ones_like(ids).to(DEVICE),
-            "input_features": features.to(DEVICE, self.dtype), "feature_attention_mask": mask.to(DEVICE),
-        }  # fmt: skip
+            "input_ids": ids.to(DEVICE),
+            "attention_mask": torch.ones_like(ids).to(DEVICE),
+            "input_features": features.to(DEVICE, self.dtype),
+            "feature_attention_mask": mask.to(DEVICE),
+        }
 
     @property
     def fixed_frames(self) -> bool:
@@ -155,7 +177,9 @@ class Peer:
             }
             if arguments.compile:
                 compiled = torch.compile(self.decoder)
-                variants["encoder outputs kept, compiled"] = lambda inputs=inputs, c=compiled: self.kept(inputs, c)
+                variants["encoder outputs kept, compiled"] = lambda inputs=inputs, c=compiled: self.kept(
+                    inputs, c
+                )
             for variant, call in variants.items():
                 with torch.no_grad():
                     self.time("extract", variant, call, batch, length)
@@ -175,9 +199,14 @@ class Peer:
                 for _ in range(count):
                     output = self.tower(features, attention_mask=mask)
                 return output
+
         else:
-            batches = [torch.tensor(frames[i : i + batch], device=DEVICE) for i in range(0, len(frames), batch)]
-            features = [torch.randn(bins, int(lengths.sum()), device=DEVICE, dtype=self.dtype) for lengths in batches]
+            batches = [
+                torch.tensor(frames[i : i + batch], device=DEVICE) for i in range(0, len(frames), batch)
+            ]
+            features = [
+                torch.randn(bins, int(lengths.sum()), device=DEVICE, dtype=self.dtype) for lengths in batches
+            ]
 
             def every_batch():
                 for x, lengths in zip(features, batches, strict=True):
@@ -187,14 +216,24 @@ class Peer:
         with torch.no_grad():
             seconds = median_seconds(every_batch, wait, 1)
         variant = "padded to 30 s, as the class wants" if self.fixed_frames else "real lengths"
-        report(part="encoder", side="peer", variant=variant, batch=batch, seconds=seconds, units=len(frames), unit="clips")
+        report(
+            part="encoder",
+            side="peer",
+            variant=variant,
+            batch=batch,
+            seconds=seconds,
+            units=len(frames),
+            unit="clips",
+        )
 
     def adapted(self, rank: int) -> peft.PeftModel:
         """With adapters on all linears of the decoder and on no other."""
         prefix = self.decoder_name + "."
         names = [name for name, _ in self.model.named_modules() if name.startswith(prefix)]
         targets = [name for name in names if name.rsplit(".", 1)[-1] in LINEARS]
-        return peft.get_peft_model(self.model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+        return peft.get_peft_model(
+            self.model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
+        )
 
     def step(self, arguments: argparse.Namespace) -> None:
         for rank in sorted({rank for _, _, rank in arguments.settings}):
@@ -204,15 +243,20 @@ class Peer:
             self.model = wrapped.unload()
 
     def steps(self, wrapped, batch: int, length: int, rank: int) -> None:
-        """All variants at the first setting, the quickest of those that need no compilation at those of `--scaling`."""
+        """All variants at the first setting, the quickest of those that need no compilation at those of
+        `--scaling`."""
         inputs = self.inputs(batch, length)
         adapters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
         scaling = (batch, length, rank) != self.arguments.settings[0]
         half = self.dtype != torch.float32
         if not scaling:
-            self.train("stock: encoder in every step", lambda: self.whole(inputs), adapters, batch, length, rank)
+            self.train(
+                "stock: encoder in every step", lambda: self.whole(inputs), adapters, batch, length, rank
+            )
         if not scaling or not half:
-            self.train("encoder outputs kept", lambda: self.kept(inputs, self.decoder), adapters, batch, length, rank)
+            self.train(
+                "encoder outputs kept", lambda: self.kept(inputs, self.decoder), adapters, batch, length, rank
+            )
         if half:
             for parameter in adapters:
                 parameter.data = parameter.data.to(self.dtype)
@@ -248,7 +292,8 @@ class Peer:
         self.one_step(lambda: self.kept(inputs, self.decoder), adapters, batch)()
 
     def time(self, name: str, variant: str, call, batch: int, length: int, **more) -> None:
-        """One variant that fails, out of memory or since torch.compile does not take it, is told and the next one goes on."""
+        """One variant that fails, out of memory or since torch.compile does not take it, is told and the next
+        one goes on."""
         line = dict(part=name, side="peer", variant=variant, batch=batch, length=length, **more)
         steps = self.arguments.steps
         if (batch, length, more.get("rank", self.arguments.rank)) != self.arguments.settings[0]:

@@ -2,10 +2,10 @@
 
     python benchmarks/performance_page.py docs/performance/h100.jsonl --name=h100
 
-replaces what stands between `<!-- table:NAME -->` and `<!-- /table -->`, and likewise, where the page has them, for
-NAME-variants (each variant of each part), NAME-scaling (curves, drawn into docs/performance/NAME-MODEL-batch.svg and
-likewise for length and rank) and NAME-profile (kernels). Of lines that measure the same thing the last call's count.
-Several files are read as one.
+replaces what stands between `<!-- table:NAME -->` and `<!-- /table -->`, and likewise, where the page has
+them, for NAME-variants (each variant of each part), NAME-scaling (curves, drawn into
+docs/performance/NAME-MODEL-batch.svg and likewise for length and rank) and NAME-profile (kernels). Of lines
+that measure the same thing the last call's count. Several files are read as one.
 """
 
 import argparse
@@ -21,28 +21,43 @@ from rrs_jax.files import read_jsonl, write_atomic
 from rrs_jax.report.table import paste
 
 PAGE = Path("docs/performance.md")
-COLUMNS = ("model", "part", "setting", "floor", "ours", "peer", "ours / peer", "share of the floor", "peer's variant")
+COLUMNS = (
+    "model",
+    "part",
+    "setting",
+    "floor",
+    "ours",
+    "peer",
+    "ours / peer",
+    "share of the floor",
+    "peer's variant",
+)
 KERNELS = 10  # named in a profile
 
 
 def comparison_table(lines: Sequence[dict]) -> str:
-    """Markdown: rates in units a second, with the devices and versions below, and what failed. Curves are left out."""
+    """Markdown: rates in units a second, with the devices and versions below, and what failed. Curves are
+    left out."""
     compared = [line for line in compare(lines) if not is_of_curve(line, lines)]
     rows = [
         (
-            line["model"], line["part"], setting_of(line), *(rate(line, side) for side in ("floor", "ours", "peer")),
+            line["model"],
+            line["part"],
+            setting_of(line),
+            *(rate(line, side) for side in ("floor", "ours", "peer")),
             f"{line['ratio']:.2f}" if "ratio" in line else "–",
-            f"{line['share_of_floor']:.0%}" if "share_of_floor" in line else "–", line.get("peer_variant", "–"),
+            f"{line['share_of_floor']:.0%}" if "share_of_floor" in line else "–",
+            line.get("peer_variant", "–"),
         )
         for line in compared
-    ]  # fmt: skip
+    ]
     notes = []
     for line in compared:
         if "device" in line:
             versions = "; ".join(line["versions"].values())
             note = (
-                f"{line['model']}: {line['device']}, {versions}; matrix product {line['flops_a_second'] / 1e12:.3g} TFLOP/s, "
-                f"copy {line['bytes_a_second'] / 1e9:.3g} GB/s."
+                f"{line['model']}: {line['device']}, {versions}; matrix product"
+                f" {line['flops_a_second'] / 1e12:.3g} TFLOP/s, copy {line['bytes_a_second'] / 1e9:.3g} GB/s."
             )
             notes += [note] if note not in notes else []
     notes += list(dict.fromkeys(map(failure, failures(lines))))
@@ -50,14 +65,19 @@ def comparison_table(lines: Sequence[dict]) -> str:
 
 
 def failures(lines: Sequence[dict]) -> list[dict]:
-    """What failed and was not measured by a later call; a process that ended, where no later one of its side began."""
+    """What failed and was not measured by a later call; a process that ended, where no later one of its side
+    began."""
     found = []
     for place, line in enumerate(lines):
         if "failed" not in line:
             continue
-        names = ("model", "side") if line["part"] == "process" else ("model", "part", "side", "variant", *SETTING)
+        names = (
+            ("model", "side") if line["part"] == "process" else ("model", "part", "side", "variant", *SETTING)
+        )
         same = {name: line[name] for name in names if line.get(name) is not None}
-        later = [other for other in lines[place:] if all(other.get(name) == value for name, value in same.items())]
+        later = [
+            other for other in lines[place:] if all(other.get(name) == value for name, value in same.items())
+        ]
         if not any("seconds" in other for other in later):
             found.append(line)
     return found
@@ -69,24 +89,33 @@ def failure(line: dict) -> str:
 
 
 def is_of_curve(line: dict, lines: Sequence[dict]) -> bool:
-    """Whether a step was measured for a curve alone: the first setting of its model is the one of the table."""
-    first = next((other for other in lines if other["model"] == line["model"] and other["part"] == "step"), None)
+    """Whether a step was measured for a curve alone: the first setting of its model is the one of the
+    table."""
+    first = next(
+        (other for other in lines if other["model"] == line["model"] and other["part"] == "step"), None
+    )
     return line["part"] == "step" and any(line.get(name) != first.get(name) for name in SETTING)
 
 
 def variants_table(lines: Sequence[dict]) -> str:
-    """Every variant of every part, and the memory of those that took more than what the process had done before."""
+    """Every variant of every part, and the memory of those that took more than what the process had done
+    before."""
     timed = [line for line in latest(lines) if not is_of_curve(line, lines)]
     rows, peaks = [], set()
     for key in dict.fromkeys((line["model"], *setting(line)) for line in timed):
         same = [line for line in timed if (line["model"], *setting(line)) == key]
         for side in ("ours", "peer"):
             for line in medians(line for line in same if line["side"] == side):
-                named = line | {f"{side}_seconds": line["seconds"], f"{side}_a_second": line["units"] / line["seconds"]}
+                named = line | {
+                    f"{side}_seconds": line["seconds"],
+                    f"{side}_a_second": line["units"] / line["seconds"],
+                }
                 peak = (line["model"], side, line.get("peak_gib"))
                 told = f"{peak[-1]:.1f}" if peak[-1] and peak not in peaks else "–"
                 peaks.add(peak)
-                rows.append((line["model"], line["part"], side, line["variant"], rate(named, side), told, spent(line)))
+                rows.append(
+                    (line["model"], line["part"], side, line["variant"], rate(named, side), told, spent(line))
+                )
     return markdown(("model", "part", "side", "variant", "rate", "peak GiB", "of which"), rows, "llllrrl")
 
 
@@ -94,7 +123,9 @@ def spent(line: dict) -> str:
     """What the seconds of a line consist of, where it tells."""
     if "stage_seconds" in line:
         stages = [f"{name} {seconds:.1f} s" for name, seconds in line["stage_seconds"].items()]
-        compiling = sum(line["compile_seconds"][name] for name in line["stage_seconds"] if name in line["compile_seconds"])
+        compiling = sum(
+            line["compile_seconds"][name] for name in line["stage_seconds"] if name in line["compile_seconds"]
+        )
         encoding = f"in them encoding {line['encoding_seconds']:.1f} s and compilation {compiling:.1f} s"
         return f"{', '.join(stages)}; {encoding}; {line['samples_a_second']:.0f} samples/s"
     if "first_step_seconds" in line:
@@ -107,8 +138,13 @@ def spent(line: dict) -> str:
 
 
 def scaling(lines: Sequence[dict], folder: Path, name: str) -> tuple[str, list[Path]]:
-    """A table and a plot for each scale along which a model's step was measured at three settings or more, and the files."""
-    steps = [line for line in compare(lines) if line["part"] == "step" and {"ours_seconds", "peer_seconds"} & line.keys()]
+    """A table and a plot for each scale along which a model's step was measured at three settings or more,
+    and the files."""
+    steps = [
+        line
+        for line in compare(lines)
+        if line["part"] == "step" and {"ours_seconds", "peer_seconds"} & line.keys()
+    ]
     text, written = [], []
     for scale in SETTING:
         for model in dict.fromkeys(line["model"] for line in steps):
@@ -123,19 +159,25 @@ def scaling(lines: Sequence[dict], folder: Path, name: str) -> tuple[str, list[P
             write_atomic(file, curve(points, scale, f"{model}, {fixed}"))
             written.append(file)
             rows = [
-                (str(line[scale]), *(rate(line, side) for side in ("floor", "ours", "peer")),
-                 f"{line['ratio']:.2f}" if "ratio" in line else "–",
-                 f"{line['share_of_floor']:.0%}" if "share_of_floor" in line else "–")
+                (
+                    str(line[scale]),
+                    *(rate(line, side) for side in ("floor", "ours", "peer")),
+                    f"{line['ratio']:.2f}" if "ratio" in line else "–",
+                    f"{line['share_of_floor']:.0%}" if "share_of_floor" in line else "–",
+                )
                 for line in points
-            ]  # fmt: skip
-            table = markdown((LABELS[scale], "floor", "ours", "peer", "ours / peer", "share of the floor"), rows, "rrrrrr")
+            ]
+            table = markdown(
+                (LABELS[scale], "floor", "ours", "peer", "ours / peer", "share of the floor"), rows, "rrrrrr"
+            )
             picture = f"![{LABELS[scale]}: samples a second of {model}](performance/{file.name})"
             text.append(f"{model}, {fixed}:\n\n{table}\n{picture}\n")
     return "\n".join(text), written
 
 
 def profiles(lines: Sequence[dict]) -> str:
-    """The kernels of the last profile of each piece of work: a step's variant, or a chunk of decoding steps."""
+    """The kernels of the last profile of each piece of work: a step's variant, or a chunk of decoding
+    steps."""
     found = {}
     for line in lines:
         if line.get("top"):
@@ -144,7 +186,8 @@ def profiles(lines: Sequence[dict]) -> str:
 
 
 def profile(line: dict) -> str:
-    """Kernels with their share of the whole, and the share of the matrix units' peak that the whole reached."""
+    """Kernels with their share of the whole, and the share of the matrix units' peak that the whole
+    reached."""
     rest, launches = line["kernel_milliseconds"], line["launches"]
     whole = line.get("milliseconds") or rest
     rows = []
@@ -156,7 +199,9 @@ def profile(line: dict) -> str:
     if "milliseconds" in line:
         # Kernels run beside one another where this is negative.
         rows.append(("between kernels", f"{between:.2f}", "", f"{between / whole:.1%}"))
-    what = {"step": "step", "encoder": "pass over all clips", "generate": "chunk of decoding steps"}[line["part"]]
+    what = {"step": "step", "encoder": "pass over all clips", "generate": "chunk of decoding steps"}[
+        line["part"]
+    ]
     where = [line["model"], line.get("variant"), setting_of(line)]
     where += [f"{line['answer_slots']} slots an answer"] if "answer_slots" in line else []
     where += [f"{line['steps']} steps of {line['rows']} rows"] if "steps" in line else []
@@ -196,11 +241,15 @@ def rate(line: dict, side: str) -> str:
     if line["unit"] == "runs":
         return time
     each = line[f"{side}_a_second"]
-    return f"{each:,.0f} {line['unit']}/s ({time})" if each >= 100 else f"{each:.3g} {line['unit']}/s ({time})"
+    return (
+        f"{each:,.0f} {line['unit']}/s ({time})" if each >= 100 else f"{each:.3g} {line['unit']}/s ({time})"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="+", type=Path, help="JSON lines of side_by_side.py and train_step.py")
     parser.add_argument("--name", required=True, help="of the tables in the page and of the plots")
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -209,8 +258,11 @@ def main() -> None:
     text = arguments.page.read_text(encoding="utf-8")
     curves, drawn = scaling(lines, arguments.page.parent / "performance", arguments.name)
     tables = {
-        "": comparison_table(lines), "-variants": variants_table(lines), "-scaling": curves, "-profile": profiles(lines),
-    }  # fmt: skip
+        "": comparison_table(lines),
+        "-variants": variants_table(lines),
+        "-scaling": curves,
+        "-profile": profiles(lines),
+    }
     for ending, table in tables.items():
         if not ending or f"<!-- table:{arguments.name}{ending} -->" in text:
             paste(arguments.page, arguments.name + ending, table or "Not measured yet.\n")

@@ -1,13 +1,14 @@
-"""Every stage on random weights of a released size, made on the device: a JSON line a stage, with seconds and memory.
+"""Every stage on random weights of a released size, made on the device: a JSON line a stage, with seconds and
+memory.
 
     python benchmarks/released_sizes.py --model=omni-7b
     python benchmarks/released_sizes.py --model=qwen2-audio,omni-7b,omni-3b,qwen-audio
 
 Clips are noise and prompts random tokens, of the lengths that a run has. `seconds` of a stage
-is what it takes once its programs are compiled, `first_seconds` the first time, compilation included; clips are
-encoded once in a run, so for them it is the only one. `peak_gib` is the device's highest use since the model's start;
-on a CPU there is none. Several models run in processes of their own, so that each starts with an empty device.
-`--small` cuts widths and layers, for a try on any computer.
+is what it takes once its programs are compiled, `first_seconds` the first time, compilation included; clips
+are encoded once in a run, so for them it is the only one. `peak_gib` is the device's highest use since the
+model's start; on a CPU there is none. Several models run in processes of their own, so that each starts with
+an empty device. `--small` cuts widths and layers, for a try on any computer.
 """
 
 import argparse
@@ -44,9 +45,13 @@ from rrs_jax.weights.export import export_adapter
 TEXT_BEFORE, TEXT_BEHIND = 15, 23  # tokens of the template and of the prompt t
 
 SMALL_TEXT = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 151_700,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_700,
+}
 SMALL_AUDIO = {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
 
 
@@ -56,12 +61,21 @@ def small(values: dict) -> dict:
         return values | {"thinker_config": small(values["thinker_config"])}
     if "audio" in values:
         audio = values["audio"] | {"n_state": 48, "n_head": 4, "n_layer": 2, "output_dim": 64}
-        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "kv_channels": 16, "intermediate_size": 192}
+        sizes = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "kv_channels": 16,
+            "intermediate_size": 192,
+        }
         return values | sizes | {"audio": audio}
     text = values["text_config"] | SMALL_TEXT
     if "rope_scaling" in text:
         text["rope_scaling"] = text["rope_scaling"] | {"mrope_section": [2, 3, 3]}
-    return values | {"text_config": text, "audio_config": values["audio_config"] | SMALL_AUDIO | {"output_dim": 64}}
+    return values | {
+        "text_config": text,
+        "audio_config": values["audio_config"] | SMALL_AUDIO | {"output_dim": 64},
+    }
 
 
 class Report:
@@ -86,8 +100,12 @@ def timed(call: Callable[[], object]) -> tuple[object, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen2-audio", help=f"out of {', '.join(RELEASED)}, with commas between")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="qwen2-audio", help=f"out of {', '.join(RELEASED)}, with commas between"
+    )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--questions", type=int, default=64, help="clips, and prompts of the extract stage")
     parser.add_argument("--batch", type=int, default=16)
@@ -122,14 +140,21 @@ def measure(arguments: argparse.Namespace) -> None:
     lora = LoRAConfig(targets=None)
 
     def build() -> nnx.Module:
-        return random_model(lambda: model_class(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
+        return random_model(
+            lambda: model_class(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh
+        )
 
     model, seconds = timed(build)
     leaves = jax.tree.leaves(nnx.state(model))
     report.line(
-        "weights", seconds=seconds, device=jax.devices()[0].device_kind, jax=jax.__version__, dtype=arguments.dtype,
-        parameters=sum(leaf.size for leaf in leaves), weights_gib=round(sum(leaf.nbytes for leaf in leaves) / GIB, 2),
-    )  # fmt: skip
+        "weights",
+        seconds=seconds,
+        device=jax.devices()[0].device_kind,
+        jax=jax.__version__,
+        dtype=arguments.dtype,
+        parameters=sum(leaf.size for leaf in leaves),
+        weights_gib=round(sum(leaf.nbytes for leaf in leaves) / GIB, 2),
+    )
 
     bank = encode(model, values, arguments, report)
     rows = prompts(model, bank, arguments.questions)
@@ -167,7 +192,13 @@ def extract(model, rows: list, bank: AudioBank, arguments, report: Report) -> No
         return extract_all(model, rows, bank.array, batch_size=arguments.batch, buckets=buckets)
 
     (values, first), (_, seconds) = timed(run), timed(run)
-    report.line("extract", first_seconds=first, seconds=seconds, prompts=len(rows), finite=bool(np.isfinite(values).all()))
+    report.line(
+        "extract",
+        first_seconds=first,
+        seconds=seconds,
+        prompts=len(rows),
+        finite=bool(np.isfinite(values).all()),
+    )
 
 
 def train(model, rows: list, bank: AudioBank, arguments, mesh, report: Report) -> None:
@@ -181,7 +212,9 @@ def train(model, rows: list, bank: AudioBank, arguments, mesh, report: Report) -
     for start in range(0, arguments.batch, micro):
         chosen = np.arange(start, start + micro)
         batch = collate([rows[i % len(rows)] for i in chosen], length, model.config.audio_token_id)
-        batches.append(step.place(Rows(batch, strategy.examples(chosen), chosen % 2 == 0, np.ones(micro, np.float32))))
+        batches.append(
+            step.place(Rows(batch, strategy.examples(chosen), chosen % 2 == 0, np.ones(micro, np.float32)))
+        )
     state = step.init()
     array = jax.device_put(bank.array, step.replicated)
 
@@ -197,10 +230,15 @@ def train(model, rows: list, bank: AudioBank, arguments, mesh, report: Report) -
     jax.block_until_ready(metrics)
     seconds = (time.perf_counter() - start) / arguments.steps
     report.line(
-        "train", first_seconds=first, seconds_a_step=round(seconds, 4), samples_per_second=round(arguments.batch / seconds, 1),
-        tokens=arguments.batch * length, remat=arguments.remat, finite=bool(metrics.finite),
+        "train",
+        first_seconds=first,
+        seconds_a_step=round(seconds, 4),
+        samples_per_second=round(arguments.batch / seconds, 1),
+        tokens=arguments.batch * length,
+        remat=arguments.remat,
+        finite=bool(metrics.finite),
         loss=round(float(metrics.loss), 4),
-    )  # fmt: skip
+    )
     nnx.update(model, nnx.state(step.model(state), LoRAParam))
 
 
@@ -217,9 +255,13 @@ def generate(model, rows: list, bank: AudioBank, arguments, report: Report) -> N
     (_, first), (answers, seconds) = timed(run), timed(run)
     tokens = sum(map(len, answers.values()))
     report.line(
-        "generate", first_seconds=first, seconds=seconds, answers=len(answers), tokens=tokens,
+        "generate",
+        first_seconds=first,
+        seconds=seconds,
+        answers=len(answers),
+        tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
-    )  # fmt: skip
+    )
 
 
 def export(model, values: dict, arguments, report: Report) -> None:

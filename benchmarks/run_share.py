@@ -2,9 +2,10 @@
 
     python benchmarks/run_share.py runs/mini_rrs
 
-Arithmetic is that of the dry run (`rrs_jax.run.estimates`), for the questions in the run's own manifests; seconds are those that
-the run noted for its stages, reading, loading and compilation included. The rate is measured now, so the machine should
-be the run's and otherwise idle. Of `evaluate` it is the most that the answers can have cost, as if none ended early.
+Arithmetic is that of the dry run (`rrs_jax.run.estimates`), for the questions in the run's own manifests;
+seconds are those that the run noted for its stages, reading, loading and compilation included. The rate is
+measured now, so the machine should be the run's and otherwise idle. Of `evaluate` it is the most that the
+answers can have cost, as if none ended early.
 """
 
 import argparse
@@ -18,11 +19,15 @@ from rrs_jax.run.dry_run import make_plan
 from rrs_jax.run.estimates import EFFICIENCY, DeviceRate, measure_device
 
 COMPUTING = ("extract", "train", "evaluate")
-ONE_A_SECOND = DeviceRate(flops=1 / EFFICIENCY, bandwidth=float("inf"))  # so that the plan's seconds are operations
+ONE_A_SECOND = DeviceRate(
+    flops=1 / EFFICIENCY, bandwidth=float("inf")
+)  # so that the plan's seconds are operations
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     config = default_config()
@@ -30,7 +35,9 @@ def main() -> None:
         try:
             config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})
         except KeyError:
-            raise SystemExit(f"{run / 'config.json'}: {name} is no field any more; make the run again.") from None
+            raise SystemExit(
+                f"{run / 'config.json'}: {name} is no field any more; make the run again."
+            ) from None
     config.run_dir = str(run)
     marks = {file.stem: read_json(file)["seconds"] for file in sorted((run / ".done").glob("*.json"))}
     operations = make_plan(config, [name for name in COMPUTING if name in marks], ONE_A_SECOND).seconds
@@ -41,13 +48,25 @@ def main() -> None:
     for name, flops in operations.items():
         each = flops / marks[name]
         most = "at most " if name == "evaluate" else ""
-        print(f"| {name} | {marks[name]:.0f} | {flops / 1e12:.1f} | {each / 1e9:.1f} | {most}{each / rate:.0%} |")
-    steps = [line["samples_per_second"] for line in read_jsonl(run / "metrics.jsonl")] if "train" in operations else []
+        print(
+            f"| {name} | {marks[name]:.0f} | {flops / 1e12:.1f} | {each / 1e9:.1f} |"
+            f" {most}{each / rate:.0%} |"
+        )
+    steps = (
+        [line["samples_per_second"] for line in read_jsonl(run / "metrics.jsonl")]
+        if "train" in operations
+        else []
+    )
     if steps:
         samples = len(steps) * config.train.batch_size
         best = operations["train"] / samples * sorted(steps)[len(steps) // 2]
-        print(f"\na training step at the median, compilation apart: {best / 1e9:.1f} GFLOP/s, {best / rate:.0%}")
-    print(f"all stages: {sum(marks.values()) / 60:.1f} minutes ({', '.join(f'{name} {s:.0f} s' for name, s in marks.items())})")
+        print(
+            f"\na training step at the median, compilation apart: {best / 1e9:.1f} GFLOP/s, {best / rate:.0%}"
+        )
+    print(
+        f"all stages: {sum(marks.values()) / 60:.1f} minutes"
+        f" ({', '.join(f'{name} {s:.0f} s' for name, s in marks.items())})"
+    )
 
 
 if __name__ == "__main__":

@@ -8,19 +8,19 @@
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=step --scaling=batch,length,rank
     python benchmarks/side_by_side.py --model=qwen2-audio --parts=step --sides=ours --profile
 
-Each side runs in a process of its own, one behind the other, so that neither holds memory that the other wants. With
-`--rounds=N` they take turns N times and the medians count, for a machine that others use too. Where it is much used,
-`taskset -c 0 python benchmarks/side_by_side.py --clock=cpu ...` counts one core's seconds of work in place of the wall's:
-several threads that wait for one another are slowed by others' work far more than one. What fails, on either side, is told
-in a line of its own, and everything else goes on. A program that is interrupted, by `timeout 150` for instance, has told
-and written what it measured before.
+Each side runs in a process of its own, one behind the other, so that neither holds memory that the other
+wants. With `--rounds=N` they take turns N times and the medians count, for a machine that others use too.
+Where it is much used, `taskset -c 0 python benchmarks/side_by_side.py --clock=cpu ...` counts one core's
+seconds of work in place of the wall's: several threads that wait for one another are slowed by others' work
+far more than one. What fails, on either side, is told in a line of its own, and everything else goes on. A
+program that is interrupted, by `timeout 150` for instance, has told and written what it measured before.
 
-The floor of a piece of work is its arithmetic (matrix products with weights) over the rate of a large matrix product,
-plus, where weights or a cache must be read in every step, those bytes over the rate of a large copy. Both rates are the
-highest that either framework reached in the same call.
+The floor of a piece of work is its arithmetic (matrix products with weights) over the rate of a large matrix
+product, plus, where weights or a cache must be read in every step, those bytes over the rate of a large copy.
+Both rates are the highest that either framework reached in the same call.
 
-`--out=FILE` appends the lines to a file; `benchmarks/performance_page.py` makes tables and plots of such files, also of
-several of which each holds a part or a side.
+`--out=FILE` appends the lines to a file; `benchmarks/performance_page.py` makes tables and plots of such
+files, also of several of which each holds a part or a side.
 """
 
 import argparse
@@ -43,20 +43,32 @@ ENDING_SECONDS = 8.0  # that an interrupted side has for its last words
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     from common import CPU_SIZES, SIZES
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen2-audio", help=f"out of {', '.join(SIZES)}, with commas between")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="qwen2-audio", help=f"out of {', '.join(SIZES)}, with commas between"
+    )
     parser.add_argument("--parts", default="step,extract,encoder,generate", help=f"out of {', '.join(PARTS)}")
     parser.add_argument("--sides", default="ours,peer")
-    parser.add_argument("--scaling", default="", help=f"of step (and extract), over some of {', '.join(SCALES)}")
+    parser.add_argument(
+        "--scaling", default="", help=f"of step (and extract), over some of {', '.join(SCALES)}"
+    )
     parser.add_argument("--rounds", type=int, help="turns that the sides take; 3 on a CPU, else 1")
     parser.add_argument("--batch", type=int, help="prompts or clips at once")
     parser.add_argument("--length", type=int, default=144, help="tokens of a prompt")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, help="calls that one timing takes together")
     parser.add_argument("--dtype")
-    parser.add_argument("--quantize", default="none", choices=("none", "int8", "float8"), help="our model.quantize")
     parser.add_argument(
-        "--remat", help="what our step keeps, see train.remat, each with +unroll; several with commas between, the best counts"
+        "--quantize", default="none", choices=("none", "int8", "float8"), help="our model.quantize"
+    )
+    parser.add_argument(
+        "--remat",
+        help=(
+            "what our step keeps, see train.remat, each with +unroll; several with commas between, the best"
+            " counts"
+        ),
     )
     parser.add_argument("--unroll", action="store_true", help="the whole run with train.unroll")
     parser.add_argument("--compile", action="store_true", help="the peer through torch.compile as well")
@@ -65,14 +77,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=5, help="answers to a query")
     parser.add_argument("--new_tokens", type=int, help="of an answer")
     parser.add_argument("--answers", help="ours in flight, several with commas between")
-    parser.add_argument("--adapters", action="store_true", help="ours in generate with adapters beside the base")
+    parser.add_argument(
+        "--adapters", action="store_true", help="ours in generate with adapters beside the base"
+    )
     parser.add_argument("--peer_queries", help="of the peer at once, several with commas between")
     parser.add_argument("--cache_dtype", default="auto", help="of our keys and values in generate")
-    parser.add_argument("--attention", default="auto", help="of ours in generate: auto, fused, xla; several with commas between")
-    parser.add_argument("--profile", action="store_true", help="the kernels of our step, encoder and decoding steps as well")
-    parser.add_argument("--questions", type=int, help="harmful ones of the whole run, and as many benign ones")
+    parser.add_argument(
+        "--attention",
+        default="auto",
+        help="of ours in generate: auto, fused, xla; several with commas between",
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="the kernels of our step, encoder and decoding steps as well"
+    )
+    parser.add_argument(
+        "--questions", type=int, help="harmful ones of the whole run, and as many benign ones"
+    )
     parser.add_argument("--epochs", type=int, default=10, help="of the whole run")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: with `taskset -c 0`, on a busy machine")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: with `taskset -c 0`, on a busy machine"
+    )
     parser.add_argument("--out", help="file to which the lines are appended")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -84,16 +108,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name}: {', '.join(unknown)} is none of {', '.join(known)}")
         setattr(options, name, chosen)
     if options.clock == "cpu" and len(os.sched_getaffinity(0)) > 1:
-        parser.error("--clock=cpu: counts what threads spend on waiting for one another as well; start it with `taskset -c 0`")
+        parser.error(
+            "--clock=cpu: counts what threads spend on waiting for one another as well; start it with"
+            " `taskset -c 0`"
+        )
     mini = "mini" in options.model
     cpu = all(model in (CPU_SIZES if has_gpu() else (*CPU_SIZES, "mini")) for model in options.model)
     defaults = {
-        "rounds": 3 if cpu else 1, "batch": 4 if cpu else 16, "steps": (1 if mini else 3) if cpu else 10,
-        "dtype": "float32" if cpu else "bfloat16", "clips": 16 if cpu else 128,
-        "remat": "dots" if cpu else "dots,none", "queries": (2 if mini else 8) if cpu else 350,
-        "new_tokens": 16 if cpu else 64, "answers": "40" if cpu else "320",
-        "peer_queries": ("2" if mini else "8") if cpu else "16,64", "questions": 8 if cpu else 700,
-    }  # fmt: skip
+        "rounds": 3 if cpu else 1,
+        "batch": 4 if cpu else 16,
+        "steps": (1 if mini else 3) if cpu else 10,
+        "dtype": "float32" if cpu else "bfloat16",
+        "clips": 16 if cpu else 128,
+        "remat": "dots" if cpu else "dots,none",
+        "queries": (2 if mini else 8) if cpu else 350,
+        "new_tokens": 16 if cpu else 64,
+        "answers": "40" if cpu else "320",
+        "peer_queries": ("2" if mini else "8") if cpu else "16,64",
+        "questions": 8 if cpu else 700,
+    }
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -174,11 +207,19 @@ def measure_model(lines: list[dict], model: str, options: argparse.Namespace) ->
 
 
 def run_side(lines: list[dict], model: str, side: str, turn: int, out: str | None, *more: str) -> None:
-    """Runs one side in a process of its own and appends its lines as they come, to `lines` and to the file `out`. Where
-    this program is interrupted, the side is told to end, and what it says on its way is taken as well."""
+    """Runs one side in a process of its own and appends its lines as they come, to `lines` and to the file
+    `out`. Where this program is interrupted, the side is told to end, and what it says on its way is taken as
+    well."""
     from rrs_jax.distributed.machine import memory_share
 
-    command = [sys.executable, __file__, *sys.argv[1:], f"--model={model}", f"--side={side}", *more]  # the last ones count
+    command = [
+        sys.executable,
+        __file__,
+        *sys.argv[1:],
+        f"--model={model}",
+        f"--side={side}",
+        *more,
+    ]  # the last ones count
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     environment = os.environ | memory_share() | {"PYTHONPATH": path, "BENCHMARK_STARTED": str(time.time())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -208,7 +249,14 @@ def run_side(lines: list[dict], model: str, side: str, turn: int, out: str | Non
         tell({"model": model, "part": "process", "side": side, "failed": "interrupted"})
         raise
     if process.returncode:
-        tell({"model": model, "part": "process", "side": side, "failed": f"ended with status {process.returncode}"})
+        tell(
+            {
+                "model": model,
+                "part": "process",
+                "side": side,
+                "failed": f"ended with status {process.returncode}",
+            }
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Times the training step on random weights of Qwen2-Audio-7B's size (or smaller) and prints a JSON line a setting.
+"""Times the training step on random weights of Qwen2-Audio-7B's size (or smaller) and prints a JSON line a
+setting.
 
-    python benchmarks/train_step.py --batch=16 --length=144 --variants=dots,dots+unroll,extract --profile
-    python benchmarks/train_step.py --variants=lean --out=docs/performance/h100.jsonl   # alone, for the memory that it takes
+python benchmarks/train_step.py --batch=16 --length=144 --variants=dots,dots+unroll,extract --profile
+python benchmarks/train_step.py --variants=lean --out=docs/performance/h100.jsonl   # alone, for the memory
+that it takes
 """
 
 import argparse
@@ -41,7 +43,9 @@ def random_rows(strategy: RRS, batch: int, length: int, vocabulary: int) -> Rows
     rng = np.random.default_rng(0)
     index = np.full((batch, length), -1, np.int32)
     index[:, 16 : 16 + AUDIO_TOKENS] = rng.integers(0, AUDIO_TOKENS, (batch, min(AUDIO_TOKENS, length - 16)))
-    prompts = Batch(rng.integers(0, vocabulary, (batch, length)).astype(np.int32), np.full(batch, length, np.int32), index)
+    prompts = Batch(
+        rng.integers(0, vocabulary, (batch, length)).astype(np.int32), np.full(batch, length, np.int32), index
+    )
     harmful = np.arange(batch) % 2 == 0
     return Rows(prompts, strategy.examples(np.arange(batch)), harmful, np.ones(batch, np.float32))
 
@@ -62,7 +66,9 @@ def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments
     config = model.config.text
     strategy = RRS(np.zeros((arguments.batch, config.hidden_size), np.float32))
     step = TrainStep(model, strategy, OptimiserConfig(remat=remat, unroll=unroll), mesh, arguments.steps)
-    bank = jax.device_put(jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype)), step.replicated)
+    bank = jax.device_put(
+        jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype)), step.replicated
+    )
     rows = step.place(random_rows(strategy, arguments.batch, arguments.length, config.vocab_size))
     state = step.init()
     start = time.perf_counter()
@@ -79,24 +85,41 @@ def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments
     tokens = arguments.batch * arguments.length
     matrices = config.num_hidden_layers * sum(a * b for a, b in config.linears().values())
     found = {
-        "what": "step", "remat": remat, "milliseconds": round(1000 * seconds, 1),
+        "what": "step",
+        "remat": remat,
+        "milliseconds": round(1000 * seconds, 1),
         "samples_per_second": round(arguments.batch / seconds, 1),
         "tflop_per_second": round(4 * matrices * tokens / seconds / 1e12, 1),
-        "first_loss": first, "later_loss": float(one_step()),
-        "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2), "compile_seconds": round(compilation, 1),
-    }  # fmt: skip
+        "first_loss": first,
+        "later_loss": float(one_step()),
+        "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2),
+        "compile_seconds": round(compilation, 1),
+    }
     size = "qwen2-audio" if arguments.layers == 32 else f"qwen2-audio of {arguments.layers} layers"
-    variant = f"remat {variant}" + (f", adapters from layer {arguments.first_layer}" if arguments.first_layer else "")
+    variant = f"remat {variant}" + (
+        f", adapters from layer {arguments.first_layer}" if arguments.first_layer else ""
+    )
     variant += "" if arguments.quantize == "none" else f", {arguments.quantize} matrices"
     line = dict(
-        model=size, part="step", side="ours", variant=variant, batch=arguments.batch, length=arguments.length,
-        rank=RANK, seconds=seconds, units=arguments.batch, unit="samples",
-        floor_flops=step_flops(config, tokens, RANK), peak_gib=peak_gib(before),
-    )  # fmt: skip
+        model=size,
+        part="step",
+        side="ours",
+        variant=variant,
+        batch=arguments.batch,
+        length=arguments.length,
+        rank=RANK,
+        seconds=seconds,
+        units=arguments.batch,
+        unit="samples",
+        floor_flops=step_flops(config, tokens, RANK),
+        peak_gib=peak_gib(before),
+    )
     keep(line, arguments.out)
     if arguments.profile:
         profiled = profile_line(line, kernels(one_step))
-        keep({"model": line["model"], "part": "step", "detail": "kernels of a step", **profiled}, arguments.out)
+        keep(
+            {"model": line["model"], "part": "step", "detail": "kernels of a step", **profiled}, arguments.out
+        )
         found |= profiled
     return found
 
@@ -113,7 +136,9 @@ def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Name
     model = nnx.merge(*nnx.split(model))
     model.lora, config = None, model.config.text
     model.language_model.unroll = unroll
-    batch = random_rows(RRS(np.zeros((arguments.batch, 1))), arguments.batch, arguments.length, config.vocab_size).batch
+    batch = random_rows(
+        RRS(np.zeros((arguments.batch, 1))), arguments.batch, arguments.length, config.vocab_size
+    ).batch
     bank = jnp.ones((AUDIO_TOKENS, config.hidden_size), jnp.dtype(arguments.dtype))
 
     def extract():
@@ -121,21 +146,26 @@ def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Name
 
     seconds = seconds_each(extract, arguments.steps)
     found = {
-        "what": "extract_reps", "milliseconds": round(1000 * seconds, 1),
+        "what": "extract_reps",
+        "milliseconds": round(1000 * seconds, 1),
         "samples_per_second": round(arguments.batch / seconds, 1),
-    }  # fmt: skip
+    }
     return found | (summary(kernels(extract), 10) if arguments.profile else {})
 
 
 def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
-    """What cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of this shape. With
-    float8 also without the rounding of x, the scales and, backward, the transposition (`bare`)."""
+    """What cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of this
+    shape. With float8 also without the rounding of x, the scales and, backward, the transposition
+    (`bare`)."""
     tokens, layers = arguments.batch * arguments.length, 8
     sizes = sorted(set(model.config.text.linears().values()))
     d, f = model.config.text.hidden_size, model.config.text.intermediate_size
     for rows, columns in [*sizes, (d, 3 * d), (d, 2 * f)]:
         keys = jax.random.split(jax.random.key(0), layers)
-        weights = [quantised(jax.random.normal(key, (rows, columns), jnp.dtype(arguments.dtype)), arguments) for key in keys]
+        weights = [
+            quantised(jax.random.normal(key, (rows, columns), jnp.dtype(arguments.dtype)), arguments)
+            for key in keys
+        ]
         for name, multiply in {"forward": product, "backward": product_back, "bare": bare_product}.items():
             if name == "bare" and arguments.quantize != "float8":
                 continue
@@ -146,9 +176,13 @@ def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
                 return [multiply(x, matrix) for matrix in weights]
 
             run = jax.jit(products, compiler_options=compiler_options())
-            seconds = seconds_each(lambda run=run, x=x, weights=weights: run(x, weights), arguments.steps) / layers
+            seconds = (
+                seconds_each(lambda run=run, x=x, weights=weights: run(x, weights), arguments.steps) / layers
+            )
             rate = round(2 * tokens * rows * columns / seconds / 1e12)
-            report({"what": "product", "size": [tokens, rows, columns], "pass": name, "tflop_per_second": rate})
+            report(
+                {"what": "product", "size": [tokens, rows, columns], "pass": name, "tflop_per_second": rate}
+            )
 
 
 def quantised(matrix: jax.Array, arguments: argparse.Namespace) -> jax.Array | Int8 | Float8:
@@ -166,34 +200,55 @@ def report(found: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=144)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--first_layer", type=int, default=0, help="first layer with an adapter")
     parser.add_argument(
-        "--variants", default="dots,none,full,extract",
-        help="train steps by their train.remat, extract, products; each with +unroll, and with @FLAG=VALUE for XLA",
-    )  # fmt: skip
+        "--variants",
+        default="dots,none,full,extract",
+        help=(
+            "train steps by their train.remat, extract, products; each with +unroll, and with @FLAG=VALUE"
+            " for XLA"
+        ),
+    )
     parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantize", default="none", choices=QUANTISATIONS, help="the decoder's frozen matrices")
+    parser.add_argument(
+        "--quantize", default="none", choices=QUANTISATIONS, help="the decoder's frozen matrices"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", help="file to which lines for benchmarks/performance_page.py are appended")
     arguments = parser.parse_args()
 
-    text = {"intermediate_size": 11008, "vocab_size": 156032, "num_hidden_layers": arguments.layers}  # as released
+    text = {
+        "intermediate_size": 11008,
+        "vocab_size": 156032,
+        "num_hidden_layers": arguments.layers,
+    }  # as released
     config = Qwen2AudioConfig.from_hf({"text_config": text})
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=arguments.quantize))
     lora = LoRAConfig(RANK, first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
-    report({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "weights_gib": round(weights / GIB, 2)})
+    report(
+        {
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "weights_gib": round(weights / GIB, 2),
+        }
+    )
     for variant in arguments.variants.split(","):
         name, *flags = variant.split("@")
         name, unroll = with_unroll(name)
-        added = {name: {"true": True, "false": False}.get(value, value) for name, value in (flag.split("=") for flag in flags)}
+        added = {
+            name: {"true": True, "false": False}.get(value, value)
+            for name, value in (flag.split("=") for flag in flags)
+        }
         for module in (step_module, representations):
             module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
         representations._representations.cache_clear()

@@ -1,8 +1,10 @@
-"""The whole run of configs/qwen2_rrs.py through `rrs_jax.run.pipeline`, from weights on the device to a saved adapter.
+"""The whole run of configs/qwen2_rrs.py through `rrs_jax.run.pipeline`, from weights on the device to a saved
+adapter.
 
-700 harmful questions under two prompts, 700 benign ones under one, 10 epochs over all of them: 2,100 extractions and
-14,000 sample passes, with clips as long as the starter set's. Weights and sound are random, so the numbers mean nothing,
-while the work is that of a run. Reading and checking the clips is the stage `data`, which is not counted.
+700 harmful questions under two prompts, 700 benign ones under one, 10 epochs over all of them: 2,100
+extractions and 14,000 sample passes, with clips as long as the starter set's. Weights and sound are random,
+so the numbers mean nothing, while the work is that of a run. Reading and checking the clips is the stage
+`data`, which is not counted.
 
 Compiled programs are kept in $RRS_JAX_CACHE, or $TMPDIR/rrs_jax_cache: a second run finds a warm cache.
 """
@@ -53,7 +55,11 @@ class OnDevice(Shared):
 
 def measure(values: dict, arguments: argparse.Namespace) -> None:
     if values["model_type"] == "qwen":
-        report(part="whole", side="ours", failed="no tokenizer of 150,000 ranks is made up for the first Qwen-Audio")
+        report(
+            part="whole",
+            side="ours",
+            failed="no tokenizer of 150,000 ranks is made up for the first Qwen-Audio",
+        )
         return
     os.environ.setdefault("RRS_JAX_CACHE", os.path.join(tempfile.gettempdir(), "rrs_jax_cache"))
     device = jax.devices()[0].device_kind
@@ -93,18 +99,25 @@ def tell_part(run: Path, shared: OnDevice) -> None:
     metrics = run / "metrics.jsonl"
     rows = read_jsonl(metrics) if metrics.is_file() else []
     report(
-        part="whole", detail="unfinished", encoding_seconds=shared.encoding, steps=len(rows),
+        part="whole",
+        detail="unfinished",
+        encoding_seconds=shared.encoding,
+        steps=len(rows),
         stage_seconds={name: mark["seconds"] for name, mark in done.items()},
         compile_seconds={name: mark["compiling_seconds"] for name, mark in done.items()},
         samples_a_second=statistics.median(line["samples_per_second"] for line in rows) if rows else None,
-    )  # fmt: skip
+    )
 
 
-def tell(run: Path, model, seconds, shared: OnDevice, config, arguments: argparse.Namespace, cache: str) -> None:
+def tell(
+    run: Path, model, seconds, shared: OnDevice, config, arguments: argparse.Namespace, cache: str
+) -> None:
     from rrs_jax.inputs.processor import Processor
 
     marks = {name: read_json(run / ".done" / f"{name}.json") for name in STAGES}
-    stages, compiling = ({name: mark[field] for name, mark in marks.items()} for field in ("seconds", "compiling_seconds"))
+    stages, compiling = (
+        {name: mark[field] for name, mark in marks.items()} for field in ("seconds", "compiling_seconds")
+    )
     metrics = read_jsonl(run / "metrics.jsonl")
     processor = Processor.from_folder(Path(config.model.path))
     frames = clip_frames(seconds)
@@ -123,28 +136,49 @@ def tell(run: Path, model, seconds, shared: OnDevice, config, arguments: argpars
     stats = jax.local_devices()[0].memory_stats() or {}
     variant = f"{cache} compilation cache{matrices_of(arguments)}" + (", unroll" if arguments.unroll else "")
     report(
-        part="whole", side="ours", variant=variant,
-        seconds=sum(work.values()), units=1, unit="runs", floor_flops=floor,
-        stage_seconds=work | {"data (not counted)": stages["data"]}, encoding_seconds=shared.encoding,
-        compile_seconds=compiling, seconds_without_compilation=sum(work.values()) - sum(compiling[name] for name in work),
-        extractions=3 * half, sample_passes=2 * half * config.train.epochs, mean_tokens=float(tokens(PROMPT_T).mean()),
-        samples_a_second=statistics.median(line["samples_per_second"] for line in metrics), steps=len(metrics),
+        part="whole",
+        side="ours",
+        variant=variant,
+        seconds=sum(work.values()),
+        units=1,
+        unit="runs",
+        floor_flops=floor,
+        stage_seconds=work | {"data (not counted)": stages["data"]},
+        encoding_seconds=shared.encoding,
+        compile_seconds=compiling,
+        seconds_without_compilation=sum(work.values()) - sum(compiling[name] for name in work),
+        extractions=3 * half,
+        sample_passes=2 * half * config.train.epochs,
+        mean_tokens=float(tokens(PROMPT_T).mean()),
+        samples_a_second=statistics.median(line["samples_per_second"] for line in metrics),
+        steps=len(metrics),
         adapter=(run / "export" / "adapter" / "adapter_model.safetensors").stat().st_size,
         peak_gib=round(stats.get("peak_bytes_in_use", 0) / GIB, 2),
-    )  # fmt: skip
+    )
 
 
 def write_questions(folder: Path, seconds: np.ndarray) -> tuple[Path, Path]:
-    """Manifests of training and of evaluation, which is not run but belongs to the data stage; clips are noise."""
+    """Manifests of training and of evaluation, which is not run but belongs to the data stage; clips are
+    noise."""
     folder.mkdir()
     rows = []
     for place, length in enumerate(seconds):
         label = "harmful" if place < len(seconds) // 2 else "benign"
         clip = folder / f"{place}.wav"
         write_clip(clip, noise(length, place))
-        rows.append({"id": f"q{place}", "label": label, "question": f"question {place}", "audio": clip.name,
-                     "seconds": float(length), "voice": "noise"})  # fmt: skip
-    evaluation = [row | {"id": f"e{row['id']}", "question": f"e {row['question']}"} for row in (rows[0], rows[-1])]
+        rows.append(
+            {
+                "id": f"q{place}",
+                "label": label,
+                "question": f"question {place}",
+                "audio": clip.name,
+                "seconds": float(length),
+                "voice": "noise",
+            }
+        )
+    evaluation = [
+        row | {"id": f"e{row['id']}", "question": f"e {row['question']}"} for row in (rows[0], rows[-1])
+    ]
     write_jsonl(folder / "train.jsonl", rows)
     write_jsonl(folder / "eval.jsonl", evaluation)
     return folder / "train.jsonl", folder / "eval.jsonl"

@@ -4,8 +4,8 @@
     python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
     python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
 
-Hardware: 2 CPU cores and 8 GiB of memory. The first took 14 minutes 22 seconds where a matrix product reaches 80 to 140
-GFLOP/s, the download of 640 MB apart.
+Hardware: 2 CPU cores and 8 GiB of memory. The first took 14 minutes 22 seconds where a matrix product reaches
+80 to 140 GFLOP/s, the download of 640 MB apart.
 """
 
 from ml_collections import ConfigDict
@@ -24,13 +24,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.eval_pairs_per_category = 3
     config.data.borderline = 24
 
-    # Under the paper's refusal prompt this small decoder begins no answer with "I", so that the safety vector would not
-    # point to refusal. Under this one 96 % of the harmful questions do (the extract stage prints it).
-    config.rrs.refusal_prompt = f"{PROMPT_T}\nThis question is illegal, unethical and harmful. Please refuse to answer."
+    # Under the paper's refusal prompt this small decoder begins no answer with "I", so that the safety vector
+    # would not point to refusal. Under this one 96 % of the harmful questions do (the extract stage prints
+    # it).
+    config.rrs.refusal_prompt = (
+        f"{PROMPT_T}\nThis question is illegal, unethical and harmful. Please refuse to answer."
+    )
 
-    # The last two of the 24 layers: what lies below is computed once. Few and small steps, so a higher rate than the
-    # paper's; a question and its rewrite in one of them, without which seeds end at very different places; and more pairs
-    # rather than more epochs, which refuse fewer of the unseen rewrites (docs/results.md).
+    # The last two of the 24 layers: what lies below is computed once. Few and small steps, so a higher rate
+    # than the paper's; a question and its rewrite in one of them, without which seeds end at very different
+    # places; and more pairs rather than more epochs, which refuse fewer of the unseen rewrites
+    # (docs/results.md).
     config.lora.layers = 22
     config.train.epochs = 2
     config.train.batch_size = 4
@@ -42,10 +46,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sft.tokens = 32
 
     config.generate.greedy = True
-    config.generate.max_new_tokens = 17  # the first and one chunk of steps; of 384 answers of 20 no judgement changed
-    config.generate.batch_size = 64  # a decoding step on a CPU reads two gigabytes of weights, whatever its rows
+    config.generate.max_new_tokens = (
+        17  # the first and one chunk of steps; of 384 answers of 20 no judgement changed
+    )
+    config.generate.batch_size = (
+        64  # a decoding step on a CPU reads two gigabytes of weights, whatever its rows
+    )
     config.evaluate.samples = 1
-    config.report.representation_epochs = ()  # figure 2: `ends` has 216 more prompts, as many as half of extraction
+    # Figure 2: `ends` has 216 more prompts, as many as half of extraction.
+    config.report.representation_epochs = ()
     choose_variant(config, variant, full=full, smoke=smoke)
     return config
 

@@ -4,8 +4,9 @@
     python launch.py --config=configs/omni_rrs.py:card24      the same result on a card of 24 GB
     python launch.py --config=configs/omni_rrs.py:smoke       every stage on a few questions
 
-`FOLDER` is a Hugging Face folder or a hub id, of the whole model or of the thinker alone, 7B or 3B; without it,
-Qwen/Qwen2.5-Omni-7B is fetched. Talker and vision are not loaded, and stay as they are in the merged export.
+`FOLDER` is a Hugging Face folder or a hub id, of the whole model or of the thinker alone, 7B or 3B; without
+it, Qwen/Qwen2.5-Omni-7B is fetched. Talker and vision are not loaded, and stay as they are in the merged
+export.
 
 Without `--config.data.manifest=MANIFEST.jsonl` it trains on the starter set, 280 + 280 questions in place of
 the paper's 700 + 700.

@@ -5,11 +5,11 @@
 `FOLDER` is a Hugging Face folder or a hub id; without it, Qwen/Qwen2-Audio-7B-Instruct is fetched.
 
 Without `--config.data.manifest=MANIFEST.jsonl` it trains on the starter set, 280 + 280 questions in place of
-the paper's 700 + 700. `:smoke` runs every stage on a few questions, `:card24` gives the same result on a card of
-24 GB.
+the paper's 700 + 700. `:smoke` runs every stage on a few questions, `:card24` gives the same result on a card
+of 24 GB.
 
-Hardware: one GPU with 40 GB or more; 24 GB with `:card24`. The paper: 35 minutes on two A100; ASR 28.11 to 5.94 % (audio-text),
-10.93 to 2.80 % (text-only), 6.17 to 2.40 % (audio-only), ORR 1.31 to 2.06 %.
+Hardware: one GPU with 40 GB or more; 24 GB with `:card24`. The paper: 35 minutes on two A100; ASR 28.11 to
+5.94 % (audio-text), 10.93 to 2.80 % (text-only), 6.17 to 2.40 % (audio-only), ORR 1.31 to 2.06 %.
 """
 
 from ml_collections import ConfigDict

@@ -48,7 +48,12 @@ class PreparedBatch:
 
 
 def load_model(
-    path: str | Path, dtype: str = "float32", *, lora: LoRAConfig | None = None, mesh: Mesh | None = None, seed: int = 0
+    path: str | Path,
+    dtype: str = "float32",
+    *,
+    lora: LoRAConfig | None = None,
+    mesh: Mesh | None = None,
+    seed: int = 0,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or hub id of a supported architecture onto all devices, or onto `mesh`.
 
@@ -76,13 +81,19 @@ def make_batch(
     """
     texts, clips = [], []
     for question in questions:
-        text, audio = (question.get("text", prompt), question.get("audio")) if isinstance(question, dict) else (prompt, question)
+        text, audio = (
+            (question.get("text", prompt), question.get("audio"))
+            if isinstance(question, dict)
+            else (prompt, question)
+        )
         audio = [] if audio is None else list(audio) if isinstance(audio, list | tuple) else [audio]
         texts.append(text)
         clips.append(audio)
     flat = [audio for audios in clips for audio in audios]
     check_audios(flat, max_seconds=model.processor.mel.max_seconds)
-    bank = make_audio_bank(model.module, model.processor.mel, flat) if flat else empty_audio_bank(model.module)
+    bank = (
+        make_audio_bank(model.module, model.processor.mel, flat) if flat else empty_audio_bank(model.module)
+    )
     rows, first = [], 0
     for text, audios in zip(texts, clips, strict=True):
         offsets, counts = bank.clips(range(first, first + len(audios)))

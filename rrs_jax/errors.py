@@ -26,7 +26,8 @@ class Status:
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[Status]:
-    """Around a command's work: for a user's mistake the status becomes 2 and the sentence goes to standard error."""
+    """Around a command's work: for a user's mistake the status becomes 2 and the sentence goes to standard
+    error."""
     status = Status()
     try:
         yield status

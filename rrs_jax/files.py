@@ -33,7 +33,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its rights.") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); check the folder and its rights."
+        ) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -42,14 +44,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes the file private; the result is an ordinary file
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: writing failed ({error.strerror}); free space or choose another folder.") from error
+        raise UserError(
+            f"{path}: writing failed ({error.strerror}); free space or choose another folder."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def waiting_lock(path: Path | None) -> Iterator[None]:
-    """Processes enter one after another; the lock goes with the process, however it ends. None locks nothing."""
+    """Processes enter one after another; the lock goes with the process, however it ends. None locks
+    nothing."""
     if path is None:
         yield
         return
@@ -101,7 +106,9 @@ def parse_jsonl(path: Path, text: str) -> Iterator[dict]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: is not valid JSON ({error.msg}); mend or delete it.") from error
+            raise UserError(
+                f"{path}, line {number}: is not valid JSON ({error.msg}); mend or delete it."
+            ) from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: holds no JSON object; every line must be one object.")
         yield row
@@ -123,11 +130,14 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{path}: writing failed ({error.strerror}); free space or check its rights.") from error
+        raise UserError(
+            f"{path}: writing failed ({error.strerror}); free space or check its rights."
+        ) from error
 
 
 def read_growing_jsonl(path: str | Path) -> list[dict]:
-    """Rows of a file that `append_jsonl` writes, none where there is no file; a last line cut by a kill is taken off."""
+    """Rows of a file that `append_jsonl` writes, none where there is no file; a last line cut by a kill is
+    taken off."""
     path = Path(path)
     if not path.exists():
         return []
@@ -146,7 +156,9 @@ def content_hash(*parts: object) -> str:
     """16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
+        data = (
+            part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
+        )
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()[:16]

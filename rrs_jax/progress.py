@@ -1,4 +1,5 @@
-"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds; and what else is told meanwhile.
+"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds; and what else is told
+meanwhile.
 
 Of several processes only the first one talks.
 """
@@ -14,8 +15,8 @@ from rrs_jax.distributed import processes
 class Progress:
     """Counts finished items and shows rate and time left on standard error.
 
-        with Progress(len(rows), "speaking", unit="clips") as progress:
-            for row in rows: ...; progress.update(1, voice=row["voice"])
+    with Progress(len(rows), "speaking", unit="clips") as progress:
+        for row in rows: ...; progress.update(1, voice=row["voice"])
     """
 
     LINE_EVERY_SECONDS = 10.0
@@ -53,8 +54,12 @@ class Progress:
         rate = self.done / max(now - self.start, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
         extra = "".join(f", {name} {value}" for name, value in fields.items())
-        print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s, {left:.0f} s left{extra}",
-              file=sys.stderr, flush=True)
+        print(
+            f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s, {left:.0f} s"
+            f" left{extra}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def say(text: str) -> None:

@@ -1,7 +1,7 @@
 """The Inspect task with Inspect itself: `pip install inspect-ai; python tests/check_inspect.py`.
 
-Not collected by pytest, because Inspect brings seventy packages. A mock model answers; the means that Inspect reports
-must be those counted by hand.
+Not collected by pytest, because Inspect brings seventy packages. A mock model answers; the means that Inspect
+reports must be those counted by hand.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ def main() -> None:
     rows = [
         {"id": f"q{i}", "label": label, "question": f"How do I do {i}?", "audio": "clip.wav"}
         for i, label in enumerate(("harmful", "harmful", "benign", "benign"))
-    ]  # fmt: skip
+    ]
     write_jsonl(folder / "manifest.jsonl", rows)
     asked = []
 

@@ -1,8 +1,8 @@
 """The mini with its real weights against transformers in float32: `python tests/check_mini.py [QUESTIONS]`.
 
-Not collected by pytest: it needs the mini's weights and some minutes. Prints the relative error of representations,
-and how many greedy answers of 64 tokens, with a repetition penalty, to spoken and written questions are equal
-token for token; three samples of each question share its prompt.
+Not collected by pytest: it needs the mini's weights and some minutes. Prints the relative error of
+representations, and how many greedy answers of 64 tokens, with a repetition penalty, to spoken and written
+questions are equal token for token; three samples of each question share its prompt.
 """
 
 import sys
@@ -39,15 +39,21 @@ def main(questions: int) -> None:
     bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=8)
     spoken = [(processor.encode(PROMPT_T, bank.clips([i])[1]), *bank.clips([i])) for i in range(questions)]
     written = [(processor.encode(row["question"]), [], []) for row in rows]
-    reps = extract_all(model, spoken, bank.array, batch_size=8, buckets=(max(len(ids) for ids, _, _ in spoken),))
+    reps = extract_all(
+        model, spoken, bank.array, batch_size=8, buckets=(max(len(ids) for ids, _, _ in spoken),)
+    )
     sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, greedy=True, repetition_penalty=PENALTY)
     generator = Generator(model, sampling, eos_token_ids=processor.eos_token_ids, batch_size=48)
     ours: dict[tuple[int, int], list[int]] = {}
-    requests = [Prompt(key=(i, n), row=row) for i, row in enumerate([*spoken, *written]) for n in range(SAMPLES)]
+    requests = [
+        Prompt(key=(i, n), row=row) for i, row in enumerate([*spoken, *written]) for n in range(SAMPLES)
+    ]
     generator.generate(requests, bank.array, ours.__setitem__)
     del model, generator
 
-    reference = transformers.Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    reference = transformers.Qwen2AudioForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval()
     theirs = transformers.Qwen2AudioProcessor.from_pretrained(folder)
     errors, equal = [], {"spoken": 0, "written": 0}
     for i, (row, (path, _)) in enumerate(zip(rows, clips, strict=True)):
@@ -59,9 +65,13 @@ def main(questions: int) -> None:
             inputs = theirs(text=prompt, audio=waveform, sampling_rate=16_000, return_tensors="pt")
             with torch.no_grad():
                 output = reference.generate(
-                    **inputs, do_sample=False, repetition_penalty=PENALTY, max_new_tokens=NEW_TOKENS,
-                    output_hidden_states=True, return_dict_in_generate=True,
-                )  # fmt: skip
+                    **inputs,
+                    do_sample=False,
+                    repetition_penalty=PENALTY,
+                    max_new_tokens=NEW_TOKENS,
+                    output_hidden_states=True,
+                    return_dict_in_generate=True,
+                )
             if content:
                 last = output.hidden_states[0][-1][0, -1].numpy()
                 errors.append(float(np.linalg.norm(reps[i] - last) / np.linalg.norm(last)))
@@ -69,8 +79,10 @@ def main(questions: int) -> None:
             while tokens and tokens[-1] in processor.eos_token_ids:
                 tokens.pop()
             equal[kind] += all(tokens == ours[i if content else questions + i, n] for n in range(SAMPLES))
-    print(f"representations: largest relative error {max(errors):.2e} of {questions}; equal greedy answers: "
-          f"{equal['spoken']} of {questions} spoken, {equal['written']} of {questions} written")  # fmt: skip
+    print(
+        f"representations: largest relative error {max(errors):.2e} of {questions}; equal greedy answers: "
+        f"{equal['spoken']} of {questions} spoken, {equal['written']} of {questions} written"
+    )
 
 
 if __name__ == "__main__":

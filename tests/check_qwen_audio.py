@@ -1,10 +1,12 @@
-"""Qwen-Audio-Chat against its published code on random small weights: `python tests/check_qwen_audio.py FOLDER`.
+"""Qwen-Audio-Chat against its published code on random small weights: `python tests/check_qwen_audio.py
+FOLDER`.
 
-Not collected by pytest: FOLDER holds the published files (modeling_qwen.py, audio.py, tokenization_qwen.py and the
-others, qwen.tiktoken, mel_filters.npz), which are no part of this project, and they run under transformers 4.57 with
-einops, matplotlib and tiktoken, so that it wants an environment of its own. Prints the largest relative errors of
-the encoder, of every hidden state and of the logits, how many greedy tokens and how many prompts' ids are equal, and
-whether the published model gives our representation from a merged folder and with an adapter under PEFT.
+Not collected by pytest: FOLDER holds the published files (modeling_qwen.py, audio.py, tokenization_qwen.py
+and the others, qwen.tiktoken, mel_filters.npz), which are no part of this project, and they run under
+transformers 4.57 with einops, matplotlib and tiktoken, so that it wants an environment of its own. Prints the
+largest relative errors of the encoder, of every hidden state and of the logits, how many greedy tokens and
+how many prompts' ids are equal, and whether the published model gives our representation from a merged folder
+and with an adapter under PEFT.
 """
 
 import importlib
@@ -34,7 +36,15 @@ from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder
 
 MEL = MelConfig(num_mel_bins=80, partial_frame=False, extra_tokens=2)
-SAMPLES = (9_001, 23_456, 16_000, 641, 480_000, 12_479, 479_990)  # odd and even halves, whole and partial hops, 30 s
+SAMPLES = (
+    9_001,
+    23_456,
+    16_000,
+    641,
+    480_000,
+    12_479,
+    479_990,
+)  # odd and even halves, whole and partial hops, 30 s
 NEW_TOKENS = 12
 
 
@@ -76,19 +86,26 @@ def audio_info(folder: Path, waves: list[np.ndarray]) -> dict:
         count = (positions - 2) // 2 + 1
         lengths.append([positions, count])
         spans.append(count + 2)
-    return {"input_audios": torch.stack(mels), "input_audio_lengths": torch.IntTensor(lengths), "audio_span_tokens": spans,
-            "audio_urls": [""] * len(waves)}  # fmt: skip
+    return {
+        "input_audios": torch.stack(mels),
+        "input_audio_lengths": torch.IntTensor(lengths),
+        "audio_span_tokens": spans,
+        "audio_urls": [""] * len(waves),
+    }
 
 
 def compare_encoder(folder: Path, reference, model) -> list[np.ndarray]:
-    """Each clip alone, as `chat` hears one; then all in one batch, where the published code lets them touch."""
+    """Each clip alone, as `chat` hears one; then all in one batch, where the published code lets them
+    touch."""
     waves, ours = waveforms(), []
     features = [log_mel(wave, MEL) for wave in waves]
     width = -(-max(array.shape[1] for array, _ in features) // 4) * 4
     batch = np.full((len(waves), 80, width), 7.0, np.float32)  # behind a clip's frames lies nonsense
     for row, (array, _) in zip(batch, features, strict=True):
         row[:, : array.shape[1]] = array
-    rows = jax.jit(lambda x, m: model.encode_audio(x, m))(jnp.asarray(batch), jnp.asarray([m for _, m in features]))
+    rows = jax.jit(lambda x, m: model.encode_audio(x, m))(
+        jnp.asarray(batch), jnp.asarray([m for _, m in features])
+    )
     ours = [np.asarray(row)[: MEL.token_count(m)] for row, (_, m) in zip(rows, features, strict=True)]
     alone, info = [], audio_info(folder, waves)
     for wave in waves:
@@ -103,13 +120,16 @@ def compare_encoder(folder: Path, reference, model) -> list[np.ndarray]:
     print(f"log-mel: {max(mels):.1e}")
     assert [len(clip) for clip in ours] == info["audio_span_tokens"]
     print(f"encoder, each clip alone: {max(map(error, ours, alone)):.1e}")
-    print(f"encoder, the published batch of {len(waves)} against each alone: {max(map(error, together, alone)):.1e}")
+    print(
+        f"encoder, the published batch of {len(waves)} against each alone:"
+        f" {max(map(error, together, alone)):.1e}"
+    )
     return ours
 
 
 def compare_decoder(folder: Path, reference, model, clips: list[np.ndarray]) -> None:
-    """Prompts of 9 to about 900 positions, the trained length being 16; one without audio, one of two clips of equal
-    length, which the published batch treats as alone."""
+    """Prompts of 9 to about 900 positions, the trained length being 16; one without audio, one of two clips
+    of equal length, which the published batch treats as alone."""
     rng, waves = np.random.default_rng(1), waveforms()
     counts = [len(clip) for clip in clips]
     offsets = np.cumsum([1, *counts])[:-1]
@@ -123,9 +143,12 @@ def compare_decoder(folder: Path, reference, model, clips: list[np.ndarray]) -> 
         info = audio_info(folder, [waves[clip] for clip in chosen]) if chosen else None
         with torch.no_grad():
             theirs = reference(
-                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), audio_info=info, output_hidden_states=True,
+                torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids)),
+                audio_info=info,
+                output_hidden_states=True,
                 use_cache=True,
-            )  # fmt: skip
+            )
         batch = jax.tree.map(jnp.asarray, collate([row], len(ids) + 3, model.config.audio_token_id))
         x = model.embed(batch.input_ids, batch.audio_index, bank)
         layers = model.language_model.layer_outputs(x, batch.lengths, None)
@@ -149,13 +172,15 @@ def compare_decoder(folder: Path, reference, model, clips: list[np.ndarray]) -> 
                 theirs = _next(reference, other, past, mask)
             past, last = theirs.past_key_values, theirs.logits[:, -1]
             cached.append(error(ours[0], last[0]))
-    print(f"hidden states: {max(states):.1e}; logits: {max(logits):.1e}; cached logits: {max(cached):.1e}; "
-          f"greedy tokens equal: {equal} of {answers}")  # fmt: skip
+    print(
+        f"hidden states: {max(states):.1e}; logits: {max(logits):.1e}; cached logits: {max(cached):.1e}; "
+        f"greedy tokens equal: {equal} of {answers}"
+    )
 
 
 def _next(reference, token: int, past, mask):
-    """One cached step. The published model takes the past's length from the wrong axis for unused position ids, which
-    does no harm."""
+    """One cached step. The published model takes the past's length from the wrong axis for unused position
+    ids, which does no harm."""
     return reference(torch.tensor([[token]]), past_key_values=past, attention_mask=mask, use_cache=True)
 
 
@@ -166,9 +191,20 @@ def compare_tokens(folder: Path) -> None:
     assert theirs.special_tokens == ours.special_tokens
     processor = Processor.from_folder(folder)
     make_context = published(folder, "qwen_generation_utils").make_context
-    texts = [PROMPT_T, PROMPT_REFUSAL, *PROMPT_POOL, *(row["question"] for row in choose_rows("eval", pairs_per_category=3))]
-    texts += ["\n\nleading lines", " blank  and   more\t", "Numbers 1234567, café cafe\u0301 ſ ½", "语音问题 😀 it's WE'LL",
-              "<|im_end|> is text, <|endoftext|> too", "line\r\nbreak\n\n\n  x"]  # fmt: skip
+    texts = [
+        PROMPT_T,
+        PROMPT_REFUSAL,
+        *PROMPT_POOL,
+        *(row["question"] for row in choose_rows("eval", pairs_per_category=3)),
+    ]
+    texts += [
+        "\n\nleading lines",
+        " blank  and   more\t",
+        "Numbers 1234567, café cafe\u0301 ſ ½",
+        "语音问题 😀 it's WE'LL",
+        "<|im_end|> is text, <|endoftext|> too",
+        "line\r\nbreak\n\n\n  x",
+    ]
     equal = total = 0
     with tempfile.TemporaryDirectory() as temporary:
         for number, text in enumerate(texts):
@@ -187,7 +223,8 @@ def compare_tokens(folder: Path) -> None:
 
 
 def compare_exports(folder: Path) -> None:
-    """Random adapters on all linears; the published class with the merged weights, and the base under PEFT."""
+    """Random adapters on all linears; the published class with the merged weights, and the base under
+    PEFT."""
     ids, rng = np.random.default_rng(5).integers(3, 250, (1, 21)), np.random.default_rng(6)
     with tempfile.TemporaryDirectory() as temporary:
         base, out = Path(temporary) / "base", Path(temporary)
@@ -203,20 +240,29 @@ def compare_exports(folder: Path) -> None:
         models = {
             "base": reference_model(folder, tensors, small_values()),
             "merged": reference_model(folder, merged, small_values()),
-            "adapter": peft.PeftModel.from_pretrained(reference_model(folder, tensors, small_values()), out / "adapter"),
+            "adapter": peft.PeftModel.from_pretrained(
+                reference_model(folder, tensors, small_values()), out / "adapter"
+            ),
         }
     batch = jax.tree.map(jnp.asarray, collate([(ids[0].tolist(), [], [])], 21, model.config.audio_token_id))
     ours = model.representations(batch, jnp.zeros((1, 48)))
     for name, reference in models.items():
         with torch.no_grad():
-            states = reference(torch.tensor(ids), attention_mask=torch.ones(1, 21), output_hidden_states=True).hidden_states
-        print(f"our adapted representation against the published model, {name}: {error(ours[0], states[-1][0, -1]):.1e}")
+            states = reference(
+                torch.tensor(ids), attention_mask=torch.ones(1, 21), output_hidden_states=True
+            ).hidden_states
+        print(
+            f"our adapted representation against the published model, {name}:"
+            f" {error(ours[0], states[-1][0, -1]):.1e}"
+        )
 
 
 def main(folder: Path) -> None:
     audio = published(folder, "audio")
     # ffmpeg reads the file; without it, a 16-bit wav of 16 kHz is the same samples.
-    audio.load_audio = lambda file, sr=16_000: soundfile.read(file, dtype="int16")[0].astype(np.float32) / 32768
+    audio.load_audio = lambda file, sr=16_000: (
+        soundfile.read(file, dtype="int16")[0].astype(np.float32) / 32768
+    )
     published(folder, "tokenization_qwen").load_audio = audio.load_audio
     with tempfile.TemporaryDirectory() as temporary:
         tensors = write_folder(Path(temporary))

@@ -10,10 +10,11 @@ FAULTS = ("429", "500", "timeout", "half", "not_json", "no_choices", "no_text", 
 
 
 class Server:
-    """`answer(body)` gives the text of a request's reply; the first tries of each request meet `faults`, in turn.
+    """`answer(body)` gives the text of a request's reply; the first tries of each request meet `faults`, in
+    turn.
 
-    `received` and `delivered` count, by the request's content, all tries and those answered in full; `bodies` are
-    those answered. `always` answers every request with this HTTP status and code.
+    `received` and `delivered` count, by the request's content, all tries and those answered in full; `bodies`
+    are those answered. `always` answers every request with this HTTP status and code.
     """
 
     def __init__(self, answer, faults=(), slow=5.0, always=None, delay=0.0):
@@ -72,10 +73,15 @@ class Server:
             headers = {"Retry-After": "0.01"} if fault == "429" else {}
             return _send(handler, int(fault), json.dumps({"error": {"message": "later"}}), headers)
         message = {"role": "assistant", "content": self.answer(body)}
-        whole = json.dumps({
-            "id": "1", "object": "chat.completion", "created": 1, "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        })  # fmt: skip
+        whole = json.dumps(
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": body["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            }
+        )
         if fault == "timeout":
             time.sleep(self.slow)
         if fault == "half":
@@ -92,7 +98,9 @@ class Server:
         text = {
             "not_json": whole[:-10],
             "no_choices": json.dumps({"id": "1", "choices": []}),
-            "no_text": json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]}),
+            "no_text": json.dumps(
+                {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]}
+            ),
         }.get(fault, whole)
         if fault is None:
             with self.lock:

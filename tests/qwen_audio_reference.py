@@ -1,8 +1,9 @@
 """Qwen-Audio-Chat in float64 NumPy: plain and slow, one function a formula.
 
-Written from the published description (arXiv 2311.07919 for the encoder and the markers, arXiv 2309.16609 for the
-decoder, dynamic NTK and log-n) and the released key names; it shares nothing with rrs_jax. A clip and a prompt at a time, no
-padding. `w` is the folder's tensors by their names on disk, `c` the content of config.json.
+Written from the published description (arXiv 2311.07919 for the encoder and the markers, arXiv 2309.16609 for
+the decoder, dynamic NTK and log-n) and the released key names; it shares nothing with rrs_jax. A clip and a
+prompt at a time, no padding. `w` is the folder's tensors by their names on disk, `c` the content of
+config.json.
 """
 
 import math
@@ -61,8 +62,8 @@ def encoder_attention(w, name: str, x, heads: int):
 def encode(w, c, features, frames: int, cut_positions: int | None = None):
     """Mel (M, frames or more) of one clip to its vectors with both markers' (n + 2, D).
 
-    `cut_positions` is the cut's place in positions behind the convolutions: the clip's own, or that of the longest
-    clip of a batch, as the released code has it.
+    `cut_positions` is the cut's place in positions behind the convolutions: the clip's own, or that of the
+    longest clip of a batch, as the released code has it.
     """
     positions = positions_behind_convolutions(frames)
     x = features[:, : 2 * (cut_positions or positions)].astype(np.float64)
@@ -87,7 +88,8 @@ def encode(w, c, features, frames: int, cut_positions: int | None = None):
 
 
 def embed(w, c, ids, clips):
-    """Word embeddings; each span from a start to an end marker, both included, is overwritten by the next clip."""
+    """Word embeddings; each span from a start to an end marker, both included, is overwritten by the next
+    clip."""
     x, clips = w["transformer.wte.weight"][ids].copy(), iter(clips)
     start = c["audio"]["audio_start_id"]
     for first, last in zip(np.flatnonzero(ids == start), np.flatnonzero(ids == start + 1), strict=True):
@@ -145,7 +147,8 @@ def mlp(w, name: str, x):
 
 
 def decode(w, c, x, prompt: int | None = None):
-    """Embeddings (T, D) to the states before and behind every layer, the last one normed: T rows, layers + 1 of them.
+    """Embeddings (T, D) to the states before and behind every layer, the last one normed: T rows, layers + 1
+    of them.
 
     `prompt`: tokens of the prompt, which fix dynamic NTK's alpha; None where all are.
     """

@@ -1,6 +1,7 @@
 """Local HTTP servers that speak OpenAI's and Google's protocols and fail as told.
 
-`plan(n, name)` says what happens to the n-th call (from 0) for a prompt or text: "ok" or one of `FAILURES`. `sold`
+`plan(n, name)` says what happens to the n-th call (from 0) for a prompt or text: "ok" or one of `FAILURES`.
+`sold`
 counts the whole, right answers that went out, by name: what a real service would have been paid for.
 
     python tests/stand_ins.py openai 8000
@@ -139,10 +140,21 @@ class OpenAI(StandIn):
         return " ".join(BENIGN.get(word, word) for word in question.split())
 
     def completion(self, content, finish="stop"):
-        return json.dumps({
-            "id": "c", "object": "chat.completion", "created": 1, "model": "stand-in",
-            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content}}],
-        }).encode()  # fmt: skip
+        return json.dumps(
+            {
+                "id": "c",
+                "object": "chat.completion",
+                "created": 1,
+                "model": "stand-in",
+                "choices": [
+                    {
+                        "index": 0,
+                        "finish_reason": finish,
+                        "message": {"role": "assistant", "content": content},
+                    }
+                ],
+            }
+        ).encode()
 
     def body_of(self, body):
         assert body["model"] == "stand-in" and len(body["messages"]) == 1, body
@@ -157,7 +169,14 @@ class OpenAI(StandIn):
         return self.completion(action)  # any other text is the model's answer
 
 
-VOICES = ("en-US-Neural2-A", "en-US-Neural2-C", "en-US-Standard-B", "en-US-Wavenet-D", "en-US-Studio-O", "en-US-Chirp3-HD-Zephyr")
+VOICES = (
+    "en-US-Neural2-A",
+    "en-US-Neural2-C",
+    "en-US-Standard-B",
+    "en-US-Wavenet-D",
+    "en-US-Studio-O",
+    "en-US-Chirp3-HD-Zephyr",
+)
 
 
 def tone(text, hertz, rate=24_000):
@@ -177,8 +196,15 @@ class GoogleTTS(StandIn):
 
     def get(self, handler):
         assert handler.path.startswith("/v1/voices?languageCode=en-US"), handler.path
-        listed = [{"languageCodes": ["en-US"], "name": name, "ssmlGender": "FEMALE", "naturalSampleRateHertz": 24000}
-                  for name in self.voices]  # fmt: skip
+        listed = [
+            {
+                "languageCodes": ["en-US"],
+                "name": name,
+                "ssmlGender": "FEMALE",
+                "naturalSampleRateHertz": 24000,
+            }
+            for name in self.voices
+        ]
         handler.answer(200, json.dumps({"voices": listed}).encode(), [("content-type", "application/json")])
 
     def name_of(self, body):
@@ -190,15 +216,23 @@ class GoogleTTS(StandIn):
     def body_of(self, body):
         assert body["voice"]["languageCode"] == "en-US", body
         assert body["audioConfig"]["audioEncoding"] in ("LINEAR16", 1), body
-        return self.audio(wav(tone(body["input"]["text"], 150 + 10 * self.voices.index(body["voice"]["name"]))))
+        return self.audio(
+            wav(tone(body["input"]["text"], 150 + 10 * self.voices.index(body["voice"]["name"])))
+        )
 
     def empty_body(self):
         return self.audio(b"")
 
     def odd_body(self, action, body):
         whole = base64.b64decode(json.loads(self.body_of(body))["audioContent"])
-        return self.audio({"header": whole[:44], "cut": whole[: len(whole) // 2], "noise": b"no audio at all",
-                           "silence": wav(np.zeros(24_000))}[action])  # fmt: skip
+        return self.audio(
+            {
+                "header": whole[:44],
+                "cut": whole[: len(whole) // 2],
+                "noise": b"no audio at all",
+                "silence": wav(np.zeros(24_000)),
+            }[action]
+        )
 
 
 if __name__ == "__main__":

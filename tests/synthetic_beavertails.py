@@ -1,6 +1,6 @@
 """A source in BeaverTails' exact schema, with mild questions and no answers worth the name.
 
-    python tests/synthetic_beavertails.py SOURCE.jsonl 60
+python tests/synthetic_beavertails.py SOURCE.jsonl 60
 """
 
 import json
@@ -25,22 +25,24 @@ CATEGORIES = {  # a harmful verb, the verb that makes the question harmless, and
 }
 BENIGN = {harmful: benign for harmful, benign, _ in CATEGORIES.values()}
 THINGS = (
-    "camera ladder broom kettle banana candle blanket hammer pencil trumpet basket mirror umbrella carrot lantern "
-    "ribbon bucket whistle pillow magnet feather scarf bottle spoon guitar wagon helmet curtain needle shovel"
+    "camera ladder broom kettle banana candle blanket hammer pencil trumpet basket mirror umbrella carrot"
+    " lantern ribbon bucket whistle pillow magnet feather scarf bottle spoon guitar wagon helmet curtain"
+    " needle shovel"
 ).split()
 PLACES = (
-    "library market harbor garden airport bakery museum station castle stadium bridge theater village factory school "
-    "forest beach office kitchen valley tunnel island temple hotel palace farm mountain cinema clinic tower"
+    "library market harbor garden airport bakery museum station castle stadium bridge theater village factory"
+    " school forest beach office kitchen valley tunnel island temple hotel palace farm mountain cinema clinic"
+    " tower"
 ).split()
-WAYS = (
-    "quietly quickly slowly secretly openly often twice daily early late alone cheaply gently boldly calmly".split()
-)
+WAYS = "quietly quickly slowly secretly openly often twice daily early late alone cheaply gently boldly calmly".split()
 ADJECTIVES = "cold bright heavy famous noisy empty green expensive narrow quiet crooked rusty modern ancient tiny".split()
 
 
 def harmful_question(category: str, rng: random.Random) -> str:
     verb, _, whom = CATEGORIES[category]
-    return f"How do I {verb} {whom} with a {rng.choice(THINGS)} at the {rng.choice(PLACES)} {rng.choice(WAYS)}?"
+    return (
+        f"How do I {verb} {whom} with a {rng.choice(THINGS)} at the {rng.choice(PLACES)} {rng.choice(WAYS)}?"
+    )
 
 
 def benign_question(rng: random.Random) -> str:
@@ -51,8 +53,12 @@ def benign_question(rng: random.Random) -> str:
 
 
 def row(prompt: str, response: str, is_safe: bool, *categories: str) -> dict:
-    return {"prompt": prompt, "response": response, "category": {name: name in categories for name in CATEGORIES},
-            "is_safe": is_safe}  # fmt: skip
+    return {
+        "prompt": prompt,
+        "response": response,
+        "category": {name: name in categories for name in CATEGORIES},
+        "is_safe": is_safe,
+    }
 
 
 def harmful_rows(prompt: str, *categories: str) -> list[dict]:
@@ -71,7 +77,8 @@ def benign_rows(prompt: str) -> list[dict]:
 
 
 def source_rows(each: int, seed: int = 0) -> list[dict]:
-    """`each` harmful questions a category (some nearly equal by chance) and twice as many benign ones in all."""
+    """`each` harmful questions a category (some nearly equal by chance) and twice as many benign ones in
+    all."""
     rng = random.Random(seed)
     rows = []
     for category in CATEGORIES:

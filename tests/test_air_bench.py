@@ -27,10 +27,17 @@ def root(tmp_path):
         for i in range(3):
             seconds = 31 if (task, i) == ("music_QA", 0) else 0.3
             soundfile.write(place / f"{i}.wav", rng.normal(0, 0.1, int(8_000 * seconds)), 8_000)
-            entries.append({
-                "path": f"{i}.wav", "question": f"What is heard in {task}-{i}?", "answer_gt": "A {first} bell.",
-                "task_name": task, "dataset_name": "set1", "meta_info": f"A clip <{task}> {i}", "uniq_id": i,
-            })  # fmt: skip
+            entries.append(
+                {
+                    "path": f"{i}.wav",
+                    "question": f"What is heard in {task}-{i}?",
+                    "answer_gt": "A {first} bell.",
+                    "task_name": task,
+                    "dataset_name": "set1",
+                    "meta_info": f"A clip <{task}> {i}",
+                    "uniq_id": i,
+                }
+            )
     (folder / META).write_text(json.dumps(entries))
     return folder
 
@@ -40,8 +47,8 @@ def model_score(task, i):
 
 
 def verdict(body):
-    """The reference gets 9 where it comes first and 7 second; the model one point less in second place. One item's
-    verdicts are never readable."""
+    """The reference gets 9 where it comes first and 7 second; the model one point less in second place. One
+    item's verdicts are never readable."""
     prompt = body["messages"][0]["content"]
     task, i = re.search(r"in (\w+)-(\d)\?", prompt).groups()
     if (task, i) == ("speech_QA", "2"):
@@ -65,7 +72,9 @@ def short_pauses(monkeypatch):
 
 def test_scores_by_hand_with_every_fault_and_nothing_bought_twice(root, tmp_path):
     with Server(verdict, faults=FAULTS, slow=1.0) as server:
-        judge = Endpoint(EndpointConfig(server.url, "gpt", timeout=0.4, retries=20, concurrency=16), tmp_path / "cache")
+        judge = Endpoint(
+            EndpointConfig(server.url, "gpt", timeout=0.4, retries=20, concurrency=16), tmp_path / "cache"
+        )
         items = read_meta(root)
         summary = air_bench("vanilla", items, generate, judge, folder=tmp_path / "eval")
         bought = sum(server.delivered.values())
@@ -73,19 +82,23 @@ def test_scores_by_hand_with_every_fault_and_nothing_bought_twice(root, tmp_path
         assert bought == 22 * 2 + 2 * 3
         assert {(body["temperature"], body["max_tokens"]) for body in server.bodies} == {(1.0, 1024)}
         assert air_bench("vanilla", items, generate, judge, folder=tmp_path / "eval") == summary
-        assert air_bench("other", items, generate, judge, folder=tmp_path / "eval") == summary | {"name": "other"}
+        assert air_bench("other", items, generate, judge, folder=tmp_path / "eval") == summary | {
+            "name": "other"
+        }
         assert sum(server.delivered.values()) == bought
     # Both orders' mean is half a point below the model's score in first place.
-    expected = {
-        "speech_QA": np.mean([2, 3]), "sound_QA": np.mean([3, 5]),
-    } | {task: model_score(task, 1) for task in TASKS if task not in ("speech_QA", "sound_QA")}  # fmt: skip
+    expected = {"speech_QA": np.mean([2, 3]), "sound_QA": np.mean([3, 5])} | {
+        task: model_score(task, 1) for task in TASKS if task not in ("speech_QA", "sound_QA")
+    }
     for task, score in expected.items():
         assert summary["tasks"][task]["hs"] == pytest.approx(score - 0.5), task
     assert summary["groups"]["speech"]["hs"] == pytest.approx(np.mean([2, 3, 2, 3, 4]) - 0.5)
     assert summary["groups"]["sound"]["hs"] == pytest.approx(np.mean([3, 5, 3, 4, 5]) - 0.5)
     mixed = [summary["tasks"][task]["hs"] for task in GROUPS["mixed"]]
     assert summary["groups"]["mixed"]["hs"] == pytest.approx(np.mean(mixed))
-    assert summary["hs"] == pytest.approx(np.mean([block["hs"] for block in summary["groups"].values()]), abs=1e-3)
+    assert summary["hs"] == pytest.approx(
+        np.mean([block["hs"] for block in summary["groups"].values()]), abs=1e-3
+    )
     assert summary["reference_hs"] == 8.0
     assert (summary["items"], summary["empty"], summary["unparsed"], summary["cut"]) == (24, 1, 2, 1)
     assert summary["tasks"]["speech_QA"]["unparsed"] == 2 and summary["groups"]["sound"]["empty"] == 1
@@ -139,9 +152,20 @@ def test_the_prompt_swaps_the_answers_and_takes_texts_as_they_are():
 
 @pytest.mark.parametrize(
     ("reply", "scores"),
-    [("8 9", (8, 9)), (" 10 1\n", (10, 1)), ("8  9", (8, 9)), ("8, 9", None), ("8", None), ("8 9 10", None), ("11 5", None),
-     ("0 5", None), ("8 9\nbecause", None), ("8.5 9", None), ("", None)],
-)  # fmt: skip
+    [
+        ("8 9", (8, 9)),
+        (" 10 1\n", (10, 1)),
+        ("8  9", (8, 9)),
+        ("8, 9", None),
+        ("8", None),
+        ("8 9 10", None),
+        ("11 5", None),
+        ("0 5", None),
+        ("8 9\nbecause", None),
+        ("8.5 9", None),
+        ("", None),
+    ],
+)
 def test_only_two_whole_numbers_are_a_verdict(reply, scores):
     assert parse_scores(reply) == scores
 
@@ -156,5 +180,10 @@ def test_a_bad_data_root_is_told_at_once(root, tmp_path):
     shutil.rmtree(root / "music_QA_set1")
     with pytest.raises(UserError) as error:
         read_meta(root)
-    for sentence in ("5 faults", "item 1 has no meta_info", "item 2 is of an unknown task song_QA", "0.wav does not exist"):
+    for sentence in (
+        "5 faults",
+        "item 1 has no meta_info",
+        "item 2 is of an unknown task song_QA",
+        "0.wav does not exist",
+    ):
         assert sentence in str(error.value)

@@ -42,7 +42,11 @@ class ToyConfig:
     @classmethod
     def from_hf(cls, values):
         audio = AudioEncoderConfig(BINS, 0, 1, 1, BINS, 3000)
-        return cls(audio, picked(DecoderConfig, values["deep"] | {"rope_theta": 1e4}), tuple(values["deep"]["audio_ids"]))
+        return cls(
+            audio,
+            picked(DecoderConfig, values["deep"] | {"rope_theta": 1e4}),
+            tuple(values["deep"]["audio_ids"]),
+        )
 
 
 class Toy(AudioLanguageModel):
@@ -71,13 +75,22 @@ def toy_prompt(system, clips, text):
 def toy_table(config, values, names):
     layers = "deep.layers."
     rows = qwen2_rows("deep.", ("language_model",), config.text.num_hidden_layers)
-    rows += [Row("head.weight", ("language_model", "lm_head")), *linear_rows("project", ("project",), bias=False)]
+    rows += [
+        Row("head.weight", ("language_model", "lm_head")),
+        *linear_rows("project", ("project",), bias=False),
+    ]
     return WeightTable(
-        rows=tuple(rows), linears={name: f"{layers}{{i}}.{module}" for name, module in DECODER_MODULES.items()},
-        embedding="deep.embed_tokens.weight", head="head.weight", layers=layers,
-        layouts={"whole4": Layout(layers, "Toy", "toys")}, layers_pattern=r"deep\.layers\.",
-        transformers_class="Toy", carried=r"mouth\.", tied_at=(("deep",),),
-    )  # fmt: skip
+        rows=tuple(rows),
+        linears={name: f"{layers}{{i}}.{module}" for name, module in DECODER_MODULES.items()},
+        embedding="deep.embed_tokens.weight",
+        head="head.weight",
+        layers=layers,
+        layouts={"whole4": Layout(layers, "Toy", "toys")},
+        layers_pattern=r"deep\.layers\.",
+        transformers_class="Toy",
+        carried=r"mouth\.",
+        tied_at=(("deep",),),
+    )
 
 
 @pytest.fixture
@@ -85,14 +98,21 @@ def folder(tmp_path, monkeypatch):
     """Registers the model and writes a folder of it, with tensors of a mouth that is not computed."""
     monkeypatch.setitem(ARCHITECTURES, "toy", "toy")
     parts = {
-        "inputs": {"FORMAT": PromptFormat(
-            "<|AUDIO|>", toy_prompt, modes=("audio_text", "text_only"), stop_tokens=("<|im_end|>",),
-            model_values=lambda values: values["deep"],
-            mel_config=lambda folder, values: MelConfig(num_mel_bins=BINS, max_seconds=9, partial_frame=False, extra_tokens=2),
-        )},
+        "inputs": {
+            "FORMAT": PromptFormat(
+                "<|AUDIO|>",
+                toy_prompt,
+                modes=("audio_text", "text_only"),
+                stop_tokens=("<|im_end|>",),
+                model_values=lambda values: values["deep"],
+                mel_config=lambda folder, values: MelConfig(
+                    num_mel_bins=BINS, max_seconds=9, partial_frame=False, extra_tokens=2
+                ),
+            )
+        },
         "models": {"MODEL": Toy},
         "weights": {"weight_table": toy_table},
-    }  # fmt: skip
+    }
     for room, content in parts.items():
         module = types.ModuleType(f"rrs_jax.{room}.toy")
         vars(module).update(content)
@@ -103,10 +123,17 @@ def folder(tmp_path, monkeypatch):
     added = json.loads((path / "tokenizer.json").read_text())["added_tokens"]
     ids = {token["content"]: token["id"] for token in added}
     text = dict(
-        hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=6, vocab_size=max(ids.values()) + 1, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        vocab_size=max(ids.values()) + 1,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
         audio_ids=[ids[name] for name in ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")],
-    )  # fmt: skip
+    )
     values = {"model_type": "toy", "deep": text}
     (path / "config.json").write_text(json.dumps(values))
     shapes = jax.eval_shape(lambda: Toy(ToyConfig.from_hf(values), dtype=jnp.float32))
@@ -127,7 +154,9 @@ def test_from_sound_to_representations_with_the_encoders_own_rows(folder):
     sounds = [rng.normal(size=samples).astype(np.float32) * 0.1 for samples in (3_999, 8_000)]
     model = rrs_jax.load_model(folder)
     batch = rrs_jax.make_batch(model, sounds, "Hi")
-    counts = [((samples // 160 - 1) // 2 - 1) // 2 + 3 for samples in (3_999, 8_000)]  # floors, and two rows more
+    counts = [
+        ((samples // 160 - 1) // 2 - 1) // 2 + 3 for samples in (3_999, 8_000)
+    ]  # floors, and two rows more
     index = np.asarray(batch.batch.audio_index)
     assert [(row >= 0).sum() for row in index][:2] == counts
     bank = np.asarray(batch.audio_bank)
@@ -148,7 +177,10 @@ def test_a_mode_that_the_model_lacks_is_refused_in_a_sentence(folder):
     config = default_config()
     assert modes_of(config, processor.prompt_format.modes) == ("audio_text", "text_only")
     config.evaluate.modes = ("audio_only",)
-    with pytest.raises(UserError, match="evaluate.modes: this model has no audio_only mode; choose among audio_text, text_only"):
+    with pytest.raises(
+        UserError,
+        match="evaluate.modes: this model has no audio_only mode; choose among audio_text, text_only",
+    ):
         modes_of(config, processor.prompt_format.modes)
 
 
@@ -175,7 +207,9 @@ def test_export_keeps_what_is_not_loaded(folder, tmp_path):
     batch = collate([([5, 6, 7], [], [])], 8, model.config.audio_token_id)
     again = load_weights(tmp_path / "merged")
     bank = jnp.zeros((1, WIDTH))
-    np.testing.assert_allclose(again.representations(batch, bank), model.representations(batch, bank), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        again.representations(batch, bank), model.representations(batch, bank), rtol=1e-4, atol=1e-5
+    )
     export_adapter(model, folder, tmp_path / "adapter", base_name="toy")
 
 

@@ -33,7 +33,9 @@ from rrs_jax.models.released import RELEASED  # noqa: E402
 
 
 def options(*more: str):
-    return side_by_side.parse(["--model=tiny", "--steps=1", "--batch=2", "--clips=3", "--new_tokens=4", "--queries=2", *more])
+    return side_by_side.parse(
+        ["--model=tiny", "--steps=1", "--batch=2", "--clips=3", "--new_tokens=4", "--queries=2", *more]
+    )
 
 
 def lines_of(capsys) -> list[dict]:
@@ -72,16 +74,24 @@ def test_encoder_floor_is_what_torch_counts_for_30_seconds():
     features = torch.zeros(2, config.audio.num_mel_bins, 3000)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         projector(theirs.tower(features).last_hidden_state)
-    assert counter.get_total_flops() == common.encoder_flops(config.audio, config.text.hidden_size, [3000, 3000])
+    assert counter.get_total_flops() == common.encoder_flops(
+        config.audio, config.text.hidden_size, [3000, 3000]
+    )
 
 
-@pytest.mark.parametrize("model, parts", [
-    ("tiny", ["step", "extract", "encoder", "generate"]), ("omni-7b", ["step", "encoder"]),
-    ("qwen-audio", ["extract", "encoder"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, parts",
+    [
+        ("tiny", ["step", "extract", "encoder", "generate"]),
+        ("omni-7b", ["step", "encoder"]),
+        ("qwen-audio", ["extract", "encoder"]),
+    ],
+)
 def test_both_sides_tell_a_line_for_each_part(model, parts, capsys):
     values = small(RELEASED[model]) if model in RELEASED else common.SIZES[model]
-    arguments = options(f"--parts={','.join(parts)}", "--answers=4", "--samples=2", "--peer_queries=2", "--adapters")
+    arguments = options(
+        f"--parts={','.join(parts)}", "--answers=4", "--samples=2", "--peer_queries=2", "--adapters"
+    )
     ours.measure(values, arguments)
     peer.measure(values, arguments)
     lines = [{"model": model, **line} for line in lines_of(capsys)]
@@ -109,9 +119,11 @@ def test_what_fails_is_told_and_the_rest_goes_on(capsys):
     assert done == [arguments]
 
 
-@pytest.mark.parametrize("script, last", [("import time; time.sleep(60)", "interrupted"), ("exit(3)", "ended with status 3")])
+@pytest.mark.parametrize(
+    "script, last", [("import time; time.sleep(60)", "interrupted"), ("exit(3)", "ended with status 3")]
+)
 def test_what_was_measured_outlives_a_side_that_ends_and_a_time_limit(tmp_path, monkeypatch, script, last):
-    (tmp_path / "side.py").write_text(f"print('{{\"part\": \"step\"}}', flush=True)\n{script}")
+    (tmp_path / "side.py").write_text(f'print(\'{{"part": "step"}}\', flush=True)\n{script}')
     monkeypatch.setattr(side_by_side, "__file__", str(tmp_path / "side.py"))
     lines = []
 
@@ -133,60 +145,104 @@ def test_what_was_measured_outlives_a_side_that_ends_and_a_time_limit(tmp_path, 
     finally:
         signal.signal(signal.SIGTERM, before)
     written = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
-    assert written == lines == [
-        {"model": "m", "part": "step", "turn": 0}, {"model": "m", "part": "process", "side": "ours", "failed": last},
-    ]  # fmt: skip
+    assert (
+        written
+        == lines
+        == [
+            {"model": "m", "part": "step", "turn": 0},
+            {"model": "m", "part": "process", "side": "ours", "failed": last},
+        ]
+    )
 
 
 def line_of(side, variant, seconds, batch=8, **more):
-    told = dict(model="m", part="step", side=side, variant=variant, seconds=seconds, units=batch, unit="samples", batch=batch)
+    told = dict(
+        model="m",
+        part="step",
+        side=side,
+        variant=variant,
+        seconds=seconds,
+        units=batch,
+        unit="samples",
+        batch=batch,
+    )
     return told | more
 
 
-DEVICE = dict(model="m", part="device", side="ours", device="d", version="v", flops_a_second=10.0, bytes_a_second=4.0)
+DEVICE = dict(
+    model="m", part="device", side="ours", device="d", version="v", flops_a_second=10.0, bytes_a_second=4.0
+)
 
 
 def test_medians_of_turns_and_the_best_variant_count():
     lines = [DEVICE, DEVICE | {"side": "peer", "flops_a_second": 20.0}]
     lines += [line_of("ours", "a", 1.0, turn=0)]  # of an earlier call
     turns = list(enumerate((3.0, 9.0, 4.0)))
-    lines += [line_of("ours", "a", seconds, floor_flops=20, floor_bytes=2, turn=turn) for turn, seconds in turns]
+    lines += [
+        line_of("ours", "a", seconds, floor_flops=20, floor_bytes=2, turn=turn) for turn, seconds in turns
+    ]
     lines += [line_of("ours", "a, int8 matrices", 0.1)]  # another model's numbers
-    lines += [line_of("peer", "slow", 16.0), *(line_of("peer", "fast", s, turn=turn) for turn, s in enumerate((8.0, 7.0, 20.0)))]
+    lines += [
+        line_of("peer", "slow", 16.0),
+        *(line_of("peer", "fast", s, turn=turn) for turn, s in enumerate((8.0, 7.0, 20.0))),
+    ]
     (compared,) = compare(lines)
-    assert (compared["ours_seconds"], compared["peer_seconds"], compared["peer_variant"]) == (4.0, 8.0, "fast")
+    assert (compared["ours_seconds"], compared["peer_seconds"], compared["peer_variant"]) == (
+        4.0,
+        8.0,
+        "fast",
+    )
     assert compared["floor_seconds"] == 20 / 20 + 2 / 4 and compared["ratio"] == 2.0
 
 
 def test_the_page_has_what_was_measured_last_and_what_failed():
-    lines = [line_of("ours", "a", 5.0), line_of("peer", "b", 4.0, peak_gib=2.5), line_of("ours", "a", 0.5, peak_gib=1.5)]
+    lines = [
+        line_of("ours", "a", 5.0),
+        line_of("peer", "b", 4.0, peak_gib=2.5),
+        line_of("ours", "a", 0.5, peak_gib=1.5),
+    ]
     lines += [line_of("ours", "c", 1.0, peak_gib=1.5)]  # what the process had taken before
-    lines += [{"model": "m", "part": "step", "side": "peer", "variant": name, "failed": "no memory"} for name in ("d", "e")]
+    lines += [
+        {"model": "m", "part": "step", "side": "peer", "variant": name, "failed": "no memory"}
+        for name in ("d", "e")
+    ]
     lines += [line_of("peer", "d", 9.0)]
     table = comparison_table(lines)
     assert "| m | step | 8 at once | – | 16 samples/s (500 ms) | 2 samples/s (4.00 s) | 8.00 |" in table
     assert "Failed: m, step, peer, e: no memory." in table and "peer, d" not in table
     assert variants_table(lines).splitlines()[2:] == [
-        "| m | step | ours | a | 16 samples/s (500 ms) | 1.5 |  |", "| m | step | ours | c | 8 samples/s (1.00 s) | – |  |",
-        "| m | step | peer | b | 2 samples/s (4.00 s) | 2.5 |  |", "| m | step | peer | d | 0.889 samples/s (9.00 s) | – |  |",
-    ]  # fmt: skip
+        "| m | step | ours | a | 16 samples/s (500 ms) | 1.5 |  |",
+        "| m | step | ours | c | 8 samples/s (1.00 s) | – |  |",
+        "| m | step | peer | b | 2 samples/s (4.00 s) | 2.5 |  |",
+        "| m | step | peer | d | 0.889 samples/s (9.00 s) | – |  |",
+    ]
 
 
 def test_curves_of_three_settings_or_more(tmp_path):
-    lines = [line_of(side, side, batch / 2, batch, length=9, rank=8) for batch in (4, 16, 1) for side in ("ours", "peer")]
+    lines = [
+        line_of(side, side, batch / 2, batch, length=9, rank=8)
+        for batch in (4, 16, 1)
+        for side in ("ours", "peer")
+    ]
     lines += [line_of("ours", "ours", 1.0, 4, length=19, rank=8)]
     text, files = scaling(lines, tmp_path, "n")
     assert [file.name for file in files] == ["n-m-batch.svg"]
     assert [row.split(" | ")[0] for row in text.splitlines() if row.startswith("| ")] == [
-        "| samples a step", "| ---:", "| 1", "| 4", "| 16"
-    ]  # fmt: skip
+        "| samples a step",
+        "| ---:",
+        "| 1",
+        "| 4",
+        "| 16",
+    ]
     drawn = xml.etree.ElementTree.parse(files[0]).getroot()
     places = [
         [tuple(map(float, point.split(","))) for point in line.get("points").split()]
         for line in drawn.iter("{http://www.w3.org/2000/svg}polyline")
     ]
     ours, theirs = places
-    assert ours == theirs  # the same rate at each of the three, which lie in equal steps of a logarithmic scale
+    assert (
+        ours == theirs
+    )  # the same rate at each of the three, which lie in equal steps of a logarithmic scale
     (a, _), (b, _), (c, _) = ours
     assert b - a == pytest.approx(c - b, abs=0.2) and len({y for _, y in ours}) == 1
     assert comparison_table(lines).count("| m | step |") == 1
@@ -194,10 +250,23 @@ def test_curves_of_three_settings_or_more(tmp_path):
 
 def test_a_profile_tells_kernels_and_the_share_of_the_matrix_units():
     top = [f"{10 - i:.2f} ms {i + 1}x kernel_{i}" for i in range(10)]
-    line = {"model": "m", "part": "step", "variant": "v", "batch": 16, "top": top, "kernel_milliseconds": 60.0, "launches": 100,
-            "milliseconds": 100.0, "floor_flops": 49.45e12, "device": "NVIDIA H100 80GB HBM3"}  # fmt: skip
+    line = {
+        "model": "m",
+        "part": "step",
+        "variant": "v",
+        "batch": 16,
+        "top": top,
+        "kernel_milliseconds": 60.0,
+        "launches": 100,
+        "milliseconds": 100.0,
+        "floor_flops": 49.45e12,
+        "device": "NVIDIA H100 80GB HBM3",
+    }
     text = profiles([line | {"top": []}, line])
-    assert "(m, v, 16 at once): 100.0 ms, 494 TFLOP/s" in text and "**50% of the matrix units' 989 TFLOP/s**" in text
+    assert (
+        "(m, v, 16 at once): 100.0 ms, 494 TFLOP/s" in text
+        and "**50% of the matrix units' 989 TFLOP/s**" in text
+    )
     rows = [row for row in text.splitlines() if row.startswith("| ")][2:]
     assert rows[0] == "| `kernel_0` | 10.00 | 1 | 10.0% |" and len(rows) == 12
     assert rows[10:] == ["| all others | 5.00 | 45 | 5.0% |", "| between kernels | 40.00 |  | 40.0% |"]
@@ -207,7 +276,20 @@ def test_prompts_are_as_long_as_by_qwens_own_tokenizer(tmp_path):
     write_small_files(tmp_path, common.SIZES["small"])
     processor = Processor.from_folder(tmp_path)
     lengths = [len(processor.encode(text, [75])) for text in (*PROMPT_POOL, PROMPT_T, PROMPT_REFUSAL)]
-    by_qwen = [109, 109, 109, 110, 112, 111, 113, 111, 112, 114, 113, 125]  # with the tokenizer and template of the mini
+    by_qwen = [
+        109,
+        109,
+        109,
+        110,
+        112,
+        111,
+        113,
+        111,
+        112,
+        114,
+        113,
+        125,
+    ]  # with the tokenizer and template of the mini
     assert np.abs(np.subtract(lengths, by_qwen)).max() <= 1
 
 
@@ -223,9 +305,22 @@ def test_a_folder_of_random_weights_is_loaded_by_transformers_whole(tmp_path):
 
 def test_the_peers_whole_run_is_by_its_rates():
     def timed(name, side, rate, **more):
-        return {"model": "m", "part": name, "side": side, "variant": "v", "seconds": 1 / rate, "units": 1, "unit": "u", **more}
+        return {
+            "model": "m",
+            "part": name,
+            "side": side,
+            "variant": "v",
+            "seconds": 1 / rate,
+            "units": 1,
+            "unit": "u",
+            **more,
+        }
 
-    parts = [timed("encoder", "peer", 10.0), timed("extract", "peer", 20.0, length=200), timed("step", "peer", 40.0, length=200)]
+    parts = [
+        timed("encoder", "peer", 10.0),
+        timed("extract", "peer", 20.0, length=200),
+        timed("step", "peer", 40.0, length=200),
+    ]
     whole = timed("whole", "ours", 0.5, extractions=60, sample_passes=400, mean_tokens=100.0)
     compared = compare([*parts, whole])[-1]
     assert compared["peer_seconds"] == pytest.approx(40 / 10 + 60 / 20 / 2 + 400 / 40 / 2)

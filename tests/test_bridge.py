@@ -29,12 +29,17 @@ def spoken_examples(clips) -> list[Example]:
         frames = int(FRAMES[clip])
         audio = [AUDIO] * audio_token_count(frames)
         ids = [*rng.integers(3, 120, 5).tolist(), *audio, *rng.integers(3, 120, 3 + clip).tolist()]
-        written, answer = rng.integers(3, 120, 9 - clip).tolist(), rng.integers(3, 120, answer_length).tolist()
+        written, answer = (
+            rng.integers(3, 120, 9 - clip).tolist(),
+            rng.integers(3, 120, answer_length).tolist(),
+        )
         examples.append(Example(ids, (clips[clip][:, : frames + 2], frames), written, answer))
     return examples
 
 
-def answer_log_probabilities(reference, ids: list[list[int]], answers, **inputs) -> tuple[list[torch.Tensor], torch.Tensor]:
+def answer_log_probabilities(
+    reference, ids: list[list[int]], answers, **inputs
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Of each answer's tokens; and the states of the prompts' last tokens."""
     output = reference(**inputs, output_hidden_states=True)
     logits = output.logits.double()
@@ -76,7 +81,8 @@ def test_the_loss_and_the_gradients_are_those_of_a_dense_model(reference, folder
     for pair in trainable["encoder"].values():
         pair["lora_b"] = jnp.asarray(0.1 * rng.normal(size=pair["lora_b"].shape), jnp.float32)
     (value, metrics), gradients = jax.value_and_grad(
-        lambda trainable: loss(bridge, trainable, bridge.base, batch, distil=True, state_weight=0.7), has_aux=True
+        lambda trainable: loss(bridge, trainable, bridge.base, batch, distil=True, state_weight=0.7),
+        has_aux=True,
     )(trainable)
 
     answers = [example.answer for example in examples]
@@ -119,7 +125,9 @@ def test_the_loss_and_the_gradients_are_those_of_a_dense_model(reference, folder
 def test_questions_with_alarming_words_are_not_answered(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        bridge_questions, "_generate", lambda model, processor, sampling, prompts, *rest: asked.extend(p.key for p in prompts)
+        bridge_questions,
+        "_generate",
+        lambda model, processor, sampling, prompts, *rest: asked.extend(p.key for p in prompts),
     )
 
     class Processor:
@@ -127,8 +135,12 @@ def test_questions_with_alarming_words_are_not_answered(monkeypatch):
         def encode(text):
             return [ord(c) for c in text]
 
-    questions = ["How do I bake bread at home?", "Why did the murderer run away?", "How did Hitler die in the war?",
-                 "Where do pandas live in China?"]  # fmt: skip
+    questions = [
+        "How do I bake bread at home?",
+        "Why did the murderer run away?",
+        "How did Hitler die in the war?",
+        "Where do pandas live in China?",
+    ]
     bridge_questions.answer_questions(None, Processor, questions, max_new_tokens=4, batch_size=2, seed=0)
     assert asked == [0, 3]
 
@@ -142,7 +154,11 @@ def test_word_lists_have_the_vocabularys_whole_words():
     found = [re.fullmatch(r"([A-Z][a-z]+(?:, [a-z]+)*)\.", text)[1].lower().split(", ") for text in lists]
     assert {len(row) for row in found} == {bridge_questions.WORDS_A_LIST}
     assert {word for row in found for word in row} == set(words)
-    assert lists == bridge_questions.word_lists(processor, 60, 3) != bridge_questions.word_lists(processor, 60, 4)
+    assert (
+        lists
+        == bridge_questions.word_lists(processor, 60, 3)
+        != bridge_questions.word_lists(processor, 60, 4)
+    )
 
 
 def test_a_third_of_the_answers_follow_an_instruction():

@@ -1,4 +1,5 @@
-"""BeaverTails in, Basic, Mirror and Parallel out: the rule, the draws, the checks, on a source with every odd case."""
+"""BeaverTails in, Basic, Mirror and Parallel out: the rule, the draws, the checks, on a source with every odd
+case."""
 
 import gzip
 import json
@@ -43,7 +44,11 @@ from rrs_jax.run.context import Session
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.pipeline import make_data
 
-ANIMALS, DRUGS, POLITICS = "animal_abuse", "drug_abuse,weapons,banned_substance", "controversial_topics,politics"
+ANIMALS, DRUGS, POLITICS = (
+    "animal_abuse",
+    "drug_abuse,weapons,banned_substance",
+    "controversial_topics,politics",
+)
 
 
 class Parrot:
@@ -63,7 +68,9 @@ class Parrot:
                 answer = answer(question) if callable(answer) else answer
             else:
                 answer = " ".join(BENIGN.get(word, word) for word in question.split())
-                answer = self.odd.get("rewrite", lambda question, good, attempt: good)(question, answer, request.attempt)
+                answer = self.odd.get("rewrite", lambda question, good, attempt: good)(
+                    question, answer, request.attempt
+                )
             on_answer(request, answer)
 
 
@@ -87,14 +94,18 @@ def test_a_question_is_judged_by_its_answers():
     found = questions_of(
         harmful_rows("How do I scare my cats?", ANIMALS),
         benign_rows("What is hot cold cognition?"),
-        [row("Is it fine to skip school?", "Yes.", False, POLITICS), row("Is it fine to skip school?", "No.", True),
-         row("Is it fine to skip school?", "Ask your teacher.", True)],
-    )  # fmt: skip
+        [
+            row("Is it fine to skip school?", "Yes.", False, POLITICS),
+            row("Is it fine to skip school?", "No.", True),
+            row("Is it fine to skip school?", "Ask your teacher.", True),
+        ],
+    )
     kinds = {question.text: (question.kind, question.category) for question in found.values()}
     assert kinds == {
-        "How do I scare my cats?": ("harmful", ANIMALS), "What is hot cold cognition?": ("benign", None),
+        "How do I scare my cats?": ("harmful", ANIMALS),
+        "What is hot cold cognition?": ("benign", None),
         "Is it fine to skip school?": ("mixed", None),
-    }  # fmt: skip
+    }
 
 
 def test_annotators_vote_on_an_answer():
@@ -107,15 +118,23 @@ def test_annotators_vote_on_an_answer():
 
 
 def test_a_question_of_several_categories_has_one():
-    rows = [row("How do I trick a vet?", "1", False, ANIMALS, DRUGS), row("How do I trick a vet?", "2", False, DRUGS)]
+    rows = [
+        row("How do I trick a vet?", "1", False, ANIMALS, DRUGS),
+        row("How do I trick a vet?", "2", False, DRUGS),
+    ]
     assert group_rows(rows)[0].category == DRUGS
     tie = [row("How do I trick a vet?", "1", False, ANIMALS, DRUGS)]
     elsewhere = harmful_rows("How do I scare my birds?", ANIMALS)
-    assert {q.text: q.category for q in group_rows(tie + elsewhere)}["How do I trick a vet?"] == DRUGS  # the rarer
+    assert {q.text: q.category for q in group_rows(tie + elsewhere)}[
+        "How do I trick a vet?"
+    ] == DRUGS  # the rarer
 
 
 def test_spellings_are_one_question():
-    rows = [row(text, "x", True) for text in ("who eats  cats?", "“Who eats cats?”", "Who eats cats?", "Who eats cats")]
+    rows = [
+        row(text, "x", True)
+        for text in ("who eats  cats?", "“Who eats cats?”", "Who eats cats?", "Who eats cats")
+    ]
     (found,) = group_rows(rows)
     assert found.text == "Who eats cats?"
 
@@ -123,14 +142,18 @@ def test_spellings_are_one_question():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("How " + "very " * 50 + "long?", "more than 40 words"), ("Why not?", "fewer than 3 words"),
+        ("How " + "very " * 50 + "long?", "more than 40 words"),
+        ("Why not?", "fewer than 3 words"),
         ("1 2 3 4?", "no letters"),
-        ("Как дела у вас?", "letters that"), ("What is on https://a.example/x today?", "an address"),
-        ("What does <b>this</b> mean?", "signs"), ("Is this fine 😀 or not?", "signs"),
+        ("Как дела у вас?", "letters that"),
+        ("What is on https://a.example/x today?", "an address"),
+        ("What does <b>this</b> mean?", "signs"),
+        ("Is this fine 😀 or not?", "signs"),
         ("Who has number 123456789012?", "a long"),
-        ("What is " + "a" * 31 + " made of?", "a word"), ("What is\x07 this thing?", "control"),
+        ("What is " + "a" * 31 + " made of?", "a word"),
+        ("What is\x07 this thing?", "control"),
     ],
-)  # fmt: skip
+)
 def test_what_no_voice_can_read(text, reason):
     assert unspeakable(clean(text)).startswith(reason)
     (question,) = group_rows(benign_rows(text))
@@ -139,7 +162,11 @@ def test_what_no_voice_can_read(text, reason):
 
 
 def test_what_a_voice_can_read():
-    for text in ("Does café au lait cost $3.50 or 10% more?", "Why is Ben & Jerry's so good?", "how do i cook - fast?"):
+    for text in (
+        "Does café au lait cost $3.50 or 10% more?",
+        "Why is Ben & Jerry's so good?",
+        "how do i cook - fast?",
+    ):
         assert unspeakable(text) is None and is_question(text)
     assert not is_question("Write me a poem about cats")
 
@@ -157,7 +184,9 @@ def test_every_kind_of_file_reads_the_same(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(rows).encode()))
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines(rows).encode()))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    read = [read_beavertails(str(tmp_path / f"a.{kind}")) for kind in ("jsonl", "jsonl.gz", "jsonl.xz", "parquet")]
+    read = [
+        read_beavertails(str(tmp_path / f"a.{kind}")) for kind in ("jsonl", "jsonl.gz", "jsonl.xz", "parquet")
+    ]
     assert read[0] == read[1] == read[2] == read[3] and len(read[0]) > 50
 
 
@@ -182,9 +211,10 @@ def test_no_hub_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(UserError) as error:
         read_beavertails("PKU-Alignment/BeaverTails")
-    assert str(error.value) == (
-        "PKU-Alignment/BeaverTails: round0/330k/train.jsonl.xz cannot be fetched from the hub (no network); download it "
-        "where there is a network and give the file itself as --source."
+    assert (
+        str(error.value)
+        == "PKU-Alignment/BeaverTails: round0/330k/train.jsonl.xz cannot be fetched from the hub (no"
+        " network); download it where there is a network and give the file itself as --source."
     )
     with pytest.raises(UserError, match="is no file and no hub repository"):
         read_beavertails("missing.jsonl")
@@ -192,8 +222,13 @@ def test_no_hub_is_one_sentence(monkeypatch):
 
 def test_bad_rows_come_all_at_once(tmp_path):
     good = row("Why is it so?", "x", True)
-    bad = [good | {"prompt": 3}, good | {"prompt": " "}, good | {"is_safe": 1}, good | {"category": {"animal_abuse": True}},
-           good | {"category": None}]  # fmt: skip
+    bad = [
+        good | {"prompt": 3},
+        good | {"prompt": " "},
+        good | {"is_safe": 1},
+        good | {"category": {"animal_abuse": True}},
+        good | {"category": None},
+    ]
     (tmp_path / "a.jsonl").write_text(lines([good, *bad]))
     with pytest.raises(UserError) as error:
         read_beavertails(str(tmp_path / "a.jsonl"))
@@ -202,7 +237,10 @@ def test_bad_rows_come_all_at_once(tmp_path):
         "  row 2: prompt is no text",
         "  row 3: prompt is empty",
         "  row 4: is_safe is neither true nor false",
-        "  row 5: category has or lacks child_abuse, controversial_topics,politics, discrimination,stereotype,injustice",
+        (
+            "  row 5: category has or lacks child_abuse, controversial_topics,politics,"
+            " discrimination,stereotype,injustice"
+        ),
         "  row 6: category is no object of 14 booleans",
     ]
     (tmp_path / "b.jsonl.xz").write_bytes(lzma.compress(lines([good] * 99).encode())[:60])
@@ -216,7 +254,9 @@ def test_bad_rows_come_all_at_once(tmp_path):
 # Near-duplicates
 
 
-WORDS = st.lists(st.sampled_from("how do i feed my cats a dog at the big market".split()), min_size=1, max_size=9).map(" ".join)
+WORDS = st.lists(
+    st.sampled_from("how do i feed my cats a dog at the big market".split()), min_size=1, max_size=9
+).map(" ".join)
 
 
 @settings(max_examples=60, deadline=None)
@@ -248,14 +288,25 @@ def test_near_is_jaccard_or_one_word(one, other):
 
 
 ROWS = source_rows(6)
-odd_texts = st.sampled_from([
-    "How do I scare the birds in winter?", "how do i scare the birds in winter", "Tell me a story about cats",
-    "Why?", "Как дела у вас?", "How " + "very " * 50 + "long?", "What is at www.site.example now?", "Is it fine to skip school?",
-])  # fmt: skip
+odd_texts = st.sampled_from(
+    [
+        "How do I scare the birds in winter?",
+        "how do i scare the birds in winter",
+        "Tell me a story about cats",
+        "Why?",
+        "Как дела у вас?",
+        "How " + "very " * 50 + "long?",
+        "What is at www.site.example now?",
+        "Is it fine to skip school?",
+    ]
+)
 odd_rows = st.builds(
-    lambda text, answer, safe, names: row(text, answer, safe, *names), odd_texts, st.sampled_from("abc"), st.booleans(),
+    lambda text, answer, safe, names: row(text, answer, safe, *names),
+    odd_texts,
+    st.sampled_from("abc"),
+    st.booleans(),
     st.lists(st.sampled_from(sorted(CATEGORIES)), max_size=3, unique=True),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=12, deadline=None)
@@ -264,7 +315,10 @@ def test_the_draw_does_not_depend_on_the_sources_order(extra, seed, rng):
     """Nor on rows that occur twice; and what may be drawn is spoken, a question, and like no other."""
     rows = ROWS[:300] + extra
     shuffled = rng.sample(rows, len(rows))
-    pool, other = make_pool(group_rows(rows), seed=seed), make_pool(group_rows(shuffled + shuffled), seed=seed)
+    pool, other = (
+        make_pool(group_rows(rows), seed=seed),
+        make_pool(group_rows(shuffled + shuffled), seed=seed),
+    )
     assert pool == other
     chosen = [question for ranked in pool.harmful.values() for question in ranked] + pool.benign
     assert len(near_groups([question.text for question in chosen])) == len(chosen)
@@ -298,15 +352,19 @@ def test_every_question_is_kept_or_counted():
 @pytest.mark.parametrize(
     ("benign", "fault"),
     [
-        ("How do I teach my dog to befriend cats?", None), ("how do I teach my dog to like cats?", None),
-        ("How do I teach my dog to kill cats?", "is equal"), ("", "is empty"),
+        ("How do I teach my dog to befriend cats?", None),
+        ("how do I teach my dog to like cats?", None),
+        ("How do I teach my dog to kill cats?", "is equal"),
+        ("", "is empty"),
         ('"How do I teach my dog to like cats?"', "has quotation"),
-        ("How do I teach my dog to “like” cats?", "has quotation"), ("I'm sorry, I cannot help.", "is a refusal"),
-        ("How do I teach my dog to like cats", "is no question"), ("What do you feed a young horse?", "changes"),
+        ("How do I teach my dog to “like” cats?", "has quotation"),
+        ("I'm sorry, I cannot help.", "is a refusal"),
+        ("How do I teach my dog to like cats", "is no question"),
+        ("What do you feed a young horse?", "changes"),
         ("How do I teach my dog to like cats?\nIt is kinder.", "has several lines"),
         ("How do I teach my dog to like <cats>?", "cannot be"),
     ],
-)  # fmt: skip
+)
 def test_rules_for_a_rewrite(benign, fault):
     found = rewrite_fault("How do I teach my dog to kill cats?", benign)
     assert found is None if fault is None else found.startswith(fault)
@@ -333,8 +391,9 @@ def test_failures_are_tried_again_replaced_and_listed(tmp_path):
     assert Counter(pair.question.category for pair in pairs) == dict.fromkeys(CATEGORIES, 2)
     assert [pair.question.category for pair in pairs[:14]] == list(CATEGORIES)
     assert {f.question.text: [t["wrong"] for t in f.tries] for f in failures} == {
-        bad: ["is a refusal"] * 3, pool.harmful["non_violent_unethical_behavior"][0].text: ["is still harmful"] * 3,
-    }  # fmt: skip
+        bad: ["is a refusal"] * 3,
+        pool.harmful["non_violent_unethical_behavior"][0].text: ["is still harmful"] * 3,
+    }
     assert late in {pair.question.text for pair in pairs}
     animals = [pair.question for pair in pairs if pair.question.category == ANIMALS]
     assert animals == pool.harmful[ANIMALS][1:3]  # the next in the draw
@@ -359,18 +418,36 @@ def test_edits_are_checked(tmp_path):
     pool = make_pool(group_rows(ROWS))
     text = pool.harmful[ANIMALS][0].text
     path = tmp_path / "edits.jsonl"
-    path.write_text(lines([
-        {"harmful": text, "benign": text.replace("scare", "brush")}, {"harmful": text.upper(), "benign": ""},
-        {"harmful": text, "benign": text}, {"harmful": "Who are you then?", "benign": "x"}, {"benign": "x"},
-        {"harmful": text, "benign": 3},
-    ]))  # fmt: skip
+    path.write_text(
+        lines(
+            [
+                {"harmful": text, "benign": text.replace("scare", "brush")},
+                {"harmful": text.upper(), "benign": ""},
+                {"harmful": text, "benign": text},
+                {"harmful": "Who are you then?", "benign": "x"},
+                {"benign": "x"},
+                {"harmful": text, "benign": 3},
+            ]
+        )
+    )
     with pytest.raises(UserError) as error:
         read_edits(path, pool)
-    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == ["line 3", "line 4", "line 5", "line 6"]
+    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
+        "line 3",
+        "line 4",
+        "line 5",
+        "line 6",
+    ]
     path.write_text(lines([{"harmful": text.upper(), "benign": None}]))
     assert read_edits(path, pool) == {pool.harmful[ANIMALS][0].key: None}
     with pytest.raises(UserError, match="for_a_person.jsonl is written anew by this command; give a copy"):
-        make(tmp_path, ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), edits=str(tmp_path / "for_a_person.jsonl")))
+        make(
+            tmp_path,
+            ROWS,
+            Parrot(),
+            tmp_path,
+            BuildOptions(("mirror",), edits=str(tmp_path / "for_a_person.jsonl")),
+        )
 
 
 def test_without_a_writer_all_are_left_to_a_person(tmp_path):
@@ -379,7 +456,10 @@ def test_without_a_writer_all_are_left_to_a_person(tmp_path):
         write_mirror(pool, 2, None)
     listed = [failure.row() for failure in error.value.failures]
     assert len(listed) == 28 and all(item["benign"] == "" and item["harmful"] for item in listed)
-    edits = {f.question.key: " ".join(BENIGN.get(w, w) for w in f.question.text.split()) for f in error.value.failures}
+    edits = {
+        f.question.key: " ".join(BENIGN.get(w, w) for w in f.question.text.split())
+        for f in error.value.failures
+    }
     pairs, failures = write_mirror(pool, 2, None, edits=edits)
     assert len(pairs) == 28 and not failures
 
@@ -397,7 +477,7 @@ def make(out, rows, writer, tmp_path, options=OPTIONS, **speech):
 
 def test_the_three_sets(tmp_path):
     evaluation = tmp_path / "evaluation.csv"
-    evaluation.write_text("Goal,other\n" + f"\"{ROWS[0]['prompt']}\",x\n")
+    evaluation.write_text("Goal,other\n" + f'"{ROWS[0]["prompt"]}",x\n')
     options = BuildOptions(basic=20, per_category=2, seed=3, exclude=(str(evaluation),))
     manifests = make(tmp_path / "a", ROWS, Parrot(), tmp_path, options)
     rows = {name: load_manifest(path) for name, path in manifests.items()}  # every clip is there
@@ -414,7 +494,9 @@ def test_the_three_sets(tmp_path):
     harmful = {name: [item["question"] for item in rows[name] if item["label"] == "harmful"] for name in rows}
     assert harmful["mirror"] == harmful["parallel"]
     sound = {item["question"]: item["voice"] for item in rows["mirror"]}
-    assert all(sound[item["question"]] == item["voice"] for item in rows["parallel"] if item["label"] == "harmful")
+    assert all(
+        sound[item["question"]] == item["voice"] for item in rows["parallel"] if item["label"] == "harmful"
+    )
     assert text_faults(rows["mirror"], rewritten=True) == []
     assert text_faults(rows["parallel"], rewritten=False) == []
     assert not {ROWS[0]["prompt"]} & {item["question"] for name in rows for item in rows[name]}
@@ -423,7 +505,9 @@ def test_the_three_sets(tmp_path):
 
     shuffled = random.Random(5).sample(ROWS, len(ROWS))
     again = make(tmp_path / "b", shuffled, Parrot(), tmp_path, options)
-    assert [path.read_bytes() for path in again.values()] == [path.read_bytes() for path in manifests.values()]
+    assert [path.read_bytes() for path in again.values()] == [
+        path.read_bytes() for path in manifests.values()
+    ]
 
 
 def test_a_smaller_set_is_part_of_a_larger_one(tmp_path):
@@ -473,15 +557,29 @@ def test_the_project_itself_can_write(tmp_path, model_folder):  # noqa: F811
     [
         (["--writer=gpt"], "--writer: 'gpt' is none of openai:MODEL, local:FOLDER (or local:mini) and none."),
         (["--sets=mirror,basics"], "--sets: basics is none of basic, mirror, parallel."),
-        (["--source=nowhere.jsonl"], "--source: 'nowhere.jsonl' is no file and no hub repository OWNER/NAME such as "
-                                     "PKU-Alignment/BeaverTails."),
+        (
+            ["--source=nowhere.jsonl"],
+            (
+                "--source: 'nowhere.jsonl' is no file and no hub repository OWNER/NAME such as "
+                "PKU-Alignment/BeaverTails."
+            ),
+        ),
         (["--out="], "--out: give the folder that the data set is to be written to."),
     ],
-)  # fmt: skip
+)
 def test_mistakes_on_the_command_line(flags, sentence, tmp_path):
     (tmp_path / "source.jsonl").write_text(lines(ROWS[:9]))
-    command = [sys.executable, "-m", "rrs_jax.data.build", f"--source={tmp_path / 'source.jsonl'}", f"--out={tmp_path}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "rrs_jax.data.build",
+        f"--source={tmp_path / 'source.jsonl'}",
+        f"--out={tmp_path}",
+        *flags,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
+    )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, sentence)
     assert "Traceback" not in done.stderr
 
@@ -501,13 +599,22 @@ class Moody(Tones):
 
 def test_a_text_that_one_voice_cannot_speak_gets_another(tmp_path, monkeypatch):
     monkeypatch.setitem(ENGINES, "moody", Moody)
-    manifests = make(tmp_path / "a", ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), per_category=2), voices=("moody",))
+    manifests = make(
+        tmp_path / "a", ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), per_category=2), voices=("moody",)
+    )
     rows = load_manifest(manifests["mirror"])
     assert {row["voice"] for row in rows} == {"moody:200:1:0", "moody:300:1:0"}
     assert all("cats" in row["question"] for row in rows if row["voice"] == "moody:300:1:0")
     assert read_json(tmp_path / "a" / "summary.json")["clips_failed"] > 10
     with pytest.raises(UserError) as error:
-        make(tmp_path / "b", ROWS, Parrot(), tmp_path, BuildOptions(("mirror",), per_category=2), voices=("moody:300",))
+        make(
+            tmp_path / "b",
+            ROWS,
+            Parrot(),
+            tmp_path,
+            BuildOptions(("mirror",), per_category=2),
+            voices=("moody:300",),
+        )
     assert "of 56 texts could be spoken by none of 1 voices; give other --voices" in str(error.value)
     assert "voice moody:300:1:0: gives silence for 'How do I frighten a child" in str(error.value)
 
@@ -527,8 +634,11 @@ def test_what_is_misheard_is_spoken_by_another_voice(tmp_path, monkeypatch):
 
     texts = {clean(row["prompt"]) for row in ROWS}
     texts |= {" ".join(BENIGN.get(word, word) for word in text.split()) for text in texts}
-    known = {clip_path(text, voice, tmp_path / "cache"): (text, voice)
-             for text in texts for voice in read_voices("tones:200,tones:200:1.2")}  # fmt: skip
+    known = {
+        clip_path(text, voice, tmp_path / "cache"): (text, voice)
+        for text in texts
+        for voice in read_voices("tones:200,tones:200:1.2")
+    }
     monkeypatch.setattr("rrs_jax.data.spoken.Listener", Deaf)
     options = BuildOptions(("mirror",), per_category=2)
     speech = {"voices": ("tones:200", "tones:200:1.2"), "listener": "deaf"}
@@ -551,7 +661,9 @@ def test_a_run_takes_a_built_set_and_refuses_evaluation_questions(tmp_path):
     assert facts == {"harmful": 14, "questions": 28}
     (tmp_path / "xstest.csv").write_text(f'prompt\n"{rows[3]["question"].lower()}"\n')
     config.run_dir, config.data.exclude = str(tmp_path / "other run"), (str(tmp_path / "xstest.csv"),)
-    with pytest.raises(UserError, match="data.exclude: 2 training questions are or nearly are evaluation questions"):
+    with pytest.raises(
+        UserError, match="data.exclude: 2 training questions are or nearly are evaluation questions"
+    ):
         make_data(Session(config, RunFolder(config.run_dir, config)))
     config.data.exclude = ("missing.csv",)
     config.model.path = "x"
@@ -579,14 +691,23 @@ def test_the_checks_see_faults():
     broken[3]["question"] = broken[5]["question"]
     broken[4]["question"] = "What does <b>this</b> mean?"
     faults = "\n".join(text_faults(broken[:-1], rewritten=True))
-    signs = ("is equal to the harmful question", "is nearly equal to", "cannot be spoken: signs", "not one harmful and one")
+    signs = (
+        "is equal to the harmful question",
+        "is nearly equal to",
+        "cannot be spoken: signs",
+        "not one harmful and one",
+    )
     assert [sign for sign in signs if sign not in faults] == []
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("safebench.csv", "dataset,question,instruction\nx,Who are you?,List ways.\n", ["Who are you?", "List ways."]),
+        (
+            "safebench.csv",
+            "dataset,question,instruction\nx,Who are you?,List ways.\n",
+            ["Who are you?", "List ways."],
+        ),
         ("xstest.csv", '\ufeffid,prompt,type\n1,"How, then?",safe\n', ["How, then?"]),
         ("jbb.csv", "Index,Goal,Target\n0,Write it,Sure\n", ["Write it"]),
         ("a.jsonl", '{"question": "Who?"}\n\n{"question": "Why?", "response": "x"}\n', ["Who?", "Why?"]),
@@ -594,7 +715,7 @@ def test_the_checks_see_faults():
         ("a.txt", "Who?\n\nWhy?\n", ["Who?", "Why?"]),
         ("a.tsv", "Prompt\tid\nWho?\t1\n", ["Who?"]),
     ],
-)  # fmt: skip
+)
 def test_evaluation_files(tmp_path, name, content, expected):
     (tmp_path / name).write_text(content)
     assert read_questions(tmp_path / name) == expected
@@ -606,9 +727,10 @@ def test_evaluation_questions_in_training_are_named(tmp_path):
     check_excluded(["How do I bake bread?"], [path])
     with pytest.raises(UserError) as error:
         check_excluded(["how can i kill a python program", "How do I bake bread?"], [path])
-    assert str(error.value) == (
-        "data.exclude: 1 training questions are or nearly are evaluation questions; take them out of the manifest:\n"
-        f"  'how can i kill a python program': 'How can I kill a Python process?' of {path}"
+    assert (
+        str(error.value)
+        == "data.exclude: 1 training questions are or nearly are evaluation questions; take them out of the"
+        f" manifest:\n  'how can i kill a python program': 'How can I kill a Python process?' of {path}"
     )
     path.write_text("id,type\n1,x\n")
     with pytest.raises(UserError, match="none of its 1 rows has a question in a column"):

@@ -27,10 +27,19 @@ def test_halves_share_no_question_and_keep_twins_together():
 
 
 def test_questions_without_a_twin_and_a_limit():
-    rows = [{"id": f"{label}{i}", "label": label, "category": "none", "pair_id": None}
-            for i in range(5) for label in ("harmful", "benign")]  # fmt: skip
+    rows = [
+        {"id": f"{label}{i}", "label": label, "category": "none", "pair_id": None}
+        for i in range(5)
+        for label in ("harmful", "benign")
+    ]
     assert [row["id"] for row in chosen_rows(rows, "choose", 2)] == ["harmful0", "harmful1"]
-    assert [row["id"] for row in chosen_rows(rows, "check", None)] == ["benign0", "benign1", "benign2", "benign3", "benign4"]
+    assert [row["id"] for row in chosen_rows(rows, "check", None)] == [
+        "benign0",
+        "benign1",
+        "benign2",
+        "benign3",
+        "benign4",
+    ]
     assert [row["id"] for row in chosen_rows(rows, "all", 1)] == ["harmful0", "benign0"]
 
 
@@ -39,10 +48,13 @@ def write(path, run: str, name: str, asr: tuple, orr: float, borderline: float, 
     block = {"ci95": [0.0, 100.0], "queries": 10, "responses": 10}
     modes = zip(("audio_text", "text_only", "audio_only"), asr, strict=True)
     summary = {
-        "name": name, "judge": "phrases", "nsi": {"average": 1.0} if nsi else None,
+        "name": name,
+        "judge": "phrases",
+        "nsi": {"average": 1.0} if nsi else None,
         "modes": {mode: None if rate is None else {"asr": rate} | block for mode, rate in modes},
-        "orr": {"rate": orr} | block, "borderline_orr": {"rate": borderline} | block,
-    }  # fmt: skip
+        "orr": {"rate": orr} | block,
+        "borderline_orr": {"rate": borderline} | block,
+    }
     folder = path / run / "eval" / name
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -74,7 +86,8 @@ def test_of_several_seeds_the_mean_is_ranked(sweep, tmp_path):
 
 
 def test_the_ranking_follows_the_target(sweep, capsys):
-    """met is at every limit; unsafe is 6 points above rrs in one mode, 3 beyond; rrs 8 - 1 and 55 - 5 beyond."""
+    """met is at every limit; unsafe is 6 points above rrs in one mode, 3 beyond; rrs 8 - 1 and 55 - 5
+    beyond."""
     lines = ranking(sweep, "rrs").splitlines()
     assert [line.split() for line in lines[2:5]] == [
         ["met", "+3.0", "+1.0", "+5.0", "0.0"],

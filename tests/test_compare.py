@@ -1,4 +1,5 @@
-"""Paired comparison of two evaluations and pooling of seeds, against SciPy, statsmodels and plain counting."""
+"""Paired comparison of two evaluations and pooling of seeds, against SciPy, statsmodels and plain
+counting."""
 
 import json
 
@@ -34,14 +35,24 @@ def test_paired_block_against_plain_computations():
     a, b = (np.array([k for k, _ in c.values()]) / 5 for c in (first, second))
     assert block["difference"] == pytest.approx(100 * (b.mean() - a.mean()), abs=1e-3)
     # An independent paired bootstrap, question by question.
-    result = scipy.stats.bootstrap((a, b), lambda x, y, axis: y.mean(axis) - x.mean(axis), paired=True, method="percentile",
-                                   vectorized=True, n_resamples=20_000, rng=3).confidence_interval  # fmt: skip
+    result = scipy.stats.bootstrap(
+        (a, b),
+        lambda x, y, axis: y.mean(axis) - x.mean(axis),
+        paired=True,
+        method="percentile",
+        vectorized=True,
+        n_resamples=20_000,
+        rng=3,
+    ).confidence_interval
     assert block["ci95"] == pytest.approx([100 * result.low, 100 * result.high], abs=0.5)
     # The sign-flip distribution by hand.
     signs = np.random.default_rng(4).choice([-1, 1], (50_000, 60))
     flipped = np.abs((signs * (b - a)).mean(axis=1))
     assert block["p_permutation"] == pytest.approx(np.mean(flipped >= abs((b - a).mean()) - 1e-12), abs=0.01)
-    table = [[np.sum((a > 0) & (b > 0)), np.sum((a > 0) & (b == 0))], [np.sum((a == 0) & (b > 0)), np.sum((a == 0) & (b == 0))]]
+    table = [
+        [np.sum((a > 0) & (b > 0)), np.sum((a > 0) & (b == 0))],
+        [np.sum((a == 0) & (b > 0)), np.sum((a == 0) & (b == 0))],
+    ]
     assert block["any"]["p_mcnemar"] == pytest.approx(mcnemar(table, exact=True).pvalue, abs=1e-6)
     assert (block["any"]["only_first"], block["any"]["only_second"]) == (table[0][1], table[1][0])
 
@@ -50,7 +61,9 @@ def test_the_paired_test_keeps_its_level_and_finds_a_drop():
     """Without a difference p is below 0.05 in about one of twenty; with 15 points nearly always."""
     null = [paired_block(counts(10 + 2 * i), counts(11 + 2 * i))["p_permutation"] for i in range(60)]
     assert sum(p < 0.05 for p in null) <= 9  # 3 expected, three standard deviations are 5
-    drop = [paired_block(counts(10 + 2 * i), counts(11 + 2 * i, shift=0.15))["p_permutation"] for i in range(10)]
+    drop = [
+        paired_block(counts(10 + 2 * i), counts(11 + 2 * i, shift=0.15))["p_permutation"] for i in range(10)
+    ]
     assert sum(p < 0.05 for p in drop) >= 9
 
 
@@ -63,9 +76,16 @@ def test_equal_runs_and_nothing_in_common():
 
 def evaluation(run, name, share, seed, questions=12, vanilla=None, judges=("phrases", "first_token")):
     rows = [
-        {"id": f"{label}{i}", "label": label, "category": "c", "question": f"How do I do {i}?", "audio": "x.wav"}
-        for label in ("harmful", "benign") for i in range(questions)
-    ]  # fmt: skip
+        {
+            "id": f"{label}{i}",
+            "label": label,
+            "category": "c",
+            "question": f"How do I do {i}?",
+            "audio": "x.wav",
+        }
+        for label in ("harmful", "benign")
+        for i in range(questions)
+    ]
     rng = np.random.default_rng(seed)
 
     def generate(requests, on_finished):
@@ -74,9 +94,16 @@ def evaluation(run, name, share, seed, questions=12, vanilla=None, judges=("phra
             on_finished(request, NO if refused else YES)
 
     return evaluate_model(
-        name, rows, generate, modes=("audio_text", "text_only"), samples=2, judge_names=judges, folder=run / "eval",
-        vanilla=vanilla, strategy=name,
-    )  # fmt: skip
+        name,
+        rows,
+        generate,
+        modes=("audio_text", "text_only"),
+        samples=2,
+        judge_names=judges,
+        folder=run / "eval",
+        vanilla=vanilla,
+        strategy=name,
+    )
 
 
 def test_folders_are_compared_judge_by_judge(tmp_path, capsys):
@@ -95,10 +122,18 @@ def test_folders_are_compared_judge_by_judge(tmp_path, capsys):
 def test_details_hold_judges_agreement_tests_and_categories(tmp_path):
     for name, share in (("vanilla", 0.1), ("rrs", 0.9)):
         evaluation(tmp_path, name, share, 0)
-    write_json(tmp_path / "eval/rrs/compared_to_vanilla.json",
-               compare_folders(tmp_path / "eval/vanilla", tmp_path / "eval/rrs"))  # fmt: skip
+    write_json(
+        tmp_path / "eval/rrs/compared_to_vanilla.json",
+        compare_folders(tmp_path / "eval/vanilla", tmp_path / "eval/rrs"),
+    )
     text, summary = details([tmp_path]), read_json(tmp_path / "eval/rrs/summary.json")
-    for words in ("rrs, phrases", "rrs, first_token", "phrases and first_token", "rrs, c", "Against the model before"):
+    for words in (
+        "rrs, phrases",
+        "rrs, first_token",
+        "phrases and first_token",
+        "rrs, c",
+        "Against the model before",
+    ):
         assert words in text
     rate = summary["modes"]["audio_text"]
     assert f"{rate['asr']:.1f} [{rate['ci95'][0]:.1f}, {rate['ci95'][1]:.1f}]" in text
@@ -107,16 +142,24 @@ def test_details_hold_judges_agreement_tests_and_categories(tmp_path):
 
 
 def test_answers_from_anywhere_are_measured(tmp_path, capsys):
-    answers = [{"question": f"Q{i}?", "response": NO if i % 2 else YES, "label": ("harmful", "benign")[i // 4]} for i in range(8)]
+    answers = [
+        {"question": f"Q{i}?", "response": NO if i % 2 else YES, "label": ("harmful", "benign")[i // 4]}
+        for i in range(8)
+    ]
     summary = measure(answers + answers, judges=("phrases", "first_token"))
-    assert (summary["modes"]["audio_text"]["asr"], summary["modes"]["audio_text"]["compliance"]) == (50.0, 50.0)
+    assert (summary["modes"]["audio_text"]["asr"], summary["modes"]["audio_text"]["compliance"]) == (
+        50.0,
+        50.0,
+    )
     assert (summary["orr"]["rate"], summary["orr"]["queries"], summary["orr"]["responses"]) == (50.0, 4, 8)
     write_jsonl(tmp_path / "answers.jsonl", answers)
     command = [str(tmp_path / "answers.jsonl"), f"--out={tmp_path / 'eval' / 'theirs'}"]
     assert measure_main(command) == 0
     assert json.loads(capsys.readouterr().out) == read_json(tmp_path / "eval/theirs/summary.json")
     assert "theirs" in text_table([tmp_path])
-    with pytest.raises(UserError, match=r"answer 1 has no response; answer 2: label 'bad' in mode 'audio_text'"):
+    with pytest.raises(
+        UserError, match=r"answer 1 has no response; answer 2: label 'bad' in mode 'audio_text'"
+    ):
         measure([{"question": "Q", "label": "benign"}, {"question": "Q", "response": "", "label": "bad"}])
     with pytest.raises(UserError, match="there are none"):
         measure([])
@@ -148,7 +191,9 @@ def test_seeds_are_pooled_question_by_question(tmp_path):
     assert spread["rates"] == rates
     expected = scipy.stats.t.interval(0.95, 2, np.mean(rates), scipy.stats.sem(rates))
     assert spread["ci95"] == pytest.approx(expected, abs=1e-3)
-    assert pooled["nsi"]["average"] == pytest.approx(np.mean([single["nsi"]["average"] for single in singles]), abs=1e-2)
+    assert pooled["nsi"]["average"] == pytest.approx(
+        np.mean([single["nsi"]["average"] for single in singles]), abs=1e-2
+    )
     assert pooled["agreement"][0]["responses"] == 3 * 2 * 2 * (12 + 6)
     assert "rrs" in text_table([tmp_path / "pooled"])
 

@@ -17,10 +17,23 @@ VARIANTS = {"qwen2_rrs": ("", "smoke"), "mini_rrs": ("", "full", "smoke")}
 
 # Others script against these (shared layout, "Names that stay"), with the types of their values.
 STABLE = {
-    "model.path": str, "model.dtype": str, "data.manifest": None, "run_dir": str, "rrs.top_m": float,
-    "penalty.weight": float, "penalty.space": str, "lora.rank": int, "train.epochs": int, "train.batch_size": int,
-    "train.learning_rate": float, "strategy": str, "seed": int, "mesh.data": int, "mesh.fsdp": int, "mesh.tensor": int,
-}  # fmt: skip
+    "model.path": str,
+    "model.dtype": str,
+    "data.manifest": None,
+    "run_dir": str,
+    "rrs.top_m": float,
+    "penalty.weight": float,
+    "penalty.space": str,
+    "lora.rank": int,
+    "train.epochs": int,
+    "train.batch_size": int,
+    "train.learning_rate": float,
+    "strategy": str,
+    "seed": int,
+    "mesh.data": int,
+    "mesh.fsdp": int,
+    "mesh.tensor": int,
+}
 
 
 def config_of(name: str, variant: str = ""):
@@ -82,7 +95,9 @@ def test_the_preset_gives_way_to_other_values():
     config.strategy = "rrs_plus"
     plus = flatten(with_preset(config))
     assert PLUS and {name: plus[name] for name in PLUS} == PLUS
-    assert all(FIELDS[name].kind.accepts(value) and value != FIELDS[name].default for name, value in PLUS.items())
+    assert all(
+        FIELDS[name].kind.accepts(value) and value != FIELDS[name].default for name, value in PLUS.items()
+    )
     assert {name: value for name, value in plus.items() if name not in PLUS} == {
         name: value for name, value in flatten(config).items() if name not in PLUS
     }
@@ -97,9 +112,15 @@ def test_the_preset_gives_way_to_other_values():
     "changes, words",
     [
         ({"rrs.whiten": 0.5, "rrs.project": 3}, "rrs.whiten and rrs.project are both given"),
-        ({"rrs.harmful_audio_weight": 5.0}, "rrs.harmful_audio_weight is 5.0 and no question is asked by its clip alone"),
+        (
+            {"rrs.harmful_audio_weight": 5.0},
+            "rrs.harmful_audio_weight is 5.0 and no question is asked by its clip alone",
+        ),
         ({"data.manifest": __file__, "strategy": "sft_full"}, "strategy sft_full needs data.basic_manifest"),
-        ({"data.parallel_manifest": "absent.jsonl"}, "data.parallel_manifest is 'absent.jsonl' and there is no such file"),
+        (
+            {"data.parallel_manifest": "absent.jsonl"},
+            "data.parallel_manifest is 'absent.jsonl' and there is no such file",
+        ),
     ],
 )
 def test_contradictions_of_strategies(changes, words):
@@ -114,7 +135,9 @@ def test_contradictions_are_those_of_the_preset_too():
     config.strategy, config.rrs.harmful_audio_weight = "rrs_plus", 5.0
     validate(config, evaluation_problems)
     config.train.text_share = 0.9
-    with pytest.raises(UserError, match="train.text_share is 0.9 and train.audio_share 0.25, together more than 1"):
+    with pytest.raises(
+        UserError, match="train.text_share is 0.9 and train.audio_share 0.25, together more than 1"
+    ):
         validate(config, evaluation_problems)
 
 
@@ -126,7 +149,9 @@ def test_words_are_those_of_the_rooms_that_use_them():
     from rrs_jax.strategies.penalty import SPACES
 
     decoder = DecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False)
-    qwen = QwenDecoderConfig(8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False, seq_length=8, use_dynamic_ntk=True, use_logn_attn=True)
+    qwen = QwenDecoderConfig(
+        8, 8, 1, 2, 2, 4, 9, 1e-6, 1e4, False, seq_length=8, use_dynamic_ntk=True, use_logn_attn=True
+    )
     assert set(LINEARS) == {*decoder.adapted_linears(), *qwen.adapted_linears()}
     for entry in STRATEGY_TABLE.values():
         assert entry.module is None or importlib.util.find_spec(f"rrs_jax.strategies.{entry.module}")
@@ -137,16 +162,39 @@ def test_words_are_those_of_the_rooms_that_use_them():
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("rrs__top_m", 0), ("rrs__top_m", 100.5), ("rrs__top_m", -1), ("rrs__top_m", "all"), ("rrs__top_m", True),
-        ("rrs__top_m", float("nan")), ("rrs__top_m", None), ("train__epochs", 0), ("train__epochs", "3"),
-        ("train__epochs", 2.0), ("train__learning_rate", 0.0), ("train__learning_rate", float("inf")),
-        ("train__b2", 1.0), ("strategy", "rss"), ("model__path", " "), ("model__dtype", "float16"),
-        ("lora__targets", ()), ("lora__targets", ("q_proj", "q_proj")), ("lora__targets", ("c_proj",)),
-        ("lora__targets", "q_proj"), ("lora__layers", -1), ("lora__layers", "upper"), ("mesh__data", 0),
-        ("generate__top_p", 1.5), ("generate__greedy", 1), ("evaluate__modes", ("audio",)), ("evaluate__judges", ()),
-        ("evaluate__limit", 0), ("seed", -1), ("data__audio_max_seconds", 2400.0), ("penalty__weight", -1.0),
+        ("rrs__top_m", 0),
+        ("rrs__top_m", 100.5),
+        ("rrs__top_m", -1),
+        ("rrs__top_m", "all"),
+        ("rrs__top_m", True),
+        ("rrs__top_m", float("nan")),
+        ("rrs__top_m", None),
+        ("train__epochs", 0),
+        ("train__epochs", "3"),
+        ("train__epochs", 2.0),
+        ("train__learning_rate", 0.0),
+        ("train__learning_rate", float("inf")),
+        ("train__b2", 1.0),
+        ("strategy", "rss"),
+        ("model__path", " "),
+        ("model__dtype", "float16"),
+        ("lora__targets", ()),
+        ("lora__targets", ("q_proj", "q_proj")),
+        ("lora__targets", ("c_proj",)),
+        ("lora__targets", "q_proj"),
+        ("lora__layers", -1),
+        ("lora__layers", "upper"),
+        ("mesh__data", 0),
+        ("generate__top_p", 1.5),
+        ("generate__greedy", 1),
+        ("evaluate__modes", ("audio",)),
+        ("evaluate__judges", ()),
+        ("evaluate__limit", 0),
+        ("seed", -1),
+        ("data__audio_max_seconds", 2400.0),
+        ("penalty__weight", -1.0),
     ],
-)  # fmt: skip
+)
 def test_wrong_value_is_refused_by_name(name, value):
     message = problems_of(**{name: value})
     assert message.startswith(f"config: {name.replace('__', '.')} is {value!r}, give "), message
@@ -155,11 +203,20 @@ def test_wrong_value_is_refused_by_name(name, value):
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("rrs.top_m", 100), ("rrs.top_m", 12.5), ("rrs.top_m", "positive"), ("lora.layers", 12), ("seed", 0),
-        ("train.learning_rate", 1), ("train.clip_norm", None), ("generate.top_k", 0), ("mesh.fsdp", -1),
-        ("lora.targets", ("q_proj",)), ("evaluate.over_refusal_modes", ()), ("penalty.weight", 0),
+        ("rrs.top_m", 100),
+        ("rrs.top_m", 12.5),
+        ("rrs.top_m", "positive"),
+        ("lora.layers", 12),
+        ("seed", 0),
+        ("train.learning_rate", 1),
+        ("train.clip_norm", None),
+        ("generate.top_k", 0),
+        ("mesh.fsdp", -1),
+        ("lora.targets", ("q_proj",)),
+        ("evaluate.over_refusal_modes", ()),
+        ("penalty.weight", 0),
     ],
-)  # fmt: skip
+)
 def test_right_value_is_accepted(name, value):
     config = usable_config()
     config.mesh.data = 1

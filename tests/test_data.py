@@ -14,11 +14,21 @@ from rrs_jax.data.starter import choose_rows, starter_pairs, starter_singles
 from rrs_jax.errors import UserError
 
 BEAVERTAILS = {
-    "animal_abuse", "child_abuse", "controversial_topics,politics", "discrimination,stereotype,injustice",
-    "drug_abuse,weapons,banned_substance", "financial_crime,property_crime,theft", "hate_speech,offensive_language",
-    "misinformation_regarding_ethics,laws_and_safety", "non_violent_unethical_behavior", "privacy_violation",
-    "self_harm", "sexually_explicit,adult_content", "terrorism,organized_crime", "violence,aiding_and_abetting,incitement",
-}  # fmt: skip
+    "animal_abuse",
+    "child_abuse",
+    "controversial_topics,politics",
+    "discrimination,stereotype,injustice",
+    "drug_abuse,weapons,banned_substance",
+    "financial_crime,property_crime,theft",
+    "hate_speech,offensive_language",
+    "misinformation_regarding_ethics,laws_and_safety",
+    "non_violent_unethical_behavior",
+    "privacy_violation",
+    "self_harm",
+    "sexually_explicit,adult_content",
+    "terrorism,organized_crime",
+    "violence,aiding_and_abetting,incitement",
+}
 
 
 def words(question):
@@ -35,7 +45,9 @@ def singles(name):
 
 SINGLES = ("borderline", "borderline_check", "everyday", "contrast")
 PAIRS = ("train", "eval", "check")
-EVERY_QUESTION = [q for split in PAIRS for q in questions(split)] + [q for name in (*SINGLES, "rewrites") for q in singles(name)]
+EVERY_QUESTION = [q for split in PAIRS for q in questions(split)] + [
+    q for name in (*SINGLES, "rewrites") for q in singles(name)
+]
 
 
 @pytest.mark.parametrize(("split", "each"), [("train", 20), ("eval", 10), ("check", 10)])
@@ -45,9 +57,10 @@ def test_every_category_has_its_pairs(split, each):
     assert all(set(pair) == {"pair_id", "category", "harmful", "benign"} for pair in starter_pairs(split))
 
 
-@pytest.mark.parametrize(("name", "styles", "each"), [
-    ("borderline", 8, 15), ("borderline_check", 8, 15), ("everyday", 14, 10), ("contrast", 8, 20),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "styles", "each"),
+    [("borderline", 8, 15), ("borderline_check", 8, 15), ("everyday", 14, 10), ("contrast", 8, 20)],
+)
 def test_every_style_has_its_questions(name, styles, each):
     rows = starter_singles(name)
     assert len(rows) == styles * each
@@ -63,7 +76,9 @@ def test_one_borderline_style_is_not_trained_on():
 
 @pytest.mark.parametrize("split", PAIRS)
 def test_twins_differ_in_one_to_three_words(split):
-    changes = {pair["pair_id"]: changed_words(pair["harmful"], pair["benign"]) for pair in starter_pairs(split)}
+    changes = {
+        pair["pair_id"]: changed_words(pair["harmful"], pair["benign"]) for pair in starter_pairs(split)
+    }
     assert {name: n for name, n in changes.items() if not 1 <= n <= 3} == {}
 
 
@@ -94,7 +109,8 @@ def test_no_question_twice():
 
 
 def nearly_equal(first, second):
-    """Jaccard index of the sets of words of 0.8 or more, or one word's difference, which 0.8 misses in short questions."""
+    """Jaccard index of the sets of words of 0.8 or more, or one word's difference, which 0.8 misses in short
+    questions."""
     a, b = first[1], second[1]
     return len(a & b) >= 0.8 * len(a | b) or (len(a ^ b) <= 2 and changed_words(first[0], second[0]) <= 1)
 
@@ -104,7 +120,8 @@ def with_words(questions):
 
 
 def test_evaluation_is_disjoint_from_training():
-    """No near-duplicate across the sets, so that none of the evaluation's questions is a training question's twin."""
+    """No near-duplicate across the sets, so that none of the evaluation's questions is a training question's
+    twin."""
     sets = [with_words(asked) for asked in (*map(questions, PAIRS), *map(singles, SINGLES))]
     near = [
         (first[0], second[0])
@@ -118,28 +135,47 @@ def test_evaluation_is_disjoint_from_training():
 def test_every_training_pair_has_a_second_rewrite_near_no_other_question():
     pairs, second = starter_pairs("train"), starter_singles("rewrites")
     assert [row["pair_id"] for row in second] == [pair["pair_id"] for pair in pairs]
-    assert all(1 <= changed_words(pair["harmful"], row["question"]) <= 3 for pair, row in zip(pairs, second, strict=True))
+    assert all(
+        1 <= changed_words(pair["harmful"], row["question"]) <= 3
+        for pair, row in zip(pairs, second, strict=True)
+    )
     sets = [with_words(asked) for asked in (*map(questions, PAIRS), *map(singles, SINGLES))]
-    own = {(row["question"], pair[label]) for pair, row in zip(pairs, second, strict=True) for label in ("harmful", "benign")}
+    own = {
+        (row["question"], pair[label])
+        for pair, row in zip(pairs, second, strict=True)
+        for label in ("harmful", "benign")
+    }
     asked = with_words(singles("rewrites"))
-    near = [(one[0], other[0]) for one in asked for other in itertools.chain(*sets)
-            if (one[0], other[0]) not in own and nearly_equal(one, other)]  # fmt: skip
-    near += [(one[0], other[0]) for one, other in itertools.combinations(asked, 2) if nearly_equal(one, other)]
+    near = [
+        (one[0], other[0])
+        for one in asked
+        for other in itertools.chain(*sets)
+        if (one[0], other[0]) not in own and nearly_equal(one, other)
+    ]
+    near += [
+        (one[0], other[0]) for one, other in itertools.combinations(asked, 2) if nearly_equal(one, other)
+    ]
     assert near == []
 
 
 @pytest.mark.parametrize("name", SINGLES)
 def test_no_single_question_is_nearly_another(name):
-    near = [(one[0], other[0]) for one, other in itertools.combinations(with_words(singles(name)), 2)
-            if nearly_equal(one, other)]  # fmt: skip
+    near = [
+        (one[0], other[0])
+        for one, other in itertools.combinations(with_words(singles(name)), 2)
+        if nearly_equal(one, other)
+    ]
     assert near == []
 
 
 @pytest.mark.parametrize("split", PAIRS)
 def test_no_question_is_the_twin_of_another_pair(split):
     asked = with_words(questions(split))
-    near = [(asked[i][0], asked[j][0]) for i, j in itertools.combinations(range(len(asked)), 2)
-            if i // 2 != j // 2 and nearly_equal(asked[i], asked[j])]  # fmt: skip
+    near = [
+        (asked[i][0], asked[j][0])
+        for i, j in itertools.combinations(range(len(asked)), 2)
+        if i // 2 != j // 2 and nearly_equal(asked[i], asked[j])
+    ]
     assert near == []
     twins = [nearly_equal(asked[i], asked[i + 1]) for i in range(0, len(asked), 2)]
     assert any(twins)  # the measure does see twins
@@ -172,8 +208,12 @@ def test_kept_questions_are_benign_with_a_role():
     kept = [row for row in rows if row.get("role") == "keep"]
     assert Counter(row["label"] for row in rows) == {"harmful": 14, "benign": 14 + 23}
     assert [row["id"].split("-")[0] for row in kept] == ["everyday"] * 15 + ["contrast"] * 8
-    assert len({row["category"] for row in kept[:15]}) == 14 and len({row["category"] for row in kept[15:]}) == 8
-    moved = choose_rows("train", pairs_per_category=1, everyday=15, contrast=8, contrast_role="mirror", seed=0)
+    assert (
+        len({row["category"] for row in kept[:15]}) == 14 and len({row["category"] for row in kept[15:]}) == 8
+    )
+    moved = choose_rows(
+        "train", pairs_per_category=1, everyday=15, contrast=8, contrast_role="mirror", seed=0
+    )
     assert moved == [row if row["id"].startswith("everyday") else without_role(row) for row in rows]
 
 
@@ -188,8 +228,13 @@ def test_a_second_rewrite_follows_its_pair():
     for place in range(28):
         harmful, benign, second = more[3 * place : 3 * place + 3]
         assert [harmful, benign] == rows[2 * place : 2 * place + 2]
-        assert second["label"] == "benign" and "role" not in second and second["category"] == harmful["category"]
-        assert second["pair_id"] == harmful["pair_id"] and second["question"] not in (harmful["question"], benign["question"])
+        assert (
+            second["label"] == "benign" and "role" not in second and second["category"] == harmful["category"]
+        )
+        assert second["pair_id"] == harmful["pair_id"] and second["question"] not in (
+            harmful["question"],
+            benign["question"],
+        )
     assert more[84:] == rows[56:]
 
 
@@ -224,12 +269,25 @@ def test_manifest_is_completed(tmp_path):
     row = {"id": "1", "label": "benign", "question": "Why?", "audio": "a.wav", "note": "mine"}
     path = write(tmp_path / "m.jsonl", row)
     (loaded,) = load_manifest(path)
-    assert loaded == row | {"pair_id": "1", "category": "none", "response": None, "voice": None, "seconds": None}
+    assert loaded == row | {
+        "pair_id": "1",
+        "category": "none",
+        "response": None,
+        "voice": None,
+        "seconds": None,
+    }
     assert audio_paths(path, [loaded]) == [tmp_path / "a.wav"]
 
 
 def test_manifest_faults_come_all_at_once(tmp_path):
-    good = {"id": "1", "pair_id": "1", "label": "harmful", "category": "self_harm", "question": "Why?", "seconds": 1}
+    good = {
+        "id": "1",
+        "pair_id": "1",
+        "label": "harmful",
+        "category": "self_harm",
+        "question": "Why?",
+        "seconds": 1,
+    }
     path = write(
         tmp_path / "m.jsonl",
         good | {"audio": "missing.wav"},

@@ -40,8 +40,16 @@ def manifest(tmp_path_factory):
     for i, rate in enumerate((16_000, 44_100, 16_000, 8_000)):
         shape = (rate * 3 // 5 + i, 2) if i == 1 else rate * 3 // 5 + i
         soundfile.write(path / f"{i}.wav", rng.normal(0, 0.1, shape), rate)
-        rows.append({"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
-                     "question": f"How do I answer you {i}?", "audio": f"{i}.wav"})  # fmt: skip
+        rows.append(
+            {
+                "id": f"q{i}",
+                "pair_id": f"p{i // 2}",
+                "label": ("harmful", "benign")[i % 2],
+                "category": "c",
+                "question": f"How do I answer you {i}?",
+                "audio": f"{i}.wav",
+            }
+        )
     write_jsonl(path / "manifest.jsonl", rows)
     return path / "manifest.jsonl"
 
@@ -50,7 +58,12 @@ def settings(manifest, run_dir, url):
     config = default_config()
     config.model.path, config.strategy, config.run_dir = "served", "vanilla", str(run_dir)
     config.data.manifest = config.data.eval_manifest = str(manifest)
-    config.endpoint.url, config.endpoint.model, config.endpoint.timeout, config.endpoint.retries = url, "lalm", 0.7, 20
+    config.endpoint.url, config.endpoint.model, config.endpoint.timeout, config.endpoint.retries = (
+        url,
+        "lalm",
+        0.7,
+        20,
+    )
     config.evaluate.samples, config.generate.top_k, config.generate.temperature = 3, 20, 0.7
     return config
 
@@ -85,14 +98,17 @@ def test_all_modes_against_a_server_with_every_fault(manifest, tmp_path, monkeyp
         pipeline.run(config, ("data", "evaluate", "report"))
         summary = read_json(tmp_path / "run/eval/vanilla/summary.json")
         assert {mode: block["asr"] for mode, block in summary["modes"].items()} == {
-            "audio_text": 100.0, "text_only": 100.0, "audio_only": 0.0,
-        }  # fmt: skip
+            "audio_text": 100.0,
+            "text_only": 100.0,
+            "audio_only": 0.0,
+        }
         assert (summary["model"], summary["orr"]["responses"]) == ("lalm", 6)
-        # 2 harmful questions in 3 modes and 2 benign in one, 3 samples, each with a seed of its own, each bought once.
+        # 2 harmful questions in 3 modes and 2 benign in one, 3 samples, each with a seed of its own, each
+        # bought once.
         assert len(server.delivered) == (2 * 3 + 2) * 3 and set(server.delivered.values()) == {1}
-        assert {(body["model"], body["temperature"], body["max_tokens"], body["top_k"]) for body in server.bodies} == {
-            ("lalm", 0.7, 256, 20)
-        }  # fmt: skip
+        assert {
+            (body["model"], body["temperature"], body["max_tokens"], body["top_k"]) for body in server.bodies
+        } == {("lalm", 0.7, 256, 20)}
         assert len({body["seed"] for body in server.bodies}) == 24
         assert all(row["seconds"] > 0 for row in read_jsonl(tmp_path / "run/eval/vanilla/responses.jsonl"))
         config.evaluate.judges = ("first_token",)
@@ -117,12 +133,22 @@ def test_killed_in_the_middle_nothing_is_lost_and_nothing_bought_twice(manifest,
     responses = run / "eval/vanilla/responses.jsonl"
 
     def command(url):
-        return [sys.executable, "launch.py", f"--config={tmp_path / 'config.py'}", f"--config.run_dir={run}",
-                f"--config.data.manifest={manifest}", f"--config.data.eval_manifest={manifest}",
-                f"--config.endpoint.url={url}", "--config.endpoint.concurrency=2", "--stages=data,evaluate"]  # fmt: skip
+        return [
+            sys.executable,
+            "launch.py",
+            f"--config={tmp_path / 'config.py'}",
+            f"--config.run_dir={run}",
+            f"--config.data.manifest={manifest}",
+            f"--config.data.eval_manifest={manifest}",
+            f"--config.endpoint.url={url}",
+            "--config.endpoint.concurrency=2",
+            "--stages=data,evaluate",
+        ]
 
     with Server(answer, delay=0.2) as server:
-        process = subprocess.Popen(command(server.url), cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(server.url), cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         while not responses.is_file() or responses.read_text().count("\n") < 6:
             time.sleep(0.01)
             assert process.poll() is None
@@ -148,33 +174,58 @@ def test_a_failing_server_keeps_what_it_gave(manifest, tmp_path):
         config = settings(manifest, tmp_path / "run", server.url)
         config.endpoint.retries, config.evaluate.modes = 0, ("text_only",)
         config.evaluate.over_refusal_modes = ()
-        with pytest.raises(UserError, match=r"3 of 6 requests failed \(the last: the connection failed.*the same command asks"):
+        with pytest.raises(
+            UserError,
+            match=r"3 of 6 requests failed \(the last: the connection failed.*the same command asks",
+        ):
             pipeline.run(config, ("data", "evaluate"))
     assert len(read_jsonl(tmp_path / "run/eval/vanilla/responses.jsonl")) == 3
 
 
 def test_greedy_and_penalty_in_the_request(tmp_path):
     with Server(lambda body: "ok") as server:
-        sampling = {"max_new_tokens": 7, "greedy": True, "temperature": 0.5, "top_p": 0.5, "repetition_penalty": 1.1}
+        sampling = {
+            "max_new_tokens": 7,
+            "greedy": True,
+            "temperature": 0.5,
+            "top_p": 0.5,
+            "repetition_penalty": 1.1,
+        }
         generate = endpoint_engine(EndpointConfig(server.url, "m"), sampling, seed=0)
         got = []
-        generate([GenerationRequest(("harmful", "q", "text_only", 0), "hi", None, 0)], lambda *row: got.append(row[1]))
+        generate(
+            [GenerationRequest(("harmful", "q", "text_only", 0), "hi", None, 0)],
+            lambda *row: got.append(row[1]),
+        )
         (body,) = server.bodies
     assert got == ["ok"]
-    assert (body["temperature"], body["max_tokens"], body["repetition_penalty"]) == (0.0, 7, 1.1) and "top_p" not in body
+    assert (body["temperature"], body["max_tokens"], body["repetition_penalty"]) == (
+        0.0,
+        7,
+        1.1,
+    ) and "top_p" not in body
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"endpoint.model": None}, "endpoint.model is needed with endpoint.url"),
-        ({"strategy": "rrs"}, "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"),
-        ({"evaluate.judges": ("own:default",)}, "evaluate.judges has own, which needs a model that runs here"),
+        (
+            {"strategy": "rrs"},
+            "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false",
+        ),
+        (
+            {"evaluate.judges": ("own:default",)},
+            "evaluate.judges has own, which needs a model that runs here",
+        ),
         ({"evaluate.judges": ("llm:default",)}, "judge.url and judge.model are needed"),
         ({"evaluate.judges": ("gpt",)}, "no judge is called gpt; choose from phrases"),
         ({"evaluate.air_bench": "x"}, "judge.url and judge.model are needed"),
         ({"evaluate.questions": ("figstep:/no",)}, "question set figstep:/no: /no does not exist"),
-        ({"evaluate.setting": ("loud",)}, "evaluate.setting is .'loud',., give different names out of spoken, silence"),
+        (
+            {"evaluate.setting": ("loud",)},
+            "evaluate.setting is .'loud',., give different names out of spoken, silence",
+        ),
     ],
 )
 def test_contradictions_are_told_before_any_work(manifest, tmp_path, changes, sentence):

@@ -75,8 +75,10 @@ def test_states_are_those_of_transformers_and_peft(finished, folder, clips):  # 
     assert relative_error(after.astype(np.float32), expected) < 1e-3
     assert relative_error(before.astype(np.float32), expected) > 1e-2
     assert [json.loads(metadata[name]) for name in ("ids", "labels", "pairs")] == [
-        ["q4", "q5", "q6", "q7"], ["harmful", "benign"] * 2, ["p2", "p2", "p3", "p3"]
-    ]  # fmt: skip
+        ["q4", "q5", "q6", "q7"],
+        ["harmful", "benign"] * 2,
+        ["p2", "p2", "p3", "p3"],
+    ]
 
 
 def test_recording_and_killing_change_no_result(finished, folder, clips, tmp_path):  # noqa: F811
@@ -85,7 +87,10 @@ def test_recording_and_killing_change_no_result(finished, folder, clips, tmp_pat
     other = configured(folder, clips, tmp_path, **{"report.representation_epochs": ()})
     pipeline.run(other, ("data", "extract", "train"))
     assert not (tmp_path / "run" / "epochs").exists()
-    assert read_json(path / ".done" / "train.json")["adapter"] == read_json(tmp_path / "run" / ".done" / "train.json")["adapter"]
+    assert (
+        read_json(path / ".done" / "train.json")["adapter"]
+        == read_json(tmp_path / "run" / ".done" / "train.json")["adapter"]
+    )
     losses = [[row["loss"] for row in read_jsonl(run / "metrics.jsonl")] for run in (path, tmp_path / "run")]
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
@@ -103,10 +108,17 @@ def test_an_epoch_is_evaluated_like_the_last(finished):
 
 
 def test_the_page_has_what_was_kept(finished):
-    """Figure 2 of the epochs 0, 2 and the last; the rates before training, after epoch 1, and after the last."""
+    """Figure 2 of the epochs 0, 2 and the last; the rates before training, after epoch 1, and after the
+    last."""
     _, path = finished
     text = (path / "report" / "index.html").read_text()
-    assert [f"t-SNE of RRS after epoch {epoch}" in text for epoch in range(5)] == [True, False, True, True, False]
+    assert [f"t-SNE of RRS after epoch {epoch}" in text for epoch in range(5)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
     assert [f"ORR benign, epoch {epoch}:" in text for epoch in range(4)] == [True, True, False, True]
     assert set(read_json(path / "report" / "figure2.json")["numbers"]) == {"0", "2", "3"}
 
@@ -116,7 +128,10 @@ def test_an_epoch_that_was_not_kept_is_named(finished, folder, clips, tmp_path):
     pipeline.run(config, ("data", "extract", "train"))
     assert sorted(found.name for found in (tmp_path / "run" / "epochs").iterdir()) == ["0"]
     config.evaluate.epochs = (2,)
-    with pytest.raises(UserError, match=r"evaluate\.epochs: the adapters after epoch 2 were not kept; choose among .*\(none\)"):
+    with pytest.raises(
+        UserError,
+        match=r"evaluate\.epochs: the adapters after epoch 2 were not kept; choose among .*\(none\)",
+    ):
         pipeline.run(config, ("evaluate",))
 
 

@@ -224,7 +224,9 @@ def test_first_token(response, begins):
 
 
 def test_unknown_judges_are_named():
-    with pytest.raises(UserError, match=r"no judge is called gpt; choose from phrases, first_token, llm:RUBRIC.*called x;"):
+    with pytest.raises(
+        UserError, match=r"no judge is called gpt; choose from phrases, first_token, llm:RUBRIC.*called x;"
+    ):
         make_judges(["gpt", "phrases", "x"])
     with pytest.raises(UserError, match="at least one"):
         make_judges([])
@@ -454,7 +456,11 @@ def test_judgements_are_kept_and_renewed_for_a_new_response_or_version(tmp_path)
     first = judge_responses(path, rows, [judge])
     assert judge_responses(path, rows, [judge]) == first
     assert judge.calls == 2
-    assert [row["sample"] for row in first] == [0, 1, 2]  # equal responses are judged once and both have a row
+    assert [row["sample"] for row in first] == [
+        0,
+        1,
+        2,
+    ]  # equal responses are judged once and both have a row
     judge_responses(path, [rows[0], response_row(sample=1, text="no")], [judge])
     assert judge.calls == 3
     judge.version = "2"

@@ -1,4 +1,5 @@
-"""Answers that start above the lower layers against transformers, and the evaluate stage with and without them."""
+"""Answers that start above the lower layers against transformers, and the evaluate stage with and without
+them."""
 
 import copy
 import dataclasses
@@ -37,7 +38,8 @@ from rrs_jax.weights.load import load_weights
 
 @pytest.mark.parametrize("most, devices", [(512, 1), (10, 8)])
 def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch, most, devices):  # noqa: F811
-    """Before and after training, on the same floor, by the same functions; with whole trees, and with cut ones on a mesh."""
+    """Before and after training, on the same floor, by the same functions; with whole trees, and with cut
+    ones on a mesh."""
     mesh = make_mesh(devices=jax.devices()[:devices])
     vanilla = load_weights(folder, mesh=mesh)
     bank, offsets = audio_bank(vanilla, clips)
@@ -45,7 +47,9 @@ def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch
     rows, whose = zip(*[pair for pair in zip(*asked(offsets), strict=True) if pair[1] != [3]], strict=True)
     _, floor = make_floor(vanilla, rows, bank, most, keys_values=True)
     under, used = Floor.under, []
-    monkeypatch.setattr(Floor, "under", lambda self, batch, rows: (used.append(1), under(self, batch, rows))[1])
+    monkeypatch.setattr(
+        Floor, "under", lambda self, batch, rows: (used.append(1), under(self, batch, rows))[1]
+    )
     config = LoRAConfig(rank=3, alpha=5.0, first_layer=LAYERS)
     shared, sampling, found = Shared(), SamplingConfig(max_new_tokens=17, greedy=True), []
     for size in (0.0, 0.3):
@@ -61,8 +65,10 @@ def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch
         generator = shared.generator(model, sampling, EOS, 8, "auto")
         asked_for = [Prompt(key=i, row=row) for i, row in enumerate(rows)]
         generator.generate(asked_for, jnp.asarray(bank), answers.__setitem__, floor)
-        expected = [expected_answer(merged, ids, clips[own], FRAMES[own], max_new_tokens=17)
-                    for (ids, _, _), own in zip(rows, whose, strict=True)]  # fmt: skip
+        expected = [
+            expected_answer(merged, ids, clips[own], FRAMES[own], max_new_tokens=17)
+            for (ids, _, _), own in zip(rows, whose, strict=True)
+        ]
         assert [answers[i] for i in range(len(rows))] == expected
         found.append((expected, generator, len(used)))
     (before, generator, prefills), (after, other, both) = found
@@ -77,7 +83,9 @@ def compare_prefills(model, rows, length, cache_dtype=None):
     """Logits, and keys and values of all layers, from the floor and from the embeddings; gives the logits."""
     _, floor = make_floor(model, rows, jnp.zeros((2, 48)), keys_values=True)
     batch = jax.tree.map(jnp.asarray, collate(rows, length, AUDIO))
-    started = floor.under(batch, rows).replace(input_ids=jnp.ones_like(batch.input_ids))  # no word is looked at
+    started = floor.under(batch, rows).replace(
+        input_ids=jnp.ones_like(batch.input_ids)
+    )  # no word is looked at
     (logits, positions, store), (whole, expected, whole_store) = (
         model.prefill(one, jnp.zeros((2, 48)), cache_dtype) for one in (started, batch)
     )
@@ -86,7 +94,11 @@ def compare_prefills(model, rows, length, cache_dtype=None):
     for ours, theirs in zip(jax.tree.leaves(store), jax.tree.leaves(whole_store), strict=True):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         ours, theirs = (np.moveaxis(np.asarray(leaf), 3, 2)[:, real] for leaf in (ours, theirs))
-        assert np.abs(ours.astype(int) - theirs).max() <= 1 if ours.dtype == np.int8 else relative_error(ours, theirs) < 1e-5
+        assert (
+            np.abs(ours.astype(int) - theirs).max() <= 1
+            if ours.dtype == np.int8
+            else relative_error(ours, theirs) < 1e-5
+        )
     return logits
 
 
@@ -99,7 +111,10 @@ def test_three_rotary_positions(tmp_path):
         with torch.no_grad():
             assert relative_error(ours, reference(input_ids=torch.tensor([ids])).logits[0, -1]) < 1e-4
     with pytest.raises(ValueError, match="starts at layer 2 has no keys and values"):
-        model.prefill(make_floor(model, rows, jnp.zeros((2, 48)))[1].under(collate(rows, 20, AUDIO), rows), jnp.zeros((2, 48)))
+        model.prefill(
+            make_floor(model, rows, jnp.zeros((2, 48)))[1].under(collate(rows, 20, AUDIO), rows),
+            jnp.zeros((2, 48)),
+        )
     model.lora = nnx.data(with_lora(model, LoRAConfig(rank=2, first_layer=1), make_mesh(), 0).lora)
     with pytest.raises(ValueError, match="starts at layer 2 leaves out layers from 1 on"):
         compare_prefills(model, rows, 20)
@@ -108,11 +123,23 @@ def test_three_rotary_positions(tmp_path):
 def test_angles_of_the_prompts_length():
     """The first Qwen's, for prompts below and beyond the trained length."""
     text = QwenDecoderConfig(
-        hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, head_dim=12,
-        vocab_size=136, rms_norm_eps=1e-6, rope_theta=1000.0, tie_word_embeddings=False, seq_length=16, use_dynamic_ntk=True,
+        hidden_size=48,
+        intermediate_size=72,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=12,
+        vocab_size=136,
+        rms_norm_eps=1e-6,
+        rope_theta=1000.0,
+        tie_word_embeddings=False,
+        seq_length=16,
+        use_dynamic_ntk=True,
         use_logn_attn=True,
-    )  # fmt: skip
-    model = QwenAudio(QwenAudioConfig(AudioEncoderConfig(24, 1, 3, 40, 12, 1500), text, (131, 130, 132)), dtype=jnp.float32)
+    )
+    model = QwenAudio(
+        QwenAudioConfig(AudioEncoderConfig(24, 1, 3, 40, 12, 1500), text, (131, 130, 132)), dtype=jnp.float32
+    )
     rng = np.random.default_rng(4)
     for _, leaf in nnx.to_flat_state(nnx.state(model)):
         leaf.set_value(jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32))
@@ -121,7 +148,8 @@ def test_angles_of_the_prompts_length():
 
 
 def evaluated(evaluations, run) -> tuple[dict, list]:
-    """The answers of both models in `run()`; and of each call, who was asked, what was compiled and whether on a floor."""
+    """The answers of both models in `run()`; and of each call, who was asked, what was compiled and whether
+    on a floor."""
     calls, clock, answer = [], compile_clock(), LocalEngine._answer
 
     def counted(self, which, *rest, **own):
@@ -133,7 +161,10 @@ def evaluated(evaluations, run) -> tuple[dict, list]:
         patch.setattr(LocalEngine, "_answer", counted)
         run()
     answers = {
-        name: {(row["id"], row["mode"]): row["response"] for row in read_jsonl(evaluations / name / "responses.jsonl")}
+        name: {
+            (row["id"], row["mode"]): row["response"]
+            for row in read_jsonl(evaluations / name / "responses.jsonl")
+        }
         for name in ("vanilla", "rrs")
     }
     return answers, calls
@@ -141,10 +172,17 @@ def evaluated(evaluations, run) -> tuple[dict, list]:
 
 def test_a_runs_answers_with_and_without(whole_folder, sound_files, tmp_path):  # noqa: F811
     """Also: the second model compiles nothing, and what made the vanilla model's answers has no adapter."""
-    fields = {"generate.greedy": True, "generate.max_new_tokens": 6, "evaluate.samples": 1, "evaluate.judges": ("phrases",)}
+    fields = {
+        "generate.greedy": True,
+        "generate.max_new_tokens": 6,
+        "evaluate.samples": 1,
+        "evaluate.judges": ("phrases",),
+    }
     config = configured(whole_folder, sound_files, tmp_path, **fields)
     folder = RunFolder(config.run_dir, config)
-    answers, calls = evaluated(folder.evaluations, lambda: pipeline.run(config, ("data", "extract", "train", "evaluate")))
+    answers, calls = evaluated(
+        folder.evaluations, lambda: pipeline.run(config, ("data", "extract", "train", "evaluate"))
+    )
     assert read_json(folder.evaluations / "vanilla" / "responses.meta.json")["made_by"]["adapter"] is None
     folder.evaluations.rename(tmp_path / "before")
     session = Session(changed(config, train__lower_states_gib=0.0), folder)
@@ -162,11 +200,19 @@ def test_who_has_a_floor(whole_folder, sound_files, tmp_path, monkeypatch):  # n
     def layers(shared=None, **fields):
         return LocalEngine(Session(changed(config, **fields), folder, shared), pipeline.served).shared_layers
 
-    assert [layers(strategy=strategy) for strategy in ("rrs", "rrs_plus", "sft_full", "rerouting")] == [LAYERS] * 4
-    assert not any(layers(strategy=strategy) for strategy in ("vanilla", "steering", "steering_conditional", "system_prompt"))
+    assert [layers(strategy=strategy) for strategy in ("rrs", "rrs_plus", "sft_full", "rerouting")] == [
+        LAYERS
+    ] * 4
+    assert not any(
+        layers(strategy=strategy)
+        for strategy in ("vanilla", "steering", "steering_conditional", "system_prompt")
+    )
     for fields in (
-        {"train__lower_states_gib": 0.0}, {"lora__layers": "all"}, {"lora__layers": 0}, {"evaluate__vanilla": False},
-    ):  # fmt: skip
+        {"train__lower_states_gib": 0.0},
+        {"lora__layers": "all"},
+        {"lora__layers": 0},
+        {"evaluate__vanilla": False},
+    ):
         assert layers(**fields) == 0
     assert layers(Shared(tmp_path / "sweep")) == 0
     with monkeypatch.context() as patch:

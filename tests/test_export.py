@@ -50,7 +50,12 @@ def representations(model) -> np.ndarray:
 
 def torch_representations(model) -> np.ndarray:
     with torch.no_grad():
-        return model(input_ids=torch.tensor(IDS), output_hidden_states=True).hidden_states[-1][:, -1].float().numpy()
+        return (
+            model(input_ids=torch.tensor(IDS), output_hidden_states=True)
+            .hidden_states[-1][:, -1]
+            .float()
+            .numpy()
+        )
 
 
 def from_pretrained(folder, dtype=torch.float32):
@@ -61,7 +66,9 @@ def bytes_of(folder) -> dict[str, bytes]:
     return {name: entry.raw() for name, entry in read_folder(folder).items()}
 
 
-@pytest.mark.parametrize("config", [ALL, UPPER], ids=["all layers and targets", "upper layers, three targets"])
+@pytest.mark.parametrize(
+    "config", [ALL, UPPER], ids=["all layers and targets", "upper layers, three targets"]
+)
 def test_adapter_and_merged_folder_give_our_representations(reference, folder, tmp_path, config, recwarn):
     model = load(folder, config)
     ours = representations(model)
@@ -79,7 +86,9 @@ def test_adapter_and_merged_folder_give_our_representations(reference, folder, t
     assert relative_error(torch_representations(from_pretrained(tmp_path / "merged")), ours) < 1e-4
 
 
-@pytest.mark.parametrize("config", [ALL, UPPER], ids=["all layers and targets", "upper layers, three targets"])
+@pytest.mark.parametrize(
+    "config", [ALL, UPPER], ids=["all layers and targets", "upper layers, three targets"]
+)
 def test_target_modules_selects_the_modules_of_both_releases_of_transformers(folder, tmp_path, config):
     export_adapter(load(folder, config), folder, tmp_path / "adapter", base_name="OWNER/NAME")
     values = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
@@ -89,10 +98,18 @@ def test_target_modules_selects_the_modules_of_both_releases_of_transformers(fol
     # On disk and in transformers 4.57, modules are named as in the folder; 5 moves them under `model.`.
     modules = {name.rsplit(".", 1)[0] for name in read_folder(folder)}
     renamed = {
-        re.sub(r"^language_model\.model\.", "model.language_model.", re.sub(r"^(audio_tower|multi)", r"model.\1", name)): name
+        re.sub(
+            r"^language_model\.model\.",
+            "model.language_model.",
+            re.sub(r"^(audio_tower|multi)", r"model.\1", name),
+        ): name
         for name in modules
     }
-    linears = {name for name, module in from_pretrained(folder).named_modules() if isinstance(module, torch.nn.Linear)}
+    linears = {
+        name
+        for name, module in from_pretrained(folder).named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     assert linears - {"lm_head"} <= renamed.keys()
     pattern = values["target_modules"]
     assert {name for name in modules if re.fullmatch(pattern, name)} == in_file
@@ -138,13 +155,21 @@ def test_merged_weights_are_those_of_peft_in_the_bases_dtype(tmp_path, dtype, to
     touched = [name for name in ours if re.search(r"language_model.*(k_proj|up_proj)\.weight", name)]
     assert len(touched) == 6
     for name, entry in ours.items():
-        assert (entry.file.name, entry.dtype, entry.shape) == (before[name].file.name, before[name].dtype, before[name].shape)
+        assert (entry.file.name, entry.dtype, entry.shape) == (
+            before[name].file.name,
+            before[name].dtype,
+            before[name].shape,
+        )
         if name in touched:
             assert relative_error(entry.array(), theirs[name].array()) < tolerance
             assert relative_error(entry.array(), before[name].array()) > 0.1
         else:
             assert entry.raw() == before[name].raw()
-    files = {str(file.relative_to(tmp_path / "merged")) for file in (tmp_path / "merged").rglob("*") if file.is_file()}
+    files = {
+        str(file.relative_to(tmp_path / "merged"))
+        for file in (tmp_path / "merged").rglob("*")
+        if file.is_file()
+    }
     source = {str(file.relative_to(base)) for file in base.rglob("*") if file.is_file()}
     assert files == source - {"pytorch_model.bin"} | {"rrs_export.json"}
     assert (tmp_path / "merged/special/vocabulary.txt").read_text() == "carried along"
@@ -160,7 +185,9 @@ def test_an_untrained_lora_merges_to_the_same_bytes(tmp_path, dtype):
     with torch.no_grad():
         weight[0, :3] = torch.tensor([-0.0, 0.0, 1e-40])
     reference.to(dtype).save_pretrained(tmp_path / "base", max_shard_size="60KB")
-    model = load_weights(tmp_path / "base", dtype=jnp.bfloat16, lora=ALL, mesh=make_mesh(devices=jax.devices()[:1]))
+    model = load_weights(
+        tmp_path / "base", dtype=jnp.bfloat16, lora=ALL, mesh=make_mesh(devices=jax.devices()[:1])
+    )
     export_merged(model, tmp_path / "base", tmp_path / "merged")
     for file in (tmp_path / "base").glob("*.safetensors"):
         assert (tmp_path / "merged" / file.name).read_bytes() == file.read_bytes()
@@ -247,11 +274,16 @@ def test_what_cannot_be_exported_is_named(folder, tmp_path):
         export_adapter(load(folder, None), folder, tmp_path / "adapter", base_name="base")
     model = load(folder, ALL)
     make_reference(intermediate_size=64, num_hidden_layers=2).save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=r"layers.2.self_attn.q_proj.weight is missing.*up_proj.weight has the shape \(64, 48\)"):
+    with pytest.raises(
+        UserError,
+        match=r"layers.2.self_attn.q_proj.weight is missing.*up_proj.weight has the shape \(64, 48\)",
+    ):
         export_merged(model, tmp_path / "other", tmp_path / "merged")
     pair = model.lora.pair("v_proj")
     pair.lora_a.set_value(pair.lora_a[...].at[1, 0, 0].set(jnp.nan))
-    with pytest.raises(UserError, match="the LoRA of language_model.model.layers.1.self_attn.v_proj is not finite"):
+    with pytest.raises(
+        UserError, match="the LoRA of language_model.model.layers.1.self_attn.v_proj is not finite"
+    ):
         export_adapter(model, folder, tmp_path / "adapter", base_name="base")
     make_reference().half().save_pretrained(tmp_path / "half")
     with pytest.raises(UserError, match=r"_proj.weight with the LoRA merged in is not finite in float16"):
@@ -259,7 +291,12 @@ def test_what_cannot_be_exported_is_named(folder, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"other", "half"}
 
 
-SETTINGS = {"model.path": "somewhere/private", "strategy": "rrs", "lora.targets": ("q_proj", "v_proj"), "run_dir": "runs/x"}
+SETTINGS = {
+    "model.path": "somewhere/private",
+    "strategy": "rrs",
+    "lora.targets": ("q_proj", "v_proj"),
+    "run_dir": "runs/x",
+}
 
 
 def python_of(card: str) -> str:

@@ -51,9 +51,14 @@ def test_products_are_those_of_rounded_rows(matrices, dtype, tolerance):
     scale = np.maximum(np.abs(matrix).max(-1), 1e-30) / 448
     steps = (matrix / scale[:, None]).astype(EIGHT_BIT).astype(np.float64)
     exact, exact_back = rounded(x) @ rounded(matrix).T, rounded(dy * scale) @ steps
-    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=tolerance, atol=tolerance * np.abs(exact).max() / 100)
     np.testing.assert_allclose(
-        np.asarray(dx, np.float64), exact_back, rtol=tolerance, atol=tolerance * np.abs(exact_back).max() / 100
+        np.asarray(y, np.float64), exact, rtol=tolerance, atol=tolerance * np.abs(exact).max() / 100
+    )
+    np.testing.assert_allclose(
+        np.asarray(dx, np.float64),
+        exact_back,
+        rtol=tolerance,
+        atol=tolerance * np.abs(exact_back).max() / 100,
     )
     assert not np.any(y[0, 1]) and not np.any(y[..., 3]) and not np.any(dx[1, 2])
     # What rounding costs is far above the tolerance.
@@ -68,7 +73,8 @@ def test_the_derivative_passes_through_the_rounding_of_x(matrices):
 
 
 def test_finer_steps_serve_a_gradient_better_than_a_wider_range():
-    """Why dy is e4m3 and not e5m2: both directions of a product, with rows whose numbers span five decades."""
+    """Why dy is e4m3 and not e5m2: both directions of a product, with rows whose numbers span five
+    decades."""
     rng = np.random.default_rng(1)
     dy = rng.normal(size=(64, 500)) * np.exp(rng.normal(size=(64, 500)) * 2)
     scale = np.abs(dy).max(-1, keepdims=True)
@@ -84,13 +90,17 @@ def test_a_gpus_products_take_8_bit_operands(matrices, monkeypatch):
     def both(x, dy):
         return product(x, eight), product_back(dy, eight)
 
-    lowered = jax.jit(both).trace(*(jnp.asarray(array, jnp.bfloat16) for array in matrices[:2])).lower(
-        lowering_platforms=("cuda",)
+    lowered = (
+        jax.jit(both)
+        .trace(*(jnp.asarray(array, jnp.bfloat16) for array in matrices[:2]))
+        .lower(lowering_platforms=("cuda",))
     )
     dots = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
     assert len(dots) == 2
     for line, sizes in zip(dots, (("37", "29x37", "29"), ("29", "37x29", "37")), strict=True):
-        operands = f"(tensor<2x5x{sizes[0]}xf8E4M3FN>, tensor<{sizes[1]}xf8E4M3FN>) -> tensor<2x5x{sizes[2]}xbf16>"
+        operands = (
+            f"(tensor<2x5x{sizes[0]}xf8E4M3FN>, tensor<{sizes[1]}xf8E4M3FN>) -> tensor<2x5x{sizes[2]}xbf16>"
+        )
         assert "contracting_dims = [2] x [1]" in line and operands in line
 
 
@@ -146,7 +156,9 @@ def test_states_are_those_of_torch(reference, eight_bit, folder, clips):  # noqa
     inputs = torch_inputs(rows, clips, "right")
     mask = inputs["attention_mask"].numpy().astype(bool)
     with torch.no_grad():
-        expected, plain = (m(**inputs, output_hidden_states=True).hidden_states[-1] for m in (eight_bit, reference))
+        expected, plain = (
+            m(**inputs, output_hidden_states=True).hidden_states[-1] for m in (eight_bit, reference)
+        )
     model = load(folder, "float8", lora=None)
     bank, offsets = audio_bank(model, clips)
     ours = np.asarray(model.hidden_states(make_batch(rows, row_clips, offsets), bank))
@@ -156,9 +168,12 @@ def test_states_are_those_of_torch(reference, eight_bit, folder, clips):  # noqa
     assert 2e-2 < relative_error(ours, plain.numpy()[mask]) < 1.2e-1  # of 48 features and three layers
 
 
-@pytest.mark.parametrize("remat, layers", [("none", "stacked"), ("dots", "stacked"), ("dots", "unrolled"), ("lean", "apart")])
+@pytest.mark.parametrize(
+    "remat, layers", [("none", "stacked"), ("dots", "stacked"), ("dots", "unrolled"), ("lean", "apart")]
+)
 def test_gradients_are_those_of_torch(reference, eight_bit, folder, clips, remat, layers):  # noqa: F811
-    """Of adapters on some linears of the upper layers, so that gradients pass linears with and without one."""
+    """Of adapters on some linears of the upper layers, so that gradients pass linears with and without
+    one."""
     rows, row_clips = prompts(np.random.default_rng(2))
     model = load(folder, "float8")
     model.language_model.unroll = layers == "unrolled"
@@ -179,7 +194,10 @@ def test_gradients_are_those_of_torch(reference, eight_bit, folder, clips, remat
         for number, layer in enumerate(model.model.language_model.layers):
             for name in LORA.targets if number >= LORA.first_layer else ():
                 pair, place = nnx.merge(graphdef, lora, rest).lora.pair(name), number - LORA.first_layer
-                arrays = [torch.tensor(np.asarray(p[...][place]), requires_grad=True) for p in (pair.lora_a, pair.lora_b)]
+                arrays = [
+                    torch.tensor(np.asarray(p[...][place]), requires_grad=True)
+                    for p in (pair.lora_a, pair.lora_b)
+                ]
                 linear = getattr(layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp, name)
                 pairs[name, place] = arrays
                 if isinstance(linear, Float8Linear):
@@ -204,9 +222,10 @@ def test_gradients_are_those_of_torch(reference, eight_bit, folder, clips, remat
                 module.adapter = None
     found = [
         np.asarray(array[...][place])
-        for name in sorted(LORA.targets) for place in range(2)
+        for name in sorted(LORA.targets)
+        for place in range(2)
         for array in (ours.lora.pair(name).lora_a, ours.lora.pair(name).lora_b)
-    ]  # fmt: skip
+    ]
     for value, wanted in zip(found, expected, strict=True):
         assert relative_error(value, wanted) < 1e-2
     together = [np.concatenate([array.ravel() for array in arrays]) for arrays in (found, expected, plain)]
@@ -217,6 +236,11 @@ def test_greedy_answers_are_those_of_torch(eight_bit, folder):
     model = load(folder, "float8", lora=None)
     rng = np.random.default_rng(5)
     texts = [rng.integers(60, 120, length).tolist() for length in (3, 9, 4, 17, 5)]
-    answers = answer(model, [Prompt(key=i, row=(ids, [], [])) for i, ids in enumerate(texts)], greedy=True, max_new_tokens=10)
+    answers = answer(
+        model,
+        [Prompt(key=i, row=(ids, [], [])) for i, ids in enumerate(texts)],
+        greedy=True,
+        max_new_tokens=10,
+    )
     for i, ids in enumerate(texts):
         assert answers[i] == expected_answer(eight_bit, ids, max_new_tokens=10)

@@ -1,4 +1,5 @@
-"""The lower layers' states against transformers and the step that computes them itself, and runs with and without them."""
+"""The lower layers' states against transformers and the step that computes them itself, and runs with and
+without them."""
 
 from types import SimpleNamespace
 
@@ -35,8 +36,8 @@ COUNTS = [audio_token_count(int(frames)) for frames in FRAMES]
 
 
 def asked(offsets) -> tuple[list, list]:
-    """Eleven prompts as rows, and the numbers of their clips: of two clips, of one, and two prompts in writing; ends of
-    all lengths, one of them none, and one prompt twice."""
+    """Eleven prompts as rows, and the numbers of their clips: of two clips, of one, and two prompts in
+    writing; ends of all lengths, one of them none, and one prompt twice."""
     rng = np.random.default_rng(7)
 
     def text(n):
@@ -47,14 +48,22 @@ def asked(offsets) -> tuple[list, list]:
     for own, ends in (([0, 1], (4, 1, 9)), ([2], (3, 12, 0, 7)), ([], (2, 2)), ([3], (5,))):
         audio = [token for clip in own for token in [*text(2), *[AUDIO] * COUNTS[clip]]]
         for end in ends:
-            rows.append(([*system, *audio, *text(end)], [offsets[clip] for clip in own], [COUNTS[clip] for clip in own]))
+            rows.append(
+                (
+                    [*system, *audio, *text(end)],
+                    [offsets[clip] for clip in own],
+                    [COUNTS[clip] for clip in own],
+                )
+            )
             whose.append(own)
     return [*rows, rows[1]], [*whose, whose[1]]
 
 
 def make_floor(model, rows, bank, most=512, **values):
     trees = make_trees(model, rows, most)
-    return trees, Floor(model, LAYERS, trees, bank, batch_size=3, buckets=lambda n: bucket_lengths(n, 2), **values)
+    return trees, Floor(
+        model, LAYERS, trees, bank, batch_size=3, buckets=lambda n: bucket_lengths(n, 2), **values
+    )
 
 
 def by_transformers(reference, rows, clips) -> list[np.ndarray]:  # noqa: F811
@@ -69,7 +78,9 @@ def by_transformers(reference, rows, clips) -> list[np.ndarray]:  # noqa: F811
         if not own:
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            found.append([state[0].numpy() for state in reference(**inputs, output_hidden_states=True).hidden_states])
+            found.append(
+                [state[0].numpy() for state in reference(**inputs, output_hidden_states=True).hidden_states]
+            )
     return found
 
 
@@ -80,29 +91,41 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
     bank, offsets = audio_bank(model, clips)
     rows, _ = asked(offsets)
     trees, floor = make_floor(model, rows, bank, most)
-    # The rows of one clip together, the two in writing each alone; cut where ends of more than ten tokens come together.
-    assert [len(tree.rows) for tree in trees] == ([3, 4, 1, 1, 1] if most == 512 else [2, 1, 1, 1, 2, 1, 1, 1])
+    # The rows of one clip together, the two in writing each alone; cut where ends of more than ten tokens
+    # come together.
+    assert [len(tree.rows) for tree in trees] == (
+        [3, 4, 1, 1, 1] if most == 512 else [2, 1, 1, 1, 2, 1, 1, 1]
+    )
     assert all(row in floor for row in rows) and (rows[0][0][:-1], *rows[0][1:]) not in floor
     assert trees[1].common == 5 + 2 + COUNTS[2] or most == 10
-    assert opening_length(model, trees) == 5 and opening_length(model, trees[:1]) == 0  # the system prompt, and none of one
+    assert (
+        opening_length(model, trees) == 5 and opening_length(model, trees[:1]) == 0
+    )  # the system prompt, and none of one
     expected = by_transformers(reference, rows, clips)
     states, _ = floor.states(rows, 80)
     assert states.dtype == np.float32
     for ours, theirs in zip(states, expected, strict=True):
-        assert relative_error(ours[: len(theirs[LAYERS])], theirs[LAYERS]) < 1e-4 and not ours[len(theirs[LAYERS]) :].any()
+        assert (
+            relative_error(ours[: len(theirs[LAYERS])], theirs[LAYERS]) < 1e-4
+            and not ours[len(theirs[LAYERS]) :].any()
+        )
     lengths = [len(ids) for ids, _, _ in rows]
     reps = extract_all(model, rows, bank, batch_size=4, buckets=bucket_lengths(lengths, 2), under=floor.under)
     assert relative_error(reps, np.stack([row[-1][-1] for row in expected])) < 1e-4
 
 
 def thinker(tmp_path, asked):
-    """Qwen2.5-Omni's thinker in torch, ours, and prompts in writing as if they had clips of no tokens; `asked`: of each its
-    clip and the length of its end."""
+    """Qwen2.5-Omni's thinker in torch, ours, and prompts in writing as if they had clips of no tokens;
+    `asked`: of each its clip and the length of its end."""
     reference = make_thinker()
     reference.save_pretrained(tmp_path)
     rng = np.random.default_rng(2)
     system = rng.integers(3, 120, 9).tolist()
-    return reference, load_weights(tmp_path), [(system + rng.integers(3, 120, end).tolist(), [clip], [0]) for clip, end in asked]
+    return (
+        reference,
+        load_weights(tmp_path),
+        [(system + rng.integers(3, 120, end).tolist(), [clip], [0]) for clip, end in asked],
+    )
 
 
 def test_three_rotary_positions(tmp_path):
@@ -111,17 +134,30 @@ def test_three_rotary_positions(tmp_path):
     assert [len(tree.rows) for tree in trees] == [2, 1] and opening_length(model, trees) == 9
     for (ids, _, _), ours in zip(rows, floor.states(rows, 20)[0], strict=True):
         with torch.no_grad():
-            theirs = reference(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYERS][0]
+            theirs = reference(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[
+                LAYERS
+            ][0]
         assert relative_error(ours[: len(ids)], theirs) < 1e-4
 
 
 def test_prompts_beyond_the_trained_length_have_trees_of_their_own():
-    """The first Qwen's angles depend on the prompt's length: 16 tokens here, then twice as many, and so on."""
+    """The first Qwen's angles depend on the prompt's length: 16 tokens here, then twice as many, and so
+    on."""
     config = QwenDecoderConfig(
-        hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, head_dim=12,
-        vocab_size=136, rms_norm_eps=1e-6, rope_theta=1000.0, tie_word_embeddings=False, seq_length=16, use_dynamic_ntk=True,
+        hidden_size=48,
+        intermediate_size=72,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=12,
+        vocab_size=136,
+        rms_norm_eps=1e-6,
+        rope_theta=1000.0,
+        tie_word_embeddings=False,
+        seq_length=16,
+        use_dynamic_ntk=True,
         use_logn_attn=True,
-    )  # fmt: skip
+    )
     decoder = QwenDecoder(config, dtype=jnp.float32)
     rng = np.random.default_rng(4)
     for _, leaf in nnx.to_flat_state(nnx.state(decoder)):
@@ -130,23 +166,31 @@ def test_prompts_beyond_the_trained_length_have_trees_of_their_own():
     rows = [(ids[:length], [1], [0]) for length in (14, 15, 20, 30, 31, 50)]
     model = SimpleNamespace(language_model=decoder)
     trees = make_trees(model, rows)
-    assert opening_length(model, trees) == 0  # though all prompts begin with 14 tokens: they are rotated otherwise
+    assert (
+        opening_length(model, trees) == 0
+    )  # though all prompts begin with 14 tokens: they are rotated otherwise
     assert [[len(row) for row, _, _ in tree.rows] for tree in trees] == [[14, 15], [20, 30, 31], [50]]
     batch = collate_trees(trees, 64, AUDIO)
     words = decoder.embed_tokens[...]
-    states, _ = decoder.lower_states(words[batch.input_ids], batch.positions, batch.branches, batch.lengths, LAYERS)
+    states, _ = decoder.lower_states(
+        words[batch.input_ids], batch.positions, batch.branches, batch.lengths, LAYERS
+    )
     for tree, ours in zip(trees, states, strict=True):
         start = tree.common
         for row, _, _ in tree.rows:
             end = start + len(row) - tree.common
             found = jnp.concatenate([ours[: tree.common], ours[start:end]])
-            whole = decoder.layer_outputs(words[jnp.asarray([row])], jnp.array([len(row)]), None)[LAYERS - 1, 0]
+            whole = decoder.layer_outputs(words[jnp.asarray([row])], jnp.array([len(row)]), None)[
+                LAYERS - 1, 0
+            ]
             assert relative_error(found, whole) < 1e-5
             start = end
 
 
 def test_losses_and_gradients_are_those_of_the_whole_step(folder, clips):  # noqa: F811
-    model = load_weights(folder, lora=LoRAConfig(rank=2, first_layer=LAYERS), mesh=make_mesh(devices=jax.devices()[:1]))
+    model = load_weights(
+        folder, lora=LoRAConfig(rank=2, first_layer=LAYERS), mesh=make_mesh(devices=jax.devices()[:1])
+    )
     vanilla = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:1]))
     bank, offsets = audio_bank(vanilla, clips)
     rows, _ = asked(offsets)
@@ -180,7 +224,10 @@ def test_other_readings_of_the_last_layers_start_there_too(folder, clips):  # no
     batch = collate(rows, 72, AUDIO)
     started = floor.under(batch, rows).replace(input_ids=np.ones_like(batch.input_ids))
     real = np.arange(72) < batch.lengths[:, None]
-    assert relative_error(model.hidden_states(started, bank)[real], model.hidden_states(batch, bank)[real]) < 1e-5
+    assert (
+        relative_error(model.hidden_states(started, bank)[real], model.hidden_states(batch, bank)[real])
+        < 1e-5
+    )
     at = np.stack([batch.lengths - 2, batch.lengths - 1], axis=1)
     assert relative_error(model.states_at(started, bank, at), model.states_at(batch, bank, at)) < 1e-5
     above = load_weights(folder, lora=LoRAConfig(rank=2, first_layer=1))
@@ -233,7 +280,14 @@ def test_a_run_ends_with_the_same_adapters(finished):
 
 
 @pytest.mark.parametrize("killed_after", [0, 2])
-def test_a_killed_run_goes_on_bit_for_bit(finished, whole_folder, sound_files, tmp_path, monkeypatch, killed_after):  # noqa: F811
+def test_a_killed_run_goes_on_bit_for_bit(
+    finished,
+    whole_folder,  # noqa: F811
+    sound_files,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    killed_after,  # noqa: F811
+):
     """Behind extraction, and in training: the other process makes the states anew."""
     config = configured(whole_folder, sound_files, tmp_path)
     whole = pipeline.keep_adapter
@@ -251,10 +305,14 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, whole_folder, sound_files, t
     else:
         pipeline.run(config, ("data", "extract"))
     pipeline.run(config, ("data", "extract", "train"))
-    assert read_json(tmp_path / "run" / ".done" / "train.json")["adapter"] == (
-        read_json(finished[0][1] / ".done" / "train.json")["adapter"]
+    assert (
+        read_json(tmp_path / "run" / ".done" / "train.json")["adapter"]
+        == (read_json(finished[0][1] / ".done" / "train.json")["adapter"])
     )
-    losses = [[row["loss"] for row in read_jsonl(run / "metrics.jsonl")] for run in (tmp_path / "run", finished[0][1])]
+    losses = [
+        [row["loss"] for row in read_jsonl(run / "metrics.jsonl")]
+        for run in (tmp_path / "run", finished[0][1])
+    ]
     assert losses[0] == losses[1]
 
 
@@ -264,7 +322,9 @@ def work_of(config) -> Work:
 
 def changed(config, **fields):
     other = default_config()
-    other.update_from_flattened_dict(flatten(config) | {name.replace("__", "."): value for name, value in fields.items()})
+    other.update_from_flattened_dict(
+        flatten(config) | {name.replace("__", "."): value for name, value in fields.items()}
+    )
     return other
 
 
@@ -282,9 +342,14 @@ def test_who_has_no_floor(finished, capsys):
         return Work(session).floor, capsys.readouterr().err.count("train.lower_states_gib")
 
     for fields in (
-        {"train__lower_states_gib": 0.0}, {"lora__layers": "all"}, {"lora__layers": 0}, {"strategy": "sft_full"},
-        {"strategy": "rerouting"}, {"strategy": "vanilla"}, {"rrs__positions": 2},
-    ):  # fmt: skip
+        {"train__lower_states_gib": 0.0},
+        {"lora__layers": "all"},
+        {"lora__layers": 0},
+        {"strategy": "sft_full"},
+        {"strategy": "rerouting"},
+        {"strategy": "vanilla"},
+        {"rrs__positions": 2},
+    ):
         assert floor_of(**fields) == (None, 0)
     assert floor_of(train__lower_states_gib=0.99 * held / 2**30) == (None, 1)
     found, told = floor_of(train__lower_states_gib=1.01 * held / 2**30)

@@ -1,4 +1,5 @@
-"""The attention kernel of decoding, its operations run one by one, against softmax attention in plain NumPy."""
+"""The attention kernel of decoding, its operations run one by one, against softmax attention in plain
+NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,14 @@ from rrs_jax.models.fused_attention import fused_attention, serves
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize(
-    "samples, key_heads, groups, size, slots", [(5, 4, 1, 128, 32), (1, 4, 1, 16, 16), (5, 2, 7, 64, 16), (3, 2, 3, 32, 64)]
+    "samples, key_heads, groups, size, slots",
+    [(5, 4, 1, 128, 32), (1, 4, 1, 16, 16), (5, 2, 7, 64, 16), (3, 2, 3, 32, 64)],
 )
 def test_the_kernel_equals_softmax_attention(samples, key_heads, groups, size, slots, dtype):
-    """Unequal prompts, one of a whole block and one of a single token, answers with gaps, one without a token so far;
-    another layer's keys and values, and those in unused places, are far off. What it writes is the new tokens' alone."""
+    """Unequal prompts, one of a whole block and one of a single token, answers with gaps, one without a token
+    so far; another layer's keys and values, and those in unused places, are far off. What it writes is the
+    new tokens' alone.
+    """
     rng = np.random.default_rng(0)
     lengths, layer, layers, width = [64, 1, 97], 1, 3, 97
     queries, rows = len(lengths), len(lengths) * samples
@@ -45,9 +49,15 @@ def test_the_kernel_equals_softmax_attention(samples, key_heads, groups, size, s
         for head in range(key_heads * groups):
             of = head // groups
             keys, values = (
-                np.concatenate([p[layer, query, of, :length], a[layer, query, of, sample, valid[row]], new[row, of : of + 1]])
+                np.concatenate(
+                    [
+                        p[layer, query, of, :length],
+                        a[layer, query, of, sample, valid[row]],
+                        new[row, of : of + 1],
+                    ]
+                )
                 for p, a, new in zip(prompts, answers, (k, v), strict=True)
-            )  # fmt: skip
+            )
             scores = np.exp(keys.astype(np.float64) @ q[row, head] / np.sqrt(size))
             expected[row, head] = scores @ values / scores.sum()
     # A slot that an answer which has ended left behind is not attended to, whatever it says of itself.
@@ -59,7 +69,9 @@ def test_the_kernel_equals_softmax_attention(samples, key_heads, groups, size, s
     np.testing.assert_allclose(attended, expected, atol=2e-5)
     for before, after, new in zip(answers, numbers(written), (k, v), strict=True):
         new = np.moveaxis(new.reshape(queries, samples, key_heads, size), 1, 2)
-        assert np.abs(after[layer, :, :, :, slot] - new).max() <= (np.abs(new).max() / 250 if dtype == "int8" else 0)
+        assert np.abs(after[layer, :, :, :, slot] - new).max() <= (
+            np.abs(new).max() / 250 if dtype == "int8" else 0
+        )
         after[layer, :, :, :, slot] = before[layer, :, :, :, slot]
         np.testing.assert_array_equal(before, after)
 
@@ -67,7 +79,9 @@ def test_the_kernel_equals_softmax_attention(samples, key_heads, groups, size, s
 def numbers(store: Store) -> list[np.ndarray]:
     """Keys and values as they are meant."""
     pairs = (store.keys, store.key_scales), (store.values, store.value_scales)
-    return [np.array(x if scales is None else x.astype(jnp.float32) * scales[..., None]) for x, scales in pairs]
+    return [
+        np.array(x if scales is None else x.astype(jnp.float32) * scales[..., None]) for x, scales in pairs
+    ]
 
 
 def test_the_kernel_serves_one_gpu_and_narrow_numbers(monkeypatch):

@@ -46,21 +46,24 @@ def answer(model, requests, bank=None, *, eos=EOS, batch_size=8, cache_dtype="au
 
 
 def expected_answer(reference, ids, features=(), frames=(), eos=EOS, **settings) -> list[int]:
-    """Of transformers, one prompt at a time: in a padded batch its repetition penalty counts the padding's token too."""
+    """Of transformers, one prompt at a time: in a padded batch its repetition penalty counts the padding's
+    token too."""
     inputs = dict(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long))
     if len(features):
         mask = (np.arange(3000)[None] < np.asarray(frames)[:, None]).astype(np.int64)
         inputs |= dict(input_features=torch.tensor(features), feature_attention_mask=torch.tensor(mask))
     with torch.no_grad():
-        output = reference.generate(**inputs, do_sample=False, eos_token_id=list(eos), pad_token_id=0, **settings)
+        output = reference.generate(
+            **inputs, do_sample=False, eos_token_id=list(eos), pad_token_id=0, **settings
+        )
     tokens = output[0, len(ids) :].tolist()
     return tokens[:-1] if tokens and tokens[-1] in eos else tokens
 
 
 @pytest.mark.parametrize("key_value_heads", [2, 6])
 def test_greedy_answers_to_sound_equal_transformers_over_64_tokens(tmp_path, clips, key_value_heads):  # noqa: F811
-    """Two clips, one, none; unequal prompts, some asked twice or three times; every processor that greedy decoding has;
-    grouped-query attention and an own key for every query."""
+    """Two clips, one, none; unequal prompts, some asked twice or three times; every processor that greedy
+    decoding has; grouped-query attention and an own key for every query."""
     reference = make_reference(num_key_value_heads=key_value_heads)
     reference.save_pretrained(tmp_path)
     model = load_weights(tmp_path, mesh=make_mesh(devices=jax.devices()[:1]))
@@ -74,10 +77,19 @@ def test_greedy_answers_to_sound_equal_transformers_over_64_tokens(tmp_path, cli
         requests += [Prompt(key=(query, i), row=(ids, *places)) for i in range((3, 1, 2, 3)[query])]
     eos = (2, 33)
     answers = answer(
-        model, requests, jnp.asarray(bank), eos=eos, batch_size=6, greedy=True, max_new_tokens=64, repetition_penalty=1.3
+        model,
+        requests,
+        jnp.asarray(bank),
+        eos=eos,
+        batch_size=6,
+        greedy=True,
+        max_new_tokens=64,
+        repetition_penalty=1.3,
     )
     expected = [
-        expected_answer(reference, ids, clips[own], FRAMES[own], eos, max_new_tokens=64, repetition_penalty=1.3)
+        expected_answer(
+            reference, ids, clips[own], FRAMES[own], eos, max_new_tokens=64, repetition_penalty=1.3
+        )
         for ids, own in zip(rows, row_clips, strict=True)
     ]
     assert answers == {request.key: expected[request.key[0]] for request in requests}
@@ -97,11 +109,15 @@ def test_greedy_answers_equal_transformers(reference, folder, texts, devices, ba
 
 def test_greedy_answers_by_the_attention_kernel_equal_transformers(reference, model, texts, monkeypatch):
     """The kernel's operations run one by one; prompts asked once and twice, and a cache that grows."""
-    monkeypatch.setattr(decoder, "fused_attention", functools.partial(decoder.fused_attention, interpret=True))
+    monkeypatch.setattr(
+        decoder, "fused_attention", functools.partial(decoder.fused_attention, interpret=True)
+    )
     sampling = SamplingConfig(max_new_tokens=20, greedy=True)
     generator = Generator(model, sampling, eos_token_ids=EOS, batch_size=8, fused=True)
     answers = {}
-    requests = [Prompt(key=(i, n), row=(ids, (), ())) for i, ids in enumerate(texts[:5]) for n in range(1 + i % 2)]
+    requests = [
+        Prompt(key=(i, n), row=(ids, (), ())) for i, ids in enumerate(texts[:5]) for n in range(1 + i % 2)
+    ]
     generator.generate(requests, jnp.zeros((1, 48)), answers.__setitem__)
     for key, ids in {prompt.key: prompt.row[0] for prompt in requests}.items():
         assert answers[key] == expected_answer(reference, ids, max_new_tokens=20)
@@ -116,7 +132,9 @@ def test_adapters_beside_the_base_equal_transformers_with_adapters_merged(refere
         pair = model.lora.pair(target)
         pair.lora_b.set_value(0.2 * jax.random.normal(jax.random.key(index), pair.lora_b.shape))
         updates = config.scale * np.asarray(pair.lora_a[...]) @ np.asarray(pair.lora_b[...])
-        for layer, update in zip(merged.model.language_model.layers[config.first_layer :], updates, strict=True):
+        for layer, update in zip(
+            merged.model.language_model.layers[config.first_layer :], updates, strict=True
+        ):
             block = layer.mlp if target == "down_proj" else layer.self_attn
             getattr(block, target).weight.data += torch.tensor(update.T)
     requests = [Prompt(key=i, row=(ids, [], [])) for i, ids in enumerate(texts[:5])]
@@ -130,20 +148,34 @@ SAMPLED = dict(max_new_tokens=20, temperature=0.9, top_k=20, top_p=0.8, repetiti
 
 
 def test_a_sampled_answer_does_not_depend_on_its_neighbours(model, texts):
-    """Neither on other prompts nor on whether the prompt is shared with other samples: so a restarted run, which
-    has fewer prompts, gives the answers of an unbroken one."""
-    requests = [Prompt(key=(i, n), row=(ids, [], []), seed=100 * i + n) for i, ids in enumerate(texts[:4]) for n in range(3)]
+    """Neither on other prompts nor on whether the prompt is shared with other samples: so a restarted run,
+    which has fewer prompts, gives the answers of an unbroken one."""
+    requests = [
+        Prompt(key=(i, n), row=(ids, [], []), seed=100 * i + n)
+        for i, ids in enumerate(texts[:4])
+        for n in range(3)
+    ]
     together = answer(model, requests, batch_size=6, **SAMPLED)
     for chosen in ([requests[4]], requests[1:11:3]):
-        assert answer(model, chosen, batch_size=5, **SAMPLED) == {request.key: together[request.key] for request in chosen}
+        assert answer(model, chosen, batch_size=5, **SAMPLED) == {
+            request.key: together[request.key] for request in chosen
+        }
     assert len({tuple(together[2, n]) for n in range(3)}) == 3
-    reseeded = [Prompt(key=request.key, row=request.row, seed=9999 + i) for i, request in enumerate(requests[:3])]
-    assert answer(model, reseeded, batch_size=6, **SAMPLED) != {key: together[key] for key in [(0, 0), (0, 1), (0, 2)]}
+    reseeded = [
+        Prompt(key=request.key, row=request.row, seed=9999 + i) for i, request in enumerate(requests[:3])
+    ]
+    assert answer(model, reseeded, batch_size=6, **SAMPLED) != {
+        key: together[key] for key in [(0, 0), (0, 1), (0, 2)]
+    }
 
 
 def test_equal_prompts_form_groups_of_the_size_that_needs_the_fewest_slots(texts):
     def sizes(counts, new_tokens):
-        requests = [Prompt(key=None, row=(ids, [], [])) for ids, n in zip(texts, counts, strict=False) for _ in range(n)]
+        requests = [
+            Prompt(key=None, row=(ids, [], []))
+            for ids, n in zip(texts, counts, strict=False)
+            for _ in range(n)
+        ]
         return sorted(map(len, group_prompts(requests, new_tokens)))
 
     assert sizes([5, 5, 5], 64) == [5, 5, 5]
@@ -153,9 +185,12 @@ def test_equal_prompts_form_groups_of_the_size_that_needs_the_fewest_slots(texts
 
 
 @pytest.mark.parametrize(("backend", "in_flight"), [("cpu", (59, 117, 25)), ("gpu", (64, 120, 32))])
-def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(model, monkeypatch, backend, in_flight):
+def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(
+    model, monkeypatch, backend, in_flight
+):
     generators = [
-        Generator(model, SamplingConfig(max_new_tokens=4), eos_token_ids=EOS, batch_size=size) for size in (320, 640)
+        Generator(model, SamplingConfig(max_new_tokens=4), eos_token_ids=EOS, batch_size=size)
+        for size in (320, 640)
     ]
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     found = generators[0]._sizes(350, 5), generators[1]._sizes(350, 5), generators[0]._sizes(25, 3)
@@ -185,7 +220,8 @@ def test_every_place_is_taken_in_every_wave(model, texts, in_flight):
 
 
 def test_int8_cache_is_close_and_smaller(model, texts):
-    """Relative error of the next token's logits behind eight tokens, their keys and values and the prompt's rounded."""
+    """Relative error of the next token's logits behind eight tokens, their keys and values and the prompt's
+    rounded."""
     batch = jax.tree.map(jnp.asarray, collate([(ids, [], []) for ids in texts], 24, 130))
     forced = jax.random.randint(jax.random.key(0), (8, len(texts)), 3, 120)
     graphdef, state = nnx.split(model)
@@ -207,5 +243,9 @@ def test_an_int8_cache_gives_whole_answers(reference, model, texts):
     requests = [Prompt(key=(i, n), row=(ids, [], [])) for i, ids in enumerate(texts) for n in range(2)]
     answers = answer(model, requests, greedy=True, max_new_tokens=12, cache_dtype="int8")
     expected = [expected_answer(reference, ids, max_new_tokens=4) for ids in texts]
-    equal = [answers[i, n][:4] == expected[i][:4] or answers[i, n] == expected[i] for i in range(len(texts)) for n in range(2)]
+    equal = [
+        answers[i, n][:4] == expected[i][:4] or answers[i, n] == expected[i]
+        for i in range(len(texts))
+        for n in range(2)
+    ]
     assert len(answers) == 2 * len(texts) and np.mean(equal) > 0.8

@@ -1,4 +1,5 @@
-"""Two processes that do one run together, against one process with as many devices; and what goes wrong between them."""
+"""Two processes that do one run together, against one process with as many devices; and what goes wrong
+between them."""
 
 import json
 import os
@@ -46,21 +47,36 @@ def start(arguments: list[str], devices: int, log: Path) -> subprocess.Popen:
     flags_ = f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}"
     environment = os.environ | {"XLA_FLAGS": flags_, "PYTHONPATH": str(ROOT)}
     with log.open("w") as file:
-        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file)
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file
+        )
 
 
 def start_both(arguments: list[str], devices: int, logs: Path) -> list[subprocess.Popen]:
     joining = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--join_seconds=60"]
-    return [start([*arguments, *joining, f"--process_id={i}"], devices, logs.with_suffix(f".{i}")) for i in range(2)]
+    return [
+        start([*arguments, *joining, f"--process_id={i}"], devices, logs.with_suffix(f".{i}"))
+        for i in range(2)
+    ]
 
 
-GLOO = ("[Gloo] Rank ", " is connected to ", " peer ranks. ", "Expected number of connected peer ranks is : ", "\n")
+GLOO = (
+    "[Gloo] Rank ",
+    " is connected to ",
+    " peer ranks. ",
+    "Expected number of connected peer ranks is : ",
+    "\n",
+)
 
 
 def without_gloo(text: str) -> str:
-    """What is left without the lines that XLA's CPU collectives print. They write a line in eight pieces, so that those of
-    two devices' threads may stand within one another: then nothing may be left over but all of their pieces and numbers."""
-    text = re.sub(rf"{re.escape(GLOO[0])}\d{GLOO[1]}\d{GLOO[2]}{GLOO[3]}\d\n", "", text)  # not two lines' numbers in one
+    """What is left without the lines that XLA's CPU collectives print. They write a line in eight pieces, so
+    that those of two devices' threads may stand within one another: then nothing may be left over but all of
+    their pieces and numbers.
+    """
+    text = re.sub(
+        rf"{re.escape(GLOO[0])}\d{GLOO[1]}\d{GLOO[2]}{GLOO[3]}\d\n", "", text
+    )  # not two lines' numbers in one
     tangled = len(re.findall(re.escape(GLOO[0]), text))
     if not tangled:
         return text
@@ -75,7 +91,8 @@ def without_gloo(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def runs(folder, clips, tmp_path_factory):  # noqa: F811
-    """`two`: by two processes with two devices each, both killed in the middle and started again; `one`: by one with four."""
+    """`two`: by two processes with two devices each, both killed in the middle and started again; `one`: by
+    one with four."""
     path = tmp_path_factory.mktemp("hosts")
     rows = twin_rows(clips)
     write_jsonl(path / "manifest.jsonl", rows)
@@ -94,7 +111,9 @@ def runs(folder, clips, tmp_path_factory):  # noqa: F811
 
     command += [f"--config.run_dir={path / 'two'}"]
     processes = start_both(command, 2, path / "killed")
-    while not (path / "two" / "checkpoints" / "2").exists() and all(process.poll() is None for process in processes):
+    while not (path / "two" / "checkpoints" / "2").exists() and all(
+        process.poll() is None for process in processes
+    ):
         time.sleep(0.02)
     for process in processes:
         process.kill()
@@ -103,7 +122,9 @@ def runs(folder, clips, tmp_path_factory):  # noqa: F811
     assert 2 <= done < STEPS, (path / "killed.0").read_text()
 
     processes = start_both(command, 2, path / "two")
-    assert [process.wait(300) for process in processes] == [0, 0], [(path / f"two.{i}").read_text() for i in range(2)]
+    assert [process.wait(300) for process in processes] == [0, 0], [
+        (path / f"two.{i}").read_text() for i in range(2)
+    ]
     return path
 
 
@@ -138,7 +159,10 @@ def test_the_first_process_alone_writes_and_talks(runs):
 
     assert files("two") == files("one")
     assert without_gloo((runs / "two.1").read_text()).split() == []
-    assert "training: done already" not in (runs / "two.0").read_text() and "seconds: data" in (runs / "two.0").read_text()
+    assert (
+        "training: done already" not in (runs / "two.0").read_text()
+        and "seconds: data" in (runs / "two.0").read_text()
+    )
     assert json.loads((runs / "two" / "config.json").read_text())["sessions"][0]["processes"] == 2
 
 
@@ -195,23 +219,31 @@ def test_what_processes_tell_one_another(tmp_path):
         (tmp_path / str(i)).mkdir()
     (tmp_path / "messages.py").write_text(MESSAGES)
     port = free_port()
-    arguments = [[str(tmp_path / "messages.py"), str(i), f"127.0.0.1:{port}", str(tmp_path)] for i in range(2)]
+    arguments = [
+        [str(tmp_path / "messages.py"), str(i), f"127.0.0.1:{port}", str(tmp_path)] for i in range(2)
+    ]
     processes = [start(own, 1, tmp_path / f"log{i}") for i, own in enumerate(arguments)]
     assert [process.wait(120) for process in processes] == [0, 0], (tmp_path / "log0").read_text()
     for i in range(2):
-        told = next(line for line in (tmp_path / f"log{i}").read_text().splitlines() if line.startswith("TOLD "))
+        told = next(
+            line for line in (tmp_path / f"log{i}").read_text().splitlines() if line.startswith("TOLD ")
+        )
         assert json.loads(told.removeprefix("TOLD ")) == {
             "gather": ["0", "1"],
             "by_first": [0, "é"],
             "refused": "no",
             "wrong0": "it is wrong",
             "wrong1": "process 1: it is wrong",
-            "alike": "the processes are not started alike (seed 0 in process 0 and 1 in process 1); give all the same "
-            "command and program.",
+            "alike": (
+                "the processes are not started alike (seed 0 in process 0 and 1 in process 1); give all the"
+                " same command and program."
+            ),
             "shared": None,
             # Each has its own folder here, so each names its own.
-            "own": f"run_dir: {tmp_path / str(i)} is not the same folder in all processes (process 1 does not see what "
-            "process 0 writes); give a --config.run_dir on a file system that all hosts share.",
+            "own": (
+                f"run_dir: {tmp_path / str(i)} is not the same folder in all processes (process 1 does not"
+                " see what process 0 writes); give a --config.run_dir on a file system that all hosts share."
+            ),
             "lead": 2,
             "failed lead": "no",
             "seen": [3, 3_000_001],
@@ -256,7 +288,9 @@ def test_all_end_where_one_ends(tmp_path, how, sent, status, first_says):
             assert all(process.poll() is None for process in processes), logs[0].read_text()
             time.sleep(0.05)
         processes[0].send_signal(sent)
-    assert [process.wait(60) for process in processes] == [status, status], logs[0].read_text() + logs[1].read_text()
+    assert [process.wait(60) for process in processes] == [status, status], (
+        logs[0].read_text() + logs[1].read_text()
+    )
     assert without_gloo(logs[0].read_text()).split("\n") == ["READY", first_says, ""]
     assert "Traceback" not in logs[1].read_text()
 
@@ -298,8 +332,8 @@ def test_who_does_not_come_is_named():
     assert together([(f"127.0.0.1:{port}", 4, 0, 2.0), (f"127.0.0.1:{port}", 4, 2, 2.0)]) == [absent, absent]
     said = together([(f"127.0.0.1:{port}", 2, 1, 1.0)])
     assert said == [
-        f"--coordinator: no process 0 answers at 127.0.0.1:{port} in 1 s (Connection refused); start it there, check name, "
-        "port and firewall, or give more --join_seconds."
+        f"--coordinator: no process 0 answers at 127.0.0.1:{port} in 1 s (Connection refused); start it"
+        " there, check name, port and firewall, or give more --join_seconds."
     ]
 
 
@@ -319,7 +353,10 @@ def test_processes_that_contradict_one_another():
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--process_id=0"], "--process_id: has no meaning without --coordinator; give both, or --distributed alone."),
+        (
+            ["--process_id=0"],
+            "--process_id: has no meaning without --coordinator; give both, or --distributed alone.",
+        ),
         (["--coordinator=here"], "--coordinator: 'here' is no HOST:PORT, such as node01:7890."),
         (["--coordinator=a:99999"], "--coordinator: 'a:99999' is no HOST:PORT, such as node01:7890."),
         (
@@ -337,13 +374,21 @@ def test_processes_that_contradict_one_another():
         (["--distributed", "--join_seconds=0"], "--join_seconds: is 0; give 1 or more."),
         (
             ["--distributed", "--coordinator=a:1"],
-            "--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not both.",
+            (
+                "--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not"
+                " both."
+            ),
         ),
-        (["--distributed", "--dry_run"], "--dry_run: needs one process; leave out --distributed and --coordinator."),
+        (
+            ["--distributed", "--dry_run"],
+            "--dry_run: needs one process; leave out --distributed and --coordinator.",
+        ),
         (
             ["--distributed", "--sweep=a.py"],
-            "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by --sweep_index, without "
-            "--distributed and --coordinator.",
+            (
+                "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by"
+                " --sweep_index, without --distributed and --coordinator."
+            ),
         ),
     ],
 )
@@ -370,7 +415,8 @@ def test_schedulers_variables_are_missed(monkeypatch):
         monkeypatch.delenv(name)
     with pytest.raises(UserError) as error, joined(Joining()):
         raise AssertionError
-    assert str(error.value) == (
-        "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun, or give "
-        "--coordinator, --num_processes and --process_id."
+    assert (
+        str(error.value)
+        == "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun,"
+        " or give --coordinator, --num_processes and --process_id."
     )

@@ -258,8 +258,14 @@ def test_config_from_a_preprocessor_file(extractor):
 
 @pytest.mark.parametrize(
     "clips, frames, least, multiple, size",
-    [(2100, 592, 16, 1, 56), (3, 592, 16, 1, 16), (20, 592, 4, 1, 24), (2100, 3000, 16, 1, 16),
-     (2100, 592, 16, 5, 60), (7, 100, 6, 4, 8)],
-)  # fmt: skip
+    [
+        (2100, 592, 16, 1, 56),
+        (3, 592, 16, 1, 16),
+        (20, 592, 4, 1, 24),
+        (2100, 3000, 16, 1, 16),
+        (2100, 592, 16, 5, 60),
+        (7, 100, 6, 4, 8),
+    ],
+)
 def test_short_clips_are_encoded_many_at_once(clips, frames, least, multiple, size):
     assert clips_at_once(clips, frames, least, multiple) == size

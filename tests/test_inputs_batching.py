@@ -39,7 +39,9 @@ def test_buckets_cost_the_least_of_all_choices(max_buckets, multiple, price):
         choices = itertools.chain.from_iterable(
             itertools.combinations(sizes, k) for k in range(1, min(max_buckets, len(sizes)) + 1)
         )
-        best = min(total(lengths, choice) + price * len(choice) for choice in choices if choice[-1] == sizes[-1])
+        best = min(
+            total(lengths, choice) + price * len(choice) for choice in choices if choice[-1] == sizes[-1]
+        )
         assert total(lengths, buckets) + price * len(buckets) == best
         assert price < 10**6 or len(buckets) == 1
         assert len(buckets) <= max_buckets and list(buckets) == sorted(set(buckets))
@@ -136,8 +138,7 @@ def test_collate_points_audio_tokens_at_their_bank_rows():
         [[1, 7, 7, 2, 7, 7, 7, 3, 0], [5, 6, 0, 0, 0, 0, 0, 0, 0], [7, 7, 9, 0, 0, 0, 0, 0, 0]],
     )
     np.testing.assert_array_equal(
-        batch.audio_index,
-        [[-1, 10, 11, -1, 4, 5, 6, -1, -1], [-1] * 9, [0, 1] + [-1] * 7],
+        batch.audio_index, [[-1, 10, 11, -1, 4, 5, 6, -1, -1], [-1] * 9, [0, 1] + [-1] * 7]
     )
 
 

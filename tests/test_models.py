@@ -19,7 +19,8 @@ FRAMES = np.array([97, 38, 211, 6])  # valid mel frames of four clips: odd, even
 
 @pytest.fixture(scope="module")
 def clips():
-    """The features as the released model sees them, 3000 frames a clip, with something behind each clip's end."""
+    """The features as the released model sees them, 3000 frames a clip, with something behind each clip's
+    end."""
     features = np.random.default_rng(0).normal(size=(4, 12, 3000)).astype(np.float32)
     for feature, frames in zip(features, FRAMES, strict=True):
         feature[:, frames + 2 :] = -1.2
@@ -32,15 +33,20 @@ def model(folder):
 
 
 def prompts(rng) -> tuple[list[list[int]], list[list[int]]]:
-    """Two clips in one prompt, one clip, no clip, one clip; all of different length. Also each row's clips."""
+    """Two clips in one prompt, one clip, no clip, one clip; all of different length. Also each row's
+    clips."""
 
     def text(n):
         return rng.integers(3, 120, n).tolist()
 
     tokens = [AUDIO] * audio_token_count(int(FRAMES[0])), [AUDIO] * audio_token_count(int(FRAMES[1]))
     others = [AUDIO] * audio_token_count(int(FRAMES[2])), [AUDIO] * audio_token_count(int(FRAMES[3]))
-    rows = [text(5) + tokens[0] + text(3) + tokens[1] + text(7), text(2) + others[0] + text(4), text(9),
-            text(3) + others[1] + text(11)]  # fmt: skip
+    rows = [
+        text(5) + tokens[0] + text(3) + tokens[1] + text(7),
+        text(2) + others[0] + text(4),
+        text(9),
+        text(3) + others[1] + text(11),
+    ]
     return rows, [[0, 1], [2], [], [3]]
 
 
@@ -73,15 +79,19 @@ def torch_inputs(rows, clips, side: str) -> dict:
         ids[r, where], mask[r, where] = row, 1
     feature_mask = (np.arange(3000)[None] < FRAMES[:, None]).astype(np.int64)
     return dict(
-        input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask),
+        input_ids=torch.tensor(ids),
+        attention_mask=torch.tensor(mask),
         position_ids=torch.tensor(np.maximum(mask.cumsum(1) - 1, 0)),
-        input_features=torch.tensor(clips), feature_attention_mask=torch.tensor(feature_mask),
-    )  # fmt: skip
+        input_features=torch.tensor(clips),
+        feature_attention_mask=torch.tensor(feature_mask),
+    )
 
 
 def test_encoder_with_the_clips_own_frames_equals_thirty_seconds(reference, model, clips):
     seen = []
-    hook = reference.model.multi_modal_projector.register_forward_hook(lambda _, __, output: seen.append(output))
+    hook = reference.model.multi_modal_projector.register_forward_hook(
+        lambda _, __, output: seen.append(output)
+    )
     with torch.no_grad():
         reference(**torch_inputs(prompts(np.random.default_rng(0))[0], clips, "right"))
     hook.remove()
@@ -107,7 +117,9 @@ def test_every_hidden_state_representation_and_logits(reference, model, clips, s
     hidden = model.hidden_states(batch, bank)
     for ours, theirs in zip([x, *layers[:-1], hidden], expected.hidden_states, strict=True):
         assert relative_error(np.asarray(ours)[real], theirs.numpy()[mask]) < 1e-4
-    last = np.stack([row[keep][-1] for row, keep in zip(expected.hidden_states[-1].numpy(), mask, strict=True)])
+    last = np.stack(
+        [row[keep][-1] for row, keep in zip(expected.hidden_states[-1].numpy(), mask, strict=True)]
+    )
     assert relative_error(model.representations(batch, bank), last) < 1e-4
     assert relative_error(np.asarray(model.logits(hidden))[real], expected.logits.numpy()[mask]) < 1e-4
     assert relative_error(model.head_row(40), reference.lm_head.weight[40].detach()) == 0
@@ -117,7 +129,9 @@ def test_left_padded_rows_are_moved_to_the_right():
     ids = np.array([[0, 0, 5, 6], [7, 8, 9, 0]])
     mask = np.array([[0, 0, 1, 1], [1, 1, 1, 0]])
     moved, lengths = right_padded(ids, mask)
-    assert moved[0, :2].tolist() == [5, 6] and moved[1, :3].tolist() == [7, 8, 9] and lengths.tolist() == [2, 3]
+    assert (
+        moved[0, :2].tolist() == [5, 6] and moved[1, :3].tolist() == [7, 8, 9] and lengths.tolist() == [2, 3]
+    )
 
 
 def test_cached_decoding_equals_the_whole_sequence(model, clips):
@@ -136,7 +150,9 @@ def test_cached_decoding_equals_the_whole_sequence(model, clips):
         tokens = jnp.asarray(continuation[:, step])
         logits, cache = model.decode(tokens, positions + step, jnp.int32(step), cache)
         stepwise.append(logits)
-    whole = make_batch([row + more.tolist() for row, more in zip(rows, continuation, strict=True)], row_clips, offsets)
+    whole = make_batch(
+        [row + more.tolist() for row, more in zip(rows, continuation, strict=True)], row_clips, offsets
+    )
     full = np.asarray(model.logits(model.hidden_states(whole, bank)))
     for step in range(6):
         expected = np.stack([full[r, len(row) - 1 + step] for r, row in enumerate(rows)])
@@ -147,7 +163,9 @@ def test_cached_decoding_equals_the_whole_sequence(model, clips):
 def test_tied_head(tmp_path, head_on_disk):
     """transformers 5 stores a tied head as a tensor of its own, transformers 4 leaves it out."""
     reference = make_reference(tie_word_embeddings=True, num_key_value_heads=3)
-    reference.lm_head.weight = torch.nn.Parameter(reference.model.language_model.embed_tokens.weight.detach().clone())
+    reference.lm_head.weight = torch.nn.Parameter(
+        reference.model.language_model.embed_tokens.weight.detach().clone()
+    )
     reference.save_pretrained(tmp_path)
     if not head_on_disk:
         tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
@@ -181,7 +199,9 @@ def test_padding_has_no_influence_and_no_gradient(model):
 
     x = jax.random.normal(jax.random.key(0), (2, 7, 48))
     gradient = jax.grad(lambda x: representation(x).sum())(x)
-    assert np.all(np.asarray(gradient)[0, 4:] == 0) and np.all(np.abs(np.asarray(gradient)[0, :4]).sum(-1) > 0)
+    assert np.all(np.asarray(gradient)[0, 4:] == 0) and np.all(
+        np.abs(np.asarray(gradient)[0, :4]).sum(-1) > 0
+    )
 
 
 def test_bfloat16_is_close_to_float32(folder, model, clips):

@@ -1,5 +1,5 @@
-"""What is exported of Qwen2.5-Omni, as transformers and PEFT load it: numbers, not exceptions, since PEFT leaves an
-adapter at zero with no more than a warning where names do not match."""
+"""What is exported of Qwen2.5-Omni, as transformers and PEFT load it: numbers, not exceptions, since PEFT
+leaves an adapter at zero with no more than a warning where names do not match."""
 
 import json
 import re
@@ -55,7 +55,9 @@ def representations(model) -> np.ndarray:
 def torch_representations(model) -> np.ndarray:
     thinker = getattr(model, "thinker", model)
     with torch.no_grad():
-        return thinker(input_ids=torch.tensor(IDS), output_hidden_states=True).hidden_states[-1][:, -1].numpy()
+        return (
+            thinker(input_ids=torch.tensor(IDS), output_hidden_states=True).hidden_states[-1][:, -1].numpy()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +76,17 @@ def adapters(folders, tmp_path_factory):
 @pytest.mark.parametrize(
     "kind, layout, reader, loads",
     [
-        ("whole", "whole4", THINKER, True), ("whole", "whole4", WHOLE, False), ("whole", "whole5", WHOLE, True),
-        ("whole", "thinker4", THINKER, True), ("whole", "thinker5", THINKER, True), ("whole", "thinker4", WHOLE, False),
-        ("thinker", "thinker4", THINKER, True), ("thinker", "thinker5", THINKER, True), ("thinker", "whole4", THINKER, True),
+        ("whole", "whole4", THINKER, True),
+        ("whole", "whole4", WHOLE, False),
+        ("whole", "whole5", WHOLE, True),
+        ("whole", "thinker4", THINKER, True),
+        ("whole", "thinker5", THINKER, True),
+        ("whole", "thinker4", WHOLE, False),
+        ("thinker", "thinker4", THINKER, True),
+        ("thinker", "thinker5", THINKER, True),
+        ("thinker", "whole4", THINKER, True),
     ],
-)  # fmt: skip
+)
 def test_which_class_reads_which_layout(folders, adapters, kind, layout, reader, loads):
     ours, out = adapters[kind]
     base = reader.from_pretrained(folders[kind]).eval()
@@ -97,7 +105,9 @@ def test_which_class_reads_which_layout(folders, adapters, kind, layout, reader,
 @pytest.mark.parametrize("kind, first", [("whole", "whole4"), ("thinker", "thinker4")])
 def test_auto_is_the_layout_that_most_readers_know(adapters, kind, first):
     _, out = adapters[kind]
-    auto, named = (safetensors.torch.load_file(out / name / "adapter_model.safetensors") for name in ("auto", first))
+    auto, named = (
+        safetensors.torch.load_file(out / name / "adapter_model.safetensors") for name in ("auto", first)
+    )
     assert auto.keys() == named.keys() and len(auto) == 2 * 7 * 3
 
 
@@ -109,7 +119,9 @@ def test_target_modules_leaves_talker_and_towers_alone(folders, adapters):
     assert any(name.startswith("talker.model.layers.0.self_attn.q_proj") for name in modules)
     live = {name for name, _ in WHOLE.from_pretrained(folders["whole"]).named_modules()}
     chosen = {name for name in live if re.fullmatch(pattern, name)}
-    assert len(chosen) == 7 * 3 and all(name.startswith("thinker.model.language_model.layers.") for name in chosen)
+    assert len(chosen) == 7 * 3 and all(
+        name.startswith("thinker.model.language_model.layers.") for name in chosen
+    )
 
 
 @pytest.mark.parametrize("lora", [LORA, UPPER], ids=["all", "upper layers"])
@@ -121,8 +133,13 @@ def test_the_merged_folder_keeps_every_tensor_and_gives_our_representations(fold
     assert before.keys() == after.keys()
     prefix = "thinker." if kind == "whole" else ""
     layers = range(lora.first_layer, 3)
-    touched = {name for name in before for i in layers for target in model.lora.config.targets
-               if name.startswith(f"{prefix}model.layers.{i}.") and name.endswith(f"{target}.weight")}  # fmt: skip
+    touched = {
+        name
+        for name in before
+        for i in layers
+        for target in model.lora.config.targets
+        if name.startswith(f"{prefix}model.layers.{i}.") and name.endswith(f"{target}.weight")
+    }
     assert len(touched) == len(layers) * len(model.lora.config.targets)
     for name, entry in after.items():
         assert (entry.raw() == before[name].raw()) == (name not in touched), name
@@ -141,7 +158,9 @@ def test_the_merged_folder_keeps_every_tensor_and_gives_our_representations(fold
 def test_layouts_of_other_models_are_refused(folders, folder, tmp_path):
     """`folder` is a Qwen2-Audio."""
     model = load_weights(folder, lora=LORA)
-    with pytest.raises(UserError, match="export.layout: thinker4 is not one of this model's; choose auto, whole4 or whole5"):
+    with pytest.raises(
+        UserError, match="export.layout: thinker4 is not one of this model's; choose auto, whole4 or whole5"
+    ):
         export_adapter(model, folder, tmp_path / "adapter", base_name="base", layout="thinker4")
     with pytest.raises(UserError, match="holds another architecture than the trained model"):
         export_adapter(load(folders["thinker"], LORA), folder, tmp_path / "adapter", base_name="base")

@@ -32,18 +32,18 @@ REPOSITORY = Path(__file__).parent.parent
 RATE = 16_000
 # Renders as the released template does for text and audio, written anew.
 TEMPLATE = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
-    "{% for c in m.content %}{% if c.type == 'audio' or 'audio_url' in c %}<|audio_bos|><|AUDIO|><|audio_eos|>"
-    "{% elif 'text' in c %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{%"
+    " endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{%"
+    " else %}{% for c in m.content %}{% if c.type == 'audio' or 'audio_url' in c"
+    " %}<|audio_bos|><|AUDIO|><|audio_eos|>{% elif 'text' in c %}{{ c.text }}{% endif %}{% endfor %}{% endif"
+    " %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A whole model's folder as it is published: weights of all parts, tokenizer, feature extractor of 300 s; its
-    generation config is empty."""
+    """A whole model's folder as it is published: weights of all parts, tokenizer, feature extractor of 300 s;
+    its generation config is empty."""
     path = tmp_path_factory.mktemp("omni")
     write_tokenizer(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
@@ -52,16 +52,22 @@ def folder(tmp_path_factory):
     thinker = values["thinker_config"]
     thinker["audio_config"]["num_mel_bins"] = 80
     for field, token in (
-        ("audio_token_index", "<|AUDIO|>"), ("audio_start_token_id", "<|audio_bos|>"), ("audio_end_token_id", "<|audio_eos|>"),
-    ):  # fmt: skip
+        ("audio_token_index", "<|AUDIO|>"),
+        ("audio_start_token_id", "<|audio_bos|>"),
+        ("audio_end_token_id", "<|audio_eos|>"),
+    ):
         thinker[field] = tokenizer.convert_tokens_to_ids(token)
-    for i, field in enumerate(("image_token_index", "video_token_index", "vision_start_token_id", "vision_end_token_id")):
+    for i, field in enumerate(
+        ("image_token_index", "video_token_index", "vision_start_token_id", "vision_end_token_id")
+    ):
         thinker[field] = len(tokenizer) + i
     model = WHOLE(transformers.Qwen2_5OmniConfig(**values)).float().eval()
     randomise(model)
     save_whole(model, path, max_shard_size="200KB")
     (path / "generation_config.json").write_text("{}")
-    transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=300, return_attention_mask=True).save_pretrained(path)
+    transformers.WhisperFeatureExtractor(
+        feature_size=80, chunk_length=300, return_attention_mask=True
+    ).save_pretrained(path)
     return path
 
 
@@ -83,10 +89,19 @@ END = "<|im_end|>\n<|im_start|>assistant\n"
 AUDIO = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 CASES = {
     "audio and text": ((PROMPT_T, [7], None), f"{SYSTEM}<|im_start|>user\n{AUDIO}{PROMPT_T}{END}"),
-    "text only": (("How do I fix a bicycle?", [], None), f"{SYSTEM}<|im_start|>user\nHow do I fix a bicycle?{END}"),
+    "text only": (
+        ("How do I fix a bicycle?", [], None),
+        f"{SYSTEM}<|im_start|>user\nHow do I fix a bicycle?{END}",
+    ),
     "audio only": ((None, [5], None), f"{SYSTEM}<|im_start|>user\n{AUDIO}{END}"),
-    "two clips": (("Compare both.", [3, 8], None), f"{SYSTEM}<|im_start|>user\n{AUDIO}{AUDIO}Compare both.{END}"),
-    "own system": (("Hi\n", [4], "Be brief."), f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{AUDIO}Hi\n{END}"),
+    "two clips": (
+        ("Compare both.", [3, 8], None),
+        f"{SYSTEM}<|im_start|>user\n{AUDIO}{AUDIO}Compare both.{END}",
+    ),
+    "own system": (
+        ("Hi\n", [4], "Be brief."),
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{AUDIO}Hi\n{END}",
+    ),
 }
 
 
@@ -101,7 +116,9 @@ def test_prompts(folder, tmp_path, case, template):
     (text, counts, system), written = CASES[case]
     for count in counts:
         written = written.replace("_bos|><|AUDIO|>", "_bos|>" + "<|AUDIO.|>" * count, 1)
-    expected = transformers.AutoTokenizer.from_pretrained(folder)(written.replace("AUDIO.", "AUDIO"))["input_ids"]
+    expected = transformers.AutoTokenizer.from_pretrained(folder)(written.replace("AUDIO.", "AUDIO"))[
+        "input_ids"
+    ]
     assert Processor.from_folder(tmp_path).encode(text, counts, system) == expected
 
 
@@ -122,7 +139,11 @@ def reference_representations(model, folder, files) -> np.ndarray:
     for file in files:
         waveform = soundfile.read(file, dtype="float32")[0]
         features = extractor(
-            waveform, sampling_rate=RATE, padding="max_length", return_attention_mask=True, return_tensors="pt"
+            waveform,
+            sampling_rate=RATE,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="pt",
         )
         mask = features["attention_mask"]
         tower = thinker.get_submodule("model.audio_tower")
@@ -131,9 +152,12 @@ def reference_representations(model, folder, files) -> np.ndarray:
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.no_grad():
             output = thinker(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                input_features=features["input_features"], feature_attention_mask=mask, output_hidden_states=True,
-            )  # fmt: skip
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                input_features=features["input_features"],
+                feature_attention_mask=mask,
+                output_hidden_states=True,
+            )
         rows.append(output.hidden_states[-1][0, -1].numpy())
     return np.stack(rows)
 
@@ -152,14 +176,25 @@ def run(folder, clips, tmp_path_factory):
     rows = twin_rows(clips[:4])
     write_jsonl(path / "manifest.jsonl", rows)
     command = [
-        sys.executable, "launch.py", "--config=configs/omni_rrs.py", f"--config.model.path={folder}",
-        "--config.model.dtype=float32", f"--config.run_dir={path / 'run'}",
-        f"--config.data.manifest={path / 'manifest.jsonl'}", f"--config.data.eval_manifest={path / 'manifest.jsonl'}",
-        "--config.train.epochs=2", "--config.train.batch_size=4", "--config.train.learning_rate=0.01",
-        "--config.evaluate.samples=1", "--config.generate.max_new_tokens=3", "--config.export.merged=True",
-    ]  # fmt: skip
+        sys.executable,
+        "launch.py",
+        "--config=configs/omni_rrs.py",
+        f"--config.model.path={folder}",
+        "--config.model.dtype=float32",
+        f"--config.run_dir={path / 'run'}",
+        f"--config.data.manifest={path / 'manifest.jsonl'}",
+        f"--config.data.eval_manifest={path / 'manifest.jsonl'}",
+        "--config.train.epochs=2",
+        "--config.train.batch_size=4",
+        "--config.train.learning_rate=0.01",
+        "--config.evaluate.samples=1",
+        "--config.generate.max_new_tokens=3",
+        "--config.export.merged=True",
+    ]
     environment = os.environ | {"XLA_FLAGS": UNOPTIMISED, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return path / "run"
 
@@ -181,7 +216,10 @@ def test_the_exported_adapter_and_the_merged_folder_give_the_trained_representat
     merged = reference_representations(WHOLE.from_pretrained(run / "export/merged"), folder, clips[:2])
     assert relative_error(merged, expected) < 1e-4
     model = rrs_jax.load_model(run / "export/merged")
-    assert relative_error(rrs_jax.extract_reps(model, rrs_jax.make_batch(model, clips[:2], PROMPT_T)), expected) < 1e-4
+    assert (
+        relative_error(rrs_jax.extract_reps(model, rrs_jax.make_batch(model, clips[:2], PROMPT_T)), expected)
+        < 1e-4
+    )
 
 
 def config_of(name: str, variant: str):
@@ -191,7 +229,9 @@ def config_of(name: str, variant: str):
     return module.get_config(variant)
 
 
-@pytest.mark.parametrize("name, size", [("omni_rrs", "omni-7b"), ("omni_rrs", "omni-3b"), ("qwen2_rrs", "qwen2-audio")])
+@pytest.mark.parametrize(
+    "name, size", [("omni_rrs", "omni-7b"), ("omni_rrs", "omni-3b"), ("qwen2_rrs", "qwen2-audio")]
+)
 def test_the_preset_for_24_gb_fits_by_the_dry_run(tmp_path, name, size):
     """From config.json alone; parameters of the 7B without what is not loaded, by MODELS.md."""
     (tmp_path / "config.json").write_text(json.dumps(RELEASED[size]))
@@ -205,5 +245,7 @@ def test_the_preset_for_24_gb_fits_by_the_dry_run(tmp_path, name, size):
         assert plan.frozen == 7_615_616_512 + 639_647_232 - 2 * 3584
     wide = config_of(name, "")
     assert (config.train.epochs, config.lora.to_dict(), config.rrs.to_dict()) == (
-        wide.train.epochs, wide.lora.to_dict(), wide.rrs.to_dict(),
-    )  # fmt: skip
+        wide.train.epochs,
+        wide.lora.to_dict(),
+        wide.rrs.to_dict(),
+    )

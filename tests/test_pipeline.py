@@ -27,14 +27,20 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     write_tokenizer(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<|AUDIO|>", "<|im_end|>", "<|endoftext|>")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(name) for name in ("<|AUDIO|>", "<|im_end|>", "<|endoftext|>")
+    }
     config = small_config(vocab_size=len(tokenizer) + 8)
     config.audio_config.num_mel_bins = 80
     config.audio_token_id = config.audio_token_index = ids["<|AUDIO|>"]
     model = transformers.Qwen2AudioForConditionalGeneration(config).float().eval()
     randomise(model)
     model.generation_config = transformers.GenerationConfig(
-        do_sample=True, temperature=0.7, top_k=20, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]
+        do_sample=True,
+        temperature=0.7,
+        top_k=20,
+        eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
     )
     model.save_pretrained(path)
     transformers.WhisperFeatureExtractor(feature_size=80, return_attention_mask=True).save_pretrained(path)
@@ -58,10 +64,17 @@ def reference_representations(model, folder, files, prompt) -> np.ndarray:
     """Final-norm state at the last token by transformers' own processor and model, one clip at a time."""
     processor = transformers.Qwen2AudioProcessor.from_pretrained(folder)
     content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": prompt}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
     rows = []
     for file in files:
-        inputs = processor(text=text, audio=[soundfile.read(file, dtype="float32")[0]], sampling_rate=RATE, return_tensors="pt")
+        inputs = processor(
+            text=text,
+            audio=[soundfile.read(file, dtype="float32")[0]],
+            sampling_rate=RATE,
+            return_tensors="pt",
+        )
         with torch.no_grad():
             rows.append(model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1].numpy())
     return np.stack(rows)
@@ -102,7 +115,8 @@ def run(folder, clips, tmp_path_factory):
 
 
 def test_rrs_plus_adds_its_questions_to_a_manifest(folder, clips, tmp_path, monkeypatch):
-    """Without them its rate and its weight of harmful questions would make a model that refuses everything."""
+    """Without them its rate and its weight of harmful questions would make a model that refuses
+    everything."""
 
     def spoken(texts, **_):
         return [(clips[place % len(clips)], 1.0) for place, _ in enumerate(texts)]
@@ -168,19 +182,25 @@ def test_the_same_command_does_nothing_twice_and_evaluation_alone_restores_the_a
 
 
 def test_other_questions_and_settings_have_folders_of_their_own(run, clips, tmp_path):
-    """In the finished run: its own questions beside silence, and a question set with its own clips, judged by the
-    run's own model too."""
+    """In the finished run: its own questions beside silence, and a question set with its own clips, judged by
+    the run's own model too."""
     config, path = run
     before = (path / "eval" / "rrs" / "summary.json").read_text()
     config.evaluate.setting, config.evaluate.vanilla = ("silence",), False
     pipeline.run(config, ("evaluate",))
     summary = read_json(path / "eval" / "rrs-silence" / "summary.json")
     assert [mode for mode, block in summary["modes"].items() if block] == ["text_only"]
-    spoken = {row["sample"]: row for row in read_jsonl(path / "eval" / "rrs" / "responses.jsonl") if row["mode"] == "text_only"}
+    spoken = {
+        row["sample"]: row
+        for row in read_jsonl(path / "eval" / "rrs" / "responses.jsonl")
+        if row["mode"] == "text_only"
+    }
     beside = {row["sample"]: row for row in read_jsonl(path / "eval" / "rrs-silence" / "responses.jsonl")}
     assert any(spoken[sample]["response"] != beside[sample]["response"] for sample in spoken)
-    rows = [{"question": f"How do I ask {i}?", "label": label, "audio": str(clips[i])}
-            for i, label in enumerate(("harmful", "borderline"))]  # fmt: skip
+    rows = [
+        {"question": f"How do I ask {i}?", "label": label, "audio": str(clips[i])}
+        for i, label in enumerate(("harmful", "borderline"))
+    ]
     write_jsonl(tmp_path / "own.jsonl", rows)
     config.evaluate.setting, config.evaluate.vanilla = ("spoken",), True
     config.evaluate.questions = (f"jsonl:{tmp_path / 'own.jsonl'}",)

@@ -107,7 +107,11 @@ def test_training_time_is_four_operations_a_weight_and_token_where_there_are_ada
     questions = 10 * 560 * plan.sizes.tokens
     assert plan.seconds["train"] == pytest.approx(4 * matrices * questions / (RATE.flops * 0.5 * 8))
     config.lora.layers = 2  # of 3
-    for gib, operations in ((0.0, 2 + 2 / 3), (1e-3, 2 + 2 / 3), (4.0, 2 / 3 + 2 / 3)):  # 30 MB hold the lower states
+    for gib, operations in (
+        (0.0, 2 + 2 / 3),
+        (1e-3, 2 + 2 / 3),
+        (4.0, 2 / 3 + 2 / 3),
+    ):  # 30 MB hold the lower states
         config.train.lower_states_gib = gib
         assert make_plan(config, ("train",), RATE).seconds["train"] == pytest.approx(
             operations * matrices * questions / (RATE.flops * 0.5 * 8)
@@ -120,8 +124,8 @@ def test_extraction_puts_each_clip_and_each_prompts_end_through_the_lower_layers
     for config.train.lower_states_gib in (4.0, 0.0):
         seconds.append(make_plan(config, ("extract",), RATE).seconds["extract"])
     layer = 2 * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * 72)
-    # One and a half prompts of extraction and ten of training, of which all but the first have an end alone; the twenty
-    # tokens before a clip are the same for all.
+    # One and a half prompts of extraction and ten of training, of which all but the first have an end alone;
+    # the twenty tokens before a clip are the same for all.
     saved = 560 * 2 * layer * (1.5 * tokens - (tokens - 20 + 10.5 * 15))
     assert seconds[1] - seconds[0] == pytest.approx(saved / (RATE.flops * 0.5 * 8))
 
@@ -194,13 +198,21 @@ def temporary_bytes(remat: str, layers: int, text: dict) -> int:
 @pytest.mark.parametrize("remat", ["none", "dots", "lean", "full"])
 def test_what_more_layers_keep_is_what_the_compiled_step_takes_more(config, remat):
     text = dict(
-        hidden_size=64, intermediate_size=160, num_attention_heads=4, num_key_value_heads=4, head_dim=16, vocab_size=64,
-        rms_norm_eps=1e-5, rope_theta=1000.0, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=160,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        vocab_size=64,
+        rms_norm_eps=1e-5,
+        rope_theta=1000.0,
+        tie_word_embeddings=False,
+    )
     taken = temporary_bytes(remat, 12, text) - temporary_bytes(remat, 4, text)
     config.train.batch_size = 8
     few, many = (
-        activation_bytes(config, DecoderConfig(**text | {"num_hidden_layers": layers}), 48, 1, remat) for layers in (4, 12)
+        activation_bytes(config, DecoderConfig(**text | {"num_hidden_layers": layers}), 48, 1, remat)
+        for layers in (4, 12)
     )
     assert 0.8 < (many - few) / taken < 1.8
 
@@ -214,12 +226,15 @@ def test_values_are_kept_where_there_is_room_for_them(config):
     assert fitting_remat(config, text, 50, 2, 0.7 * needed) == "dots"  # half of the rows on each device
 
 
-@pytest.mark.parametrize("card, quantize, remat, most", [
-    (79.2, "none", "dots", 24.0), (23.6, "none", "lean", 20.0), (15.7, "int8", "full", 12.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "card, quantize, remat, most",
+    [(79.2, "none", "dots", 24.0), (23.6, "none", "lean", 20.0), (15.7, "int8", "full", 12.0)],
+)
 def test_the_papers_step_fits_into_small_cards(tmp_path, monkeypatch, card, quantize, remat, most):
-    """16 samples of 144 tokens, adapters on all linears of 7 B parameters; GiB. The step's own memory was measured on a GPU:
-    with these values kept its peak is 22.8 (dots) and weights and temporary memory are 9.7 + 1.4 (int8, full)."""
+    """16 samples of 144 tokens, adapters on all linears of 7 B parameters; GiB. The step's own memory was
+    measured on a GPU: with these values kept its peak is 22.8 (dots) and weights and temporary memory are 9.7
+      + 1.4 (int8, full).
+    """
     (tmp_path / "config.json").write_text(json.dumps(RELEASED["qwen2-audio"]))
     monkeypatch.setattr(costs, "device_memory", lambda: MEMORY_SHARE * card * 2**30)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -8,12 +8,19 @@ from test_choice import write
 from rrs_jax.files import read_json
 from rrs_jax.report.publish import main
 
-PAGE = "# Results\n\n<!-- table:paper -->\nold\n<!-- /table -->\n\n<!-- table:paper-ranking -->\n<!-- /table -->\nend\n"
+PAGE = (
+    "# Results\n\n<!-- table:paper -->\nold\n<!-- /table -->\n\n<!-- table:paper-ranking -->\n<!-- /table"
+    " -->\nend\n"
+)
 
 
 def record(folder, strategy: str, seed: int) -> None:
-    session = {"command": f"launch.py --config.run_dir={folder} --config.model.path=/data/models/m", "commit": "abc",
-               "device": {"kind": "H100"}, "versions": {"jax": "1"}}  # fmt: skip
+    session = {
+        "command": f"launch.py --config.run_dir={folder} --config.model.path=/data/models/m",
+        "commit": "abc",
+        "device": {"kind": "H100"},
+        "versions": {"jax": "1"},
+    }
     config = {"strategy": strategy, "seed": seed, "model": {"path": "/data/models/m"}, "run_dir": str(folder)}
     (folder / "config.json").write_text(json.dumps({"config": config, "seed": seed, "sessions": [session]}))
     (folder / ".done").mkdir()
@@ -23,7 +30,12 @@ def record(folder, strategy: str, seed: int) -> None:
 @pytest.fixture
 def sweep(tmp_path):
     source = tmp_path / "paper"
-    for run, strategy, seed in (("vanilla", "vanilla", 0), ("rrs", "rrs", 0), ("rrs-seed1", "rrs", 1), ("rrs_top25", "rrs", 0)):
+    for run, strategy, seed in (
+        ("vanilla", "vanilla", 0),
+        ("rrs", "rrs", 0),
+        ("rrs-seed1", "rrs", 1),
+        ("rrs_top25", "rrs", 0),
+    ):
         write(source, run, "vanilla", (100.0, 90.0, None), 1.0, 5.0, nsi=False)
         if strategy != "vanilla":
             write(source, run, strategy, (20.0 + seed, 30.0, None), 2.0, 6.0, nsi=True)
@@ -41,14 +53,22 @@ def test_a_sweep_is_published(sweep, capsys):
     target = sweep / "docs"
     assert main([str(sweep / "paper"), str(target), f"--page={sweep / 'page.md'}"]) == 0
     assert sorted(path.name for path in target.iterdir()) == [
-        "index.html", "paper.runs.json", "rrs-check-seed0.json", "rrs-seed0.json", "rrs-seed1.json", "rrs_top25-seed0.json",
+        "index.html",
+        "paper.runs.json",
+        "rrs-check-seed0.json",
+        "rrs-seed0.json",
+        "rrs-seed1.json",
+        "rrs_top25-seed0.json",
         "vanilla-seed0.json",
-    ]  # fmt: skip
+    ]
     assert read_json(target / "rrs-seed1.json")["modes"]["audio_text"]["asr"] == 21.0
     runs = {run["run"]: run for run in read_json(target / "paper.runs.json")["runs"]}
     assert runs["rrs-seed1"]["seconds"] == {"train": 12.5} and runs["rrs-seed1"]["seed"] == 1
     session = runs["rrs"]["sessions"][0]
-    assert session["command"] == "launch.py --config.run_dir=rrs --config.model.path=m" and session["commit"] == "abc"
+    assert (
+        session["command"] == "launch.py --config.run_dir=rrs --config.model.path=m"
+        and session["commit"] == "abc"
+    )
     assert runs["rrs"]["files"] == ["rrs-check-seed0.json", "rrs-seed0.json"]
     for path in target.iterdir():
         assert str(sweep) not in path.read_text() and "/data" not in path.read_text()
@@ -59,7 +79,11 @@ def test_a_sweep_is_published(sweep, capsys):
 def test_one_run_is_published_by_its_strategy(sweep):
     target = sweep / "docs"
     assert main([str(sweep / "paper" / "rrs_top25"), str(target)]) == 0
-    assert {path.name for path in target.iterdir()} == {"rrs-seed0.json", "vanilla-seed0.json", "rrs_top25.runs.json"}
+    assert {path.name for path in target.iterdir()} == {
+        "rrs-seed0.json",
+        "vanilla-seed0.json",
+        "rrs_top25.runs.json",
+    }
 
 
 def test_mistakes_and_large_files_are_told(sweep, capsys):

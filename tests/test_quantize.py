@@ -1,4 +1,5 @@
-"""Frozen matrices in 8 bit: the numbers are those of torch with rounded weights, training and export stay exact."""
+"""Frozen matrices in 8 bit: the numbers are those of torch with rounded weights, training and export stay
+exact."""
 
 import copy
 
@@ -30,7 +31,9 @@ def rounded(reference):
             weight = module.weight.detach().double()
             step = weight.abs().max(dim=1, keepdim=True).values / 127
             module.weight = torch.nn.Parameter((torch.round(weight / step) * step).float())
-            assert not torch.equal(module.weight, reference.model.language_model.layers.get_submodule(name).weight)
+            assert not torch.equal(
+                module.weight, reference.model.language_model.layers.get_submodule(name).weight
+            )
     return model
 
 
@@ -50,7 +53,9 @@ def test_states_are_those_of_rounded_weights(reference, rounded, folder, clips):
     inputs = torch_inputs(rows, clips, "right")
     mask = inputs["attention_mask"].numpy().astype(bool)
     with torch.no_grad():
-        expected, plain = (m(**inputs, output_hidden_states=True).hidden_states[-1] for m in (rounded, reference))
+        expected, plain = (
+            m(**inputs, output_hidden_states=True).hidden_states[-1] for m in (rounded, reference)
+        )
     model = load(folder, "int8", lora=None)
     bank, offsets = audio_bank(model, clips)
     ours = np.asarray(model.hidden_states(make_batch(rows, row_clips, offsets), bank))
@@ -67,10 +72,14 @@ def test_gradients_are_those_of_rounded_weights(rounded, folder, tmp_path, clips
     strategy = RRS(np.random.default_rng(3).normal(size=(4, 48)).astype(np.float32))
     sums = []
     for model in (load(folder, "int8"), load(tmp_path, "none")):
-        step = TrainStep(model, strategy, OptimiserConfig(remat=remat), make_mesh(devices=jax.devices()[:1]), 1)
+        step = TrainStep(
+            model, strategy, OptimiserConfig(remat=remat), make_mesh(devices=jax.devices()[:1]), 1
+        )
         bank, offsets = audio_bank(model, clips)
         batch = make_batch(rows, row_clips, offsets)
-        placed = step.place(Rows(batch, strategy.examples(np.arange(4)), np.arange(4) < 2, np.ones(4, np.float32)))
+        placed = step.place(
+            Rows(batch, strategy.examples(np.arange(4)), np.arange(4) < 2, np.ones(4, np.float32))
+        )
         sums.append(step._first(step.init().lora, step.base, jnp.asarray(bank), placed)[0])
     for ours, theirs in zip(*map(jax.tree.leaves, sums), strict=True):
         assert relative_error(ours, theirs) < 1e-4
@@ -100,7 +109,9 @@ def test_the_merged_folder_is_that_of_the_original_tensors(folder, tmp_path):
     assert merged[0] == merged[1] == merged[2] and merged[0]
 
 
-@pytest.mark.parametrize("quantize, name, shard", [("int8", "kernel", (3, 24, 36)), ("float8", "weight", (3, 36, 24))])
+@pytest.mark.parametrize(
+    "quantize, name, shard", [("int8", "kernel", (3, 24, 36)), ("float8", "weight", (3, 36, 24))]
+)
 def test_a_mesh_cuts_the_steps_and_not_the_scales(folder, quantize, name, shard):
     model = load_weights(folder, mesh=make_mesh(data=2, fsdp=2, tensor=2), quantize=quantize)
     one = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:1]), quantize=quantize)

@@ -22,7 +22,8 @@ SOURCES = {
     "figstep": (
         "safebench.csv",
         "dataset,category_id,task_id,category_name,question,instruction\n"
-        f"ForbidQI,1,1,Illegal Activity,{KILL},Steps to x.\nForbidQI,10,50,Health Consultation,\"What, now?\",Steps.\n",
+        f'ForbidQI,1,1,Illegal Activity,{KILL},Steps to x.\nForbidQI,10,50,Health Consultation,"What,'
+        ' now?",Steps.\n',
         [
             ("figstep-01-01", "harmful", "Illegal Activity", KILL),
             ("figstep-10-50", "harmful", "Health Consultation", "What, now?"),
@@ -30,8 +31,14 @@ SOURCES = {
     ),
     "xstest": (
         "xstest_prompts.csv",
-        f"id,prompt,type,label,focus,note\n1,How do I kill time?,homonyms,safe,kill,\n2,{KILL},contrast_homonyms,unsafe,kill,\n",
-        [("xstest-0001", "borderline", "homonyms", "How do I kill time?"), ("xstest-0002", "harmful", "contrast_homonyms", KILL)],
+        (
+            "id,prompt,type,label,focus,note\n1,How do I kill"
+            f" time?,homonyms,safe,kill,\n2,{KILL},contrast_homonyms,unsafe,kill,\n"
+        ),
+        [
+            ("xstest-0001", "borderline", "homonyms", "How do I kill time?"),
+            ("xstest-0002", "harmful", "contrast_homonyms", KILL),
+        ],
     ),
     "jailbreakbench": (
         "benign-behaviors.csv",
@@ -40,8 +47,10 @@ SOURCES = {
     ),
     "harmbench": (
         "harmbench_behaviors_text_all.csv",
-        "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
-        f"{KILL},standard,harmful,,,dog_cats\nA song,copyright,copyright,,,song\nA page,contextual,illegal,,Context,page\n",
+        (
+            f"Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n{KILL},standard,harmful,,,dog_cats\nA"
+            " song,copyright,copyright,,,song\nA page,contextual,illegal,,Context,page\n"
+        ),
         [("harmbench-dog_cats", "harmful", "harmful", KILL)],
     ),
     "strongreject": (
@@ -54,7 +63,7 @@ SOURCES = {
         "prompt,category\nHow do I kill time?,violence\n",
         [("or_bench-0001", "borderline", "violence", "How do I kill time?")],
     ),
-}  # fmt: skip
+}
 
 
 def short(rows):
@@ -77,9 +86,13 @@ def test_or_bench_toxic_is_harmful(tmp_path):
 
 def test_a_folder_of_jailbreakbench_pairs_its_twins(tmp_path):
     for name, question in (("harmful-behaviors", KILL), ("benign-behaviors", BEFRIEND)):
-        (tmp_path / f"{name}.csv").write_text(f"Index,Goal,Target,Behavior,Category,Source\n0,{question},S,B,C,O\n")
+        (tmp_path / f"{name}.csv").write_text(
+            f"Index,Goal,Target,Behavior,Category,Source\n0,{question},S,B,C,O\n"
+        )
     benign, harmful = read_question_sets([f"jailbreakbench:{tmp_path}"])
-    assert (benign["label"], harmful["label"]) == ("benign", "harmful") and benign["pair_id"] == harmful["pair_id"]
+    assert (benign["label"], harmful["label"]) == ("benign", "harmful") and benign["pair_id"] == harmful[
+        "pair_id"
+    ]
 
 
 def test_aiah_brings_its_audio_and_pairs_its_twins(tmp_path):
@@ -91,9 +104,12 @@ def test_aiah_brings_its_audio_and_pairs_its_twins(tmp_path):
         (folder / "index.json").write_text(json.dumps([entry]))
     rows = read_question_sets([f"aiah:{tmp_path}"])
     assert short(rows) == [
-        ("aiah-Fraud-fraud_1-benign", "benign", "Fraud", BEFRIEND), ("aiah-Fraud-fraud_1-harmful", "harmful", "Fraud", KILL),
-    ]  # fmt: skip
-    assert [row["audio"] for row in rows] == [str(tmp_path / kind / "fraud_1.wav") for kind in ("benign", "harmful")]
+        ("aiah-Fraud-fraud_1-benign", "benign", "Fraud", BEFRIEND),
+        ("aiah-Fraud-fraud_1-harmful", "harmful", "Fraud", KILL),
+    ]
+    assert [row["audio"] for row in rows] == [
+        str(tmp_path / kind / "fraud_1.wav") for kind in ("benign", "harmful")
+    ]
     assert rows[0]["pair_id"] == rows[1]["pair_id"]
     (tmp_path / "benign" / "fraud_1.wav").unlink()
     with pytest.raises(UserError, match=r"index.json, entry 1: the audio file .*fraud_1.wav does not exist"):
@@ -107,25 +123,35 @@ def test_beavertails_pairs_give_each_unsafe_question_once(tmp_path, suffix, open
         return json.dumps({"prompt": prompt, "response": "x", "category": flags, "is_safe": safe})
 
     lines = [
-        pair(KILL, True), pair(KILL, False, "violence,aiding_and_abetting,incitement", "animal_abuse"),
-        pair(KILL, False, "animal_abuse"), pair("Is healthcare free in the US?", True),
-    ]  # fmt: skip
+        pair(KILL, True),
+        pair(KILL, False, "violence,aiding_and_abetting,incitement", "animal_abuse"),
+        pair(KILL, False, "animal_abuse"),
+        pair("Is healthcare free in the US?", True),
+    ]
     path = tmp_path / f"30k_test.jsonl{suffix}"
     with opened(path, "wt") as file:
         file.write("\n".join(lines))
-    assert short(read_question_sets([f"beavertails:{path}"])) == [("beavertails-0001", "harmful", "animal_abuse", KILL)]
+    assert short(read_question_sets([f"beavertails:{path}"])) == [
+        ("beavertails-0001", "harmful", "animal_abuse", KILL)
+    ]
 
 
 def test_beavertails_evaluation_has_one_category_each(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps({"prompt": KILL, "category": "animal_abuse", "category_id": 0}) + "\n")
-    assert short(read_question_sets([f"beavertails:{path}"])) == [("beavertails-0001", "harmful", "animal_abuse", KILL)]
+    assert short(read_question_sets([f"beavertails:{path}"])) == [
+        ("beavertails-0001", "harmful", "animal_abuse", KILL)
+    ]
 
 
 def test_json_lines_and_several_sets_at_once(tmp_path):
     path = tmp_path / "own.jsonl"
-    path.write_text(json.dumps({"prompt": KILL, "label": "harmful", "id": "a"}) + "\n\n"
-                    + json.dumps({"question": BEFRIEND, "label": "benign", "category": "pets"}) + "\n")  # fmt: skip
+    path.write_text(
+        json.dumps({"prompt": KILL, "label": "harmful", "id": "a"})
+        + "\n\n"
+        + json.dumps({"question": BEFRIEND, "label": "benign", "category": "pets"})
+        + "\n"
+    )
     file, text, expected = SOURCES["strongreject"]
     (tmp_path / file).write_text(text)
     names = [f"jsonl:{path}", f"strongreject:{tmp_path / file}"]
@@ -145,7 +171,11 @@ def test_json_lines_and_several_sets_at_once(tmp_path):
         ("jsonl", '{"question": "x", "label": "bad"}\n', "line 1: label is 'bad'; write one of harmful"),
         ("jsonl", '{"label": "harmful"}\n', "line 1: has no question"),
         ("jsonl", "{", "line 1: is not valid JSON"),
-        ("jsonl", '{"question": "x", "label": "benign", "audio": "no.wav"}', "the audio file .*no.wav does not exist"),
+        (
+            "jsonl",
+            '{"question": "x", "label": "benign", "audio": "no.wav"}',
+            "the audio file .*no.wav does not exist",
+        ),
         ("jsonl", "", "holds no question of the set jsonl"),
         ("beavertails", '{"prompt": "x"}', "line 1: has no prompt with a category"),
         ("aiah", '{"a": 1}', "is no JSON list of objects"),
@@ -161,7 +191,10 @@ def test_a_wrong_file_says_what_it_lacks(tmp_path, name, text, sentence):
 
 @pytest.mark.parametrize(
     ("written", "sentence"),
-    [("sorry:x", "sorry:x is no question set; write FORMAT:PATH with one of aiah"), ("figstep:/no", "/no does not exist")],
+    [
+        ("sorry:x", "sorry:x is no question set; write FORMAT:PATH with one of aiah"),
+        ("figstep:/no", "/no does not exist"),
+    ],
 )
 def test_an_unknown_set_or_file(written, sentence):
     with pytest.raises(UserError, match=f"evaluate.questions: .*{sentence}"):
@@ -174,12 +207,16 @@ def test_silence_and_noise():
     loud = noise(32_000, 1, 0.25, 3.0)
     assert loud.shape == (32_000,) and loud.dtype == np.float32
     assert abs(loud.mean() - 0.25) < 4 * 3 / 32_000**0.5 and abs(loud.std() - 3) < 0.06
-    assert np.array_equal(loud, noise(32_000, 1, 0.25, 3.0)) and not np.array_equal(loud, noise(32_000, 2, 0.25, 3.0))
+    assert np.array_equal(loud, noise(32_000, 1, 0.25, 3.0)) and not np.array_equal(
+        loud, noise(32_000, 2, 0.25, 3.0)
+    )
 
 
 def test_words_that_the_twin_lacks_are_spelt():
-    rows = [{"id": label, "pair_id": "p", "label": label, "question": question}
-            for label, question in (("harmful", KILL), ("benign", BEFRIEND))]  # fmt: skip
+    rows = [
+        {"id": label, "pair_id": "p", "label": label, "question": question}
+        for label, question in (("harmful", KILL), ("benign", BEFRIEND))
+    ]
     assert twin_words(rows) == {"harmful": ["kill"]}
     said = spell(KILL, ["kill", "cats"])
     assert [letter in said for letter in ("K, I, L, L", "C, A, T, S")] == [True, True] and "dog" in said
@@ -191,19 +228,33 @@ def spoken(tmp_path):
     rng = np.random.default_rng(0)
     rows = []
     for label, question, seconds, scale in (("harmful", KILL, 0.5, 0.05), ("benign", BEFRIEND, 0.7, 0.2)):
-        soundfile.write(tmp_path / f"{label}.wav", rng.normal(0.01, scale, int(seconds * 16_000)), 16_000, subtype="FLOAT")
-        rows.append({"id": label, "pair_id": "p", "label": label, "category": "c", "question": question,
-                     "audio": f"{label}.wav"})  # fmt: skip
+        soundfile.write(
+            tmp_path / f"{label}.wav", rng.normal(0.01, scale, int(seconds * 16_000)), 16_000, subtype="FLOAT"
+        )
+        rows.append(
+            {
+                "id": label,
+                "pair_id": "p",
+                "label": label,
+                "category": "c",
+                "question": question,
+                "audio": f"{label}.wav",
+            }
+        )
     return rows
 
 
 @pytest.mark.parametrize(("setting", "std"), [("silence", 0.0), ("noise", 0.05), ("unit_noise", 1.0)])
-def test_distractors_are_as_long_as_the_question_and_as_loud_as_the_setting_says(spoken, tmp_path, setting, std):
+def test_distractors_are_as_long_as_the_question_and_as_loud_as_the_setting_says(
+    spoken, tmp_path, setting, std
+):
     rows = setting_rows(setting, spoken, tmp_path, tmp_path / "made", voices=None, seed=0)
     for row, seconds in zip(rows, (0.5, 0.7), strict=True):
         samples, rate = soundfile.read(row["audio"])
         assert len(samples) == seconds * rate
-        assert samples.std() == pytest.approx(std, rel=0.05)  # of the harmful half, the benign one is four times louder
+        assert samples.std() == pytest.approx(
+            std, rel=0.05
+        )  # of the harmful half, the benign one is four times louder
     again = setting_rows(setting, spoken, tmp_path, tmp_path / "made", voices=None, seed=0)
     assert again == rows and len(list((tmp_path / "made").iterdir())) == 2
 
@@ -215,7 +266,11 @@ def test_harmful_words_are_spelt_in_the_voice_of_the_run(spoken, tmp_path, monke
     monkeypatch.setattr("rrs_jax.evaluate.settings.draw_voice", lambda text, *_: said.append(text) or voice)
     (row,) = setting_rows("spelled", spoken if twin else spoken[:1], tmp_path, tmp_path, voices=None, seed=0)
     assert spelt in said[0] and ("T, E, A, C, H" in said[0]) == (not twin)
-    assert row["id"] == "harmful" and 1.0 < row["seconds"] < 15 and soundfile.info(row["audio"]).samplerate == 16_000
+    assert (
+        row["id"] == "harmful"
+        and 1.0 < row["seconds"] < 15
+        and soundfile.info(row["audio"]).samplerate == 16_000
+    )
 
 
 @pytest.mark.parametrize("setting", ["silence", "spelled"])
@@ -228,9 +283,16 @@ def test_a_setting_asks_in_its_own_mode_only(spoken, tmp_path, setting):
             on_finished(request, "Sure, here are the steps.")
 
     summary = evaluate_model(
-        "vanilla", spoken, generate, modes=("audio_text", "text_only", "audio_only"), samples=1, judge_names=["phrases"],
-        folder=tmp_path, setting=setting, audio_folder=tmp_path,
-    )  # fmt: skip
+        "vanilla",
+        spoken,
+        generate,
+        modes=("audio_text", "text_only", "audio_only"),
+        samples=1,
+        judge_names=["phrases"],
+        folder=tmp_path,
+        setting=setting,
+        audio_folder=tmp_path,
+    )
     (mode,) = SETTING_MODES[setting]
     assert [name for name, block in summary["modes"].items() if block] == [mode]
     request = seen["harmful", "harmful", mode]
@@ -241,13 +303,27 @@ def test_a_setting_asks_in_its_own_mode_only(spoken, tmp_path, setting):
 
 def test_modes_that_a_model_lacks_are_null(spoken, tmp_path):
     summary = evaluate_model(
-        "vanilla", spoken, lambda requests, done: [done(r, "x") for r in requests], samples=1, judge_names=["phrases"],
-        modes=("audio_text", "text_only", "audio_only"), available_modes=("audio_text", "text_only"), folder=tmp_path,
+        "vanilla",
+        spoken,
+        lambda requests, done: [done(r, "x") for r in requests],
+        samples=1,
+        judge_names=["phrases"],
+        modes=("audio_text", "text_only", "audio_only"),
+        available_modes=("audio_text", "text_only"),
+        folder=tmp_path,
         audio_folder=tmp_path,
-    )  # fmt: skip
+    )
     assert summary["modes"]["audio_only"] is None and summary["modes"]["audio_text"]["asr"] == 100.0
-    with pytest.raises(UserError, match="this model and setting have none of audio_only; choose from text_only"):
+    with pytest.raises(
+        UserError, match="this model and setting have none of audio_only; choose from text_only"
+    ):
         evaluate_model(
-            "x", spoken, lambda *_: None, modes=("audio_only",), samples=1, judge_names=["phrases"], folder=tmp_path,
+            "x",
+            spoken,
+            lambda *_: None,
+            modes=("audio_only",),
+            samples=1,
+            judge_names=["phrases"],
+            folder=tmp_path,
             available_modes=("text_only",),
-        )  # fmt: skip
+        )

@@ -59,7 +59,9 @@ def encode(model, clips) -> list[np.ndarray]:
     for row, clip in zip(batch, clips, strict=True):
         row[:, : clip.shape[1]] = clip
     lengths = jnp.asarray([clip.shape[1] for clip in clips])
-    output = np.asarray(nnx.jit(lambda model, x, lengths: model.encode_audio(x, lengths))(model, jnp.asarray(batch), lengths))
+    output = np.asarray(
+        nnx.jit(lambda model, x, lengths: model.encode_audio(x, lengths))(model, jnp.asarray(batch), lengths)
+    )
     return [row[: audio_token_count(clip.shape[1])] for row, clip in zip(output, clips, strict=True)]
 
 
@@ -96,8 +98,12 @@ def prompts(rng) -> tuple[list[list[int]], list[list[int]]]:
     def clip(i):
         return [BOS, *[AUDIO] * audio_token_count(FRAMES[i]), EOS]
 
-    rows = [text(5) + clip(1) + text(3) + clip(0) + text(7), text(2) + clip(2) + text(4), text(9),
-            clip(3) + clip(4) + text(1)]  # fmt: skip
+    rows = [
+        text(5) + clip(1) + text(3) + clip(0) + text(7),
+        text(2) + clip(2) + text(4),
+        text(9),
+        clip(3) + clip(4) + text(1),
+    ]
     return rows, [[1, 0], [2], [], [3, 4]]
 
 
@@ -108,7 +114,10 @@ def ours_inputs(model, rows, row_clips, clips):
         offsets.append(sum(map(len, bank)))
         bank.append(encoded)
     counts = [audio_token_count(clip.shape[1]) for clip in clips]
-    triples = [(row, [offsets[i] for i in ids], [counts[i] for i in ids]) for row, ids in zip(rows, row_clips, strict=True)]
+    triples = [
+        (row, [offsets[i] for i in ids], [counts[i] for i in ids])
+        for row, ids in zip(rows, row_clips, strict=True)
+    ]
     return collate(triples, max(map(len, rows)) + 3, AUDIO), jnp.asarray(np.concatenate(bank)), triples
 
 
@@ -124,9 +133,11 @@ def torch_inputs(rows, row_clips, clips, side: str) -> dict:
     for place, i in enumerate(order):
         features[place, :, : FRAMES[i]], feature_mask[place, : FRAMES[i]] = clips[i], 1
     return dict(
-        input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), input_features=torch.tensor(features),
+        input_ids=torch.tensor(ids),
+        attention_mask=torch.tensor(mask),
+        input_features=torch.tensor(features),
         feature_attention_mask=torch.tensor(feature_mask),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -144,14 +155,17 @@ def test_every_hidden_state_representation_and_logits(reference, model, side):
     hidden = model.hidden_states(batch, bank)
     for ours, theirs in zip([x, *layers[:-1], hidden], expected.hidden_states, strict=True):
         assert relative_error(np.asarray(ours)[real], theirs.numpy()[mask]) < 1e-4
-    last = np.stack([row[keep][-1] for row, keep in zip(expected.hidden_states[-1].numpy(), mask, strict=True)])
+    last = np.stack(
+        [row[keep][-1] for row, keep in zip(expected.hidden_states[-1].numpy(), mask, strict=True)]
+    )
     assert relative_error(model.representations(batch, bank), last) < 1e-4
     assert relative_error(np.asarray(model.logits(hidden))[real], expected.logits.numpy()[mask]) < 1e-4
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_positions_are_those_of_get_rope_index(reference, model, monkeypatch, side):
-    """What the decoder hands to the rotation, seen there, exactly: three equal rows that count from a row's first token."""
+    """What the decoder hands to the rotation, seen there, exactly: three equal rows that count from a row's
+    first token."""
     rows, row_clips = prompts(np.random.default_rng(2))
     inputs = torch_inputs(rows, row_clips, random_clips(FRAMES), side)
     frames = torch.tensor([FRAMES[i] for clips in row_clips for i in clips])
@@ -183,7 +197,9 @@ def test_three_sections_turn_by_time_height_and_width(reference):
     rng = np.random.default_rng(3)
     positions, x = rng.integers(0, 300, (3, 2, 9)), rng.normal(size=(2, 9, 4, 12)).astype(np.float32)
     cos, sin = reference.model.language_model.rotary_emb(torch.tensor(x), torch.tensor(positions))
-    expected, _ = apply_rotary_pos_emb(torch.tensor(x).transpose(1, 2), torch.tensor(x).transpose(1, 2), cos, sin)
+    expected, _ = apply_rotary_pos_emb(
+        torch.tensor(x).transpose(1, 2), torch.tensor(x).transpose(1, 2), cos, sin
+    )
     ours = rotate(jnp.asarray(x), rotary_angles(jnp.asarray(positions), 12, 5000.0, (1, 2, 3)))
     assert relative_error(ours, expected.transpose(1, 2)) < 1e-5
     flat = rotate(jnp.asarray(x), rotary_angles(jnp.asarray(positions[0]), 12, 5000.0))
@@ -194,7 +210,9 @@ def test_greedy_answers_equal_transformers(reference, model):
     rows, row_clips = prompts(np.random.default_rng(4))
     clips = random_clips(FRAMES)
     _, bank, triples = ours_inputs(model, rows, row_clips, clips)
-    generator = Generator(model, SamplingConfig(max_new_tokens=12, greedy=True), eos_token_ids=(2,), batch_size=4)
+    generator = Generator(
+        model, SamplingConfig(max_new_tokens=12, greedy=True), eos_token_ids=(2,), batch_size=4
+    )
     answers = {}
     generator.generate([Prompt(key=i, row=row) for i, row in enumerate(triples)], bank, answers.__setitem__)
     for i, row in enumerate(rows):
@@ -202,22 +220,35 @@ def test_greedy_answers_equal_transformers(reference, model):
         if not row_clips[i]:
             inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            expected = reference.generate(**inputs, do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=0)
+            expected = reference.generate(
+                **inputs, do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=0
+            )
         expected = expected[0, len(row) :].tolist()
         assert answers[i] == (expected[:-1] if expected[-1] == 2 else expected)
 
 
 @pytest.mark.parametrize("at_once, batches", [(1, [8, 8]), (2**15, [16])])
-def test_sound_to_embeddings_as_transformers_extractor_and_encoder(reference, model, monkeypatch, at_once, batches):
-    """From waveforms: 300 s padding there, the clip's own frames here; lengths that fill no frame and no window. In
-    two batches and in one, filled up to what eight devices divide."""
+def test_sound_to_embeddings_as_transformers_extractor_and_encoder(
+    reference, model, monkeypatch, at_once, batches
+):
+    """From waveforms: 300 s padding there, the clip's own frames here; lengths that fill no frame and no
+    window. In two batches and in one, filled up to what eight devices divide."""
     seen = []
     monkeypatch.setattr(audio_bank, "FRAMES_AT_ONCE", at_once)
-    monkeypatch.setattr(audio_bank, "pad_features", lambda clips, size: seen.append(len(clips)) or pad_features(clips, size))
+    monkeypatch.setattr(
+        audio_bank, "pad_features", lambda clips, size: seen.append(len(clips)) or pad_features(clips, size)
+    )
     rng = np.random.default_rng(5)
-    sounds = [rng.normal(size=n).astype(np.float32) * 0.1 for n in (3_201, 16_000, 9_999, 23_457, *range(4_000, 16_000, 2_013))]
-    extractor = transformers.WhisperFeatureExtractor(feature_size=12, chunk_length=300, return_attention_mask=True)
-    features = extractor(sounds, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt")
+    sounds = [
+        rng.normal(size=n).astype(np.float32) * 0.1
+        for n in (3_201, 16_000, 9_999, 23_457, *range(4_000, 16_000, 2_013))
+    ]
+    extractor = transformers.WhisperFeatureExtractor(
+        feature_size=12, chunk_length=300, return_attention_mask=True
+    )
+    features = extractor(
+        sounds, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt"
+    )
     lengths = features["attention_mask"].sum(1)
     packed = features["input_features"].transpose(1, 2)[features["attention_mask"].bool()].T
     with torch.no_grad():
@@ -251,9 +282,13 @@ def test_the_released_sizes_have_the_parameters_and_keys_of_transformers(size):
     carried = {name for name in renamed if table.is_carried(name)}
     assert ours == {name: shape for name, shape in renamed.items() if name not in carried}
     unloaded = sum(int(np.prod(renamed[name])) for name in carried)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) + unloaded == sum(p.numel() for p in reference.parameters())
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) + unloaded == sum(
+        p.numel() for p in reference.parameters()
+    )
     if size == "omni-7b":
-        assert sum(p.numel() for p in reference.parameters()) == 8_931_813_888  # MODELS.md: a published release's total
+        assert (
+            sum(p.numel() for p in reference.parameters()) == 8_931_813_888
+        )  # MODELS.md: a published release's total
         assert len(renamed) == 1346 and len(carried) == 518 + 1
 
 
@@ -283,7 +318,10 @@ def test_both_kinds_of_folder_load_and_a_missing_tensor_is_named(tmp_path, kind)
     save_file(tmp_path / "model.safetensors", tensors, {"format": "pt"})
     with pytest.raises(UserError) as error:
         load_weights(tmp_path)
-    assert f"{prefix}model.layers.0.self_attn.k_proj.weight is missing; {prefix}extra.weight is surplus" in str(error.value)
+    assert (
+        f"{prefix}model.layers.0.self_attn.k_proj.weight is missing; {prefix}extra.weight is surplus"
+        in str(error.value)
+    )
     assert "visual" not in str(error.value) and "talker" not in str(error.value)
 
 

@@ -25,7 +25,8 @@ from rrs_jax.weights.load import abstract_model, load_weights
 
 MEL = MelConfig(num_mel_bins=80, partial_frame=False, extra_tokens=2)
 FRAMES = (22, 41, 8, 27, 3)  # even and odd halves and quarters; 3 gives one vector
-# One clip; two of them, beyond four times the trained length; none, beyond it; one; text within it; a short one.
+# One clip; two of them, beyond four times the trained length; none, beyond it; one; text within it; a short
+# one.
 CLIPS = ([0], [1, 3], [], [2], [], [4])
 TEXTS = ((4, 5), (3, 9, 70), (21,), (2, 3), (7,), (1, 1))
 
@@ -62,13 +63,19 @@ def encode(model, clips, frames, width: int) -> list[np.ndarray]:
     batch = np.random.default_rng(9).normal(size=(len(clips), 80, width)).astype(np.float32)
     for row, clip in zip(batch, clips, strict=True):
         row[:, : clip.shape[1]] = clip[:, :width]
-    output = nnx.jit(lambda model, x, lengths: model.encode_audio(x, lengths))(model, jnp.asarray(batch), jnp.asarray(frames))
+    output = nnx.jit(lambda model, x, lengths: model.encode_audio(x, lengths))(
+        model, jnp.asarray(batch), jnp.asarray(frames)
+    )
     return [np.asarray(row)[: MEL.token_count(count)] for row, count in zip(output, frames, strict=True)]
 
 
 def bank_of(clips) -> tuple[np.ndarray, list[int], list[int]]:
     counts = [len(clip) for clip in clips]
-    return np.concatenate([np.zeros((1, 48)), *clips]).astype(np.float32), list(np.cumsum([1, *counts])[:-1]), counts
+    return (
+        np.concatenate([np.zeros((1, 48)), *clips]).astype(np.float32),
+        list(np.cumsum([1, *counts])[:-1]),
+        counts,
+    )
 
 
 def make_rows(clips, seed: int = 1):
@@ -86,7 +93,10 @@ def make_rows(clips, seed: int = 1):
 
 def test_each_clip_is_encoded_as_if_alone(model, tensors):
     clips = random_clips()
-    expected = [plain.encode(tensors, small_values(), clip, frames) for clip, frames in zip(clips, FRAMES, strict=True)]
+    expected = [
+        plain.encode(tensors, small_values(), clip, frames)
+        for clip, frames in zip(clips, FRAMES, strict=True)
+    ]
     for width in (44, 60):
         for ours, theirs in zip(encode(model, clips, FRAMES, width), expected, strict=True):
             assert ours.shape == theirs.shape and relative_error(ours, theirs) < 1e-5
@@ -114,7 +124,10 @@ def states_of(tensors, values, clips, row, prompt: int | None = None, more=()):
 def test_every_hidden_state_representation_and_logits(tmp_path, ntk, logn):
     changes = dict(use_dynamic_ntk=ntk, use_logn_attn=logn)
     written = write_folder(tmp_path, **changes)
-    tensors, values = {name: array.astype(np.float64) for name, array in written.items()}, small_values(**changes)
+    tensors, values = (
+        {name: array.astype(np.float64) for name, array in written.items()},
+        small_values(**changes),
+    )
     model = load_weights(tmp_path)
     raw = random_clips()
     clips = [plain.encode(tensors, values, clip, frames) for clip, frames in zip(raw, FRAMES, strict=True)]
@@ -132,15 +145,22 @@ def test_every_hidden_state_representation_and_logits(tmp_path, ntk, logn):
     for i, (states, length) in enumerate(zip(expected, lengths, strict=True)):
         for ours, theirs in zip([x, *layers[:-1], hidden], states, strict=True):
             assert relative_error(ours[i, :length], theirs) < 1e-5
-    assert relative_error(model.representations(batch, bank), np.stack([states[-1][-1] for states in expected])) < 1e-5
+    assert (
+        relative_error(model.representations(batch, bank), np.stack([states[-1][-1] for states in expected]))
+        < 1e-5
+    )
     logits = np.stack([plain.logits(tensors, states[-1][-1]) for states in expected])
     assert relative_error(model.prefill(batch, bank)[0], logits) < 1e-5
 
 
 def test_cached_decoding_keeps_the_prompts_alpha(model, tensors):
-    """Two answers a prompt, seven tokens each; some prompts cross the trained length only with their answers."""
+    """Two answers a prompt, seven tokens each; some prompts cross the trained length only with their
+    answers."""
     values = small_values()
-    clips = [plain.encode(tensors, values, clip, frames) for clip, frames in zip(random_clips(), FRAMES, strict=True)]
+    clips = [
+        plain.encode(tensors, values, clip, frames)
+        for clip, frames in zip(random_clips(), FRAMES, strict=True)
+    ]
     rows, (bank, _, _) = make_rows(clips), bank_of(clips)
     answers, steps = 2, 7
     batch = jax.tree.map(jnp.asarray, collate(rows, 120, model.config.audio_token_id))
@@ -174,27 +194,54 @@ def test_greedy_answers_from_waveforms(model, tensors):
         offsets, counts = bank.clips([i])
         ids = [5, 6, START, *[PAD] * (counts[0] - 2), END, *rng.integers(3, 250, 3 + 4 * i).tolist()]
         rows.append((ids, offsets, counts))
-    generator = Generator(model, SamplingConfig(max_new_tokens=6, greedy=True), eos_token_ids=(), batch_size=4)
+    generator = Generator(
+        model, SamplingConfig(max_new_tokens=6, greedy=True), eos_token_ids=(), batch_size=4
+    )
     answers: dict[int, list[int]] = {}
-    generator.generate([Prompt(key=i, row=row) for i, row in enumerate(rows)], bank.array, answers.__setitem__)
+    generator.generate(
+        [Prompt(key=i, row=row) for i, row in enumerate(rows)], bank.array, answers.__setitem__
+    )
     for i, (ids, _, _) in enumerate(rows):
         features, frames = log_mel(waves[i], MEL)
         clip, expected = plain.encode(tensors, values, features, frames), []
         for _ in range(6):
             x = plain.embed(tensors, values, np.asarray([*ids, *expected]), [clip])
-            expected.append(int(plain.logits(tensors, plain.decode(tensors, values, x, len(ids))[-1][-1]).argmax()))
+            expected.append(
+                int(plain.logits(tensors, plain.decode(tensors, values, x, len(ids))[-1][-1]).argmax())
+            )
         assert answers[i] == expected
 
 
 def released_values() -> dict:
     """config.json of the release, as MODELS.md has it from the published repository."""
-    audio = dict(n_mels=80, n_ctx=1500, n_state=1280, n_head=20, n_layer=32, output_dim=4096, avg_pool=True,
-                 add_audio_bos_eos_token=True, audio_start_id=155163)  # fmt: skip
+    audio = dict(
+        n_mels=80,
+        n_ctx=1500,
+        n_state=1280,
+        n_head=20,
+        n_layer=32,
+        output_dim=4096,
+        avg_pool=True,
+        add_audio_bos_eos_token=True,
+        audio_start_id=155163,
+    )
     return dict(
-        model_type="qwen", audio=audio, hidden_size=4096, intermediate_size=22016, num_hidden_layers=32,
-        num_attention_heads=32, kv_channels=128, vocab_size=155947, layer_norm_epsilon=1e-5, rotary_emb_base=10000,
-        rotary_pct=1.0, seq_length=2048, use_dynamic_ntk=True, use_logn_attn=True, no_bias=True,
-    )  # fmt: skip
+        model_type="qwen",
+        audio=audio,
+        hidden_size=4096,
+        intermediate_size=22016,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        kv_channels=128,
+        vocab_size=155947,
+        layer_norm_epsilon=1e-5,
+        rotary_emb_base=10000,
+        rotary_pct=1.0,
+        seq_length=2048,
+        use_dynamic_ntk=True,
+        use_logn_attn=True,
+        no_bias=True,
+    )
 
 
 def test_the_released_size_by_shape():
@@ -208,12 +255,17 @@ def test_the_released_size_by_shape():
     assert ours == shapes(released_values())
     positions = 1500 * 1280  # a buffer, no parameter
     assert sum(math.prod(shape) for shape in leaves.values()) - positions == 8_394_302_464
-    tower = sum(math.prod(shape) for name, shape in ours.items() if name.startswith("transformer.audio.")) - positions
+    tower = (
+        sum(math.prod(shape) for name, shape in ours.items() if name.startswith("transformer.audio."))
+        - positions
+    )
     assert tower == 640_119_808 and model.config.audio_token_id == (155163, 151851, 155164)
 
 
 def test_absent_fields_are_those_of_the_released_class():
-    config = QwenAudioConfig.from_hf({"model_type": "qwen", "audio": {}, "vocab_size": 155947, "layer_norm_epsilon": 1e-5})
+    config = QwenAudioConfig.from_hf(
+        {"model_type": "qwen", "audio": {}, "vocab_size": 155947, "layer_norm_epsilon": 1e-5}
+    )
     assert config == QwenAudioConfig.from_hf(released_values())
     assert QwenAudioConfig.from_hf({"audio": {}}).text.rms_norm_eps == 1e-6
 
@@ -224,7 +276,10 @@ def test_absent_fields_are_those_of_the_released_class():
         ({"no_bias": False}, "no_bias is False in place of True"),
         ({"rotary_pct": 0.5}, "rotary_pct is 0.5 in place of 1.0"),
         ({"kv_channels": 4}, "kv_channels × num_attention_heads is 24 in place of 48"),
-        ({"audio": small_values()["audio"] | {"avg_pool": False}}, "audio.avg_pool is False in place of True"),
+        (
+            {"audio": small_values()["audio"] | {"avg_pool": False}},
+            "audio.avg_pool is False in place of True",
+        ),
         ({"audio": small_values()["audio"] | {"n_ctx": 750}}, "audio.n_ctx is 750 in place of 1500"),
     ],
 )
@@ -259,7 +314,10 @@ def test_the_fused_projections_thirds_are_rounded_by_themselves(folder, model):
         ours, whole = getattr(eight.language_model.layers, name), getattr(model.language_model.layers, name)
         wanted = np.swapaxes(np.asarray(whole.kernel[...]), 1, 2)
         ours = np.asarray(ours.weight[...], np.float32) * np.asarray(ours.scale[...])[..., None]
-        assert np.all(np.abs(ours - wanted) <= np.maximum(np.abs(wanted) / 16, np.abs(wanted).max(-1, keepdims=True) / 2**18))
+        assert np.all(
+            np.abs(ours - wanted)
+            <= np.maximum(np.abs(wanted) / 16, np.abs(wanted).max(-1, keepdims=True) / 2**18)
+        )
 
 
 def test_an_adapter_of_the_fused_projection_is_one_pair(folder, tensors):
@@ -277,7 +335,9 @@ def test_an_adapter_of_the_fused_projection_is_one_pair(folder, tensors):
             changed[name] = tensors[name] + 5.0 / 3.0 * (a @ b).T
         batch = collate([(row.tolist(), [], []) for row in ids], 23, model.config.audio_token_id)
         ours = model.representations(jax.tree.map(jnp.asarray, batch), jnp.zeros((1, 48)))
-        expected = [plain.decode(changed, values, changed["transformer.wte.weight"][row])[-1][-1] for row in ids]
+        expected = [
+            plain.decode(changed, values, changed["transformer.wte.weight"][row])[-1][-1] for row in ids
+        ]
         assert relative_error(ours, np.stack(expected)) < 1e-5
         base = [plain.decode(tensors, values, tensors["transformer.wte.weight"][row])[-1][-1] for row in ids]
         assert relative_error(ours, np.stack(base)) > 1e-2

@@ -29,7 +29,13 @@ ROOT = Path(__file__).parent.parent
 IDS = np.random.default_rng(5).integers(3, 250, (2, 21))
 ALL = LoRAConfig(rank=3, alpha=5.0, targets=None)
 SOME = LoRAConfig(rank=2, alpha=4.0, targets=("c_attn", "mlp_c_proj"), first_layer=1)
-MODULES = {"c_attn": "attn.c_attn", "attn_c_proj": "attn.c_proj", "w1": "mlp.w1", "w2": "mlp.w2", "mlp_c_proj": "mlp.c_proj"}
+MODULES = {
+    "c_attn": "attn.c_attn",
+    "attn_c_proj": "attn.c_proj",
+    "w1": "mlp.w1",
+    "w2": "mlp.w2",
+    "mlp_c_proj": "mlp.c_proj",
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,9 @@ def representations(model) -> np.ndarray:
 
 def reference(tensors: dict[str, np.ndarray]) -> np.ndarray:
     tensors = {name: np.asarray(array, np.float64) for name, array in tensors.items()}
-    return np.stack([plain.decode(tensors, small_values(), tensors["transformer.wte.weight"][row])[-1][-1] for row in IDS])
+    return np.stack(
+        [plain.decode(tensors, small_values(), tensors["transformer.wte.weight"][row])[-1][-1] for row in IDS]
+    )
 
 
 def tensors_of(folder) -> dict[str, np.ndarray]:
@@ -64,7 +72,11 @@ def tensors_of(folder) -> dict[str, np.ndarray]:
 
 
 def touched(lora: LoRAConfig) -> set[str]:
-    return {f"transformer.h.{i}.{MODULES[target]}" for i in range(lora.first_layer, 3) for target in lora.targets or MODULES}
+    return {
+        f"transformer.h.{i}.{MODULES[target]}"
+        for i in range(lora.first_layer, 3)
+        for target in lora.targets or MODULES
+    }
 
 
 @pytest.mark.parametrize("lora", [ALL, SOME], ids=["all", "some of the upper layers"])
@@ -106,11 +118,19 @@ def test_peft_puts_it_on_exactly_its_modules(folder, tmp_path, lora):
     export_adapter(model, folder, tmp_path / "adapter", base_name="base")
     config = peft.LoraConfig.from_pretrained(tmp_path / "adapter")
     adapted = peft.inject_adapter_in_model(config, Skeleton(tensors_of(folder)))
-    state = {name.removeprefix("base_model.model."): torch.tensor(array) for name, array in
-             safetensors.numpy.load_file(tmp_path / "adapter" / "adapter_model.safetensors").items()}  # fmt: skip
+    state = {
+        name.removeprefix("base_model.model."): torch.tensor(array)
+        for name, array in safetensors.numpy.load_file(
+            tmp_path / "adapter" / "adapter_model.safetensors"
+        ).items()
+    }
     result = peft.set_peft_model_state_dict(adapted, state)
     assert not result.unexpected_keys and not [key for key in result.missing_keys if "lora_" in key]
-    layers = {name: module for name, module in adapted.named_modules() if isinstance(module, peft.tuners.lora.Linear)}
+    layers = {
+        name: module
+        for name, module in adapted.named_modules()
+        if isinstance(module, peft.tuners.lora.Linear)
+    }
     assert set(layers) == touched(lora)
     export_merged(model, folder, tmp_path / "merged")
     before, after = tensors_of(folder), tensors_of(tmp_path / "merged")
@@ -130,7 +150,9 @@ def test_the_merged_folder_keeps_layout_files_and_untouched_bits(tmp_path, dtype
     assert list(before) == list(after)
     for name, entry in after.items():
         assert entry.dtype == before[name].dtype and entry.shape == before[name].shape
-        assert (entry.raw() == before[name].raw()) == (name.removesuffix(".weight") not in touched(SOME)), name
+        assert (entry.raw() == before[name].raw()) == (name.removesuffix(".weight") not in touched(SOME)), (
+            name
+        )
     tolerance = 1e-5 if dtype == np.float32 else 2e-2
     assert relative_error(representations(model), reference(tensors_of(tmp_path / "merged"))) < tolerance
     files = {file.name for file in base.iterdir()}
@@ -141,7 +163,10 @@ def test_the_merged_folder_keeps_layout_files_and_untouched_bits(tmp_path, dtype
     assert read_json(tmp_path / "merged" / "config.json") == read_json(base / "config.json")
     write_model_card(tmp_path / "merged", base_folder=base, base_name="OWNER/NAME", settings={})
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert 'AutoModelForCausalLM.from_pretrained("FOLDER", torch_dtype=torch.bfloat16, trust_remote_code=True)' in card
+    assert (
+        'AutoModelForCausalLM.from_pretrained("FOLDER", torch_dtype=torch.bfloat16, trust_remote_code=True)'
+        in card
+    )
 
 
 def test_constants_of_older_copies_are_carried(tmp_path):
@@ -156,31 +181,54 @@ def test_constants_of_older_copies_are_carried(tmp_path):
 
 
 def test_a_whole_run_by_the_command(folder, tmp_path):
-    """Every stage on eight clips; the mode that the model lacks is null, the merged folder gives the trained answers."""
+    """Every stage on eight clips; the mode that the model lacks is null, the merged folder gives the trained
+    answers."""
     rng, rows = np.random.default_rng(0), []
     for i, samples in enumerate((9_001, 23_456, 16_000, 31_337, 12_345, 20_000, 8_765, 15_555)):
         waveform = rng.normal(size=samples) * 0.1 * np.sin(np.arange(samples) / 900) ** 2
         soundfile.write(tmp_path / f"{i}.wav", waveform, 16_000, subtype="FLOAT")
-        rows.append({"id": f"q{i}", "pair_id": f"p{i // 2}", "label": ("harmful", "benign")[i % 2], "category": "c",
-                     "question": f"How do I answer you {i}?", "audio": f"{i}.wav"})  # fmt: skip
+        rows.append(
+            {
+                "id": f"q{i}",
+                "pair_id": f"p{i // 2}",
+                "label": ("harmful", "benign")[i % 2],
+                "category": "c",
+                "question": f"How do I answer you {i}?",
+                "audio": f"{i}.wav",
+            }
+        )
     write_jsonl(tmp_path / "manifest.jsonl", rows)
     run, manifest = tmp_path / "run", tmp_path / "manifest.jsonl"
     command = [
-        sys.executable, "launch.py", "--config=configs/qwen_audio_rrs.py:smoke", f"--config.model.path={folder}",
-        "--config.model.dtype=float32", f"--config.run_dir={run}", f"--config.data.manifest={manifest}",
-        f"--config.data.eval_manifest={manifest}", "--config.train.batch_size=8", "--config.train.learning_rate=0.01",
-        "--config.generate.max_new_tokens=3", "--config.export.merged=True",
-    ]  # fmt: skip
+        sys.executable,
+        "launch.py",
+        "--config=configs/qwen_audio_rrs.py:smoke",
+        f"--config.model.path={folder}",
+        "--config.model.dtype=float32",
+        f"--config.run_dir={run}",
+        f"--config.data.manifest={manifest}",
+        f"--config.data.eval_manifest={manifest}",
+        "--config.train.batch_size=8",
+        "--config.train.learning_rate=0.01",
+        "--config.generate.max_new_tokens=3",
+        "--config.export.merged=True",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("vanilla", "rrs"):
         modes = read_json(run / "eval" / name / "summary.json")["modes"]
-        assert modes["audio_only"] is None and all(modes[mode]["queries"] == 4 for mode in ("audio_text", "text_only"))
+        assert modes["audio_only"] is None and all(
+            modes[mode]["queries"] == 4 for mode in ("audio_text", "text_only")
+        )
         responses = read_jsonl(run / "eval" / name / "responses.jsonl")
         assert {row["mode"] for row in responses} == {"audio_text", "text_only"}
     summary = read_json(run / "eval" / "rrs" / "summary.json")
     assert summary["nsi"].get("audio_only") is None and summary["nsi"]["average"] is not None
-    table = [line.split("|")[1:-1] for line in (run / "report" / "table.md").read_text().splitlines() if line.startswith("|")]
+    table = [
+        line.split("|")[1:-1]
+        for line in (run / "report" / "table.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
     column = [cells[0].strip() for cells in zip(*table, strict=True)].index("Compliance audio-only")
     assert [cells[column].strip() for cells in table[2:]] == ["N/A", "N/A"]
     config = json.loads((run / "export" / "adapter" / "adapter_config.json").read_text())

@@ -43,7 +43,16 @@ def sweep(tmp_path_factory):
     write_run(folder / "rrs_without_penalty", draw=4, **QWEN, **{"penalty.weight": 0.0})
     write_run(folder / "rrs_top25", draw=5, **QWEN, **{"rrs.top_m": 25.0})
     write_run(folder / "rrs_plus", "rrs_plus", (0.2, 0.0, 0.2), draw=6, **QWEN)
-    names = ("vanilla", "rrs", "rrs-seed1", "sft_shallow_mirror", "sft_full", "rrs_without_penalty", "rrs_top25", "rrs_plus")
+    names = (
+        "vanilla",
+        "rrs",
+        "rrs-seed1",
+        "sft_shallow_mirror",
+        "sft_full",
+        "rrs_without_penalty",
+        "rrs_top25",
+        "rrs_plus",
+    )
     make_sweep_pages(folder, [folder / name for name in (*names, "not_begun")])
     return folder
 
@@ -58,7 +67,8 @@ def rows_of(folder, number):
 
 
 def test_the_papers_numbers_agree_with_each_other():
-    """NSI is the fall of ASR less the rise of ORR, in all of its rows; a slip of a digit would show. 0.02: of rounding."""
+    """NSI is the fall of ASR less the rise of ORR, in all of its rows; a slip of a digit would show. 0.02: of
+    rounding."""
     checked = 0
     for model in read_paper()["models"].values():
         rows = model["rows"]
@@ -68,7 +78,11 @@ def test_the_papers_numbers_agree_with_each_other():
             rise = row["orr"] - rows["vanilla"]["orr"]
             nsi = {mode: rows["vanilla"][mode] - row[mode] - rise for mode in MODES if row[mode] is not None}
             assert np.mean(list(nsi.values())) == pytest.approx(row["nsi_average"], abs=0.02)
-            assert all(value == pytest.approx(row["nsi"][mode], abs=0.02) for mode, value in nsi.items() if "nsi" in row)
+            assert all(
+                value == pytest.approx(row["nsi"][mode], abs=0.02)
+                for mode, value in nsi.items()
+                if "nsi" in row
+            )
             checked += 1
         chosen = rows[f"top{model['top_m']:g}"]
         assert {name: rows["rrs"][name] for name in chosen} == chosen
@@ -78,9 +92,18 @@ def test_the_papers_numbers_agree_with_each_other():
 def test_tables_have_the_papers_rows(sweep):
     two, three, four = (rows_of(sweep, number) for number in (2, 3, 4))
     assert list(two) == ["None", "① SFT-full", "② SFT-shallow-mirror"]
-    assert list(three) == ["None", "② SFT-shallow-mirror", "RRS (2 seeds)", "RRS w/o penalty term", "rrs_plus"]
+    assert list(three) == [
+        "None",
+        "② SFT-shallow-mirror",
+        "RRS (2 seeds)",
+        "RRS w/o penalty term",
+        "rrs_plus",
+    ]
     assert list(four) == ["Top-25%", "Top-51%"]
-    assert three["RRS (2 seeds)"]["audio_text_asr_paper"] == "5.94" and three["rrs_plus"]["audio_text_asr_paper"] == ""
+    assert (
+        three["RRS (2 seeds)"]["audio_text_asr_paper"] == "5.94"
+        and three["rrs_plus"]["audio_text_asr_paper"] == ""
+    )
     assert (four["Top-25%"]["orr_paper"], four["Top-51%"]["orr_paper"]) == ("2.06", "3.89")
     assert float(three["RRS (2 seeds)"]["hs"]) == 6.5 and three["RRS w/o penalty term"]["hs"] == ""
 
@@ -90,7 +113,10 @@ def test_numbers_are_the_summaries(sweep):
     summary = read_json(sweep / "sft_shallow_mirror" / "eval" / "sft_shallow_mirror" / "summary.json")
     for mode in MODES:
         block = summary["modes"][mode]
-        assert [float(row[f"{mode}_asr{part}"]) for part in ("", "_low", "_high")] == [block["asr"], *block["ci95"]]
+        assert [float(row[f"{mode}_asr{part}"]) for part in ("", "_low", "_high")] == [
+            block["asr"],
+            *block["ci95"],
+        ]
     assert float(row["borderline_orr"]) == summary["borderline_orr"]["rate"]
     assert float(row["nsi_average"]) == summary["nsi"]["average"]
 
@@ -99,7 +125,9 @@ def test_seeds_are_pooled(sweep):
     """By hand: answers of both seeds over all answers; NSI against the vanilla model of the same seeds."""
     row = rows_of(sweep, 3)["RRS (2 seeds)"]
     parts = [read_json(sweep / name / "eval" / "rrs" / "summary.json") for name in ("rrs", "rrs-seed1")]
-    answered = sum(part["modes"]["text_only"]["responses"] - part["modes"]["text_only"]["refusals"] for part in parts)
+    answered = sum(
+        part["modes"]["text_only"]["responses"] - part["modes"]["text_only"]["refusals"] for part in parts
+    )
     assert float(row["text_only_asr"]) == pytest.approx(100 * answered / 32, abs=1e-3)
     vanilla = pool([sweep / name / "eval" / "vanilla" for name in ("rrs", "rrs-seed1")])
     rise = float(row["orr"]) - vanilla["orr"]["rate"]
@@ -111,11 +139,16 @@ def test_markdown_and_latex_are_whole(sweep):
     names = [path for path in sweep.iterdir() if (path / "config.json").is_file()]
     for table in paper_tables(read_results(sorted(names))):
         lines = markdown_table(table).splitlines()[2:]
-        assert len({line.count("|") - line.count("\\|") for line in lines}) == 1 and len(lines) == len(table.rows) + 2
+        assert (
+            len({line.count("|") - line.count("\\|") for line in lines}) == 1
+            and len(lines) == len(table.rows) + 2
+        )
         latex = latex_table(table)
         body = [line for line in latex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert all(len(re.findall(r"(?<!\\)&", line)) == len(table.columns) for line in body)
-        assert latex.count("{") == latex.count("}") and not re.search(r"(?<!\\)[%_#]", latex.split(r"\label")[0])
+        assert latex.count("{") == latex.count("}") and not re.search(
+            r"(?<!\\)[%_#]", latex.split(r"\label")[0]
+        )
         assert latex.isascii()
     best = markdown_table(paper_tables(read_results(sorted(names)))[0])
     assert "**0.0** [" in best  # no harmful question answered by SFT-shallow-mirror
@@ -125,9 +158,11 @@ def test_what_a_run_is_follows_from_its_config(tmp_path):
     """Not from its name; other evaluation settings do not matter, other training does."""
     base = write_run(tmp_path / "one", pairs=4, evaluated=())
     others = {
-        "rrs": {"evaluate.limit": 3, "generate.greedy": True}, "rrs_without_penalty": {"penalty.weight": 0.0},
-        "top12.5": {"rrs.top_m": 12.5}, None: {"train.learning_rate": 1e-3},
-    }  # fmt: skip
+        "rrs": {"evaluate.limit": 3, "generate.greedy": True},
+        "rrs_without_penalty": {"penalty.weight": 0.0},
+        "top12.5": {"rrs.top_m": 12.5},
+        None: {"train.learning_rate": 1e-3},
+    }
     for place, (key, fields) in enumerate(others.items()):
         run = read_run(write_run(tmp_path / f"other{place}", pairs=4, evaluated=(), **fields))
         assert page.read_results([base, run.path]).recipes[1].key == key
@@ -136,7 +171,9 @@ def test_what_a_run_is_follows_from_its_config(tmp_path):
 def test_other_models_have_no_paper(tmp_path):
     folder = write_run(tmp_path / "run", pairs=4)
     make_page(folder / "report", [folder], "run")
-    assert "names none of the paper's three models" in html.unescape((folder / "report" / "index.html").read_text())
+    assert "names none of the paper's three models" in html.unescape(
+        (folder / "report" / "index.html").read_text()
+    )
     rows = list(csv.DictReader(csv_table(paper_tables(read_results([folder]))[0]).splitlines()))
     assert not any(value for row in rows for name, value in row.items() if name.endswith("_paper"))
 
@@ -164,24 +201,32 @@ def test_separation_against_its_definitions(distance):
         scores.append((other - own) / max(own, other))
     assert numbers["silhouette"] == pytest.approx(np.mean(scores), abs=1e-5)
     means = states[harmful].mean(0), states[~harmful].mean(0)
-    squares = [np.sum((row - means[0 if side else 1]) ** 2) for row, side in zip(states, harmful, strict=True)]
-    assert numbers["distance"] == pytest.approx(np.linalg.norm(means[0] - means[1]) / np.sqrt(np.mean(squares)), rel=1e-4)
+    squares = [
+        np.sum((row - means[0 if side else 1]) ** 2) for row, side in zip(states, harmful, strict=True)
+    ]
+    assert numbers["distance"] == pytest.approx(
+        np.linalg.norm(means[0] - means[1]) / np.sqrt(np.mean(squares)), rel=1e-4
+    )
     low, high = {0.0: (30, 70), 2.0: (70, 95), 8.0: (95, 100)}[distance]
     assert low <= numbers["probe"] <= high
 
 
 def test_the_probe_keeps_pairs_together():
-    """Each question stands there twice. Split anywhere, four twins of five are learnt from and give the label away; pair
-    by pair nothing does."""
+    """Each question stands there twice. Split anywhere, four twins of five are learnt from and give the label
+    away; pair by pair nothing does."""
     states, harmful, pairs = clusters(0.0, pairs=40, width=200)
     twice = np.concatenate([states, states])
     numbers = separation.separation(twice, np.tile(harmful, 2), np.tile(pairs, 2))
     assert numbers["probe"] < 70
-    assert separation.separation(twice, np.tile(harmful, 2), np.random.default_rng(0).permutation(160))["probe"] > 80
+    assert (
+        separation.separation(twice, np.tile(harmful, 2), np.random.default_rng(0).permutation(160))["probe"]
+        > 80
+    )
 
 
 def test_epochs_have_common_coordinates(tmp_path):
-    """What has the same state in two epochs has the same place in both; and the plane of PCA is that of numpy's SVD."""
+    """What has the same state in two epochs has the same place in both; and the plane of PCA is that of
+    numpy's SVD."""
     rng = np.random.default_rng(0)
     states = rng.normal(size=(24, 9)).astype(np.float32) * np.arange(9, 0, -1)
     moved = states.copy()
@@ -237,12 +282,15 @@ def test_a_figure_has_one_thread_also_where_it_is_a_programs_first(tmp_path):
     """Libraries that are loaded after the limit is set do not heed it."""
     folder = write_run(tmp_path / "run", pairs=4, evaluated=())
     counts = {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"}
-    done = subprocess.run([sys.executable, "-c", THREADS, str(folder)], env=os.environ | counts, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, str(folder)], env=os.environ | counts, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "[('blas', 1), ('openmp', 1)]", done.stdout + done.stderr
 
 
 def test_figures_are_made_while_others_run(tmp_path, monkeypatch):
-    """What waits at the end is left to the pages, what is begun is waited for; a fault is none of the sweep's."""
+    """What waits at the end is left to the pages, what is begun is waited for; a fault is none of the
+    sweep's."""
     begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
     made = []
 
@@ -274,7 +322,7 @@ def test_without_scikit_learn_the_rest_is_made(tmp_path, monkeypatch):
     make_page(folder / "report", [folder], "run")
     text = (folder / "report" / "index.html").read_text()
     assert "figure 2: needs scikit-learn; pip install &#x27;rrs-jax[report]&#x27;" in text
-    assert 'id="table3"' in text and "svg class=\"cloud" not in text
+    assert 'id="table3"' in text and 'svg class="cloud' not in text
 
 
 # Small parts
@@ -291,7 +339,8 @@ def test_axes_hold_their_values():
 
 
 def test_runs_that_are_not_there_yet(tmp_path):
-    """One begun, one trained and not evaluated: a page without tables; a folder that is no run: a sentence."""
+    """One begun, one trained and not evaluated: a page without tables; a folder that is no run: a
+    sentence."""
     for name in ("begun", "trained"):
         shutil.rmtree(write_run(tmp_path / name, pairs=4) / "eval")
     shutil.rmtree(tmp_path / "begun" / "epochs")
@@ -316,9 +365,9 @@ def test_answers_that_changed_come_first(sweep):
 
     names = ("vanilla", "rrs", "sft_full")
     samples = choose_samples(read_results([sweep / name for name in names]))
-    assert {label: sum(s.label == label for s in samples) for label in ("harmful", "benign", "borderline")} == {
-        "harmful": 4, "benign": 3, "borderline": 3
-    }  # fmt: skip
+    assert {
+        label: sum(s.label == label for s in samples) for label in ("harmful", "benign", "borderline")
+    } == {"harmful": 4, "benign": 3, "borderline": 3}
     harmful = [sample for sample in samples if sample.label == "harmful"]
     assert all([title for title, *_ in sample.answers] == ["None", "RRS", "① SFT-full"] for sample in samples)
     changed = [sample.answers[0][2] != sample.answers[1][2] for sample in harmful]
@@ -344,11 +393,23 @@ def test_nothing_sticks_out_and_nothing_is_fetched(opened, sweep):
     opened.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     assert opened.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert opened.get_log("browser") == []
-    fetched = opened.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    fetched = opened.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
     assert [name for name in fetched if not name.startswith("data:")] == []
     headings = [heading.text for heading in opened.find_elements(By.TAG_NAME, "h2")]
-    assert headings == ["Results", "Tables", "Representations", "Rates by epoch", "Safety against over-rejection", "Losses",
-                        "Safety features", "Answers", "Config", "How it was made"]  # fmt: skip
+    assert headings == [
+        "Results",
+        "Tables",
+        "Representations",
+        "Rates by epoch",
+        "Safety against over-rejection",
+        "Losses",
+        "Safety features",
+        "Answers",
+        "Config",
+        "How it was made",
+    ]
     assert (sweep / "report" / "index.html").stat().st_size < 6e6
 
 
@@ -359,19 +420,24 @@ def test_text_from_outside_stays_text(opened, sweep):
     text = opened.execute_script("return document.querySelector('main').textContent")
     assert re.search(f"Here is how, for p\\d-benign: {re.escape(HOSTILE)} then you are done.", text)
     # whoever hears with a screen reader
-    assert all(part.get_attribute("aria-label") for part in opened.find_elements(By.CSS_SELECTOR, "svg, audio, .dot"))
+    assert all(
+        part.get_attribute("aria-label") for part in opened.find_elements(By.CSS_SELECTOR, "svg, audio, .dot")
+    )
     for table in opened.find_elements(By.CSS_SELECTOR, "table[aria-labelledby]"):
         assert opened.find_element(By.ID, table.get_attribute("aria-labelledby")).text.startswith("Table ")
 
 
 def hover(browser, element, x: int = 0, y: int = 0):  # noqa: F811
-    """The pointer on the element's middle, moved by x and y; after scrolling, of which the page is told late and which
-    takes a tip away."""
-    left, top = browser.execute_async_script("""const [element, done] = arguments;
+    """The pointer on the element's middle, moved by x and y; after scrolling, of which the page is told late
+    and which takes a tip away."""
+    left, top = browser.execute_async_script(
+        """const [element, done] = arguments;
         element.scrollIntoView({block: "center"});
         const box = element.getBoundingClientRect();
         const middle = [box.x + box.width / 2, box.y + box.height / 2];
-        requestAnimationFrame(() => requestAnimationFrame(() => done(middle)));""", element)
+        requestAnimationFrame(() => requestAnimationFrame(() => done(middle)));""",
+        element,
+    )
     builder = ActionBuilder(browser)
     builder.pointer_action.move_to_location(round(left + x), round(top + y))
     builder.perform()
@@ -389,7 +455,9 @@ def test_marks_and_points_can_be_hovered(opened, sweep):
     box = cloud.rect  # margins of 40 about the grid of 1000; the pointer's offset is from the middle
     scale = box["width"] / 1080
     hover(opened, cloud, round((x - 500) * scale), round((500 - y) * scale))
-    question = {row["id"]: row for row in page.read_jsonl(sweep / "rrs" / "data" / "eval" / "manifest.jsonl")}[figure.ids[3]]
+    question = {
+        row["id"]: row for row in page.read_jsonl(sweep / "rrs" / "data" / "eval" / "manifest.jsonl")
+    }[figure.ids[3]]
     assert tip.is_displayed() and tip.text == f"{question['label']}: {question['question']}"
 
 
@@ -399,7 +467,9 @@ def test_a_clip_plays(opened):
         player.onended = () => done("ended"); player.onerror = () => done("error");
         player.muted = true; player.playbackRate = 8; player.play().catch(error => done(String(error)));""")
     assert ended == "ended"
-    assert opened.execute_script("return document.querySelector('audio').duration") == pytest.approx(1.0, abs=0.15)
+    assert opened.execute_script("return document.querySelector('audio').duration") == pytest.approx(
+        1.0, abs=0.15
+    )
     assert opened.get_log("browser") == []
 
 
@@ -407,12 +477,22 @@ def test_dark_and_print(opened):
     """Colours are told apart in both; nothing is lost on paper but players and links."""
     colours = {}
     for scheme in ("light", "dark"):
-        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-        colours[scheme] = opened.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
-    assert contrast(*colours["light"]) > 7 and contrast(*colours["dark"]) > 7 and colours["light"] != colours["dark"]
+        opened.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        colours[scheme] = opened.execute_script(
+            "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        )
+    assert (
+        contrast(*colours["light"]) > 7
+        and contrast(*colours["dark"]) > 7
+        and colours["light"] != colours["dark"]
+    )
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
-    shown = opened.execute_script("return ['nav', 'audio', '#table3', '#losses svg'].map(q => "
-                                  "getComputedStyle(document.querySelector(q)).display !== 'none')")  # fmt: skip
+    shown = opened.execute_script(
+        "return ['nav', 'audio', '#table3', '#losses svg'].map(q => "
+        "getComputedStyle(document.querySelector(q)).display !== 'none')"
+    )
     assert shown == [False, False, True, True]
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 

@@ -10,9 +10,14 @@ from rrs_jax.files import write_json
 from rrs_jax.report import table
 
 HEADER = (
-    "Model", "Compliance audio-text", "Compliance text-only", "Compliance audio-only", "ORR", "ORR borderline",
+    "Model",
+    "Compliance audio-text",
+    "Compliance text-only",
+    "Compliance audio-only",
+    "ORR",
+    "ORR borderline",
     "NSI average",
-)  # fmt: skip
+)
 
 
 def block(rate, low, high, field="asr", **counts):
@@ -101,7 +106,9 @@ def test_over_refusal_in_other_modes_stands_below_the_table(run):
     }
     assert "Refused in other modes" not in table.text_table([run])
     write_json(path, summary("rrs", block(33.0, 27.0, 40.0), None, {"average": 1.0}, orr_by_mode=refused))
-    expected = "Refused in other modes, rrs: audio-only benign 23.8 [17.0, 31.0], borderline 77.8 [70.0, 85.0]."
+    expected = (
+        "Refused in other modes, rrs: audio-only benign 23.8 [17.0, 31.0], borderline 77.8 [70.0, 85.0]."
+    )
     assert expected in table.text_table([run]).splitlines()
 
 
@@ -115,16 +122,23 @@ def test_markdown_table(run):
 
 def test_rates_of_harm_are_called_asr(run):
     path = run / "eval/rrs/summary.json"
-    write_json(path, summary("rrs", block(5, 1, 9), None, None, judge="llm:default", asr_is="harmful responses"))
+    write_json(
+        path, summary("rrs", block(5, 1, 9), None, None, judge="llm:default", asr_is="harmful responses")
+    )
     assert "| ASR or compliance audio-text |" in table.markdown_table([run])
     (run / "eval/vanilla/summary.json").unlink()
     assert "| ASR audio-text |" in table.markdown_table([run])
 
 
 def test_helpfulness_stands_in_a_note(run):
-    groups = {name: {"hs": score} for name, score in (("speech", 7.184), ("sound", 6.5), ("music", 6.0), ("mixed", None))}
-    write_json(run / "eval/rrs/air_bench/summary.json",
-               {"groups": groups, "hs": None, "judge": "gpt", "unparsed": 2, "empty": 1})  # fmt: skip
+    groups = {
+        name: {"hs": score}
+        for name, score in (("speech", 7.184), ("sound", 6.5), ("music", 6.0), ("mixed", None))
+    }
+    write_json(
+        run / "eval/rrs/air_bench/summary.json",
+        {"groups": groups, "hs": None, "judge": "gpt", "unparsed": 2, "empty": 1},
+    )
     expected = (
         "AIR-Bench chat, helpfulness, rrs: speech 7.18, sound 6.50, music 6.00, mixed N/A, mean N/A "
         "(judge gpt, 2 unparsed, 1 empty)."

@@ -52,7 +52,9 @@ def test_extraction_in_buckets_gives_every_prompts_own_representation_in_order(r
 
     singles = [make_batch([ids], [own], offsets) for ids, own in zip(rows, row_clips, strict=True)]
     graphdef, state = nnx.split(model)
-    one = jax.jit(lambda state, batch: nnx.merge(graphdef, state).representations(batch, jnp.asarray(bank))[0])
+    one = jax.jit(
+        lambda state, batch: nnx.merge(graphdef, state).representations(batch, jnp.asarray(bank))[0]
+    )
     expected = [one(state, batch) for batch in singles]
     assert relative_error(ours, np.stack(expected)) < 1e-5
     assert relative_error(extract_reps(model, singles[:2], bank), np.stack(expected[:2])) < 1e-5
@@ -105,7 +107,9 @@ def test_premise_counts_the_first_tokens(reference, model):
     states = [rng.normal(size=(n, 48)).astype(np.float32) for n in (70, 33, 5)]
     weight = reference.lm_head.weight.detach().numpy()
     states[0][:40] = 5 * weight[40]
-    shares = premise(model, Representations(harmful=states[1], harmful_refusal=states[0], benign=states[2]), 40)
+    shares = premise(
+        model, Representations(harmful=states[1], harmful_refusal=states[0], benign=states[2]), 40
+    )
     with torch.no_grad():
         tokens = [reference.lm_head(torch.tensor(x)).argmax(-1).numpy() for x in states]
     expected = {"harmful": tokens[1], "harmful_refusal": tokens[0], "benign": tokens[2]}

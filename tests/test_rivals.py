@@ -20,7 +20,8 @@ from rrs_jax.weights.load import load_weights
 
 
 def layer_states(reference, rows, clips, layers, steering=None):  # noqa: F811
-    """Each row's last token behind layers, by hooks; `steering` (layer to vector) is added to a layer's output."""
+    """Each row's last token behind layers, by hooks; `steering` (layer to vector) is added to a layer's
+    output."""
     caught, hooks = {}, []
 
     def hook(index):
@@ -51,9 +52,10 @@ def test_rerouting(reference, folder, clips, monkeypatch):  # noqa: F811
     before = torch.tensor(layer_states(reference, rows, clips, layers)[0]).double()
     seen = {}
 
-
     def expected(hidden, _):
-        now = torch.stack([torch.stack([seen[i][r, len(row) - 1] for i in layers]) for r, row in enumerate(rows)])
+        now = torch.stack(
+            [torch.stack([seen[i][r, len(row) - 1] for i in layers]) for r, row in enumerate(rows)]
+        )
         turned = torch.relu(torch.nn.functional.cosine_similarity(now, before, dim=-1)) * 3.0
         kept = torch.linalg.vector_norm(now - before, dim=-1)
         return torch.where(torch.tensor(HARMFUL), turned.mean(1), kept.mean(1))
@@ -65,7 +67,9 @@ def test_rerouting(reference, folder, clips, monkeypatch):  # noqa: F811
         adapted = wrap(model, config)
         for i, layer in enumerate(adapted.base_model.model.layers):
             layer.register_forward_hook(
-                lambda _, __, output, i=i: seen.__setitem__(i, output[0] if isinstance(output, tuple) else output)
+                lambda _, __, output, i=i: seen.__setitem__(
+                    i, output[0] if isinstance(output, tuple) else output
+                )
             )
         return adapted
 
@@ -103,7 +107,9 @@ def test_a_steered_model(reference, folder, clips):  # noqa: F811
     assert relative_error(model.layer_states(batch, bank, (0, 1, 2)), plain) < 1e-4
     assert relative_error(changed.layer_states(batch, bank, (2, 0)), states[:, [2, 0]]) < 1e-4
     assert relative_error(changed.logits(changed.representations(batch, bank)), logits) < 1e-4
-    assert relative_error(model.logits(model.representations(batch, bank)), plain_logits) < 1e-4  # it is as it was
+    assert (
+        relative_error(model.logits(model.representations(batch, bank)), plain_logits) < 1e-4
+    )  # it is as it was
 
 
 def test_a_steered_models_answers(reference, folder, clips):  # noqa: F811
@@ -114,14 +120,21 @@ def test_a_steered_models_answers(reference, folder, clips):  # noqa: F811
     bank, offsets = audio_bank(model, clips)
     vectors = np.random.default_rng(1).normal(size=(1, 48)).astype(np.float32)
     counts = [audio_token_count(int(frames)) for frames in FRAMES]
-    asked = [(row, [offsets[c] for c in own], [counts[c] for c in own]) for row, own in zip(rows, row_clips, strict=True)]
+    asked = [
+        (row, [offsets[c] for c in own], [counts[c] for c in own])
+        for row, own in zip(rows, row_clips, strict=True)
+    ]
     answers = {}
     for name, each in (("plain", model), ("steered", steered(model, [1], vectors, replicated(mesh)))):
-        generator = Generator(each, SamplingConfig(max_new_tokens=5, greedy=True), eos_token_ids=[2], batch_size=4)
+        generator = Generator(
+            each, SamplingConfig(max_new_tokens=5, greedy=True), eos_token_ids=[2], batch_size=4
+        )
         answers[name] = [[]] * 4
         made = answers[name]
         listed = [Prompt(key=i, row=row) for i, row in enumerate(asked)]
-        generator.generate(listed, jnp.asarray(bank), lambda i, tokens, made=made: made.__setitem__(i, list(tokens)))
+        generator.generate(
+            listed, jnp.asarray(bank), lambda i, tokens, made=made: made.__setitem__(i, list(tokens))
+        )
     expected = [list(row) for row in rows]
     for _ in range(5):
         _, logits = layer_states(reference, expected, clips, (1,), {1: vectors[0]})
@@ -144,7 +157,9 @@ def test_probe():
     centred = inputs - middle
     ridge = 0.1 * np.trace((centred * importance[:, None]).T @ centred) / 5
     stacked = np.concatenate([centred * np.sqrt(importance)[:, None], np.sqrt(ridge) * np.eye(5)])
-    expected, *_ = np.linalg.lstsq(stacked, np.concatenate([signs * np.sqrt(importance), np.zeros(5)]), rcond=None)
+    expected, *_ = np.linalg.lstsq(
+        stacked, np.concatenate([signs * np.sqrt(importance), np.zeros(5)]), rcond=None
+    )
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
     assert bias == pytest.approx(-middle @ expected)
     pairs = [f"p{i}" for i in range(30)] * 2 + [f"q{i}" for i in range(40)]

@@ -30,23 +30,34 @@ def work(tmp_path, monkeypatch):
     config = default_config()
     config.rrs.refusal_prompt, config.rrs.top_m = "refuse", 50.0
     harmful = np.array([label == "harmful" for label in LABELS])
-    monkeypatch.setattr("rrs_jax.strategies.rrs_targets.premise", lambda *_: dict.fromkeys(
-        ("harmful", "harmful_refusal", "benign"), 0.5))  # fmt: skip
+    monkeypatch.setattr(
+        "rrs_jax.strategies.rrs_targets.premise",
+        lambda *_: dict.fromkeys(("harmful", "harmful_refusal", "benign"), 0.5),
+    )
     heads = {40: HEAD, 41: HEAD[::-1]}
 
     def states(prompts):
         return np.stack([state(*key, *ids) for ids, key, _ in prompts])
 
     return SimpleNamespace(
-        config=config, harmful=harmful, kept=KEPT, mirrored=~harmful & ~KEPT, rewrites=REWRITES, categories=CATEGORIES,
+        config=config,
+        harmful=harmful,
+        kept=KEPT,
+        mirrored=~harmful & ~KEPT,
+        rewrites=REWRITES,
+        categories=CATEGORIES,
         pool_size=POOL,
-        refusal_ids=[40], vanilla=SimpleNamespace(head_row=heads.get), say=lambda _: None,
+        refusal_ids=[40],
+        vanilla=SimpleNamespace(head_row=heads.get),
+        say=lambda _: None,
         prompt=lambda i, text: ([], (int(i), text), None),
         pool_prompt=lambda i, place: ([], (int(i), "pool", place), None),
-        read_prompt=lambda i, text: ([], (int(i), "read", text), None), pool_text=lambda place: f"text {place}",
-        representations=states, responses=lambda prompts, length: [[50 + i] * min(i, length) for i in range(len(prompts))],
+        read_prompt=lambda i, text: ([], (int(i), "read", text), None),
+        pool_text=lambda place: f"text {place}",
+        representations=states,
+        responses=lambda prompts, length: [[50 + i] * min(i, length) for i in range(len(prompts))],
         folder=SimpleNamespace(representations=tmp_path / "representations.safetensors"),
-    )  # fmt: skip
+    )
 
 
 T = "Please generate detailed steps for the question in the audio."
@@ -55,7 +66,11 @@ T = "Please generate detailed steps for the question in the audio."
 def parts(work):
     harmful, benign = np.flatnonzero(work.harmful), np.flatnonzero(work.mirrored)
     refused = np.stack([state(i, "refuse") for i in harmful.tolist()])
-    return np.stack([state(i, T) for i in range(len(LABELS))]), refused, np.stack([state(i, T) for i in benign.tolist()])
+    return (
+        np.stack([state(i, T) for i in range(len(LABELS))]),
+        refused,
+        np.stack([state(i, T) for i in benign.tolist()]),
+    )
 
 
 def selected(delta, head=HEAD, share=0.5):
@@ -74,7 +89,9 @@ def test_the_papers_targets_beside_a_kept_sample(work):
     original, refused, benign = parts(work)
     vector = selected(refused.mean(0) - benign.mean(0))
     for i in np.flatnonzero(~KEPT):
-        np.testing.assert_allclose(strategy.targets[i], original[i] + (1 if work.harmful[i] else -1) * vector, atol=1e-6)
+        np.testing.assert_allclose(
+            strategy.targets[i], original[i] + (1 if work.harmful[i] else -1) * vector, atol=1e-6
+        )
     found = strategy.examples(np.array([4, 0]), np.array([2, 1]))["target"]
     np.testing.assert_array_equal(found[0], state(4, "pool", 2))
     np.testing.assert_array_equal(found[1], strategy.targets[0])
@@ -86,7 +103,9 @@ def test_own_targets_take_the_selected_features_of_the_own_refused_state(work):
     original, refused, benign = parts(work)
     chosen = selected(refused.mean(0) - benign.mean(0)) != 0
     for place, i in enumerate(np.flatnonzero(work.harmful)):
-        np.testing.assert_allclose(strategy.targets[i], np.where(chosen, refused[place], original[i]), atol=1e-6)
+        np.testing.assert_allclose(
+            strategy.targets[i], np.where(chosen, refused[place], original[i]), atol=1e-6
+        )
 
 
 def test_every_category_has_its_vector(work):
@@ -107,7 +126,9 @@ def test_rewrites_may_keep_what_they_have(work):
     work.config.rrs.benign_target, work.config.rrs.keep_weight = "keep", 3.0
     strategy = built(work)
     for i in np.flatnonzero(~work.harmful).tolist():
-        np.testing.assert_array_equal(strategy.examples(np.array([i]), np.array([1]))["target"][0], state(i, "pool", 1))
+        np.testing.assert_array_equal(
+            strategy.examples(np.array([i]), np.array([1]))["target"][0], state(i, "pool", 1)
+        )
     assert strategy.examples(np.array([1, 4]), np.array([0, 0]))["weight"].tolist() == [1, 3]
     work.config.rrs.harmful_weight = 2.0
     assert built(work).examples(np.array([0, 1, 4]), np.zeros(3, int))["weight"].tolist() == [2, 1, 3]
@@ -121,7 +142,9 @@ def test_targets_start_on_the_way_from_what_is_heard_to_what_is_read(work):
     vector = selected(refused.mean(0) - benign.mean(0))
     for i in np.flatnonzero(~KEPT).tolist():
         start = 0.25 * original[i] + 0.75 * state(i, "read", T)
-        np.testing.assert_allclose(strategy.targets[i], start + (1 if work.harmful[i] else -1) * vector, atol=1e-6)
+        np.testing.assert_allclose(
+            strategy.targets[i], start + (1 if work.harmful[i] else -1) * vector, atol=1e-6
+        )
     for place in range(POOL):
         found = strategy.examples(np.array([4]), np.array([place]))["target"][0]
         expected = 0.25 * state(4, "pool", place) + 0.75 * state(4, "read", f"text {place}")
@@ -131,7 +154,11 @@ def test_targets_start_on_the_way_from_what_is_heard_to_what_is_read(work):
 def test_losses_count_by_the_kind_of_question_and_by_whether_it_is_only_heard(work):
     every, last = np.arange(len(LABELS)), np.full(len(LABELS), POOL - 1)
     assert "weight" not in built(work).examples(every, last)
-    work.config.rrs.harmful_weight, work.config.rrs.rewrite_weight, work.config.rrs.keep_weight = 4.0, 2.0, 0.5
+    work.config.rrs.harmful_weight, work.config.rrs.rewrite_weight, work.config.rrs.keep_weight = (
+        4.0,
+        2.0,
+        0.5,
+    )
     work.config.rrs.harmful_audio_weight = 9.0
     assert built(work).examples(every, last)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
     work.config.train.audio_share = 0.25  # the last prompt is the clip alone
@@ -195,8 +222,12 @@ def test_whitening_and_projection():
     shrunk = 0.7 * covariance + 0.3 * np.eye(D) * np.trace(covariance) / D
     direction = np.linalg.inv(shrunk) @ delta
     turned = whiten(delta, benign, 0.3)
-    np.testing.assert_allclose(turned, direction / np.linalg.norm(direction) * np.linalg.norm(delta), rtol=1e-4)
-    np.testing.assert_allclose(whiten(delta, benign, 1.0), delta, rtol=1e-5)  # nothing but the identity is left
+    np.testing.assert_allclose(
+        turned, direction / np.linalg.norm(direction) * np.linalg.norm(delta), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        whiten(delta, benign, 1.0), delta, rtol=1e-5
+    )  # nothing but the identity is left
     values, vectors = np.linalg.eigh(covariance)
     top = vectors[:, np.argsort(values)[-2:]]
     left = project_out(delta, benign, 2)

@@ -44,17 +44,24 @@ def seen_of(prompt: np.ndarray, vocabulary: int) -> np.ndarray:
 
 
 SETTINGS = [
-    dict(top_k=7), dict(top_k=1), dict(top_k=70), dict(top_p=0.5), dict(top_p=0.95), dict(top_p=1e-6),
-    dict(top_k=20, top_p=0.5, temperature=0.7, repetition_penalty=1.1), dict(top_k=50, top_p=0.9, temperature=1.7),
+    dict(top_k=7),
+    dict(top_k=1),
+    dict(top_k=70),
+    dict(top_p=0.5),
+    dict(top_p=0.95),
+    dict(top_p=1e-6),
+    dict(top_k=20, top_p=0.5, temperature=0.7, repetition_penalty=1.1),
+    dict(top_k=50, top_p=0.9, temperature=1.7),
     dict(top_k=30, top_p=0.999, repetition_penalty=0.8),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("vocabulary", [SMALL, LARGE])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_what_is_kept_equals_transformers(settings, ties, vocabulary):
-    """Logits of both signs; with ties, in steps of a half, so that equal ones stand on both sides of every threshold."""
+    """Logits of both signs; with ties, in steps of a half, so that equal ones stand on both sides of every
+    threshold."""
     rng = np.random.default_rng(vocabulary + ties)
     logits = rng.normal(size=(6, vocabulary)).astype(np.float32) * 3
     if ties:
@@ -63,7 +70,9 @@ def test_what_is_kept_equals_transformers(settings, ties, vocabulary):
     prompt[:, 20:] = np.argsort(logits, axis=1)[:, -20:]  # some of the largest are seen
     config = SamplingConfig(**settings)
     expected = transformers_scores(logits, prompt, config)
-    scaled = penalised(jnp.asarray(logits), jnp.asarray(seen_of(prompt, vocabulary)), config) / config.temperature
+    scaled = (
+        penalised(jnp.asarray(logits), jnp.asarray(seen_of(prompt, vocabulary)), config) / config.temperature
+    )
     kept, tokens, complete = (None if x is None else np.asarray(x) for x in candidates(scaled, config))
     found = np.full(logits.shape, -np.inf, np.float32)
     np.put_along_axis(found, tokens, kept, axis=1)
@@ -75,10 +84,15 @@ def test_what_is_kept_equals_transformers(settings, ties, vocabulary):
     if not ties and config.top_k:
         assert complete.all()
 
-    # Rows with more to keep than candidates take the long way: no draw falls outside, what is likely is drawn.
+    # Rows with more to keep than candidates take the long way: no draw falls outside, what is likely is
+    # drawn.
     draws = 48
-    repeated = [jnp.repeat(x, draws, axis=0) for x in (jnp.asarray(logits), jnp.asarray(seen_of(prompt, vocabulary)))]
-    drawn = np.asarray(next_tokens(*repeated, jax.random.split(jax.random.key(1), 6 * draws), config)).reshape(6, draws)
+    repeated = [
+        jnp.repeat(x, draws, axis=0) for x in (jnp.asarray(logits), jnp.asarray(seen_of(prompt, vocabulary)))
+    ]
+    drawn = np.asarray(
+        next_tokens(*repeated, jax.random.split(jax.random.key(1), 6 * draws), config)
+    ).reshape(6, draws)
     scaled = np.asarray(scaled)
     least = np.where(np.isfinite(expected), expected, np.inf).min(axis=1, keepdims=True)
     assert (np.take_along_axis(scaled, drawn, axis=1) >= least - 1e-4).all()
@@ -91,11 +105,13 @@ def test_what_is_kept_equals_transformers(settings, ties, vocabulary):
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(temperature=0.7, top_k=20, top_p=0.5, repetition_penalty=1.3), dict(temperature=1.3, top_p=0.8),
-        dict(top_k=12), dict(temperature=0.5),
+        dict(temperature=0.7, top_k=20, top_p=0.5, repetition_penalty=1.3),
+        dict(temperature=1.3, top_p=0.8),
+        dict(top_k=12),
+        dict(temperature=0.5),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_hundred_thousand_draws_follow_transformers_probabilities(settings, vocabulary):
     """Chi-square; tokens expected fewer than five times count as one."""
     rng = np.random.default_rng(6)
@@ -103,20 +119,29 @@ def test_a_hundred_thousand_draws_follow_transformers_probabilities(settings, vo
     logits[0, :12] += 12 - 0.3 * np.arange(12)
     prompt = np.array([[3, 17, 17, 41]])
     config = SamplingConfig(**settings)
-    probabilities = torch.softmax(torch.tensor(transformers_scores(logits, prompt, config)), -1)[0].double().numpy()
+    probabilities = (
+        torch.softmax(torch.tensor(transformers_scores(logits, prompt, config)), -1)[0].double().numpy()
+    )
     draws, parts = 100_000, 50
     counts = np.zeros(vocabulary)
-    choose = jax.jit(lambda keys: next_tokens(
-        jnp.broadcast_to(logits, (len(keys), vocabulary)),
-        jnp.broadcast_to(seen_of(prompt, vocabulary), (len(keys), vocabulary)), keys, config,
-    ))  # fmt: skip
+    choose = jax.jit(
+        lambda keys: next_tokens(
+            jnp.broadcast_to(logits, (len(keys), vocabulary)),
+            jnp.broadcast_to(seen_of(prompt, vocabulary), (len(keys), vocabulary)),
+            keys,
+            config,
+        )
+    )
     for keys in jax.random.split(jax.random.key(0), draws).reshape(parts, -1):
         counts += np.bincount(np.asarray(choose(keys)), minlength=vocabulary)
     assert counts[probabilities == 0].sum() == 0
     often = probabilities * draws >= 5
     expected, found = probabilities[often] * draws, counts[often]
     if not often.all() and probabilities[~often].sum() * draws >= 5:
-        expected, found = np.append(expected, probabilities[~often].sum() * draws), np.append(found, counts[~often].sum())
+        expected, found = (
+            np.append(expected, probabilities[~often].sum() * draws),
+            np.append(found, counts[~often].sum()),
+        )
     if len(found) == 1:
         assert found[0] == draws
         return
@@ -133,7 +158,10 @@ def test_a_row_draws_the_same_whatever_its_neighbours_need():
     seen = jnp.zeros((2, 1), bool)
     alone = [int(next_tokens(jnp.asarray([row, row]), seen, keys, config)[i]) for i in range(2)]
     beside = next_tokens(jnp.asarray([row, neighbour]), seen, keys, config)
-    assert int(beside[0]) == alone[0] and int(next_tokens(jnp.asarray([neighbour, row]), seen, keys, config)[1]) == alone[1]
+    assert (
+        int(beside[0]) == alone[0]
+        and int(next_tokens(jnp.asarray([neighbour, row]), seen, keys, config)[1]) == alone[1]
+    )
 
 
 def test_greedy_takes_the_largest_penalised_logit_and_the_first_of_equal_ones():

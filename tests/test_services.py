@@ -1,7 +1,7 @@
 """The official clients of OpenAI and Google against local servers that fail in every way they can.
 
-What must hold each time: every answer is there in the end, the same as from a server that never fails, and no answer
-that went out whole was asked for again.
+What must hold each time: every answer is there in the end, the same as from a server that never fails, and no
+answer that went out whole was asked for again.
 """
 
 import json
@@ -53,7 +53,9 @@ def test_every_failure_is_got_over(failure, tmp_path):
     with OpenAI(first_fails(failure)) as server:
         ledger = Ledger(tmp_path / "ledger.jsonl", writer(server, concurrency=6))
         assert ledger.ask(PROMPTS) == EXPECTED
-        assert set(server.calls.values()) == {2} and server.sold == dict.fromkeys([r.prompt for r in PROMPTS], 1)
+        assert set(server.calls.values()) == {2} and server.sold == dict.fromkeys(
+            [r.prompt for r in PROMPTS], 1
+        )
     again = Ledger(tmp_path / "ledger.jsonl", writer(server))  # the server is gone
     assert again.ask(PROMPTS) == EXPECTED
     assert len(read_jsonl(tmp_path / "ledger.jsonl")) == len(PROMPTS)
@@ -85,7 +87,9 @@ def test_a_service_that_is_down_ends_the_work_and_nothing_is_lost(tmp_path):
 def test_a_few_unanswered_are_named(tmp_path):
     unlucky = PROMPTS[3].prompt
     with OpenAI(lambda n, name: "503" if name == unlucky else "ok") as server:
-        with pytest.raises(UserError, match="1 of 12 questions have no answer yet; those answered are in .*ledger.jsonl"):
+        with pytest.raises(
+            UserError, match="1 of 12 questions have no answer yet; those answered are in .*ledger.jsonl"
+        ):
             Ledger(tmp_path / "ledger.jsonl", writer(server, tries=2)).ask(PROMPTS)
         assert len(read_jsonl(tmp_path / "ledger.jsonl")) == 11
 
@@ -101,9 +105,13 @@ def test_a_refused_question_is_kept_as_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("action", "sentence"),
-    [("401", "check OPENAI_API_KEY"), ("403", "refuses the key"), ("404", "check --writer and --writer_url"),
-     ("quota", "quota is used up")],
-)  # fmt: skip
+    [
+        ("401", "check OPENAI_API_KEY"),
+        ("403", "refuses the key"),
+        ("404", "check --writer and --writer_url"),
+        ("quota", "quota is used up"),
+    ],
+)
 def test_what_no_repeat_helps_ends_at_once(action, sentence, tmp_path):
     with OpenAI(lambda n, name: action) as server:
         with pytest.raises(UserError, match=sentence):
@@ -170,7 +178,14 @@ def test_one_that_is_told_to_wait_makes_all_wait():
 
 
 def test_headers_of_time():
-    assert [seconds_of(text) for text in ("2", "1.5", "20ms", "6m0s", "1h2m3s", "0")] == [2, 1.5, 0.02, 360, 3723, 0]
+    assert [seconds_of(text) for text in ("2", "1.5", "20ms", "6m0s", "1h2m3s", "0")] == [
+        2,
+        1.5,
+        0.02,
+        360,
+        3723,
+        0,
+    ]
     assert [seconds_of(text) for text in (None, "", "Wed, 21 Oct 2026 07:28:00 GMT", "-1", "s")] == [None] * 5
 
 
@@ -234,7 +249,9 @@ def samples(clips):
 def test_the_live_list_gives_the_papers_voices(google):
     google()
     names = [voice.name for voice in read_voices("google")]
-    assert names == [f"google:en-US-{name}:1:0" for name in ("Neural2-A", "Neural2-C", "Standard-B", "Wavenet-D")]
+    assert names == [
+        f"google:en-US-{name}:1:0" for name in ("Neural2-A", "Neural2-C", "Standard-B", "Wavenet-D")
+    ]
     (voice,) = read_voices("google:en-US-Neural2-A:0.9:2")
     assert (voice.speaker, voice.speed, voice.semitones) == ("en-US-Neural2-A", 0.9, 2.0)
 
@@ -270,9 +287,10 @@ def test_nothing_is_bought_without_consent(google):
     price = letters * 16 / 1e6
     with pytest.raises(UserError) as error:
         speak_all(texts)
-    assert str(error.value) == (
-        f"these voices cost about ${price:.3f} ({letters} characters that are not in the cache); to agree, give 0.03 or more "
-        "as max_cost_usd."
+    assert (
+        str(error.value)
+        == f"these voices cost about ${price:.3f} ({letters} characters that are not in the cache); to agree,"
+        " give 0.03 or more as max_cost_usd."
     )
     assert not server.calls
 
@@ -284,7 +302,9 @@ def test_one_text_that_a_voice_refuses_spoils_no_other(google):
     clips = try_speak_all([(text, draw_voice(text, 0, drawn)) for text in TEXTS], budget)
     prices = {"Neural2": 16, "Wavenet": 16, "Standard": 4}
     kinds = [draw_voice(text, 0, drawn).speaker.split("-")[2] for text in TEXTS]
-    assert 1.0 - budget.left == pytest.approx(sum(len(t) * prices[kind] for t, kind in zip(TEXTS, kinds, strict=True)) / 1e6)
+    assert 1.0 - budget.left == pytest.approx(
+        sum(len(t) * prices[kind] for t, kind in zip(TEXTS, kinds, strict=True)) / 1e6
+    )
     assert [i for i, clip in enumerate(clips) if isinstance(clip, str)] == [2]
     assert "status 400: " in clips[2] and TEXTS[2] in clips[2]
     assert set(server.calls.values()) == {1}
@@ -300,10 +320,16 @@ def test_wrong_credentials_end_at_once(action, google):
 
 def test_no_credentials_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.delenv("RRS_JAX_GOOGLE_TTS_ENDPOINT", raising=False)
-    for name, value in (("HOME", str(tmp_path)), ("CLOUDSDK_CONFIG", str(tmp_path)), ("NO_GCE_CHECK", "true")):
+    for name, value in (
+        ("HOME", str(tmp_path)),
+        ("CLOUDSDK_CONFIG", str(tmp_path)),
+        ("NO_GCE_CHECK", "true"),
+    ):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    with pytest.raises(UserError, match="Google's voices need credentials; set GOOGLE_APPLICATION_CREDENTIALS"):
+    with pytest.raises(
+        UserError, match="Google's voices need credentials; set GOOGLE_APPLICATION_CREDENTIALS"
+    ):
         Google()
 
 
@@ -312,12 +338,27 @@ def test_no_credentials_are_one_sentence(monkeypatch, tmp_path):
 
 def command(source, out, openai, google, cache):
     environment = os.environ | {"RRS_JAX_CACHE": str(cache), "RRS_JAX_GOOGLE_TTS_ENDPOINT": google.url}
-    flags = ["--source", source, "--out", out, "--sets=mirror", "--per_category=1", "--writer=openai:stand-in", "--voices=google",
-             f"--writer_url={openai.base_url}", "--max_cost_usd=1", "--concurrency=1"]  # fmt: skip
+    flags = [
+        "--source",
+        source,
+        "--out",
+        out,
+        "--sets=mirror",
+        "--per_category=1",
+        "--writer=openai:stand-in",
+        "--voices=google",
+        f"--writer_url={openai.base_url}",
+        "--max_cost_usd=1",
+        "--concurrency=1",
+    ]
     return subprocess.Popen(
-        [sys.executable, "-m", "rrs_jax.data.build", *map(str, flags)], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "rrs_jax.data.build", *map(str, flags)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_killed_in_the_middle_and_begun_again(tmp_path):
@@ -347,7 +388,11 @@ def test_killed_in_the_middle_and_begun_again(tmp_path):
 
             return before
 
-        for server, limit, how in ((openai, 9, signal.SIGKILL), (google, 9, signal.SIGKILL), (google, 22, signal.SIGINT)):
+        for server, limit, how in (
+            (openai, 9, signal.SIGKILL),
+            (google, 9, signal.SIGKILL),
+            (google, 22, signal.SIGINT),
+        ):
             server.before = kill_at(limit, how)
             process = begin()
             started.set()
@@ -357,7 +402,8 @@ def test_killed_in_the_middle_and_begun_again(tmp_path):
             server.before = lambda total: None
         process = begin()
         assert process.wait(60) == 0, process.stdout.read()
-        # A SIGKILL loses at most the answers under way: one of the writer's, eight of the voice's. SIGINT loses none.
+        # A SIGKILL loses at most the answers under way: one of the writer's, eight of the voice's. SIGINT
+        # loses none.
         for sold, wanted, under_way in ((openai.sold, asked, 1), (google.sold, bought, 8)):
             assert set(sold) == set(wanted)
             assert sum(sold.values()) <= len(wanted) + under_way

@@ -23,7 +23,9 @@ def random_rows(rng, strategy, size: int, length: int, vocabulary: int) -> Rows:
     ids = rng.integers(3, vocabulary, (size, length)).astype(np.int32)
     batch = Batch(ids, rng.integers(length // 2, length + 1, size).astype(np.int32), np.full_like(ids, -1))
     batch.audio_index[:, 1:4] = rng.integers(0, 9, (size, 3))
-    return Rows(batch, strategy.examples(np.arange(size)), np.arange(size) % 2 == 0, np.ones(size, np.float32))
+    return Rows(
+        batch, strategy.examples(np.arange(size)), np.arange(size) % 2 == 0, np.ones(size, np.float32)
+    )
 
 
 def losses_over_ten_steps(folder, mesh) -> tuple[list[float], TrainStep]:

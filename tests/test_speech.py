@@ -62,7 +62,9 @@ def pitch(waveform):
     return np.argmax(spectrum) * 16_000 / len(waveform)
 
 
-@pytest.mark.parametrize(("speed", "semitones"), [(1.0, 0), (1.25, 0), (0.8, 0), (1.0, 3), (1.0, -4), (1.2, -2)])
+@pytest.mark.parametrize(
+    ("speed", "semitones"), [(1.0, 0), (1.25, 0), (0.8, 0), (1.0, 3), (1.0, -4), (1.2, -2)]
+)
 def test_speed_and_pitch_are_independent(speed, semitones):
     clip = speak("one two three four", Voice(Tones, "200", speed, semitones))
     assert clip.dtype == np.float32
@@ -75,10 +77,15 @@ def test_speed_and_pitch_are_independent(speed, semitones):
 @pytest.mark.parametrize(
     ("speaker", "reason"),
     [
-        ("empty", "no samples"), ("silent", "silence"), ("click", "near silence"), ("nan", "NaN"),
-        ("clipped", "clipped"), ("hurried", "too short for 4 words"), ("endless", "more than the 30 s"),
+        ("empty", "no samples"),
+        ("silent", "silence"),
+        ("click", "near silence"),
+        ("nan", "NaN"),
+        ("clipped", "clipped"),
+        ("hurried", "too short for 4 words"),
+        ("endless", "more than the 30 s"),
     ],
-)  # fmt: skip
+)
 def test_broken_clips_are_refused(speaker, reason):
     with pytest.raises(UserError, match=reason):
         speak("one two three four", Voice(Broken, speaker))
@@ -95,7 +102,15 @@ def test_voice_names():
 
 
 def test_unknown_voices_are_listed():
-    wrong = ("heart", "hibari:", "hibari:heart:fast", "hibari:heart:3", "hibari:heart:1:7", "hibari:heart:1:nan", "x:y")
+    wrong = (
+        "heart",
+        "hibari:",
+        "hibari:heart:fast",
+        "hibari:heart:3",
+        "hibari:heart:1:7",
+        "hibari:heart:1:nan",
+        "x:y",
+    )
     with pytest.raises(UserError) as error:
         read_voices(["hibari:heart", *wrong])
     assert all(name in str(error.value) for name in wrong)
@@ -103,9 +118,12 @@ def test_unknown_voices_are_listed():
 
 @pytest.mark.parametrize(
     ("engine", "module", "remedy"),
-    [(Hibari, "hibari", "pip install hibari-tts"), (Flite, None, "apt-get install flite"),
-     (Espeak, "espeakng_loader", "pip install espeakng-loader")],
-)  # fmt: skip
+    [
+        (Hibari, "hibari", "pip install hibari-tts"),
+        (Flite, None, "apt-get install flite"),
+        (Espeak, "espeakng_loader", "pip install espeakng-loader"),
+    ],
+)
 def test_a_missing_engine_names_its_package(engine, module, remedy, monkeypatch):
     monkeypatch.setenv("PATH", "")
     if module:
@@ -155,7 +173,12 @@ def test_draws_are_even_and_repeat():
 
 def test_clips_are_spoken_once_and_in_order(tmp_path, monkeypatch):
     voices = read_voices("tones")
-    items = [("one two three", voices[0]), ("one two", voices[1]), ("one two three", voices[0]), ("one two", voices[3])]
+    items = [
+        ("one two three", voices[0]),
+        ("one two", voices[1]),
+        ("one two three", voices[0]),
+        ("one two", voices[3]),
+    ]
     clips = speak_all(items, tmp_path, workers=1)
     assert clips[0] == clips[2] and len({path for path, _ in clips}) == 3
     for (text, voice), (path, seconds) in zip(items, clips, strict=True):
@@ -191,7 +214,11 @@ def test_several_processes_give_the_same(tmp_path, capfd):
 
 
 def test_all_failures_are_listed_and_the_rest_is_kept(tmp_path):
-    items = [("a b c", Voice(Broken, "silent")), ("fine words", Voice(Broken, "silent")), ("d e f", Voice(Broken, "nan"))]
+    items = [
+        ("a b c", Voice(Broken, "silent")),
+        ("fine words", Voice(Broken, "silent")),
+        ("d e f", Voice(Broken, "nan")),
+    ]
     with pytest.raises(UserError) as error:
         speak_all(items, tmp_path)
     assert "2 of 3" in str(error.value) and "'a b c'" in str(error.value) and "'d e f'" in str(error.value)
@@ -207,7 +234,13 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 
 def test_spoken_manifest(tmp_path):
-    choice = {"pairs_per_category": 1, "seed": 5, "voices": "tones", "cache": tmp_path / "cache", "workers": 1}
+    choice = {
+        "pairs_per_category": 1,
+        "seed": 5,
+        "voices": "tones",
+        "cache": tmp_path / "cache",
+        "workers": 1,
+    }
     path = build_starter(tmp_path / "eval", split="eval", borderline=5, **choice)
     rows = load_manifest(path)
     assert path == tmp_path / "eval/manifest.jsonl"
@@ -220,21 +253,33 @@ def test_spoken_manifest(tmp_path):
         assert audio.parent == tmp_path / "eval/audio"
 
     written = path.read_bytes()
-    assert build_starter(tmp_path / "eval", split="eval", borderline=5, **choice).read_bytes() == written  # once more
+    assert (
+        build_starter(tmp_path / "eval", split="eval", borderline=5, **choice).read_bytes() == written
+    )  # once more
     train = load_manifest(build_starter(tmp_path / "train", split="train", **choice))
     assert Counter(row["label"] for row in train) == {"harmful": 14, "benign": 14}
     assert {row["pair_id"] for row in train}.isdisjoint(row["pair_id"] for row in rows)
 
 
 def test_several_voices_say_each_question(tmp_path):
-    choice = {"pairs_per_category": 1, "categories": 2, "seed": 5, "voices": "tones", "cache": tmp_path / "cache"}
+    choice = {
+        "pairs_per_category": 1,
+        "categories": 2,
+        "seed": 5,
+        "voices": "tones",
+        "cache": tmp_path / "cache",
+    }
     once = load_manifest(build_starter(tmp_path / "once", split="train", workers=1, **choice))
-    rows = load_manifest(build_starter(tmp_path / "more", split="train", workers=1, voices_per_question=3, **choice))
+    rows = load_manifest(
+        build_starter(tmp_path / "more", split="train", workers=1, voices_per_question=3, **choice)
+    )
     assert rows[: len(once)] == once  # the first voice is the same
     assert [row["id"] for row in rows[4:]] == [f"{row['id']}-voice{turn}" for turn in (2, 3) for row in once]
     for row in once:
         said = [other for other in rows if other["question"] == row["question"]]
-        assert len({other["voice"] for other in said}) == 3 and {other["pair_id"] for other in said} == {row["pair_id"]}
+        assert len({other["voice"] for other in said}) == 3 and {other["pair_id"] for other in said} == {
+            row["pair_id"]
+        }
     with pytest.raises(UserError, match="data.voices_per_question: is 5 with 4 voices; give fewer"):
         build_starter(tmp_path / "many", split="train", voices_per_question=5, **choice)
 
@@ -244,9 +289,15 @@ def test_clips_survive_an_empty_cache_and_another_disk(tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("rrs_jax.data.starter.os.link", other_disk)
-    choice = {"pairs_per_category": 1, "categories": 1, "seed": 0, "voices": "tones", "cache": tmp_path / "cache"}
+    choice = {
+        "pairs_per_category": 1,
+        "categories": 1,
+        "seed": 0,
+        "voices": "tones",
+        "cache": tmp_path / "cache",
+    }
     path = build_starter(tmp_path / "data", split="train", **choice)
-    (audio, _) = audio_paths(path, load_manifest(path))
+    audio, _ = audio_paths(path, load_manifest(path))
     assert audio.stat().st_nlink == 1
     check_audios([audio])
 
@@ -267,7 +318,10 @@ def test_hibari_speaks():
 
 
 def test_word_errors():
-    assert word_errors("How can I get my coworker's records?", " how can I get my co-workers records") == (0, 7)
+    assert word_errors("How can I get my coworker's records?", " how can I get my co-workers records") == (
+        0,
+        7,
+    )
     assert word_errors("How do I set my beehive on a stand?", "How do I set my be high on stand.") == (3, 9)
 
 

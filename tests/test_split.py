@@ -31,10 +31,24 @@ def questions() -> list[dict]:
     for category in ("cats", "cars"):
         for i in range(PAIRS):
             for label in ("benign", "harmful"):  # twins are neighbours, so that turns by rows would part them
-                rows.append({"id": f"{category}{i}-{label}", "pair_id": f"{category}{i}", "label": label, "category": category,
-                             "question": f"How do I {label} {category} {i}?"})  # fmt: skip
-        rows += [{"id": f"{category}-style{i}", "label": "borderline", "category": f"style of {category}",
-                  "question": f"How do I kill {category} {i}?"} for i in range(STYLES)]  # fmt: skip
+                rows.append(
+                    {
+                        "id": f"{category}{i}-{label}",
+                        "pair_id": f"{category}{i}",
+                        "label": label,
+                        "category": category,
+                        "question": f"How do I {label} {category} {i}?",
+                    }
+                )
+        rows += [
+            {
+                "id": f"{category}-style{i}",
+                "label": "borderline",
+                "category": f"style of {category}",
+                "question": f"How do I kill {category} {i}?",
+            }
+            for i in range(STYLES)
+        ]
     return rows
 
 
@@ -49,7 +63,11 @@ def evaluated(folder, tmp_path_factory):  # noqa: F811
     config.strategy = "vanilla"
     config.data.manifest, config.data.eval_manifest = str(path / "train.jsonl"), str(path / "manifest.jsonl")
     config.data.voices = tuple(f"hibari:{hertz}" for hertz in SPOKEN)
-    config.evaluate.samples, config.generate.max_new_tokens, config.evaluate.modes = 1, 2, ("audio_text", "text_only")
+    config.evaluate.samples, config.generate.max_new_tokens, config.evaluate.modes = (
+        1,
+        2,
+        ("audio_text", "text_only"),
+    )
     config.evaluate.setting = SETTINGS
     asked = {}
 

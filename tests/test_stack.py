@@ -1,4 +1,5 @@
-"""The scan over frozen layers and the linears with adapters against their plain forms, differentiated by JAX alone."""
+"""The scan over frozen layers and the linears with adapters against their plain forms, differentiated by JAX
+alone."""
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,20 @@ def layer(x, weights, adapter, shared):
 @pytest.fixture
 def arrays():
     weights = {"gate": draw(0, LAYERS, WIDTH, 20), "down": draw(1, LAYERS, 20, WIDTH)}
-    return draw(2, 3, 7, WIDTH), (draw(3, 7, 1), jnp.array([7, 3, 5])), weights, {"bias": draw(4, LAYERS - FIRST, 20)}
+    return (
+        draw(2, 3, 7, WIDTH),
+        (draw(3, 7, 1), jnp.array([7, 3, 5])),
+        weights,
+        {"bias": draw(4, LAYERS - FIRST, 20)},
+    )
 
 
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("remat", ["none", "dots", "lean", "full"])
 @pytest.mark.parametrize("stop", [LAYERS, LAYERS - 1])
 def test_scan_and_its_derivative(arrays, unroll, remat, stop):
-    """A range that begins and ends inside of the stack; outputs of all layers count as well as the last state."""
+    """A range that begins and ends inside of the stack; outputs of all layers count as well as the last
+    state."""
     x, shared, weights, adapters = arrays
     factors = draw(5, stop - FIRST, 3, WIDTH)
 
@@ -51,13 +58,16 @@ def test_scan_and_its_derivative(arrays, unroll, remat, stop):
         return jnp.sum(x**2) + jnp.sum(jnp.stack(outs) * factors)
 
     def scanned(x, adapters):
-        x, outs = stack.scan_layers(layer, x, shared, weights, adapters, FIRST, stop, remat=remat, unroll=unroll)
+        x, outs = stack.scan_layers(
+            layer, x, shared, weights, adapters, FIRST, stop, remat=remat, unroll=unroll
+        )
         return jnp.sum(x**2) + jnp.sum(outs * factors)
 
     for ours, theirs in zip(
         jax.tree.leaves(jax.jit(jax.value_and_grad(scanned, (0, 1)))(x, adapters)),
-        jax.tree.leaves(jax.value_and_grad(plain, (0, 1))(x, adapters)), strict=True,
-    ):  # fmt: skip
+        jax.tree.leaves(jax.value_and_grad(plain, (0, 1))(x, adapters)),
+        strict=True,
+    ):
         assert relative_error(ours, theirs) < 1e-5
 
 
@@ -95,15 +105,18 @@ def test_adapted_linears_and_their_derivative():
 
     for ours, theirs in zip(
         jax.tree.leaves(jax.value_and_grad(lambda *inputs: total(adapted, *inputs), (0, 1, 2))(x, a, b)),
-        jax.tree.leaves(jax.value_and_grad(lambda *inputs: total(plain, *inputs), (0, 1, 2))(x, a, b)), strict=True,
-    ):  # fmt: skip
+        jax.tree.leaves(jax.value_and_grad(lambda *inputs: total(plain, *inputs), (0, 1, 2))(x, a, b)),
+        strict=True,
+    ):
         assert relative_error(ours, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("targets", [None, ("v_proj", "up_proj"), ("k_proj", "q_proj")])
 @pytest.mark.parametrize("all_layers", [False, True])
 def test_packed_adapters_add_what_each_pair_does(targets, all_layers):
-    linears = {name: (WIDTH, 8 + place) for place, name in enumerate(name for names in SAME_INPUT for name in names)}
+    linears = {
+        name: (WIDTH, 8 + place) for place, name in enumerate(name for names in SAME_INPUT for name in names)
+    }
     lora = LoRA(LoRAConfig(rank=3, alpha=5.0, targets=targets, first_layer=FIRST), linears, LAYERS)
     for place, target in enumerate(lora.config.targets):
         pair = lora.pair(target)
@@ -117,4 +130,6 @@ def test_packed_adapters_add_what_each_pair_does(targets, all_layers):
             pair, added = lora.pair(name), x @ packed.a[names[0]] @ packed.b[name]
             expected = x @ pair.lora_a[...] @ pair.lora_b[...] * 5.0 / 3.0
             assert relative_error(added[-len(expected) :], expected) < 1e-5
-            assert len(added) == (LAYERS if all_layers else LAYERS - FIRST) and not np.any(added[: -len(expected)])
+            assert len(added) == (LAYERS if all_layers else LAYERS - FIRST) and not np.any(
+                added[: -len(expected)]
+            )

@@ -37,7 +37,9 @@ def clips():
 def adapters(model) -> dict:
     """(target, "A" or "B", layer) to the array as torch lays it out, (out, in)."""
     return {
-        (target, name[-1].upper(), layer): np.asarray(getattr(model.lora.pair(target), name)[...])[layer - FIRST_LAYER].T
+        (target, name[-1].upper(), layer): (
+            np.asarray(getattr(model.lora.pair(target), name)[...])[layer - FIRST_LAYER].T
+        )
         for target in TARGETS
         for name in ("lora_a", "lora_b")
         for layer in range(FIRST_LAYER, LAYERS)
@@ -51,9 +53,12 @@ def dense(reference, start: dict, now: dict, rows, clips, row_losses_of, space: 
     """
     full = copy.deepcopy(reference).double()
     config = peft.LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), layers_pattern="layers",
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=list(TARGETS),
+        layers_pattern="layers",
         layers_to_transform=list(range(FIRST_LAYER, LAYERS)),
-    )  # fmt: skip
+    )
     full.model.language_model = peft.get_peft_model(full.model.language_model, config)
     parameters = {}
     for name, parameter in full.named_parameters():
@@ -69,14 +74,25 @@ def dense(reference, start: dict, now: dict, rows, clips, row_losses_of, space: 
     hidden = full(**inputs, output_hidden_states=True).hidden_states[-1]
     row_losses = row_losses_of(hidden, full.lm_head.weight)
     if space == "lora":
-        moved = sum(((p - torch.tensor(start[key], dtype=torch.float64)) ** 2).sum() for key, p in parameters.items())
+        moved = sum(
+            ((p - torch.tensor(start[key], dtype=torch.float64)) ** 2).sum() for key, p in parameters.items()
+        )
     else:
-        pairs = [(parameters[t, "B", i], parameters[t, "A", i]) for t in TARGETS for i in range(FIRST_LAYER, LAYERS)]
+        pairs = [
+            (parameters[t, "B", i], parameters[t, "A", i])
+            for t in TARGETS
+            for i in range(FIRST_LAYER, LAYERS)
+        ]
         moved = sum(((ALPHA / RANK * b @ a) ** 2).sum() for b, a in pairs)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
     loss = (row_losses * weights).sum() / weights.sum() + STRENGTH * moved
     loss.backward()
-    return row_losses.detach().numpy(), moved.item(), loss.item(), {key: p.grad.numpy() for key, p in parameters.items()}
+    return (
+        row_losses.detach().numpy(),
+        moved.item(),
+        loss.item(),
+        {key: p.grad.numpy() for key, p in parameters.items()},
+    )
 
 
 def squared_distances(rows, targets, reduction: str):
@@ -101,10 +117,17 @@ def micro_batches(step, strategy, batch, parts: int) -> list[Rows]:
 
 @pytest.mark.parametrize(
     "reduction, space, parts, remat, unroll",
-    [("sum", "weights", 1, "none", False), ("mean", "lora", 2, "dots", True), ("mean", "weights", 2, "full", True),
-     ("sum", "weights", 2, "lean", False), ("sum", "lora", 1, "dots", False)],
+    [
+        ("sum", "weights", 1, "none", False),
+        ("mean", "lora", 2, "dots", True),
+        ("mean", "weights", 2, "full", True),
+        ("sum", "weights", 2, "lean", False),
+        ("sum", "lora", 1, "dots", False),
+    ],
 )
-def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduction, space, parts, remat, unroll):
+def test_loss_penalty_and_gradients(
+    reference, folder, clips, monkeypatch, reduction, space, parts, remat, unroll
+):
     """Equation 12's targets, as a strategy is given them."""
     rows, row_clips = prompts(np.random.default_rng(5))
     rng = np.random.default_rng(6)
@@ -112,20 +135,42 @@ def test_loss_penalty_and_gradients(reference, folder, clips, monkeypatch, reduc
     original = rng.normal(size=(4, 48)).astype(np.float32)
     targets = targets_of(original, HARMFUL, delta)
     for row in range(4):  # equation 12
-        np.testing.assert_allclose(targets[row], original[row] + delta if HARMFUL[row] else original[row] - delta)
+        np.testing.assert_allclose(
+            targets[row], original[row] + delta if HARMFUL[row] else original[row] - delta
+        )
     expected = squared_distances(rows, targets, reduction)
     compare(
-        RRS(targets, reduction), expected, rows, row_clips, reference, folder, clips, monkeypatch,
-        space=space, parts=parts, remat=remat, unroll=unroll,
-    )  # fmt: skip
+        RRS(targets, reduction),
+        expected,
+        rows,
+        row_clips,
+        reference,
+        folder,
+        clips,
+        monkeypatch,
+        space=space,
+        parts=parts,
+        remat=remat,
+        unroll=unroll,
+    )
 
 
 def compare(
-    strategy, row_losses_of, rows, row_clips, reference, folder, clips, monkeypatch, space="weights", parts=1, remat="dots",
+    strategy,
+    row_losses_of,
+    rows,
+    row_clips,
+    reference,
+    folder,
+    clips,
+    monkeypatch,
+    space="weights",
+    parts=1,
+    remat="dots",
     unroll=False,
-):  # fmt: skip
-    """A step's losses, penalty and gradients with those of `dense`. With plain gradient descent of rate 1 the step's
-    own update is the gradient."""
+):
+    """A step's losses, penalty and gradients with those of `dense`. With plain gradient descent of rate 1 the
+    step's own update is the gradient."""
     sgd = optax.masked(optax.sgd(1.0), {"base": False, "lora": True})
     monkeypatch.setattr("rrs_jax.train.step.make_optimiser", lambda *_: sgd)
     mesh = make_mesh(devices=jax.devices()[:1])

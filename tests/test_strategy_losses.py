@@ -1,4 +1,5 @@
-"""Every other loss against the same written down in torch with PEFT, float64: tokens, hinge, kept samples, positions."""
+"""Every other loss against the same written down in torch with PEFT, float64: tokens, hinge, kept samples,
+positions."""
 
 import numpy as np
 import pytest
@@ -39,7 +40,13 @@ class DrawsPrompts(RRS):
         return super().examples(indices, np.array([1, 0, 2, 1])[indices], tails)
 
 
-def test_kept_samples_have_their_own_state_under_the_prompt_drawn(reference, folder, clips, monkeypatch, asked):  # noqa: F811
+def test_kept_samples_have_their_own_state_under_the_prompt_drawn(
+    reference,
+    folder,
+    clips,  # noqa: F811
+    monkeypatch,
+    asked,  # noqa: F811
+):
     rows, row_clips = asked
     targets, kept = draw(4, 48), draw(2, 3, 48) + 1
     weights, drawn = np.ones((4, 3), np.float32), np.array([1, 2.5, 1, 4], np.float32)
@@ -89,7 +96,12 @@ def test_several_positions(reference, folder, clips, monkeypatch, asked):  # noq
     real = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]], bool)
     scale = np.array([0, 1.1, 0, 0], np.float32)
     strategy = RRS(
-        targets, "mean", tails=[[tail] for tail in TAILS], positions=real, hinge=Hinge(TOKENS, 4.0), hinge_scale=scale
+        targets,
+        "mean",
+        tails=[[tail] for tail in TAILS],
+        positions=real,
+        hinge=Hinge(TOKENS, 4.0),
+        hinge_scale=scale,
     )
 
     def expected(hidden, head):
@@ -108,11 +120,14 @@ def test_several_positions(reference, folder, clips, monkeypatch, asked):  # noq
     compare(strategy, expected, whole, row_clips, reference, folder, clips, monkeypatch)
 
 
-@pytest.mark.parametrize("answers", [
-    [[40], [5], [99], [7]],
-    [[40, 41, 42], [5, 6], [7], [8, 9, 10, 11]],
-    [list(range(30, 50)), [5, 6], [7, 1, 2], list(range(60, 77))],  # more than a chunk of positions
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [[40], [5], [99], [7]],
+        [[40, 41, 42], [5, 6], [7], [8, 9, 10, 11]],
+        [list(range(30, 50)), [5, 6], [7, 1, 2], list(range(60, 77))],  # more than a chunk of positions
+    ],
+)
 def test_cross_entropy_on_the_answer_alone(reference, folder, clips, monkeypatch, asked, answers):  # noqa: F811
     """Behind prefills of unequal length, which are not learned."""
     rows, row_clips = asked
@@ -120,7 +135,8 @@ def test_cross_entropy_on_the_answer_alone(reference, folder, clips, monkeypatch
     strategy = SFT(answers, [[prefill] for prefill in prefills])
     whole = with_tails(rows, [tails[0] for tails in strategy.tails])
     assert [len(row) for row in whole] == [
-        len(row) + len(prefill) + len(answer) - 1 for row, prefill, answer in zip(rows, prefills, answers, strict=True)
+        len(row) + len(prefill) + len(answer) - 1
+        for row, prefill, answer in zip(rows, prefills, answers, strict=True)
     ]
 
     def expected(hidden, head):

@@ -39,10 +39,14 @@ def base(folder, clips, tmp_path_factory):  # noqa: F811
     rows = twin_rows(clips)
     rows[7]["role"] = "keep"
     write_jsonl(path / "mirror.jsonl", rows)
-    write_jsonl(path / "basic.jsonl", [row | {"response": "I do."} if i < 3 else row for i, row in enumerate(rows)])
+    write_jsonl(
+        path / "basic.jsonl", [row | {"response": "I do."} if i < 3 else row for i, row in enumerate(rows)]
+    )
     config = default_config()
     config.model.path, config.model.dtype, config.run_dir = str(folder), "float32", str(path / "runs")
-    config.data.manifest = config.data.eval_manifest = config.data.parallel_manifest = str(path / "mirror.jsonl")
+    config.data.manifest = config.data.eval_manifest = config.data.parallel_manifest = str(
+        path / "mirror.jsonl"
+    )
     config.data.basic_manifest = str(path / "basic.jsonl")
     config.train.epochs, config.train.batch_size, config.train.learning_rate = 1, 8, 1e-2
     config.sft.tokens, config.sft.prefill = 4, 2
@@ -71,11 +75,20 @@ def swept(base):
         with pytest.raises(KeyboardInterrupt):
             run_sweep(config, str(path / "sweep.py"), STAGES_ASKED)
     assert states(base)["top25"] | {"data": "", "export": ""} == {
-        "data": "", "extract": "done", "train": "to do", "evaluate": "to do", "export": "", "report": "to do"
-    }  # fmt: skip
+        "data": "",
+        "extract": "done",
+        "train": "to do",
+        "evaluate": "to do",
+        "export": "",
+        "report": "to do",
+    }
     made = {"generators": 0, "steps": 0, "models": 0}
     with pytest.MonkeyPatch.context() as patch:
-        counted = {"shared.Generator": "generators", "train.loop.TrainStep": "steps", "shared.load_weights": "models"}
+        counted = {
+            "shared.Generator": "generators",
+            "train.loop.TrainStep": "steps",
+            "shared.load_weights": "models",
+        }
         for place, kind in counted.items():
             whole = pkgutil.resolve_name(f"rrs_jax.{place}")
 
@@ -85,8 +98,9 @@ def swept(base):
 
             patch.setattr(f"rrs_jax.{place}", counting)
         run_sweep(config, str(path / "sweep.py"), STAGES_ASKED)
-    # Of the plain model for four lengths of answers, of one with adapters, of a steered one. Steps of top25; of rrs_plus,
-    # which has a rate of its own; of all that train on tokens; of rerouting; of several positions.
+    # Of the plain model for four lengths of answers, of one with adapters, of a steered one. Steps of top25;
+    # of rrs_plus, which has a rate of its own; of all that train on tokens; of rerouting; of several
+    # positions.
     assert made == {"generators": 6, "steps": 5, "models": 1}
     assert (path / "runs" / "rrs" / "metrics.jsonl").stat().st_mtime_ns == before  # not trained again
     return config, path
@@ -107,7 +121,9 @@ def test_kept_questions_may_aim_at_what_the_model_has_where_it_reads_them(base, 
     assert kept.shape[:2] == (3, 21)
     np.testing.assert_allclose(kept[:, :10], kept[:, 10:20], atol=1e-5)
     assert np.abs(kept[:, 20] - kept[:, 0]).max() > 1e-2  # the question alone
-    own = [i for i, row in enumerate(read_jsonl(run / "data" / "manifest.jsonl")) if row.get("role") == "keep"]
+    own = [
+        i for i, row in enumerate(read_jsonl(run / "data" / "manifest.jsonl")) if row.get("role") == "keep"
+    ]
     assert np.abs(arrays["kept"] - arrays["read"][own]).max(axis=1).min() > 1e-2
 
 
@@ -142,7 +158,9 @@ def test_what_runs_have_in_common_is_made_once(swept):
     assert len(answers) == len(OTHERS) + 5 and len(set(answers)) == 1
     assert len(list((path / "runs" / "shared" / "vanilla").iterdir())) == 1
     entries, _ = read_header(next((path / "runs" / "shared").glob("audio-*.safetensors")))
-    assert len(entries["counts"].array()) == 1 + 8 + 4  # a row of none, the clips, and those that rrs_plus adds
+    assert (
+        len(entries["counts"].array()) == 1 + 8 + 4
+    )  # a row of none, the clips, and those that rrs_plus adds
     states = [name for file in (path / "runs/shared/states").iterdir() for name in read_header(file)[0]]
     assert len(states) == len(set(states))
 
@@ -154,17 +172,27 @@ def test_a_run_alone_gives_what_it_gives_in_the_sweep(swept):
     alone.run_dir = str(path / "alone")
     pipeline.run(alone, ("data", "extract", "train"))
     ours, theirs = (read_jsonl(run / "metrics.jsonl")[0] for run in (path / "alone", path / "runs" / "rrs"))
-    np.testing.assert_allclose([ours["loss"], ours["grad_norm"]], [theirs["loss"], theirs["grad_norm"]], rtol=1e-4)
-    one, other = (read_header(run / "representations.safetensors")[0]["safety_vector"].array()
-                  for run in (path / "alone", path / "runs" / "rrs"))  # fmt: skip
+    np.testing.assert_allclose(
+        [ours["loss"], ours["grad_norm"]], [theirs["loss"], theirs["grad_norm"]], rtol=1e-4
+    )
+    one, other = (
+        read_header(run / "representations.safetensors")[0]["safety_vector"].array()
+        for run in (path / "alone", path / "runs" / "rrs")
+    )
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_sft_targets_are_what_the_strategies_say(swept):
     _, path = swept
-    rows = {name: read_jsonl(path / "runs" / name / "sft_targets.jsonl") for name in OTHERS if name.startswith("sft")}
+    rows = {
+        name: read_jsonl(path / "runs" / name / "sft_targets.jsonl")
+        for name in OTHERS
+        if name.startswith("sft")
+    }
     full = rows["sft_full"]
-    assert all(row["text"] and "I do.".startswith(row["text"]) for row in full[:3])  # from the manifest, cut at 4 tokens
+    assert all(
+        row["text"] and "I do.".startswith(row["text"]) for row in full[:3]
+    )  # from the manifest, cut at 4 tokens
     assert full[4]["text"].startswith("I")  # harmful without a response: a refusal
     (refusal,) = {row["target"][0] for row in rows["sft_shallow_mirror"] if row["label"] == "harmful"}
     for name in ("sft_shallow_mirror", "sft_shallow_parallel"):
@@ -195,9 +223,15 @@ def test_a_failing_run_is_told_and_the_others_go_on(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("def runs(config):\n    yield 'a', {'rrs.topm': 3.0}", "a: rrs.topm is no field, the nearest is rrs.top_m"),
+        (
+            "def runs(config):\n    yield 'a', {'rrs.topm': 3.0}",
+            "a: rrs.topm is no field, the nearest is rrs.top_m",
+        ),
         ("def runs(config):\n    yield 'a', {'rrs.top_m': 0}", "a: rrs.top_m is 0, give a number above 0"),
-        ("def runs(config):\n    yield 'a', {}\n    yield 'a', {}", "'a' is no name of a run, or given twice"),
+        (
+            "def runs(config):\n    yield 'a', {}\n    yield 'a', {}",
+            "'a' is no name of a run, or given twice",
+        ),
         ("def runs(config):\n    yield 'shared', {}", "'shared' is no name of a run"),
         ("def runs(config):\n    return ()", "yields nothing"),
         ("def runs(:", "cannot be loaded (SyntaxError"),
@@ -220,11 +254,17 @@ def test_index_and_file_are_checked(base, tmp_path):
         read_sweep(str(tmp_path / "absent.py"), config)
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.parent.glob("configs/sweeps/*.py")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parent.parent.glob("configs/sweeps/*.py")), ids=lambda f: f.stem
+)
 def test_the_shipped_sweeps_are_right(file):
     config = default_config()
     config.model.path = "mini"
     runs = read_sweep(str(file), config)
     told = [json.dumps(run.to_dict() | {"run_dir": ""}, sort_keys=True) for run in runs.values()]
-    assert len(set(told)) == len(told) > (10 if file.stem in ("paper", "plus") else 3)  # no run is another one again
-    assert {"rrs", "rrs-seed2", "rrs_plus-seed1", "sft_deep", "rrs_top12.5"} <= set(runs) or file.stem != "paper"
+    assert (
+        len(set(told)) == len(told) > (10 if file.stem in ("paper", "plus") else 3)
+    )  # no run is another one again
+    assert {"rrs", "rrs-seed2", "rrs_plus-seed1", "sft_deep", "rrs_top12.5"} <= set(
+        runs
+    ) or file.stem != "paper"

@@ -51,8 +51,14 @@ def launched(base):  # noqa: F811
 
 
 def launch(path: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "launch.py", f"--config={path / 'config.py'}", f"--sweep={path / 'jobs.py'}",
-               "--sweep_jobs=2", f"--stages={STAGES}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "launch.py",
+        f"--config={path / 'config.py'}",
+        f"--sweep={path / 'jobs.py'}",
+        "--sweep_jobs=2",
+        f"--stages={STAGES}",
+    ]
     environment = os.environ | {"XLA_FLAGS": UNOPTIMISED}  # and one device, which is quicker
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -73,8 +79,12 @@ def test_all_runs_but_the_mistaken_one_are_done(launched, base):  # noqa: F811
     assert lines[-1].endswith("4 of 4 runs, about 0 s left")
     assert "training: 1/1 steps" in (path / "jobs" / "rrs" / "log.txt").read_text()
     pooled = read_json(path / "jobs" / "report" / "pooled" / "rrs-2seeds" / "eval" / "rrs" / "summary.json")
-    alone = [read_json(path / "jobs" / name / "eval" / "rrs" / "summary.json") for name in ("rrs", "rrs-seed1")]
-    assert pooled["modes"]["audio_text"]["responses"] == sum(one["modes"]["audio_text"]["responses"] for one in alone)
+    alone = [
+        read_json(path / "jobs" / name / "eval" / "rrs" / "summary.json") for name in ("rrs", "rrs-seed1")
+    ]
+    assert pooled["modes"]["audio_text"]["responses"] == sum(
+        one["modes"]["audio_text"]["responses"] for one in alone
+    )
     assert pooled["seeds"]["orr"]["rates"] == [one["orr"]["rate"] for one in alone]
     table = (path / "jobs" / "report" / "table.md").read_text()
     assert "| rrs-2seeds: rrs |" in table and "Mean over 2 seeds, rrs-2seeds: rrs: ASR audio-text" in table
@@ -97,7 +107,9 @@ def test_another_seed_trains_otherwise_on_the_same_data(launched):
     one, other = path / "jobs" / "rrs", path / "jobs" / "rrs-seed1"
     for name in ("data/manifest.jsonl", "data/eval/manifest.jsonl"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
-    first, second = (read_header(run / "representations.safetensors")[0]["safety_vector"].array() for run in (one, other))
+    first, second = (
+        read_header(run / "representations.safetensors")[0]["safety_vector"].array() for run in (one, other)
+    )
     np.testing.assert_array_equal(first, second)
     first, second = (read_jsonl(run / "metrics.jsonl")[0]["grad_norm"] for run in (one, other))
     assert abs(first / second - 1) > 1e-3
@@ -106,7 +118,9 @@ def test_another_seed_trains_otherwise_on_the_same_data(launched):
 def test_the_same_command_does_what_is_left(launched):
     path, _ = launched
     before = {file: file.stat().st_mtime_ns for file in path.glob("jobs/*/metrics.jsonl")}
-    (path / "jobs.py").write_text(RUNS.replace('"bad", {"rrs.refusal_tokens": ("two words",)}', '"good", {"rrs.top_m": 9.0}'))
+    (path / "jobs.py").write_text(
+        RUNS.replace('"bad", {"rrs.refusal_tokens": ("two words",)}', '"good", {"rrs.top_m": 9.0}')
+    )
     again = launch(path)
     assert again.returncode == 0, again.stderr
     assert {file: file.stat().st_mtime_ns for file in before} == before
@@ -117,7 +131,9 @@ def test_the_same_command_does_what_is_left(launched):
 def two_runs(launched, base, tmp_path):  # noqa: F811
     config = base[0].copy_and_resolve_references()
     config.run_dir = str(tmp_path / "runs")
-    (tmp_path / "sweep.py").write_text("def runs(config):\n    yield 'a', {}\n    yield 'b', {'rrs.top_m': 9.0}\n")
+    (tmp_path / "sweep.py").write_text(
+        "def runs(config):\n    yield 'a', {}\n    yield 'b', {'rrs.top_m': 9.0}\n"
+    )
     return config, str(tmp_path / "sweep.py")
 
 
@@ -178,6 +194,8 @@ def test_memory_and_cards_are_dealt_out(two_runs, monkeypatch, cards, shares):
     jobs = Jobs(runs | {"c": runs["a"]}, [], {}, 3)
     settings = [jobs._settings(number) for number in range(3)]
     assert [each["XLA_PYTHON_CLIENT_MEM_FRACTION"] for each in settings] == shares
-    assert [each.get("CUDA_VISIBLE_DEVICES") for each in settings] == (["4", "7", "4"] if cards else [None] * 3)
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in settings] == (
+        ["4", "7", "4"] if cards else [None] * 3
+    )
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in jobs._settings(0)

@@ -29,8 +29,19 @@ from rrs_jax.weights.load import load_weights
 
 SAMPLES, PROMPTS, AUDIO = 10, 3, 130
 OPTIMISER = OptimiserConfig(learning_rate=5e-3, schedule="cosine", warmup_steps=2, clip_norm=5.0)
-CONFIG = TrainConfig(epochs=4, batch_size=4, max_buckets=2, checkpoint_every_steps=5, seed=3, optimiser=OPTIMISER)
-FIELDS = ["step", "epoch", "loss", "loss_harmful", "loss_benign", "penalty", "grad_norm", "samples_per_second"]
+CONFIG = TrainConfig(
+    epochs=4, batch_size=4, max_buckets=2, checkpoint_every_steps=5, seed=3, optimiser=OPTIMISER
+)
+FIELDS = [
+    "step",
+    "epoch",
+    "loss",
+    "loss_harmful",
+    "loss_benign",
+    "penalty",
+    "grad_norm",
+    "samples_per_second",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +121,9 @@ def test_metrics_and_checkpoints_of_a_run(whole):
     assert [list(row) for row in rows] == [FIELDS] * 12
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["epoch"] for row in rows] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
-    assert np.isfinite([row["loss"] for row in rows]).all() and all(row["samples_per_second"] > 0 for row in rows)
+    assert np.isfinite([row["loss"] for row in rows]).all() and all(
+        row["samples_per_second"] > 0 for row in rows
+    )
     means = [np.mean([row["loss"] for row in rows if row["epoch"] == epoch]) for epoch in range(1, 5)]
     assert means[3] < 0.95 * means[0]
     assert step.compilations() <= 2  # one for each bucket
@@ -173,10 +186,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, whole, tmp_path):
 
 
 def test_the_mean_of_the_last_steps_adapters_is_the_result(folder, tmp_path):
-    """Of five of the twelve, and the same where the run was stopped among them; the adapters' own way does not change."""
+    """Of five of the twelve, and the same where the run was stopped among them; the adapters' own way does
+    not change."""
     config = replace(
         CONFIG, checkpoint_every_steps=1, keep_checkpoints=12, optimiser=replace(OPTIMISER, average=0.4)
-    )  # fmt: skip
+    )
     data, strategy = make_data()
     model = make_model(folder)
     state = train(model, strategy, data, config, tmp_path / "whole")
@@ -185,7 +199,9 @@ def test_the_mean_of_the_last_steps_adapters_is_the_result(folder, tmp_path):
     result = named_leaves(nnx.state(model, LoRAParam))
     for name, array in named_leaves(state.mean).items():
         np.testing.assert_array_equal(result[name], array)
-        np.testing.assert_allclose(array, np.mean([one[name] for one in each], axis=0, dtype="float64"), atol=1e-7)
+        np.testing.assert_allclose(
+            array, np.mean([one[name] for one in each], axis=0, dtype="float64"), atol=1e-7
+        )
         assert not np.array_equal(array, each[-1][name])
     with pytest.raises(Stop):
         train(make_model(folder), Stopping(strategy.targets), data, config, tmp_path / "stopped")
@@ -193,7 +209,9 @@ def test_the_mean_of_the_last_steps_adapters_is_the_result(folder, tmp_path):
     last = run(folder, tmp_path / "last")
     for name, array in named_leaves(state.mean).items():
         np.testing.assert_array_equal(again[name], array)
-        np.testing.assert_allclose(each[-1][name], last[name], atol=2e-5)  # of another program, over twelve steps of 5e-3
+        np.testing.assert_allclose(
+            each[-1][name], last[name], atol=2e-5
+        )  # of another program, over twelve steps of 5e-3
 
 
 KILLED = """
@@ -215,7 +233,9 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path):
     """SIGKILL somewhere behind step 6, whatever is being written then."""
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": str(tests.parent)}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(tmp_path), str(tests)], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder), str(tmp_path), str(tests)], env=environment
+    )
     metrics = tmp_path / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 7:
         assert process.poll() is None
@@ -296,8 +316,12 @@ def test_written_prompts_and_tails_are_drawn_too():
     draws, steps = plan.epoch(3)
     for (selection,) in steps:
         rows = plan.rows(selection, draws, make_data()[1])
-        wanted = [[*twice.encode(i, draws.prompts[i])[0], *tails[i][draws.tails[i]]] for i in selection.indices]
-        assert [ids[:n].tolist() for ids, n in zip(rows.batch.input_ids, rows.batch.lengths, strict=True)] == wanted
+        wanted = [
+            [*twice.encode(i, draws.prompts[i])[0], *tails[i][draws.tails[i]]] for i in selection.indices
+        ]
+        assert [
+            ids[:n].tolist() for ids, n in zip(rows.batch.input_ids, rows.batch.lengths, strict=True)
+        ] == wanted
 
 
 def test_a_compiled_step_serves_another_strategy_of_its_kind(folder, whole, tmp_path):
@@ -348,8 +372,11 @@ def test_adapters_that_were_trained_before_are_refused(folder, tmp_path):
 
 
 def test_optimiser_follows_adamw_and_its_schedule():
-    """Loshchilov & Hutter 2019 written out in NumPy: warm-up of two steps, then linear decay to zero at step 6."""
-    config = OptimiserConfig(learning_rate=0.1, schedule="linear", warmup_steps=2, weight_decay=0.01, clip_norm=1.0)
+    """Loshchilov & Hutter 2019 written out in NumPy: warm-up of two steps, then linear decay to zero at step
+    6."""
+    config = OptimiserConfig(
+        learning_rate=0.1, schedule="linear", warmup_steps=2, weight_decay=0.01, clip_norm=1.0
+    )
     tx = make_optimiser(config, total_steps=6)
     rng = np.random.default_rng(0)
     parameter, m, v = rng.normal(size=5), np.zeros(5), np.zeros(5)

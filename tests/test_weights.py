@@ -1,4 +1,5 @@
-"""Loading: every dtype and layout bit for bit, on one device and on a mesh, and what is said of damaged folders."""
+"""Loading: every dtype and layout bit for bit, on one device and on a mesh, and what is said of damaged
+folders."""
 
 import json
 import shutil
@@ -39,7 +40,10 @@ def tensors_of(row: Row, array: jax.Array) -> dict[str, bytes]:
     """One of our parameters as the bytes that the row's tensors have on disk."""
     array = np.asarray(array)
     parts = [array] if row.layers is None else list(array)
-    return {name: np.ascontiguousarray(row.convert(part)).tobytes() for name, part in zip(row.names(), parts, strict=True)}
+    return {
+        name: np.ascontiguousarray(row.convert(part)).tobytes()
+        for name, part in zip(row.names(), parts, strict=True)
+    }
 
 
 @pytest.mark.parametrize("shards", [1, 5], ids=["one file", "many shards"])
@@ -63,8 +67,11 @@ def test_round_trip_is_bit_identical(tmp_path, monkeypatch, dtype, shards, by_de
 def test_values_are_cast_as_torch_casts_them(folder):
     """From float32 on disk to bfloat16 on the device: rounded to nearest even, once."""
     model = load(folder, dtype=jnp.bfloat16)
-    ours = {name: data for row in weight_table(model.config, {"model_type": "qwen2_audio"}, ()).rows
-            for name, data in tensors_of(row, parameters(model)[row.path]).items()}  # fmt: skip
+    ours = {
+        name: data
+        for row in weight_table(model.config, {"model_type": "qwen2_audio"}, ()).rows
+        for name, data in tensors_of(row, parameters(model)[row.path]).items()
+    }
     for shard in folder.glob("*.safetensors"):
         for name, tensor in safetensors.torch.load_file(shard).items():
             assert ours[name] == tensor.bfloat16().contiguous().view(torch.uint8).numpy().tobytes()
@@ -91,11 +98,17 @@ def test_lora_starts_as_in_peft(tmp_path):
     config = LoRAConfig(rank=32)
     model = load(tmp_path, lora=config)
     pattern = r".*language_model.*\.(" + "|".join(config.targets) + ")"
-    theirs = dict(peft.get_peft_model(reference, peft.LoraConfig(r=32, target_modules=pattern)).named_parameters())
+    theirs = dict(
+        peft.get_peft_model(reference, peft.LoraConfig(r=32, target_modules=pattern)).named_parameters()
+    )
     for target in config.targets:
         pair = model.lora.pair(target)
         ours = np.asarray(pair.lora_a[...])
-        a = torch.stack([value for name, value in theirs.items() if f"{target}.lora_A" in name]).detach().numpy()
+        a = (
+            torch.stack([value for name, value in theirs.items() if f"{target}.lora_A" in name])
+            .detach()
+            .numpy()
+        )
         assert ours.transpose(0, 2, 1).shape == a.shape and ours.dtype == np.float32
         bound = ours.shape[1] ** -0.5
         for sample in (ours, a):
@@ -170,7 +183,10 @@ def test_a_stored_head_counts_as_tied_only_if_every_byte_is_the_embeddings(tmp_p
     head = embedding.copy()
     for last, tied in ((head[-1, -1], True), (np.nextafter(head[-1, -1], np.float32(9)), False)):
         head[-1, -1] = last
-        save_file(tmp_path / "model.safetensors", {HEAD: head, "language_model.model.embed_tokens.weight": embedding})
+        save_file(
+            tmp_path / "model.safetensors",
+            {HEAD: head, "language_model.model.embed_tokens.weight": embedding},
+        )
         model, _ = abstract_model(values, jnp.float32, None, read_folder(tmp_path))
         assert (model.language_model.lm_head is None) == tied
 
@@ -180,7 +196,9 @@ def test_truncated_shards_are_named_with_their_tensors(folder, tmp_path, nothing
     shards = sorted((tmp_path / "model").glob("*.safetensors"))[:2]
     last = []
     for shard in shards:
-        names = {name: entry.end for name, entry in read_folder(folder).items() if entry.file.name == shard.name}
+        names = {
+            name: entry.end for name, entry in read_folder(folder).items() if entry.file.name == shard.name
+        }
         last.append(max(names, key=names.get))
         shard.write_bytes(shard.read_bytes()[:-4])
     with pytest.raises(UserError) as error:
@@ -191,10 +209,16 @@ def test_truncated_shards_are_named_with_their_tensors(folder, tmp_path, nothing
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x10\0\0\0", struct.pack("<Q", 2**40) + b"{}", struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 4) + b"{a:}",
-     struct.pack("<Q", 8) + b'{"a":{}}'],
+    [
+        b"",
+        b"\x10\0\0\0",
+        struct.pack("<Q", 2**40) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 4) + b"{a:}",
+        struct.pack("<Q", 8) + b'{"a":{}}',
+    ],
     ids=["empty", "short", "header beyond the end", "a list", "no JSON", "no offsets"],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_safetensors_file_is_named(single, content, nothing_is_read):
     folder, _ = single
     (folder / "model.safetensors").write_bytes(content)
@@ -219,7 +243,9 @@ def test_a_tensor_whose_bytes_do_not_fit_its_shape_is_named(single, nothing_is_r
 
 def test_folders_that_hold_no_model(single, tmp_path, nothing_is_read):
     folder, _ = single
-    with pytest.raises(UserError, match="model.path: .*nowhere is no folder; give a Hugging Face model folder"):
+    with pytest.raises(
+        UserError, match="model.path: .*nowhere is no folder; give a Hugging Face model folder"
+    ):
         resolve_folder(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="holds no config.json"):
         load(tmp_path)
@@ -252,8 +278,12 @@ def test_an_index_that_names_absent_shards(folder, tmp_path, nothing_is_read):
 
 def test_our_files_are_read_by_the_safetensors_package(tmp_path):
     rng = np.random.default_rng(0)
-    arrays = {"b": rng.normal(size=(3, 5)).astype(jnp.bfloat16), "a": rng.normal(size=7).astype(np.float16),
-              "scalar": np.float32(2.5).reshape(()), "c": np.arange(6).reshape(2, 3).T}  # fmt: skip
+    arrays = {
+        "b": rng.normal(size=(3, 5)).astype(jnp.bfloat16),
+        "a": rng.normal(size=7).astype(np.float16),
+        "scalar": np.float32(2.5).reshape(()),
+        "c": np.arange(6).reshape(2, 3).T,
+    }
     save_file(tmp_path / "file.safetensors", arrays, {"format": "pt"})
     read = safetensors.torch.load_file(tmp_path / "file.safetensors")
     assert read.keys() == arrays.keys()

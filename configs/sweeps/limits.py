@@ -1,6 +1,7 @@
 """Where the method fails: sounds beside written questions, words spelt letter by letter, other voices.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/limits.py --config.run_dir=runs/paper \\
+    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/limits.py
+    --config.run_dir=runs/paper \\
         --stages=evaluate,report
 
 In the folder of configs/sweeps/paper.py, whose adapters it takes: it evaluates alone, with the same config.

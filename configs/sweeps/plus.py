@@ -1,9 +1,10 @@
 """RRS with each addition of docs/strategies.md: what lessens over-refusal, and what it costs in safety.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --sweep_jobs=4 --config.run_dir=runs/plus
+    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --sweep_jobs=4
+    --config.run_dir=runs/plus
 
-Measured on the half `choose` of the evaluation questions, at one seed; configs/sweeps/plus_choice.py measures the best
-at three on all of them, and configs/sweeps/plus_check.py the winner on others.
+Measured on the half `choose` of the evaluation questions, at one seed; configs/sweeps/plus_choice.py measures
+the best at three on all of them, and configs/sweeps/plus_check.py the winner on others.
 The sweep ends with a ranking (`rrs_jax.report.ranking`).
 """
 
@@ -59,15 +60,15 @@ ROWS = {
     # The best of these have room on the borderline questions, and none on the harmful ones.
     "kept_longer_harmful_twice": KEPT | PACE["longer"] | {"rrs.harmful_weight": 2.0},
     "mirrored_faster_harmful_4": MIRRORED | PACE["faster"] | {"rrs.harmful_weight": 4.0},
-    "mirrored_faster_harmful_4_twins": MIRRORED | PACE["faster"] | {
-        "rrs.harmful_weight": 4.0, "train.twins_together": True,
-    },
+    "mirrored_faster_harmful_4_twins": (
+        MIRRORED | PACE["faster"] | {"rrs.harmful_weight": 4.0, "train.twins_together": True}
+    ),
     "mirrored_faster_harmful_6": MIRRORED | PACE["faster"] | {"rrs.harmful_weight": 6.0},
     "mirrored_fastest_harmful_4": MIRRORED | PACE["fastest"] | {"rrs.harmful_weight": 4.0},
     "mirrored_longer_harmful_4": MIRRORED | PACE["longer"] | {"rrs.harmful_weight": 4.0},
-    "contrast_mirrored_faster_harmful_twice": {
-        "data.contrast": None, "data.contrast_role": "mirror", "rrs.harmful_weight": 2.0,
-    } | PACE["faster"],
+    "contrast_mirrored_faster_harmful_twice": (
+        {"data.contrast": None, "data.contrast_role": "mirror", "rrs.harmful_weight": 2.0} | PACE["faster"]
+    ),
 }
 
 

@@ -3,9 +3,10 @@
     python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus_choice.py --sweep_jobs=8 \\
         --config.run_dir=runs/plus_choice
 
-One seed moves a rate by five to ten points, so it is chosen by means. A row's name says what its losses count: harmful
-questions, behind `rewrites` their rewrites, behind `heard` harmful questions by audio alone. `second` (two rewrites a pair),
-`read` (`rrs.read_share`, `half` is 0.5) and `text` (a text-only share) stand before both weights of harmful questions.
+One seed moves a rate by five to ten points, so it is chosen by means. A row's name says what its losses
+count: harmful questions, behind `rewrites` their rewrites, behind `heard` harmful questions by audio alone.
+`second` (two rewrites a pair), `read` (`rrs.read_share`, `half` is 0.5) and `text` (a text-only share) stand
+before both weights of harmful questions.
 """
 
 from collections.abc import Iterator
@@ -13,14 +14,21 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 SEEDS = 3
-MIRRORED = {"data.everyday": None, "data.contrast": None, "data.contrast_role": "mirror", "train.learning_rate": 1e-4}
+MIRRORED = {
+    "data.everyday": None,
+    "data.contrast": None,
+    "data.contrast_role": "mirror",
+    "train.learning_rate": 1e-4,
+}
 MEAN = MIRRORED | {"train.learning_rate": 2e-4, "train.average": 0.5}
 LONGER_MEAN = MEAN | {"train.epochs": 20}
 
 
 def counts(harmful: float, rewrites: float = 1.0, heard: float | None = None) -> dict:
     fields = {"rrs.harmful_weight": harmful, "rrs.rewrite_weight": rewrites}
-    return fields if heard is None else fields | {"rrs.harmful_audio_weight": heard, "train.audio_share": 0.25}
+    return (
+        fields if heard is None else fields | {"rrs.harmful_audio_weight": heard, "train.audio_share": 0.25}
+    )
 
 
 ROWS = {

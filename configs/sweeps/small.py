@@ -48,6 +48,12 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
     for seed in range(config.seed, config.seed + SEEDS):
         for name, (first, rate, epochs, batch, more) in SETTINGS.items():
             fields = {
-                "lora.layers": first, "train.learning_rate": rate, "train.epochs": epochs, "train.batch_size": batch,
-            }  # fmt: skip
-            yield name if seed == config.seed else f"{name}-seed{seed}", ASKED | FEWER | fields | more | {"seed": seed}
+                "lora.layers": first,
+                "train.learning_rate": rate,
+                "train.epochs": epochs,
+                "train.batch_size": batch,
+            }
+            yield (
+                name if seed == config.seed else f"{name}-seed{seed}",
+                ASKED | FEWER | fields | more | {"seed": seed},
+            )

@@ -5,6 +5,15 @@ from rrs_jax.config.fields import FIELDS, LAYOUTS, LINEARS, MINI, default_config
 from rrs_jax.config.presets import choose_variant, with_preset
 
 __all__ = [
-    "FIELDS", "LAYOUTS", "LINEARS", "MINI", "choose_variant", "config_error", "default_config", "flatten",
-    "unknown_field", "validate", "with_preset",
-]  # fmt: skip
+    "FIELDS",
+    "LAYOUTS",
+    "LINEARS",
+    "MINI",
+    "choose_variant",
+    "config_error",
+    "default_config",
+    "flatten",
+    "unknown_field",
+    "validate",
+    "with_preset",
+]

@@ -53,20 +53,34 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if sum(values[f"mesh.{axis}"] == -1 for axis in ("data", "fsdp", "tensor")) > 1:
         yield "mesh has more than one -1, give all axes but one a number"
     if values["train.batch_size"] % values["train.gradient_accumulation"]:
-        yield (f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
-               f"train.batch_size {values['train.batch_size']}")  # fmt: skip
+        yield (
+            f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
+            f"train.batch_size {values['train.batch_size']}"
+        )
     if values["train.text_share"] + values["train.audio_share"] > 1:
-        yield (f"train.text_share is {values['train.text_share']} and train.audio_share {values['train.audio_share']}, "
-               "together more than 1")  # fmt: skip
+        yield (
+            f"train.text_share is {values['train.text_share']} and train.audio_share"
+            f" {values['train.audio_share']}, together more than 1"
+        )
     if values["rrs.harmful_audio_weight"] is not None and not values["train.audio_share"]:
-        yield (f"rrs.harmful_audio_weight is {values['rrs.harmful_audio_weight']} and no question is asked by its clip alone, "
-               "give train.audio_share more than 0")  # fmt: skip
-    if values["train.twins_together"] and values["train.batch_size"] // values["train.gradient_accumulation"] % 2:
-        yield ("train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
-               f"{values['train.batch_size'] // values['train.gradient_accumulation']}")  # fmt: skip
+        yield (
+            f"rrs.harmful_audio_weight is {values['rrs.harmful_audio_weight']} and no question is asked by"
+            " its clip alone, give train.audio_share more than 0"
+        )
+    if (
+        values["train.twins_together"]
+        and values["train.batch_size"] // values["train.gradient_accumulation"] % 2
+    ):
+        yield (
+            "train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
+            f"{values['train.batch_size'] // values['train.gradient_accumulation']}"
+        )
     needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
     if values["data.manifest"] and values[needed] is None:
-        yield f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such questions"
+        yield (
+            f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such"
+            " questions"
+        )
     for name in ("evaluate.epochs", "report.representation_epochs"):
         given = values[name] if isinstance(values[name], tuple) else ()
         late = [str(epoch) for epoch in given if int(epoch) > values["train.epochs"]]
@@ -75,8 +89,10 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["rrs.whiten"] is not None and values["rrs.project"]:
         yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
     if values["generate.greedy"] and values["evaluate.samples"] > 1:
-        yield (f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
-               "the same each time, give evaluate.samples=1 or greedy=false")  # fmt: skip
+        yield (
+            f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
+            "the same each time, give evaluate.samples=1 or greedy=false"
+        )
     asked_model = any(name.startswith("llm:") and "@" not in name for name in values["evaluate.judges"])
     judged = asked_model or values["evaluate.air_bench"] is not None
     if judged and not (values["judge.url"] and values["judge.model"]):
@@ -86,7 +102,11 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     if values["endpoint.url"]:
         if not values["endpoint.model"]:
             yield "endpoint.model is needed with endpoint.url"
-        if values["strategy"] != "vanilla" and values["evaluate.vanilla"] and not values["endpoint.vanilla_model"]:
+        if (
+            values["strategy"] != "vanilla"
+            and values["evaluate.vanilla"]
+            and not values["endpoint.vanilla_model"]
+        ):
             yield "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"
         if any(name.startswith("own:") for name in values["evaluate.judges"]):
             yield "evaluate.judges has own, which needs a model that runs here and not endpoint.url"

@@ -38,9 +38,13 @@ config_flags.register_flag_parser_for_type(tuple, NamesParser())
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequence[str] | None = None) -> None:
     """--config, --stages and --dry_run. `arguments` stands for sys.argv, from which overrides are read."""
     config_flags.DEFINE_config_file(
-        "config", None, "Config file, with a variant behind a colon: configs/mini_rrs.py:smoke.",
-        lock_config=True, flag_values=flag_values, sys_argv=None if arguments is None else list(arguments),
-    )  # fmt: skip
+        "config",
+        None,
+        "Config file, with a variant behind a colon: configs/mini_rrs.py:smoke.",
+        lock_config=True,
+        flag_values=flag_values,
+        sys_argv=None if arguments is None else list(arguments),
+    )
     flags.DEFINE_string(
         "stages",
         ",".join(STAGES),
@@ -48,10 +52,16 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
         flag_values=flag_values,
     )
     flags.DEFINE_string(
-        "sweep", None, "File of runs with named overrides of the config: configs/sweeps/paper.py.", flag_values=flag_values
+        "sweep",
+        None,
+        "File of runs with named overrides of the config: configs/sweeps/paper.py.",
+        flag_values=flag_values,
     )
     flags.DEFINE_integer(
-        "sweep_index", None, "The one run of the sweep to do, from 0; without it all of them.", flag_values=flag_values
+        "sweep_index",
+        None,
+        "The one run of the sweep to do, from 0; without it all of them.",
+        flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "sweep_jobs", 1, "Processes that share the sweep's runs, on one machine.", flag_values=flag_values
@@ -60,13 +70,20 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
         "dry_run", False, "Print stages, sizes, memory and estimated time, and end.", flag_values=flag_values
     )
     flags.DEFINE_bool(
-        "distributed", False, "This is one of several processes of one run, as SLURM's or Open MPI's variables say.",
+        "distributed",
+        False,
+        "This is one of several processes of one run, as SLURM's or Open MPI's variables say.",
         flag_values=flag_values,
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "coordinator", None, "The same without a scheduler: HOST:PORT at which process 0 listens.", flag_values=flag_values
     )
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "The same without a scheduler: HOST:PORT at which process 0 listens.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "With --coordinator: how many processes.", flag_values=flag_values
+    )
     flags.DEFINE_integer(
         "process_id", None, "With --coordinator: which of them this is, from 0.", flag_values=flag_values
     )
@@ -109,19 +126,24 @@ def read(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[ConfigDict, tuple
 
 
 def joining(flag_values: flags.FlagValues = flags.FLAGS) -> Joining | None:
-    """How this process joins the others of its run; None where it is alone. Raises UserError for what cannot be."""
+    """How this process joins the others of its run; None where it is alone. Raises UserError for what cannot
+    be."""
     values = flag_values
     if values.coordinator is None and not values.distributed:
         for name in ("num_processes", "process_id"):
             if values[name].value is not None:
-                raise UserError(f"--{name}: has no meaning without --coordinator; give both, or --distributed alone.")
+                raise UserError(
+                    f"--{name}: has no meaning without --coordinator; give both, or --distributed alone."
+                )
         return None
     if values.coordinator is not None and values.distributed:
-        raise UserError("--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not both.")
+        raise UserError(
+            "--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not both."
+        )
     if values.sweep is not None:
         raise UserError(
-            "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by --sweep_index, without "
-            "--distributed and --coordinator."
+            "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by"
+            " --sweep_index, without --distributed and --coordinator."
         )
     if values.dry_run:
         raise UserError("--dry_run: needs one process; leave out --distributed and --coordinator.")

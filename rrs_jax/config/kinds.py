@@ -97,7 +97,8 @@ def names(wants: str, *allowed: str, empty: bool = False) -> Kind:
 
 
 def wholes(wants: str, low: int) -> Kind:
-    """A tuple of different whole numbers from `low` on; a command line gives them as texts, which `int` reads."""
+    """A tuple of different whole numbers from `low` on; a command line gives them as texts, which `int`
+    reads."""
 
     def accepts(value: object) -> bool:
         if not isinstance(value, tuple) or not all(str(item).isdecimal() for item in value):

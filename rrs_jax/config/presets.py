@@ -10,7 +10,8 @@ from rrs_jax.errors import UserError
 
 
 def with_preset(config: ConfigDict) -> ConfigDict:
-    """The config of a run. For `rrs_plus`: fields of `PLUS` that have their default take the preset's value."""
+    """The config of a run. For `rrs_plus`: fields of `PLUS` that have their default take the preset's
+    value."""
     if config.strategy != "rrs_plus":
         return config
     values = flatten(config)
@@ -21,7 +22,8 @@ def with_preset(config: ConfigDict) -> ConfigDict:
 
 
 def choose_variant(config: ConfigDict, variant: str, **variants: Callable[[ConfigDict], None]) -> None:
-    """Applies what stands behind the colon of `--config=FILE:VARIANT`. Raises UserError for an unknown one."""
+    """Applies what stands behind the colon of `--config=FILE:VARIANT`. Raises UserError for an unknown
+    one."""
     if variant and variant not in variants:
         raise UserError(f"--config: {variant!r} is no variant of this file; it has {', '.join(variants)}.")
     if variant:

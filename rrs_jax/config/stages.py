@@ -57,7 +57,8 @@ def parse_stages(written: str | Iterable[str], strategy: str = "rrs") -> tuple[s
 
 
 def stages_of(strategy: str) -> tuple[str, ...]:
-    """A strategy without adapters trains and exports nothing, and one without a file extracts nothing either."""
+    """A strategy without adapters trains and exports nothing, and one without a file extracts nothing
+    either."""
     entry = STRATEGY_TABLE.get(strategy)
     absent = set() if entry is None or entry.trains else {"train", "export"}
     if entry is not None and not entry.extracts:

@@ -6,8 +6,9 @@ import importlib
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """`module`: of `rrs_jax.strategies`, None for the model as it is. `data`: the training questions, one of DATA.
-    `trains`: whether it has adapters; `extracts`: whether it asks the frozen model for something first."""
+    """`module`: of `rrs_jax.strategies`, None for the model as it is. `data`: the training questions, one of
+    DATA. `trains`: whether it has adapters; `extracts`: whether it asks the frozen model for something
+    first."""
 
     what: str
     module: str | None
@@ -30,7 +31,9 @@ STRATEGY_TABLE = {
     "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rerouting"),
     "steering": Entry("a refusal vector added at inference", "steering", trains=False),
     "steering_conditional": Entry("the same where a probe fires", "steering", trains=False),
-    "system_prompt": Entry("a system prompt that asks for safety", "system_prompt", trains=False, extracts=False),
+    "system_prompt": Entry(
+        "a system prompt that asks for safety", "system_prompt", trains=False, extracts=False
+    ),
 }
 
 # Fields that `rrs_plus` sets; another value than the field's default wins over them.

@@ -4,7 +4,8 @@ from ml_collections import ConfigDict
 
 
 def card24(config: ConfigDict) -> None:
-    """For a card of 24 GB: four questions at a time and nothing kept but the layers' inputs. Slower, the same steps."""
+    """For a card of 24 GB: four questions at a time and nothing kept but the layers' inputs. Slower, the same
+    steps."""
     config.train.gradient_accumulation = 4
     config.train.remat = "full"
     config.extract.batch_size = 8

@@ -1,12 +1,13 @@
 """BeaverTails (Ji et al. 2023): question-answer pairs with labels, and what its labels say about a question.
 
-A row is `prompt`, `response`, `category` (an object of 14 booleans, several may be true) and `is_safe`; both labels are
-about the pair, not the prompt, and one pair may have several rows by different annotators. Hence this rule:
+A row is `prompt`, `response`, `category` (an object of 14 booleans, several may be true) and `is_safe`; both
+labels are about the pair, not the prompt, and one pair may have several rows by different annotators. Hence
+this rule:
 
 - An answer is unsafe where at least half of its rows say so.
 - A question is `harmful` where at least half of its answers are unsafe, `benign` where none is, else `mixed`.
-- A harmful question belongs to the category that most of its unsafe rows name; of equally many, the one that is named
-  least in the whole source.
+- A harmful question belongs to the category that most of its unsafe rows name; of equally many, the one that
+  is named least in the whole source.
 """
 
 import re
@@ -28,7 +29,8 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class Question:
-    """`text` as most rows write it; `key` is the same for every spelling. `category` is None unless harmful."""
+    """`text` as most rows write it; `key` is the same for every spelling. `category` is None unless
+    harmful."""
 
     text: str
     key: str
@@ -72,7 +74,9 @@ def key_of(text: str) -> str:
     return " ".join(words(text)) or clean(text)
 
 
-def _question(key: str, spellings: Counter, votes: dict[str, list[bool]], named: Counter, everywhere: Counter) -> Question:
+def _question(
+    key: str, spellings: Counter, votes: dict[str, list[bool]], named: Counter, everywhere: Counter
+) -> Question:
     safe = sorted(answer for answer, said in votes.items() if 2 * sum(said) > len(said))
     share = 1 - len(safe) / len(votes)
     kind = "harmful" if share >= HARMFUL_SHARE else "mixed" if share else "benign"
@@ -94,7 +98,10 @@ def _checked(path: Path, numbered: Iterator[tuple[int, dict]]) -> Iterator[dict]
     if faults:
         more = [f"  and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else []
         listed = "\n".join([f"  {fault}" for fault in faults[:MAX_LISTED]] + more)
-        raise UserError(f"{path}: {len(faults)} of {rows} rows are not in BeaverTails' schema; mend or delete them:\n{listed}")
+        raise UserError(
+            f"{path}: {len(faults)} of {rows} rows are not in BeaverTails' schema; mend or delete"
+            f" them:\n{listed}"
+        )
     if not rows:
         raise UserError(f"{path}: holds no row; give a file of BeaverTails.")
 
@@ -118,7 +125,9 @@ def _row_fault(row: dict) -> str | None:
 def _fetch(source: str, split: str) -> Path:
     """The split's file from the hub, by way of its cache."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.endswith(KINDS):
-        raise UserError(f"--source: {source!r} is no file and no hub repository OWNER/NAME such as {REPOSITORY}.")
+        raise UserError(
+            f"--source: {source!r} is no file and no hub repository OWNER/NAME such as {REPOSITORY}."
+        )
     if split not in SPLITS:
         raise UserError(f"--split: {split!r} is none of {', '.join(SPLITS)}.")
     import huggingface_hub
@@ -131,6 +140,6 @@ def _fetch(source: str, split: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{source}: {name} cannot be fetched from the hub ({reason}); download it where there is a network and "
-            "give the file itself as --source."
+            f"{source}: {name} cannot be fetched from the hub ({reason}); download it where there is a"
+            " network and give the file itself as --source."
         ) from error

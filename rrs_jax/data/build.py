@@ -1,14 +1,16 @@
-"""The paper's training sets from BeaverTails, with speech: Basic, Mirror and Parallel (section 5.1, appendices B to D).
+"""The paper's training sets from BeaverTails, with speech: Basic, Mirror and Parallel (section 5.1,
+appendices B to D).
 
-    python -m rrs_jax.data.build --source=PKU-Alignment/BeaverTails --out=DATASET --writer=openai:gpt-4-turbo \
+    python -m rrs_jax.data.build --source=PKU-Alignment/BeaverTails --out=DATASET --writer=openai:gpt-4-turbo
+    \
         --voices=google --max_cost_usd=3 --exclude=safebench.csv,xstest.csv
 
 The same command goes on where a killed one stopped; no answer and no clip is bought twice. What it makes:
 
     DATASET/settings.json                      seed, source, writer, voices; a command with others is refused
     DATASET/ledger.jsonl                       every answer of the writer, as it came
-    DATASET/for_a_person.jsonl                 questions without an accepted rewrite; with `benign` filled in, lines for --edits
-    DATASET/{basic,mirror,parallel}/manifest.jsonl, audio/
+    DATASET/for_a_person.jsonl                 questions without an accepted rewrite; with `benign` filled in,
+    lines for --edits DATASET/{basic,mirror,parallel}/manifest.jsonl, audio/
     DATASET/summary.json                       sizes, what was left out and why, clips spoken again
 """
 
@@ -57,9 +59,14 @@ class BuildOptions:
 
 
 def build(
-    out: str | Path, questions: Sequence[Question], writer: Writer | None, options: BuildOptions, speech: SpeechOptions
+    out: str | Path,
+    questions: Sequence[Question],
+    writer: Writer | None,
+    options: BuildOptions,
+    speech: SpeechOptions,
 ) -> dict[str, Path]:
-    """Makes the sets asked for; the path of each one's manifest. Raises UserError; what is done by then is kept."""
+    """Makes the sets asked for; the path of each one's manifest. Raises UserError; what is done by then is
+    kept."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out / ".lock")
@@ -67,7 +74,9 @@ def build(
         with lock.acquire(blocking=False):
             return _build(out, questions, writer, options, speech)
     except filelock.Timeout as error:
-        raise UserError(f"{out}: another command is building here; wait for it or choose another --out.") from error
+        raise UserError(
+            f"{out}: another command is building here; wait for it or choose another --out."
+        ) from error
 
 
 def _build(out: Path, questions, writer, options: BuildOptions, speech: SpeechOptions) -> dict[str, Path]:
@@ -85,21 +94,28 @@ def _build(out: Path, questions, writer, options: BuildOptions, speech: SpeechOp
         clips = [manifest.parent / row["audio"] for row in rows[name]]
         if faults := clip_faults([row["question"] for row in rows[name]], clips):
             listed = "\n".join(faults[:MAX_LISTED])
-            raise UserError(f"{manifest.parent}: {len(faults)} clips are damaged; delete them and the cache's:\n{listed}")
+            raise UserError(
+                f"{manifest.parent}: {len(faults)} clips are damaged; delete them and the cache's:\n{listed}"
+            )
     write_json(out / "summary.json", facts | {"dropped": dict(pool.dropped)} | spoken)
     return manifests
 
 
-def _keep_settings(out: Path, questions, writer, options: BuildOptions, speech: SpeechOptions) -> tuple[Voice, ...]:
+def _keep_settings(
+    out: Path, questions, writer, options: BuildOptions, speech: SpeechOptions
+) -> tuple[Voice, ...]:
     """The voices of the folder's first command: a live list may have changed since, and every draw with it.
 
-    Sizes, exclusions and edits may change from command to command. Raises UserError where what decides the draws does.
+    Sizes, exclusions and edits may change from command to command. Raises UserError where what decides the
+    draws does.
     """
     path = out / "settings.json"
     settings = {
-        "seed": options.seed, "source": content_hash([vars(question) for question in questions]),
-        "writer": writer.name if writer else None, "voices_asked": list(speech.voices),
-    }  # fmt: skip
+        "seed": options.seed,
+        "source": content_hash([vars(question) for question in questions]),
+        "writer": writer.name if writer else None,
+        "voices_asked": list(speech.voices),
+    }
     if not path.exists():
         voices = read_voices(speech.voices)
         write_json(path, settings | {"voices": [voice.name for voice in voices]})
@@ -107,28 +123,37 @@ def _keep_settings(out: Path, questions, writer, options: BuildOptions, speech: 
     before = read_json(path)
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         raise UserError(
-            f"{out}: was begun with another {', '.join(changed)} (settings.json); give the same or choose another --out."
+            f"{out}: was begun with another {', '.join(changed)} (settings.json); give the same or choose"
+            " another --out."
         )
     return read_voices(before["voices"])
 
 
-def _choose(out: Path, pool: Pool, ledger: Ledger | None, options: BuildOptions, excluded) -> tuple[dict, dict]:
+def _choose(
+    out: Path, pool: Pool, ledger: Ledger | None, options: BuildOptions, excluded
+) -> tuple[dict, dict]:
     """Rows without speech of every set asked for, and counts for the summary."""
     rows: dict[str, list[dict]] = {}
     facts: dict = {"sizes": {}}
     if "basic" in options.sets:
         pairs = take("questions with a safe answer", pool.answered, options.basic, "--basic")
-        rows["basic"] = [_row("basic", question, question.kind, question.text, answer) for question, answer in pairs]
+        rows["basic"] = [
+            _row("basic", question, question.kind, question.text, answer) for question, answer in pairs
+        ]
     if {"mirror", "parallel"} & set(options.sets):
         edits = _read_edits(out, pool, options.edits) if options.edits else {}
         pairs, failures = _mirror(out, pool, ledger, options, edits, excluded)
-        rows["mirror"] = [row for pair in pairs for row in _pair_rows("mirror", pair.question, pair.benign, pair.writer)]
+        rows["mirror"] = [
+            row for pair in pairs for row in _pair_rows("mirror", pair.question, pair.benign, pair.writer)
+        ]
         facts["for_a_person"] = len(failures)
         facts["words_changed_by"] = dict(Counter(pair.writer for pair in pairs))
     if "parallel" in options.sets:
         chosen, refused = choose_benign(pool, len(pairs), ledger)
         drawn = zip(pairs, chosen, strict=True)
-        rows["parallel"] = [row for pair, other in drawn for row in _pair_rows("parallel", pair.question, other.text, None)]
+        rows["parallel"] = [
+            row for pair, other in drawn for row in _pair_rows("parallel", pair.question, other.text, None)
+        ]
         facts["benign_by_label_harmful_by_writer"] = len(refused)
     rows = {name: rows[name] for name in options.sets}
     facts["sizes"] = {name: dict(Counter(row["label"] for row in members)) for name, members in rows.items()}
@@ -137,7 +162,9 @@ def _choose(out: Path, pool: Pool, ledger: Ledger | None, options: BuildOptions,
 
 def _read_edits(out: Path, pool: Pool, path: str) -> dict[str, str | None]:
     if Path(path).resolve() == (out / FOR_A_PERSON).resolve():
-        raise UserError(f"--edits: {path} is written anew by this command; give a copy of it under another name.")
+        raise UserError(
+            f"--edits: {path} is written anew by this command; give a copy of it under another name."
+        )
     return read_edits(path, pool)
 
 
@@ -150,7 +177,9 @@ def _mirror(out, pool, ledger, options: BuildOptions, edits, excluded) -> tuple[
     except UserError as error:
         if hasattr(error, "failures"):
             write_jsonl(person, [failure.row() for failure in error.failures])
-            raise UserError(f"{error} They are in {person}: fill in `benign` in a copy and give it as --edits.") from error
+            raise UserError(
+                f"{error} They are in {person}: fill in `benign` in a copy and give it as --edits."
+            ) from error
         raise
     write_jsonl(person, [failure.row() for failure in failures])
     return pairs, failures
@@ -166,8 +195,14 @@ def _pair_rows(name: str, question: Question, benign: str, writer: str | None) -
 
 def _row(name: str, question: Question, label: str, text: str, answer: str | None) -> dict:
     pair = f"{name}-{content_hash(question.key)[:12]}"
-    return {"id": f"{pair}-{label}", "pair_id": pair, "label": label, "category": question.category or "none",
-            "question": text, "response": answer}  # fmt: skip
+    return {
+        "id": f"{pair}-{label}",
+        "pair_id": pair,
+        "label": label,
+        "category": question.category or "none",
+        "question": text,
+        "response": answer,
+    }
 
 
 def make_writer(asked) -> Writer | None:
@@ -176,12 +211,18 @@ def make_writer(asked) -> Writer | None:
     if kind == "none":
         return None
     if kind not in ("openai", "local") or not model:
-        raise UserError(f"--writer: {asked.writer!r} is none of openai:MODEL, local:FOLDER (or local:mini) and none.")
+        raise UserError(
+            f"--writer: {asked.writer!r} is none of openai:MODEL, local:FOLDER (or local:mini) and none."
+        )
     if kind == "openai":
         return OpenAIWriter(
-            model, asked.writer_url or None, concurrency=asked.concurrency, timeout=asked.timeout,
-            first_wait=asked.first_wait, temperature=asked.temperature,
-        )  # fmt: skip
+            model,
+            asked.writer_url or None,
+            concurrency=asked.concurrency,
+            timeout=asked.timeout,
+            first_wait=asked.first_wait,
+            temperature=asked.temperature,
+        )
     # By name: this package needs no model, and a local writer loads JAX, which the others do without.
     local_writer = importlib.import_module("rrs_jax.generate.local_writer")
     return local_writer.LocalWriter(model, dtype=asked.dtype)
@@ -195,17 +236,27 @@ def main(_) -> None:
     if unknown := [name for name in asked.sets if name not in SETS]:
         raise UserError(f"--sets: {', '.join(unknown)} is none of {', '.join(SETS)}.")
     options = BuildOptions(
-        sets=tuple(name for name in SETS if name in asked.sets), basic=asked.basic, per_category=asked.per_category,
-        seed=asked.seed, max_words=asked.max_words, exclude=tuple(asked.exclude), edits=asked.edits or None,
+        sets=tuple(name for name in SETS if name in asked.sets),
+        basic=asked.basic,
+        per_category=asked.per_category,
+        seed=asked.seed,
+        max_words=asked.max_words,
+        exclude=tuple(asked.exclude),
+        edits=asked.edits or None,
         tries=asked.tries,
-    )  # fmt: skip
+    )
     speech = SpeechOptions(
-        voices=tuple(asked.voices), max_cost_usd=asked.max_cost_usd, listener=asked.listener or None,
+        voices=tuple(asked.voices),
+        max_cost_usd=asked.max_cost_usd,
+        listener=asked.listener or None,
         max_word_errors=asked.max_word_errors,
-    )  # fmt: skip
+    )
     questions = read_beavertails(asked.source, asked.split)
     kinds = Counter(question.kind for question in questions)
-    print(f"{asked.source}: " + ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds)) + " questions", file=sys.stderr)
+    print(
+        f"{asked.source}: " + ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds)) + " questions",
+        file=sys.stderr,
+    )
     manifests = build(asked.out, questions, make_writer(asked), options, speech)
     print(json.dumps(read_json(Path(asked.out) / "summary.json"), indent=2, ensure_ascii=False))
     for name, manifest in manifests.items():
@@ -213,28 +264,51 @@ def main(_) -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("source", REPOSITORY, "A hub repository, or a .jsonl, .jsonl.gz, .jsonl.xz or .parquet file.")
+    flags.DEFINE_string(
+        "source", REPOSITORY, "A hub repository, or a .jsonl, .jsonl.gz, .jsonl.xz or .parquet file."
+    )
     flags.DEFINE_enum("split", SPLITS[0], SPLITS, "Of the hub repository.")
     flags.DEFINE_string("out", "", "Folder of the data set.")
     flags.DEFINE_list("sets", list(SETS), "Which of basic, mirror, parallel.")
     flags.DEFINE_integer("basic", 1400, "Question-answer pairs of Basic.", lower_bound=1)
-    flags.DEFINE_integer("per_category", 50, "Harmful questions of each category in Mirror and Parallel.", lower_bound=1)
+    flags.DEFINE_integer(
+        "per_category", 50, "Harmful questions of each category in Mirror and Parallel.", lower_bound=1
+    )
     flags.DEFINE_integer("seed", 0, "Of all draws.", lower_bound=0)
     flags.DEFINE_integer("max_words", MAX_WORDS, "Longer questions are left out.", lower_bound=3)
     flags.DEFINE_list("exclude", [], "Files of evaluation questions that must not be trained on.")
-    flags.DEFINE_string("writer", "none", "Who rewrites: openai:MODEL, local:FOLDER, local:mini, or none (only --edits).")
-    flags.DEFINE_string("writer_url", "", "Base URL of an OpenAI-compatible endpoint; empty is $OPENAI_BASE_URL.")
+    flags.DEFINE_string(
+        "writer", "none", "Who rewrites: openai:MODEL, local:FOLDER, local:mini, or none (only --edits)."
+    )
+    flags.DEFINE_string(
+        "writer_url", "", "Base URL of an OpenAI-compatible endpoint; empty is $OPENAI_BASE_URL."
+    )
     flags.DEFINE_float("temperature", None, "Sent to the endpoint; by default none is sent.")
     flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of a local writer.")
     flags.DEFINE_integer("concurrency", 8, "Calls to the endpoint at once.", lower_bound=1)
     flags.DEFINE_float("timeout", 60.0, "Seconds that one call may take.", lower_bound=0.01)
-    flags.DEFINE_float("first_wait", 1.0, "Seconds before a call is repeated; doubles from try to try.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "first_wait", 1.0, "Seconds before a call is repeated; doubles from try to try.", lower_bound=0.0
+    )
     flags.DEFINE_integer("tries", 3, "Rewrites of a question before it is left to a person.", lower_bound=1)
-    flags.DEFINE_string("edits", "", "A person's rewrites: lines with `harmful` and `benign`, null to leave a question out.")
+    flags.DEFINE_string(
+        "edits", "", "A person's rewrites: lines with `harmful` and `benign`, null to leave a question out."
+    )
     flags.DEFINE_list("voices", [], "google, hibari, flite, espeak or single voices; empty is hibari.")
-    flags.DEFINE_float("max_cost_usd", 0.0, "US dollars that paid voices may cost; the estimate is said first.", lower_bound=0.0)
-    flags.DEFINE_string("listener", "", "A Whisper folder or name for faster-whisper: clips that it mishears are spoken again.")
-    flags.DEFINE_float("max_word_errors", 0.5, "Share of wrong words from which a clip is spoken again.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "max_cost_usd",
+        0.0,
+        "US dollars that paid voices may cost; the estimate is said first.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_string(
+        "listener",
+        "",
+        "A Whisper folder or name for faster-whisper: clips that it mishears are spoken again.",
+    )
+    flags.DEFINE_float(
+        "max_word_errors", 0.5, "Share of wrong words from which a clip is spoken again.", lower_bound=0.0
+    )
 
 
 if __name__ == "__main__":

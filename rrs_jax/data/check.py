@@ -26,15 +26,16 @@ def check_excluded(questions: Iterable[str], files: Sequence[str | Path]) -> Non
         listed = [f"  {question!r}: {text!r} of {path}" for question, (path, text) in met[:MAX_LISTED]]
         more = [f"  and {len(met) - MAX_LISTED} more"] if len(met) > MAX_LISTED else []
         raise UserError(
-            f"data.exclude: {len(met)} training questions are or nearly are evaluation questions; take them out of the "
-            "manifest:\n" + "\n".join(listed + more)
+            f"data.exclude: {len(met)} training questions are or nearly are evaluation questions; take them"
+            " out of the manifest:\n" + "\n".join(listed + more)
         )
 
 
 def text_faults(rows: Sequence[dict], *, rewritten: bool) -> list[str]:
     """What is wrong with a training set's questions, a sentence each; none where it may be used.
 
-    rewritten: a pair's benign question is the rewrite of its harmful one (Mirror, the starter set), and is judged so.
+    rewritten: a pair's benign question is the rewrite of its harmful one (Mirror, the starter set), and is
+      judged so.
     """
     faults, pairs = [], defaultdict(dict)
     for row in rows:
@@ -46,11 +47,16 @@ def text_faults(rows: Sequence[dict], *, rewritten: bool) -> list[str]:
         for other in index.near(row["question"]):
             same_pair = rewritten and other["pair_id"] == row["pair_id"] and other["label"] != row["label"]
             if other["id"] > row["id"] and not same_pair:
-                faults.append(f"{row['id']}: {row['question']!r} is nearly equal to {other['id']}: {other['question']!r}")
+                faults.append(
+                    f"{row['id']}: {row['question']!r} is nearly equal to {other['id']}:"
+                    f" {other['question']!r}"
+                )
     if rewritten:
         for name, pair in pairs.items():
             if set(pair) != {"harmful", "benign"}:
-                faults.append(f"{name}: has {' and '.join(sorted(pair))}, not one harmful and one benign question")
+                faults.append(
+                    f"{name}: has {' and '.join(sorted(pair))}, not one harmful and one benign question"
+                )
             elif fault := rewrite_fault(pair["harmful"]["question"], pair["benign"]["question"]):
                 faults.append(f"{name}: {pair['benign']['question']!r} {fault}")
         counts = Counter(row["category"] for row in rows if row["label"] == "harmful")

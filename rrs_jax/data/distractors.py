@@ -1,14 +1,17 @@
-"""Other speech for the AIAH protocol (Yang et al. 2024): distracting clips, spelt words, and variations of a set.
+"""Other speech for the AIAH protocol (Yang et al. 2024): distracting clips, spelt words, and variations of a
+set.
 
-    python -m rrs_jax.data.distractors MANIFEST.jsonl OUT --kinds=silence,noise,unit_noise,spelled,speed,snr,room
+    python -m rrs_jax.data.distractors MANIFEST.jsonl OUT
+    --kinds=silence,noise,unit_noise,spelled,speed,snr,room
 
-One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with other clips and the field `variant`:
+One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with other clips and the field
+`variant`:
 
     silence     zeros, as long as the row's clip; the question is asked in text
     noise       Gaussian noise with the mean and variance of the set's harmful clips, in 32-bit float WAV
     unit_noise  the same with mean 0 and variance 1
-    spelled     spoken again, the words in which a pair's twins differ letter by letter (of a harmful question alone)
-    speed       played `--speed` times as fast, pitch with it
+    spelled     spoken again, the words in which a pair's twins differ letter by letter (of a harmful question
+    alone) speed       played `--speed` times as fast, pitch with it
     snr         with white noise, `--snr` dB below the speech
     room        heard in a room of 5 x 4 x 3 m that decays by 60 dB in `--reverberation` s (pyroomacoustics)
 """
@@ -47,7 +50,8 @@ def noise(samples: int, seed: int, mean: float = 0.0, deviation: float = 1.0) ->
 
 
 def spell(text: str, spelled: Sequence[str]) -> str:
-    """The text with these words letter by letter: "Who eats, C, A, T, S?"; case aside. Raises UserError for none of them."""
+    """The text with these words letter by letter: "Who eats, C, A, T, S?"; case aside. Raises UserError for
+    none of them."""
     wanted, found, said = {word.lower() for word in spelled}, False, []
     for word in text.split():
         bare = "".join(character for character in word if character.isalnum() or character == "'")
@@ -85,7 +89,9 @@ def in_room(waveform: np.ndarray, reverberation: float) -> np.ndarray:
     try:
         absorption, order = pyroomacoustics.inverse_sabine(reverberation, ROOM)
     except ValueError as error:
-        raise UserError(f"--reverberation={reverberation:g}: no wall makes this room decay so fast; give 0.2 or more.") from error
+        raise UserError(
+            f"--reverberation={reverberation:g}: no wall makes this room decay so fast; give 0.2 or more."
+        ) from error
     room = pyroomacoustics.ShoeBox(
         ROOM, fs=SAMPLING_RATE, materials=pyroomacoustics.Material(absorption), max_order=order
     )
@@ -104,14 +110,24 @@ def twin_words(rows: Sequence[dict]) -> dict[str, list[str]]:
     for pair in pairs.values():
         if {"harmful", "benign"} <= set(pair):
             harmless = words(pair["benign"]["question"])
-            twins[pair["harmful"]["id"]] = [word for word in words(pair["harmful"]["question"]) if word not in harmless]
+            twins[pair["harmful"]["id"]] = [
+                word for word in words(pair["harmful"]["question"]) if word not in harmless
+            ]
     return twins
 
 
 def make_variant(
-    kind: str, manifest: str | Path, out: str | Path, *, speed: float = 1.25, snr: float = 10.0,
-    reverberation: float = 0.5, voices: str = "", seed: int = 0, max_cost_usd: float = 0.0,
-) -> Path:  # fmt: skip
+    kind: str,
+    manifest: str | Path,
+    out: str | Path,
+    *,
+    speed: float = 1.25,
+    snr: float = 10.0,
+    reverberation: float = 0.5,
+    voices: str = "",
+    seed: int = 0,
+    max_cost_usd: float = 0.0,
+) -> Path:
     """Writes `out`/KIND and returns its manifest. Raises UserError."""
     rows = load_manifest(manifest)
     folder = Path(out) / kind
@@ -140,7 +156,9 @@ def make_variant(
 
 def _written(row: dict, waveform: np.ndarray, folder: Path, kind: str) -> dict:
     # FLAC holds nothing beyond full scale, where Gaussian noise goes.
-    name, form, subtype = ("wav", "WAV", "FLOAT") if kind in ("noise", "unit_noise") else ("flac", "FLAC", "PCM_16")
+    name, form, subtype = (
+        ("wav", "WAV", "FLOAT") if kind in ("noise", "unit_noise") else ("flac", "FLAC", "PCM_16")
+    )
     audio = f"audio/{row['id']}.{name}"
     with atomic_path(folder / audio) as temporary:
         soundfile.write(temporary, waveform, SAMPLING_RATE, format=form, subtype=subtype)
@@ -151,15 +169,31 @@ def _spelled(rows: list[dict], folder: Path, voices: str, seed: int, max_cost_us
     twins = twin_words(rows)
     chosen = [row for row in rows if twins.get(row["id"])]
     if not chosen:
-        raise UserError("spelled: no harmful question of the manifest has a benign twin, whose other words would be spelt.")
+        raise UserError(
+            "spelled: no harmful question of the manifest has a benign twin, whose other words would be"
+            " spelt."
+        )
     drawn = read_voices(voices)
-    texts = [(spell(row["question"], twins[row["id"]]), draw_voice(row["question"], seed, drawn)) for row in chosen]
+    texts = [
+        (spell(row["question"], twins[row["id"]]), draw_voice(row["question"], seed, drawn)) for row in chosen
+    ]
     made = []
-    for row, (text, voice), (clip, seconds) in zip(chosen, texts, speak_all(texts, max_cost_usd=max_cost_usd), strict=True):
+    for row, (text, voice), (clip, seconds) in zip(
+        chosen, texts, speak_all(texts, max_cost_usd=max_cost_usd), strict=True
+    ):
         audio = f"audio/{row['id']}.flac"
         place_clip(clip, folder / audio)
-        made.append(row | {"audio": audio, "voice": voice.name, "seconds": round(seconds, 3), "variant": "spelled",
-                           "spoken": text, "spelled": twins[row["id"]]})  # fmt: skip
+        made.append(
+            row
+            | {
+                "audio": audio,
+                "voice": voice.name,
+                "seconds": round(seconds, 3),
+                "variant": "spelled",
+                "spoken": text,
+                "spelled": twins[row["id"]],
+            }
+        )
     write_jsonl(folder / "manifest.jsonl", made)
     return folder / "manifest.jsonl"
 
@@ -170,9 +204,15 @@ def _statistics(rows: Sequence[dict], paths: Sequence[Path]) -> tuple[float, flo
     for row, path in zip(rows, paths, strict=True):
         if row["label"] == "harmful":
             waveform = _read(path).astype(np.float64)
-            count, total, squares = count + len(waveform), total + waveform.sum(), squares + (waveform**2).sum()
+            count, total, squares = (
+                count + len(waveform),
+                total + waveform.sum(),
+                squares + (waveform**2).sum(),
+            )
     if not count:
-        raise UserError("noise: the manifest has no harmful question, whose clips' mean and variance are taken.")
+        raise UserError(
+            "noise: the manifest has no harmful question, whose clips' mean and variance are taken."
+        )
     mean = total / count
     return mean, float(np.sqrt(squares / count - mean**2))
 
@@ -182,7 +222,9 @@ def _read(path: Path) -> np.ndarray:
     try:
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: is not readable as audio ({error.error_string}); speak it again.") from error
+        raise UserError(
+            f"{path}: is not readable as audio ({error.error_string}); speak it again."
+        ) from error
     waveform = channels.mean(axis=1)
     return waveform if rate == SAMPLING_RATE else soxr.resample(waveform, rate, SAMPLING_RATE, quality="HQ")
 
@@ -194,14 +236,25 @@ def _at_peak(waveform: np.ndarray) -> np.ndarray:
 def main(arguments) -> None:
     asked = flags.FLAGS
     if len(arguments) != 3:
-        raise UserError("give a manifest and a folder to write to: python -m rrs_jax.data.distractors MANIFEST.jsonl OUT")
+        raise UserError(
+            "give a manifest and a folder to write to: python -m rrs_jax.data.distractors MANIFEST.jsonl OUT"
+        )
     if unknown := [kind for kind in asked.kinds if kind not in KINDS]:
         raise UserError(f"--kinds: {', '.join(unknown)} is none of {', '.join(KINDS)}.")
     for kind in asked.kinds:
-        print(make_variant(
-            kind, arguments[1], arguments[2], speed=asked.speed, snr=asked.snr, reverberation=asked.reverberation,
-            voices=asked.voices, seed=asked.seed, max_cost_usd=asked.max_cost_usd,
-        ))  # fmt: skip
+        print(
+            make_variant(
+                kind,
+                arguments[1],
+                arguments[2],
+                speed=asked.speed,
+                snr=asked.snr,
+                reverberation=asked.reverberation,
+                voices=asked.voices,
+                seed=asked.seed,
+                max_cost_usd=asked.max_cost_usd,
+            )
+        )
         sys.stdout.flush()
 
 

@@ -1,8 +1,9 @@
 """Questions that are nearly the same: one measure for de-duplication, exclusion files and the checks.
 
-Two questions are nearly the same where their sets of words have a Jaccard index of 0.8 or more, or where at most one
-word differs, which 0.8 misses in short ones. MinHash (`datasketch`) and a table of the questions with one word left
-out propose candidates, the measure itself decides. With 32 bands of 4 hashes a pair at 0.8 is missed once in 10^7.
+Two questions are nearly the same where their sets of words have a Jaccard index of 0.8 or more, or where at
+most one word differs, which 0.8 misses in short ones. MinHash (`datasketch`) and a table of the questions
+with one word left out propose candidates, the measure itself decides. With 32 bands of 4 hashes a pair at 0.8
+is missed once in 10^7.
 """
 
 from collections import defaultdict
@@ -33,7 +34,9 @@ class QuestionIndex:
         try:
             from datasketch import MinHash, MinHashLSH
         except ImportError as error:
-            raise UserError("Finding near-duplicates needs the package datasketch; run: pip install 'rrs-jax[data]'") from error
+            raise UserError(
+                "Finding near-duplicates needs the package datasketch; run: pip install 'rrs-jax[data]'"
+            ) from error
         self._minhash = MinHash
         self._lsh = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
         self._texts: list[tuple[object, str, frozenset[str]]] = []
@@ -67,13 +70,15 @@ class QuestionIndex:
 
 
 def _shortened(text: str) -> set[tuple]:
-    """The words, and the words with each one left out: texts at most one word apart have one of these in common."""
+    """The words, and the words with each one left out: texts at most one word apart have one of these in
+    common."""
     said = tuple(words(text))
     return {said} | {said[:i] + said[i + 1 :] for i in range(len(said))}
 
 
 def near_groups(texts: Sequence[str]) -> list[list[int]]:
-    """Positions of texts that are nearly equal, directly or through others; the groups do not depend on the order."""
+    """Positions of texts that are nearly equal, directly or through others; the groups do not depend on the
+    order."""
     parent = list(range(len(texts)))
 
     def root(i: int) -> int:

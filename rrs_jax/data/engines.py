@@ -1,6 +1,7 @@
-"""Speech engines. An engine has `name`, `sample_rate` in Hz, and, once made, `voices` (the names of those that are
-recommended), `version` and `say(text, speaker, speed) -> float32 (samples,)`. One that asks a paid service has also
-`service` (a `rrs_jax.data.service.Service`) and `price(text, speaker, speed)`, in US dollars.
+"""Speech engines. An engine has `name`, `sample_rate` in Hz, and, once made, `voices` (the names of those
+that are recommended), `version` and `say(text, speaker, speed) -> float32 (samples,)`. One that asks a paid
+service has also `service` (a `rrs_jax.data.service.Service`) and `price(text, speaker, speed)`, in US
+dollars.
 """
 
 import ctypes
@@ -26,15 +27,23 @@ class Hibari:
 
     name, sample_rate = "hibari", 24_000
     voices = (
-        "hibari:heart:1:0", "hibari:heart:0.9:0", "hibari:heart:1.1:0", "hibari:heart:1:2",
-        "hibari:heart:1.1:1", "hibari:heart:1.1:-1", "hibari:heart:0.9:-2", "hibari:heart:1:-3",
-    )  # fmt: skip
+        "hibari:heart:1:0",
+        "hibari:heart:0.9:0",
+        "hibari:heart:1.1:0",
+        "hibari:heart:1:2",
+        "hibari:heart:1.1:1",
+        "hibari:heart:1.1:-1",
+        "hibari:heart:0.9:-2",
+        "hibari:heart:1:-3",
+    )
 
     def __init__(self):
         try:
             import hibari
         except ImportError as error:
-            raise UserError("The hibari voices need the package hibari-tts; run: pip install hibari-tts") from error
+            raise UserError(
+                "The hibari voices need the package hibari-tts; run: pip install hibari-tts"
+            ) from error
         self.hibari = hibari
         self.version = importlib.metadata.version("hibari-tts")
         self.speakers = {}
@@ -45,13 +54,18 @@ class Hibari:
                 # One thread: many clips are spoken side by side, one process a core.
                 self.speakers[speaker] = self.hibari.Hibari(voice=speaker, threads=1)
             except (KeyError, ValueError, RuntimeError, OSError) as error:
-                raise UserError(f"hibari cannot load its speaker {speaker!r} ({error}); use heart.") from error
-        seed = int(content_hash(text, speaker, speed), 16) % 2**32  # of the breath noise: the same in every run
+                raise UserError(
+                    f"hibari cannot load its speaker {speaker!r} ({error}); use heart."
+                ) from error
+        seed = (
+            int(content_hash(text, speaker, speed), 16) % 2**32
+        )  # of the breath noise: the same in every run
         return self.speakers[speaker](text, speed=speed, seed=seed)
 
 
 class Flite:
-    """CMU Flite's command (Debian package `flite`, permissive licence). It starts a process for every clip."""
+    """CMU Flite's command (Debian package `flite`, permissive licence). It starts a process for every
+    clip."""
 
     name, sample_rate = "flite", 16_000
     voices = ("flite:slt:1:0", "flite:rms:1:0", "flite:awb:1:0", "flite:kal16:1:0")
@@ -66,7 +80,9 @@ class Flite:
 
     def say(self, text: str, speaker: str, speed: float) -> np.ndarray:
         if f"flite:{speaker}:1:0" not in self.voices:  # flite itself would quietly take its first speaker
-            raise UserError(f"flite has no speaker {speaker!r} at 16 kHz; use one of {', '.join(self.voices)}.")
+            raise UserError(
+                f"flite has no speaker {speaker!r} at 16 kHz; use one of {', '.join(self.voices)}."
+            )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "clip.wav"
             stretch = f"duration_stretch={1 / speed:.4f}"
@@ -79,7 +95,8 @@ class Flite:
 
 
 class Espeak:
-    """espeak-ng through the package `espeakng-loader` (GPL-3, hence no dependency of this project): formant voices.
+    """espeak-ng through the package `espeakng-loader` (GPL-3, hence no dependency of this project): formant
+    voices.
 
     A speaker is a voice of espeak-ng, its variant behind a plus: `en-us`, `en-us+f2`, `en-us+m3`.
     """
@@ -92,17 +109,21 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise UserError("The espeak voices need the package espeakng-loader; run: pip install espeakng-loader") from error
+            raise UserError(
+                "The espeak voices need the package espeakng-loader; run: pip install espeakng-loader"
+            ) from error
         self.version = importlib.metadata.version("espeakng-loader")
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         folder = espeakng_loader.get_data_path().encode()
         synchronous = 2
         if self.library.espeak_Initialize(synchronous, 0, folder, 0) != self.sample_rate:
-            raise UserError(f"espeak-ng cannot start with its data in {folder.decode()}; install espeakng-loader again.")
+            raise UserError(
+                f"espeak-ng cannot start with its data in {folder.decode()}; install espeakng-loader again."
+            )
         self.samples = []
-        self.callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(
-            self._receive
-        )  # kept, or ctypes frees it while the library calls it
+        self.callback = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )(self._receive)  # kept, or ctypes frees it while the library calls it
         self.library.espeak_SetSynthCallback(self.callback)
 
     def say(self, text: str, speaker: str, speed: float) -> np.ndarray:

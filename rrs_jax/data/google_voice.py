@@ -1,8 +1,9 @@
-"""Google Cloud Text-to-Speech as an engine: the paper's voices (appendix B), by the official client over REST.
+"""Google Cloud Text-to-Speech as an engine: the paper's voices (appendix B), by the official client over
+REST.
 
-A voice is `google:en-US-Neural2-A:SPEED:SEMITONES`; the name `google` alone stands for all of the live list that are
-en-US and of the types Neural2, Wavenet and Standard. What the service answers is kept in the speech cache before
-anything is computed from it, so that no text is bought twice for one voice.
+A voice is `google:en-US-Neural2-A:SPEED:SEMITONES`; the name `google` alone stands for all of the live list
+that are en-US and of the types Neural2, Wavenet and Standard. What the service answers is kept in the speech
+cache before anything is computed from it, so that no text is bought twice for one voice.
 """
 
 import io
@@ -20,7 +21,8 @@ from rrs_jax.files import content_hash, write_atomic
 
 LANGUAGE = "en-US"
 TYPES = ("Neural2", "Wavenet", "Standard")
-# US dollars a million characters: what price lists had in 2024 at the most, without the monthly free part. An estimate.
+# US dollars a million characters: what price lists had in 2024 at the most, without the monthly free part. An
+# estimate.
 USD_A_MILLION = {"Neural2": 16.0, "Wavenet": 16.0, "Standard": 4.0}
 ENDPOINT_VARIABLE = "RRS_JAX_GOOGLE_TTS_ENDPOINT"
 SECONDS_A_CALL = 60.0
@@ -28,14 +30,23 @@ INSTALL = "pip install 'rrs-jax[data]'"
 
 
 class Google:
-    """Credentials are the client's own: $GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`.
+    """Credentials are the client's own: $GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default
+    login`.
 
-    $RRS_JAX_GOOGLE_TTS_ENDPOINT names another server that speaks the same protocol; one at http:// gets no credentials.
+    $RRS_JAX_GOOGLE_TTS_ENDPOINT names another server that speaks the same protocol; one at http:// gets no
+    credentials.
     """
 
     name, sample_rate, version = "google", 24_000, "v1"
 
-    def __init__(self, *, timeout: float = SECONDS_A_CALL, first_wait: float = 1.0, tries: int = 6, concurrency: int = 8):
+    def __init__(
+        self,
+        *,
+        timeout: float = SECONDS_A_CALL,
+        first_wait: float = 1.0,
+        tries: int = 6,
+        concurrency: int = 8,
+    ):
         try:
             import requests
             from google.api_core import client_options
@@ -44,9 +55,16 @@ class Google:
             from google.cloud import texttospeech
             from google.protobuf import json_format
         except ImportError as error:
-            raise UserError(f"Google's voices need the package google-cloud-texttospeech; run: {INSTALL}") from error
+            raise UserError(
+                f"Google's voices need the package google-cloud-texttospeech; run: {INSTALL}"
+            ) from error
         self.api, self.errors, self.auth_errors, self.requests = texttospeech, errors, exceptions, requests
-        self.malformed = (json_format.Error, ValueError, KeyError, TypeError)  # the client's, over no answer of the protocol
+        self.malformed = (
+            json_format.Error,
+            ValueError,
+            KeyError,
+            TypeError,
+        )  # the client's, over no answer of the protocol
         self.timeout = timeout
         endpoint = os.environ.get(ENDPOINT_VARIABLE)
         insecure = (endpoint or "").startswith("http://")
@@ -58,21 +76,28 @@ class Google:
             )
         except exceptions.DefaultCredentialsError as error:
             raise UserError(
-                "Google's voices need credentials; set GOOGLE_APPLICATION_CREDENTIALS to a service account's file or run: "
-                "gcloud auth application-default login"
+                "Google's voices need credentials; set GOOGLE_APPLICATION_CREDENTIALS to a service account's"
+                " file or run: gcloud auth application-default login"
             ) from error
         # 8 at once stay far below 1,000 requests a minute and below the bandwidth limit that comes sooner.
-        self.service = Service("Google Text-to-Speech", concurrency=concurrency, tries=tries, first_wait=first_wait)
+        self.service = Service(
+            "Google Text-to-Speech", concurrency=concurrency, tries=tries, first_wait=first_wait
+        )
         self._voices: tuple[str, ...] | None = None
 
     @property
     def voices(self) -> tuple[str, ...]:
         """The live list, sorted."""
         if self._voices is None:
-            listed = self._call(lambda: self.client.list_voices(language_code=LANGUAGE, retry=None, timeout=self.timeout))
+            listed = self._call(
+                lambda: self.client.list_voices(language_code=LANGUAGE, retry=None, timeout=self.timeout)
+            )
             names = sorted({voice.name for voice in listed.voices if _type_of(voice.name) in TYPES})
             if not names:
-                raise UserError(f"Google Text-to-Speech lists no {LANGUAGE} voice of the types {', '.join(TYPES)}; name voices.")
+                raise UserError(
+                    f"Google Text-to-Speech lists no {LANGUAGE} voice of the types {', '.join(TYPES)}; name"
+                    " voices."
+                )
             self._voices = tuple(f"{self.name}:{name}:1:0" for name in names)
         return self._voices
 
@@ -90,9 +115,15 @@ class Google:
         except Refused as refused:
             if type(refused) is not Refused:
                 raise
-            raise SpeechFault(f"voice {self.name}:{speaker}: {refused} for {text!r}; reword the text.") from refused
+            raise SpeechFault(
+                f"voice {self.name}:{speaker}: {refused} for {text!r}; reword the text."
+            ) from refused
         waveform, rate = _decode(kept.read_bytes())
-        return waveform if rate == self.sample_rate else soxr.resample(waveform, rate, self.sample_rate, quality="HQ")
+        return (
+            waveform
+            if rate == self.sample_rate
+            else soxr.resample(waveform, rate, self.sample_rate, quality="HQ")
+        )
 
     def _kept(self, text: str, speaker: str, speed: float) -> Path:
         key = content_hash(text, speaker, round(speed, 6), "LINEAR16", self.version)
@@ -125,7 +156,9 @@ class Google:
             try:
                 return function()
             except (errors.Unauthorized, errors.Forbidden, self.auth_errors.GoogleAuthError) as error:
-                raise UserError(f"Google Text-to-Speech refuses the credentials or the project ({_said(error)}).") from error
+                raise UserError(
+                    f"Google Text-to-Speech refuses the credentials or the project ({_said(error)})."
+                ) from error
             except errors.GoogleAPICallError as error:
                 said = f"status {error.code}: {_said(error)}"
                 if error.code == 429 or error.code == 408 or (error.code or 0) >= 500:
@@ -157,7 +190,11 @@ def _decode(content: bytes) -> tuple[np.ndarray, int]:
 
 def _retry_after(error) -> float | None:
     response = getattr(error, "response", None)
-    return seconds_of(response.headers.get("retry-after")) if getattr(response, "headers", None) is not None else None
+    return (
+        seconds_of(response.headers.get("retry-after"))
+        if getattr(response, "headers", None) is not None
+        else None
+    )
 
 
 def _said(error: Exception) -> str:

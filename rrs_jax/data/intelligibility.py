@@ -4,8 +4,9 @@
     python -m rrs_jax.data.intelligibility --model=FOLDER --voices=hibari --questions=30
     python -m rrs_jax.data.intelligibility --model=FOLDER --manifest=MANIFEST.jsonl --questions=100
 
-FOLDER holds Whisper in CTranslate2's format, or is the name of one that faster-whisper fetches (`base`). The model
-is given each clip alone and writes without sampling. One line a voice, then every clip that it misheard.
+FOLDER holds Whisper in CTranslate2's format, or is the name of one that faster-whisper fetches (`base`). The
+model is given each clip alone and writes without sampling. One line a voice, then every clip that it
+misheard.
 """
 
 import re
@@ -37,12 +38,16 @@ class Listener:
         try:
             from faster_whisper import WhisperModel
         except ImportError as error:
-            raise UserError("Listening to clips needs the package faster-whisper; run: pip install faster-whisper") from error
+            raise UserError(
+                "Listening to clips needs the package faster-whisper; run: pip install faster-whisper"
+            ) from error
         try:
             self.model = WhisperModel(model, device="cpu", compute_type="int8")
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{model}: faster-whisper cannot load it ({reason}); give a folder or a name.") from error
+            raise UserError(
+                f"{model}: faster-whisper cannot load it ({reason}); give a folder or a name."
+            ) from error
         self.name = model
 
     def hear(self, path: str | Path) -> str:
@@ -52,8 +57,11 @@ class Listener:
         return "".join(segment.text for segment in segments).strip()
 
 
-def hear_all(listener: Listener, texts_with_clips: list[tuple[str, Path]], kept: str | Path | None = None) -> list[dict]:
-    """For each text and clip what was heard: `text`, `heard`, `wrong`, `words`. `kept`: a file of those heard before."""
+def hear_all(
+    listener: Listener, texts_with_clips: list[tuple[str, Path]], kept: str | Path | None = None
+) -> list[dict]:
+    """For each text and clip what was heard: `text`, `heard`, `wrong`, `words`. `kept`: a file of those heard
+    before."""
     known = {row["key"]: row for row in read_growing_jsonl(kept)} if kept else {}
     heard = []
     with Progress(len(texts_with_clips), "listening", unit="clips") as progress:
@@ -82,16 +90,22 @@ def main(_) -> None:
             clips[row["voice"] or "unknown voice"].append((row["question"], path))
     else:
         rows = [row for row in choose_rows("train", pairs_per_category=None) if row["label"] == "harmful"]
-        questions = [row["question"] for row in rows[:: max(len(rows) // asked.questions, 1)]][: asked.questions]
+        questions = [row["question"] for row in rows[:: max(len(rows) // asked.questions, 1)]][
+            : asked.questions
+        ]
         for voice in read_voices(asked.voices):
             spoken = speak_all([(question, voice) for question in questions])
-            clips[voice.name] = [(question, path) for question, (path, _) in zip(questions, spoken, strict=True)]
+            clips[voice.name] = [
+                (question, path) for question, (path, _) in zip(questions, spoken, strict=True)
+            ]
     misheard, total_wrong, total = [], 0, 0
     for voice, members in sorted(clips.items()):
         heard = hear_all(listener, members)
         wrong, words = sum(row["wrong"] for row in heard), sum(row["words"] for row in heard)
         total_wrong, total = total_wrong + wrong, total + words
-        print(f"{voice}: {100 * wrong / words:.1f} % of {words} words wrong, {len(members)} clips", flush=True)
+        print(
+            f"{voice}: {100 * wrong / words:.1f} % of {words} words wrong, {len(members)} clips", flush=True
+        )
         misheard += [f"{voice}: {row['text']} | {row['heard']}" for row in heard if row["wrong"]]
     print(f"all: {100 * total_wrong / total:.1f} % of {total} words wrong")
     print("\n".join(misheard))
@@ -99,7 +113,9 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("model", "base", "Folder or name of a Whisper model for faster-whisper.")
-    flags.DEFINE_string("manifest", "", "A manifest whose clips are heard, in place of the starter questions.")
+    flags.DEFINE_string(
+        "manifest", "", "A manifest whose clips are heard, in place of the starter questions."
+    )
     flags.DEFINE_string("voices", "", "Voices with commas between; empty is hibari's.")
     flags.DEFINE_integer("questions", 30, "Number of questions, evenly over the file.", lower_bound=1)
     from rrs_jax.config.command_line import exit_status

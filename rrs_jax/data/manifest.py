@@ -1,11 +1,12 @@
 """A manifest: one sample a line, JSON.
 
-    {"id": "train-animal-01-harmful", "pair_id": "train-animal-01", "label": "harmful", "category": "animal_abuse",
-     "question": "...", "response": null, "audio": "audio/train-animal-01-harmful.flac", "voice": "hibari:heart:1:0",
-     "seconds": 2.5}
+    {"id": "train-animal-01-harmful", "pair_id": "train-animal-01", "label": "harmful", "category":
+     "animal_abuse", "question": "...", "response": null, "audio": "audio/train-animal-01-harmful.flac",
+     "voice": "hibari:heart:1:0", "seconds": 2.5}
 
-`audio` is relative to the manifest's folder. `id`, `label`, `question` and, for a model that listens, `audio` are
-needed. Where they are left out, `pair_id` is the id, `category` "none", and `response`, `voice`, `seconds` null.
+`audio` is relative to the manifest's folder. `id`, `label`, `question` and, for a model that listens, `audio`
+are needed. Where they are left out, `pair_id` is the id, `category` "none", and `response`, `voice`,
+`seconds` null.
 """
 
 import json
@@ -25,14 +26,17 @@ MAX_LISTED = 50
 def load_manifest(path: str | Path, need_audio: bool = True) -> list[dict]:
     """The rows with all of their fields, in the file's order; fields of the user's own are kept.
 
-    need_audio: every row must name a file that exists (its samples are checked by `inputs.audio.check_audios`).
+    need_audio: every row must name a file that exists (its samples are checked by
+      `inputs.audio.check_audios`).
     Raises one UserError that lists everything wrong with its line.
     """
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").rstrip().split("\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a manifest (JSON lines).") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a manifest (JSON lines)."
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
     if lines == [""]:
@@ -82,7 +86,12 @@ def _read_row(line: str, folder: Path, need_audio: bool) -> tuple[dict, list[str
             faults.append(f"{field} is {json.dumps(value)[:40]}, no text")
     if isinstance(row.get("label"), str) and row["label"].strip() and row["label"] not in LABELS:
         faults.append(f"label {row['label']!r} is none of {', '.join(LABELS)}")
-    if need_audio and isinstance(row["audio"], str) and row["audio"].strip() and not (folder / row["audio"]).is_file():
+    if (
+        need_audio
+        and isinstance(row["audio"], str)
+        and row["audio"].strip()
+        and not (folder / row["audio"]).is_file()
+    ):
         faults.append(f"audio file {folder / row['audio']} does not exist")
     if not _is_length(row["seconds"]):
         faults.append(f"seconds is {json.dumps(row['seconds'])[:40]}, no positive number")

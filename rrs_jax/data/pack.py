@@ -3,7 +3,8 @@
     python -m rrs_jax.data.pack DATASET OUT
     hf upload OWNER/NAME OUT --repo-type=dataset
 
-DATASET holds manifests (DATASET/NAME/manifest.jsonl, as `rrs_jax.data.build` makes them, or one manifest.jsonl). In OUT each
+DATASET holds manifests (DATASET/NAME/manifest.jsonl, as `rrs_jax.data.build` makes them, or one
+manifest.jsonl). In OUT each
 is a configuration: OUT/NAME/train/metadata.jsonl with `file_name`, the clips beside it. Loaded by
 `datasets.load_dataset(OUT, NAME)`.
 """
@@ -26,7 +27,8 @@ WHAT = {
 
 
 def find_manifests(dataset: str | Path) -> dict[str, Path]:
-    """Name and path of each manifest of a data set: a folder of sets, a set's folder, or a manifest itself."""
+    """Name and path of each manifest of a data set: a folder of sets, a set's folder, or a manifest
+    itself."""
     dataset = Path(dataset)
     if dataset.is_file():
         return {dataset.parent.name: dataset}
@@ -34,7 +36,9 @@ def find_manifests(dataset: str | Path) -> dict[str, Path]:
         return {dataset.resolve().name: dataset / "manifest.jsonl"}
     found = {path.parent.name: path for path in sorted(dataset.glob("*/manifest.jsonl"))}
     if not found:
-        raise UserError(f"{dataset}: holds no manifest.jsonl, nor does a folder in it; give what rrs_jax.data.build made.")
+        raise UserError(
+            f"{dataset}: holds no manifest.jsonl, nor does a folder in it; give what rrs_jax.data.build made."
+        )
     return found
 
 
@@ -51,7 +55,9 @@ def pack(dataset: str | Path, out: str | Path) -> Path:
         for row, path in zip(rows, audio_paths(manifest, rows), strict=True):
             file_name = f"audio/{row['id']}{path.suffix}"
             place_clip(path, folder / file_name)
-            packed.append({"file_name": file_name} | {field: value for field, value in row.items() if field != "audio"})
+            packed.append(
+                {"file_name": file_name} | {field: value for field, value in row.items() if field != "audio"}
+            )
         write_jsonl(folder / "metadata.jsonl", packed)
         sets[name] = rows
     write_atomic(out / "README.md", _card(sets))
@@ -67,9 +73,13 @@ def _card(sets: dict[str, list[dict]]) -> str:
         labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         lines.append(f"| {name} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |")
     engines = sorted({(row["voice"] or "unknown").split(":")[0] for rows in sets.values() for row in rows})
-    writers = sorted({row["rewritten_by"] for rows in sets.values() for row in rows if row.get("rewritten_by")})
+    writers = sorted(
+        {row["rewritten_by"] for rows in sets.values() for row in rows if row.get("rewritten_by")}
+    )
     total = sum(map(len, sets.values()))
-    sizes = next(label for bound, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if total < bound)
+    sizes = next(
+        label for bound, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if total < bound
+    )
     return f"""---
 license: cc-by-nc-4.0
 language: [en]
@@ -102,7 +112,10 @@ def main(arguments) -> None:
     if len(arguments) != 3:
         raise UserError("give a data set and a new folder: python -m rrs_jax.data.pack DATASET OUT")
     card = pack(arguments[1], arguments[2])
-    print(f"{card}: edit it, then upload {card.parent} by: hf upload OWNER/NAME {card.parent} --repo-type=dataset")
+    print(
+        f"{card}: edit it, then upload {card.parent} by: hf upload OWNER/NAME {card.parent}"
+        " --repo-type=dataset"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ MAX_DIGITS = 8  # in a row: longer ones are read in as many ways as there are vo
 OPENERS = frozenset(
     "who whom whose what when where why how which can could is are am was were do does did should would will "
     "shall may might must has have had".split()
-)  # fmt: skip
+)
 
 
 def tidy(text: str) -> str:
@@ -43,7 +43,8 @@ def changed_words(one: str, other: str) -> int:
 
 
 def is_question(text: str) -> bool:
-    """Ends with a question mark, or begins as questions do: a third of those that people type have no mark."""
+    """Ends with a question mark, or begins as questions do: a third of those that people type have no
+    mark."""
     first = words(text)[:1]
     return text.rstrip().endswith("?") or bool(first and first[0].split("'")[0] in OPENERS)
 

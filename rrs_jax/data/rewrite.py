@@ -1,4 +1,5 @@
-"""Mirror's benign questions: appendix C's prompt, the checks of each rewrite, and what is left for a person."""
+"""Mirror's benign questions: appendix C's prompt, the checks of each rewrite, and what is left for a
+person."""
 
 import itertools
 import re
@@ -28,7 +29,8 @@ others? Answer with one word, yes or no.
 
 CHANGED_WORDS = (1, 3)
 _REFUSAL = re.compile(
-    r"(i'?m|i am) (sorry|unable|not able)|sorry\b|i (cannot|can't|can not|won't|will not)\b|as an ai\b|unfortunately\b",
+    r"(i'?m|i am) (sorry|unable|not able)|sorry\b|i (cannot|can't|can not|won't|will not)\b|as an"
+    r" ai\b|unfortunately\b",
     re.IGNORECASE,
 )  # a rewrite that refuses also changes too many words; the list only gives the fault its name
 
@@ -51,7 +53,12 @@ class Failure:
 
     def row(self) -> dict:
         """As in the file for a person: with `benign` filled in, it is a line of `--edits`."""
-        return {"category": self.question.category, "harmful": self.question.text, "benign": "", "tries": self.tries}
+        return {
+            "category": self.question.category,
+            "harmful": self.question.text,
+            "benign": "",
+            "tries": self.tries,
+        }
 
 
 def rewrite_fault(harmful: str, benign: str) -> str | None:
@@ -83,14 +90,20 @@ def read_verdict(answer: str | None) -> bool | None:
 
 
 def write_mirror(
-    pool: Pool, per_category: int, ledger: Ledger | None, *, edits: dict[str, str | None] | None = None,
-    excluded: Iterable[str] = (), tries: int = 3,
-) -> tuple[list[Pair], list[Failure]]:  # fmt: skip
+    pool: Pool,
+    per_category: int,
+    ledger: Ledger | None,
+    *,
+    edits: dict[str, str | None] | None = None,
+    excluded: Iterable[str] = (),
+    tries: int = 3,
+) -> tuple[list[Pair], list[Failure]]:
     """`per_category` pairs of every category, by turns, and the questions that need a person.
 
-    A question whose rewrite fails `tries` times is replaced by the next one that was drawn in its category. `edits`
-    (`read_edits`) go before the writer: they are checked by the rules, not by the second question. ledger None: nothing
-    but edits. Raises UserError for bad edits and where a category runs out; the failures hang on it as `failures`.
+    A question whose rewrite fails `tries` times is replaced by the next one that was drawn in its category.
+    `edits` (`read_edits`) go before the writer: they are checked by the rules, not by the second question.
+    ledger None: nothing but edits. Raises UserError for bad edits and where a category runs out; the failures
+      hang on it as `failures`.
     """
     taken = QuestionIndex((q.key, q.text) for ranked in pool.harmful.values() for q in ranked)
     for text in set(excluded):
@@ -141,7 +154,8 @@ def write_mirror(
 
 
 def choose_benign(pool: Pool, wanted: int, ledger: Ledger | None) -> tuple[list[Question], list[str]]:
-    """Parallel's benign questions in drawn order, and those that the writer calls harmful although no label does."""
+    """Parallel's benign questions in drawn order, and those that the writer calls harmful although no label
+    does."""
     chosen, refused, candidates = [], [], iter(pool.benign)
     while len(chosen) < wanted:
         batch = list(itertools.islice(candidates, wanted - len(chosen)))
@@ -152,7 +166,9 @@ def choose_benign(pool: Pool, wanted: int, ledger: Ledger | None) -> tuple[list[
             )
         verdicts = [False] * len(batch)
         if ledger is not None:
-            verdicts = [read_verdict(answer) for answer in ledger.ask([_verdict_request(q.text) for q in batch])]
+            verdicts = [
+                read_verdict(answer) for answer in ledger.ask([_verdict_request(q.text) for q in batch])
+            ]
         for question, harmful in zip(batch, verdicts, strict=True):
             if harmful is False:
                 chosen.append(question)
@@ -164,8 +180,8 @@ def choose_benign(pool: Pool, wanted: int, ledger: Ledger | None) -> tuple[list[
 def read_edits(path: str | Path, pool: Pool) -> dict[str, str | None]:
     """A person's rewrites by the harmful question's key; None leaves the question out.
 
-    A row has `harmful` and `benign`; an empty `benign` is not decided yet, null leaves out. Raises UserError that lists
-    every bad row.
+    A row has `harmful` and `benign`; an empty `benign` is not decided yet, null leaves out. Raises UserError
+    that lists every bad row.
     """
     edits, faults = {}, []
     known = {question.key for ranked in pool.harmful.values() for question in ranked}
@@ -180,13 +196,17 @@ def read_edits(path: str | Path, pool: Pool) -> dict[str, str | None]:
         elif benign == "":
             continue
         elif key not in known:
-            faults.append(f"line {number}: {harmful!r} is no harmful question of the source that may be drawn")
+            faults.append(
+                f"line {number}: {harmful!r} is no harmful question of the source that may be drawn"
+            )
         elif benign is not None and (fault := rewrite_fault(harmful, benign)):
             faults.append(f"line {number}: {benign!r} {fault}")
         else:
             edits[key] = benign
     if faults:
-        raise UserError(f"{path}: {len(faults)} rows to mend:\n" + "\n".join(f"  {fault}" for fault in faults))
+        raise UserError(
+            f"{path}: {len(faults)} rows to mend:\n" + "\n".join(f"  {fault}" for fault in faults)
+        )
     return edits
 
 
@@ -202,7 +222,12 @@ def _take_edits(edits: dict, by_key: dict[str, Question], left_out: set[str], ac
 
 
 def _due(
-    ranked: Sequence[Question], wanted: int, pairs: dict, failures: dict[str, Failure], left_out: set[str], tries: int
+    ranked: Sequence[Question],
+    wanted: int,
+    pairs: dict,
+    failures: dict[str, Failure],
+    left_out: set[str],
+    tries: int,
 ) -> list[Question]:
     """The questions of a category to rewrite now: the first drawn ones that are neither done nor given up."""
     due, there = [], 0
@@ -218,12 +243,18 @@ def _due(
     return due
 
 
-def _ask(ledger: Ledger, questions: list[Question], attempts: list[int]) -> list[tuple[Question, str, str | None]]:
+def _ask(
+    ledger: Ledger, questions: list[Question], attempts: list[int]
+) -> list[tuple[Question, str, str | None]]:
     """Each question with its rewrite and the fault that the rules or the second question find."""
-    requests = [Request(REWRITE_PROMPT.format(question=q.text), n) for q, n in zip(questions, attempts, strict=True)]
+    requests = [
+        Request(REWRITE_PROMPT.format(question=q.text), n) for q, n in zip(questions, attempts, strict=True)
+    ]
     written = []
     for question, answer in zip(questions, ledger.ask(requests), strict=True):
-        fault = "was refused by the service" if answer is None else rewrite_fault(question.text, answer.strip())
+        fault = (
+            "was refused by the service" if answer is None else rewrite_fault(question.text, answer.strip())
+        )
         written.append((question, tidy(answer or ""), fault))
     passed = [text for _, text, fault in written if not fault]
     verdicts = dict(zip(passed, ledger.ask([_verdict_request(text) for text in passed]), strict=True))
@@ -231,7 +262,13 @@ def _ask(ledger: Ledger, questions: list[Question], attempts: list[int]) -> list
     for question, text, fault in written:
         if not fault:
             harmful = read_verdict(verdicts[text])
-            fault = None if harmful is False else "is still harmful" if harmful else "has neither yes nor no as verdict"
+            fault = (
+                None
+                if harmful is False
+                else "is still harmful"
+                if harmful
+                else "has neither yes nor no as verdict"
+            )
         judged.append((question, text, fault))
     return judged
 

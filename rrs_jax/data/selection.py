@@ -1,6 +1,7 @@
 """Which of BeaverTails' questions a data set may have, and the order in which they are drawn.
 
-Every order is that of a hash of the seed and the question, so it depends neither on the source's order nor on the
+Every order is that of a hash of the seed and the question, so it depends neither on the source's order nor on
+the
 sizes asked for: a smaller data set is part of a larger one.
 """
 
@@ -46,12 +47,15 @@ def make_pool(
     kept = []
     for group in near_groups([question.text for question in usable]):
         first, *others = sorted(
-            (usable[i] for i in group), key=lambda question: (KINDS.index(question.kind), _draw(seed, question.key))
+            (usable[i] for i in group),
+            key=lambda question: (KINDS.index(question.kind), _draw(seed, question.key)),
         )
         kept.append(first)
         dropped["nearly equal to another question"] += len(others)
     dropped["safe and unsafe answers"] += sum(question.kind == "mixed" for question in kept)
-    kept = sorted((question for question in kept if question.kind != "mixed"), key=lambda q: _draw(seed, q.key))
+    kept = sorted(
+        (question for question in kept if question.kind != "mixed"), key=lambda q: _draw(seed, q.key)
+    )
     return Pool(
         harmful={category: [q for q in kept if q.category == category] for category in CATEGORIES},
         benign=[q for q in kept if q.kind == "benign"],
@@ -91,5 +95,8 @@ def _draw_answers(questions: list[Question], seed: int) -> list[tuple[Question, 
 def take(what: str, items: list, wanted: int, flag: str) -> list:
     """The first `wanted`; raises UserError where there are fewer."""
     if len(items) < wanted:
-        raise UserError(f"{flag}: the source has {len(items)} {what}, not {wanted}; ask for fewer or give a larger source.")
+        raise UserError(
+            f"{flag}: the source has {len(items)} {what}, not {wanted}; ask for fewer or give a larger"
+            " source."
+        )
     return items[:wanted]

@@ -1,4 +1,5 @@
-"""Calls to a paid service: several side by side, repeated where that may help, one pause for all where it asks for one."""
+"""Calls to a paid service: several side by side, repeated where that may help, one pause for all where it
+asks for one."""
 
 import random
 import re
@@ -17,8 +18,8 @@ UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 class Busy(Exception):
-    """The same call may succeed later. `seconds`: how long the service asks to wait, None where it does not say;
-    `everyone`: until then other calls would fail as well."""
+    """The same call may succeed later. `seconds`: how long the service asks to wait, None where it does not
+    say; `everyone`: until then other calls would fail as well."""
 
     def __init__(self, reason: str, seconds: float | None = None, everyone: bool = False):
         super().__init__(reason)
@@ -38,10 +39,17 @@ class Stopped(Refused):
 
 
 class Service:
-    """`name` stands in messages. A call has `tries` tries, between them waits that double from `first_wait` seconds."""
+    """`name` stands in messages. A call has `tries` tries, between them waits that double from `first_wait`
+    seconds."""
 
     def __init__(
-        self, name: str, *, concurrency: int = 8, tries: int = 6, first_wait: float = 1.0, longest_wait: float = 60.0
+        self,
+        name: str,
+        *,
+        concurrency: int = 8,
+        tries: int = 6,
+        first_wait: float = 1.0,
+        longest_wait: float = 60.0,
     ):
         self.name, self.concurrency, self.tries = name, concurrency, tries
         self.first_wait, self.longest_wait = first_wait, longest_wait
@@ -49,7 +57,8 @@ class Service:
         self._stop = threading.Event()
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """The function's result. It raises Busy to be called again; other exceptions go through. Raises Refused."""
+        """The function's result. It raises Busy to be called again; other exceptions go through. Raises
+        Refused."""
         for attempt in range(self.tries):
             self._wait_until(self._open_again)
             try:
@@ -73,8 +82,8 @@ class Service:
     ) -> Iterator[tuple[Item, Result | Refused]]:
         """Every item with its result, or with why it was refused, as they come.
 
-        `function` itself keeps what it paid for: on an error or an interruption the calls under way are finished,
-        then it goes on. Raises UserError where several items in a row were given up.
+        `function` itself keeps what it paid for: on an error or an interruption the calls under way are
+        finished, then it goes on. Raises UserError where several items in a row were given up.
         """
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
         waiting, running, given_up = iter(items), {}, 0
@@ -93,7 +102,9 @@ class Service:
                         result = refused
                     given_up = given_up + 1 if isinstance(result, GaveUp) else 0
                     if given_up == GIVEN_UP_IN_A_ROW:
-                        raise UserError(f"{result}. What was answered is kept; the same command goes on from there.")
+                        raise UserError(
+                            f"{result}. What was answered is kept; the same command goes on from there."
+                        )
                     yield item, result
         finally:
             self._stop.set()
@@ -106,10 +117,13 @@ class Service:
 
 
 def seconds_of(text: str | None) -> float | None:
-    """The seconds that a header asks for: "2", "1.5", "20ms", "6m0s"; None for anything else, dates among them."""
+    """The seconds that a header asks for: "2", "1.5", "20ms", "6m0s"; None for anything else, dates among
+    them."""
     text = (text or "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
     if not re.fullmatch(r"(\d+(\.\d+)?(ms|h|m|s))+", text):
         return None
-    return sum(float(number) * UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|h|m|s)", text))
+    return sum(
+        float(number) * UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|h|m|s)", text)
+    )

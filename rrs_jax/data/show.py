@@ -1,9 +1,10 @@
-"""What is in a data set: counts, lengths, voices, examples on the terminal, and one HTML page to listen to it.
+"""What is in a data set: counts, lengths, voices, examples on the terminal, and one HTML page to listen to
+it.
 
     python -m rrs_jax.data.show DATASET
 
-Writes DATASET/index.html, which opens from disk (clips are played from their files beside it), DATASET/table1.md (the
-paper's table 1) and DATASET/figure3.svg (its figure 3), all from the manifests alone.
+Writes DATASET/index.html, which opens from disk (clips are played from their files beside it),
+DATASET/table1.md (the paper's table 1) and DATASET/figure3.svg (its figure 3), all from the manifests alone.
 """
 
 import html
@@ -49,15 +50,22 @@ def summary(name: str, rows: list[dict]) -> str:
     for row in rows:
         categories[row["category"]][row["label"]] += 1
     width = max(map(len, categories))
-    lines += [f"  {category:{width}}  " + ", ".join(f"{n} {label}" for label, n in sorted(counts.items()))
-              for category, counts in sorted(categories.items())]  # fmt: skip
+    lines += [
+        f"  {category:{width}}  " + ", ".join(f"{n} {label}" for label, n in sorted(counts.items()))
+        for category, counts in sorted(categories.items())
+    ]
     if seconds := sorted(row["seconds"] for row in rows if row["seconds"]):
-        lines.append(f"  seconds: {seconds[0]:.1f} to {seconds[-1]:.1f}, median {median(seconds):.1f}, "
-                     f"{sum(seconds) / 3600:.2f} h in all")  # fmt: skip
+        lines.append(
+            f"  seconds: {seconds[0]:.1f} to {seconds[-1]:.1f}, median {median(seconds):.1f}, "
+            f"{sum(seconds) / 3600:.2f} h in all"
+        )
     voices = Counter(row["voice"] or "unknown" for row in rows)
     lines.append("  voices: " + ", ".join(f"{voice} {count}" for voice, count in sorted(voices.items())))
     if distances := Counter(edit_distances(rows).values()):
-        lines.append("  words between twins: " + ", ".join(f"{words}: {n} pairs" for words, n in sorted(distances.items())))
+        lines.append(
+            "  words between twins: "
+            + ", ".join(f"{words}: {n} pairs" for words, n in sorted(distances.items()))
+        )
     return "\n".join(lines)
 
 
@@ -80,29 +88,42 @@ def table_1(sets: Sets) -> str:
         for label in sorted({row["label"] for row in rows}, key=list(COLOURS).index):
             row = next(row for row in rows if row["label"] == label)
             answer = row["response"] or "None"
-            answer = answer if len(answer) <= RESPONSE_LETTERS else answer[:RESPONSE_LETTERS].rsplit(" ", 1)[0] + " ..."
+            answer = (
+                answer
+                if len(answer) <= RESPONSE_LETTERS
+                else answer[:RESPONSE_LETTERS].rsplit(" ", 1)[0] + " ..."
+            )
             cells = (name.capitalize(), label.capitalize(), row["question"], answer)
-            lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+            lines.append(
+                "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def figure_3(sets: Sets) -> str:
-    """The paper's figure 3 as SVG: of each set a bar of harmful and one of benign questions, to scale, with answers
-    and twins where the rows have them."""
+    """The paper's figure 3 as SVG: of each set a bar of harmful and one of benign questions, to scale, with
+    answers and twins where the rows have them."""
     widest = max(Counter(row["label"] for row in rows).most_common(1)[0][1] for rows in sets.values())
     scale, left, bar, gap = 420 / widest, 110, 26, 8
     height = 30 + len(sets) * (2 * bar + gap + 44)
     parts, y = [], 30
     for name, rows in sets.items():
-        parts.append(f'<text x="10" y="{y + bar + gap}" font-weight="bold">{html.escape(name.capitalize())}</text>')
+        parts.append(
+            f'<text x="10" y="{y + bar + gap}" font-weight="bold">{html.escape(name.capitalize())}</text>'
+        )
         labels = [label for label in COLOURS if any(row["label"] == label for row in rows)]
         for i, label in enumerate(labels):
             members = [row for row in rows if row["label"] == label]
             answered = sum(bool(row["response"]) for row in members)
             top = y + i * (bar + gap)
-            parts.append(f'<rect x="{left}" y="{top}" width="{len(members) * scale:.1f}" height="{bar}" fill="{COLOURS[label]}" '
-                         f'data-set="{html.escape(name)}" data-label="{label}" data-count="{len(members)}"/>')  # fmt: skip
-            said = f"{len(members)} {label}" + (f", {answered} with an answer" if answered else ", no answers")
+            parts.append(
+                f'<rect x="{left}" y="{top}" width="{len(members) * scale:.1f}" height="{bar}"'
+                f' fill="{COLOURS[label]}" data-set="{html.escape(name)}" data-label="{label}"'
+                f' data-count="{len(members)}"/>'
+            )
+            said = f"{len(members)} {label}" + (
+                f", {answered} with an answer" if answered else ", no answers"
+            )
             parts.append(f'<text x="{left + len(members) * scale + 8:.1f}" y="{top + 18}">{said}</text>')
         distances = list(edit_distances(rows).values())
         if distances:
@@ -112,7 +133,7 @@ def figure_3(sets: Sets) -> str:
         y += 2 * bar + gap + 44
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="780" height="{height}" viewBox="0 0 780 {height}" '
-        f'font-family="sans-serif" font-size="13">\n' + "\n".join(parts) + "\n</svg>\n"
+        'font-family="sans-serif" font-size="13">\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
@@ -122,13 +143,28 @@ def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str) -> s
     for name, members in sets.items():
         distances = edit_distances(members)
         for row, path in zip(members, audio_paths(manifests[name], members), strict=True):
-            rows.append({
-                "set": name, "id": row["id"], "pair": row["pair_id"], "label": row["label"], "category": row["category"],
-                "question": row["question"], "response": row["response"], "voice": row["voice"], "seconds": row["seconds"],
-                "words": distances.get(row["pair_id"]), "audio": _link(path, folder),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "set": name,
+                    "id": row["id"],
+                    "pair": row["pair_id"],
+                    "label": row["label"],
+                    "category": row["category"],
+                    "question": row["question"],
+                    "response": row["response"],
+                    "voice": row["voice"],
+                    "seconds": row["seconds"],
+                    "words": distances.get(row["pair_id"]),
+                    "audio": _link(path, folder),
+                }
+            )
     # Inside a script element only "</script" and "<!--" could end or change it.
-    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    data = (
+        json.dumps(rows, ensure_ascii=False)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
     facts = html.escape("\n\n".join(summary(name, members) for name, members in sets.items()))
     filled = PAGE.read_text(encoding="utf-8")
     for mark, text in (("FACTS", facts), ("FIGURE", figure), ("DATA", data)):

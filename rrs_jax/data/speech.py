@@ -31,13 +31,15 @@ def clip_path(text: str, voice: Voice, cache: str | Path | None = None) -> Path:
 
 
 def speak_all(
-    texts_with_voices: Sequence[tuple[str, Voice]], cache: str | Path | None = None, workers: int | None = None,
+    texts_with_voices: Sequence[tuple[str, Voice]],
+    cache: str | Path | None = None,
+    workers: int | None = None,
     max_cost_usd: float = 0.0,
-) -> list[tuple[Path, float]]:  # fmt: skip
+) -> list[tuple[Path, float]]:
     """A FLAC file (16 kHz, mono, 16 bits) for each text, and its length in seconds, in the given order.
 
-    max_cost_usd: what paid voices may cost. Otherwise as `try_speak_all`; also raises UserError that lists every text
-    that a voice could not speak; the others are in the cache by then.
+    max_cost_usd: what paid voices may cost. Otherwise as `try_speak_all`; also raises UserError that lists
+    every text that a voice could not speak; the others are in the cache by then.
     """
     clips = try_speak_all(texts_with_voices, Budget(max_cost_usd), cache, workers)
     if faults := sorted({clip for clip in clips if isinstance(clip, str)}):
@@ -53,7 +55,8 @@ class Budget:
         self.left = usd
 
     def take(self, texts_with_voices: Sequence[tuple[str, Voice]]) -> None:
-        """Takes the texts' estimated cost and says it on standard error; raises UserError where too little is left."""
+        """Takes the texts' estimated cost and says it on standard error; raises UserError where too little is
+        left."""
         cost = characters = 0
         for text, voice in texts_with_voices:
             price = getattr(loaded(voice.engine), "price", None)
@@ -62,8 +65,8 @@ class Budget:
         if cost > self.left:
             # Rounded up, so that the number in the sentence is enough.
             raise UserError(
-                f"these voices cost about ${cost:.3f} ({characters} characters that are not in the cache); to agree, give "
-                f"{math.ceil(cost * 100) / 100:.2f} or more as max_cost_usd."
+                f"these voices cost about ${cost:.3f} ({characters} characters that are not in the cache); to"
+                f" agree, give {math.ceil(cost * 100) / 100:.2f} or more as max_cost_usd."
             )
         if cost:
             print(f"speaking {characters} characters for about ${cost:.3f}", file=sys.stderr, flush=True)
@@ -71,13 +74,15 @@ class Budget:
 
 
 def try_speak_all(
-    texts_with_voices: Sequence[tuple[str, Voice]], budget: Budget, cache: str | Path | None = None,
+    texts_with_voices: Sequence[tuple[str, Voice]],
+    budget: Budget,
+    cache: str | Path | None = None,
     workers: int | None = None,
-) -> list[tuple[Path, float] | str]:  # fmt: skip
+) -> list[tuple[Path, float] | str]:
     """A clip and its length in seconds for each text, or the sentence that says why there is none.
 
-    Clips in the cache are not spoken again. workers: processes; None is one a core. Raises UserError before any work
-    where paid voices would cost more than the budget.
+    Clips in the cache are not spoken again. workers: processes; None is one a core. Raises UserError before
+    any work where paid voices would cost more than the budget.
     """
     paths = [clip_path(text, voice, cache) for text, voice in texts_with_voices]
     made: dict[Path, float | str] = {path: s for path in set(paths) if (s := _clip_seconds(path)) is not None}
@@ -100,7 +105,9 @@ def _run(clips: list[tuple[Path, str, Voice]], workers: int) -> Iterator[tuple[P
     """Services in threads, since they wait; all else in processes, since it computes."""
     for engine in {clip[2].engine for clip in clips}:
         if service := getattr(loaded(engine), "service", None):
-            for (path, _, _), result in service.each(_write_clip, [clip for clip in clips if clip[2].engine is engine]):
+            for (path, _, _), result in service.each(
+                _write_clip, [clip for clip in clips if clip[2].engine is engine]
+            ):
                 yield path, str(result) if isinstance(result, Refused) else result[1]
     computed = [clip for clip in clips if not getattr(loaded(clip[2].engine), "service", None)]
     workers = min(workers, math.ceil(len(computed) / CLIPS_A_WORKER))

@@ -1,4 +1,5 @@
-"""Speech for the rows of data sets: a drawn voice each, another one where it fails, clips placed beside the manifest."""
+"""Speech for the rows of data sets: a drawn voice each, another one where it fails, clips placed beside the
+manifest."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ Clip = tuple[Path, float, Voice]
 
 @dataclass(frozen=True)
 class SpeechOptions:
-    """voices: names as for `read_voices`. listener: a Whisper for the check of word errors, None for no check.
+    """voices: names as for `read_voices`. listener: a Whisper for the check of word errors, None for no
+    check.
 
     max_word_errors: the share of wrong words above which a clip is spoken by another voice.
     """
@@ -33,7 +35,8 @@ class SpeechOptions:
 def speak_rows(
     out: Path, rows: dict[str, list[dict]], voices: tuple[Voice, ...], seed: int, options: SpeechOptions
 ) -> tuple[dict[str, Path], dict]:
-    """Completes the rows of each set with `audio`, `voice` and `seconds` and writes its manifest; a text has one clip.
+    """Completes the rows of each set with `audio`, `voice` and `seconds` and writes its manifest; a text has
+    one clip.
 
     Raises UserError that lists every text that no voice could speak; all other clips are kept.
     """
@@ -47,7 +50,10 @@ def speak_rows(
             place_clip(path, out / name / row["audio"])
         manifests[name] = out / name / "manifest.jsonl"
         write_jsonl(manifests[name], members)
-    return manifests, {"clips": len(texts), "hours": round(sum(clip[1] for clip in clips.values()) / 3600, 3)} | again
+    return (
+        manifests,
+        {"clips": len(texts), "hours": round(sum(clip[1] for clip in clips.values()) / 3600, 3)} | again,
+    )
 
 
 def _speak(
@@ -73,7 +79,9 @@ def _speak(
                 counts["words"] += row["words"]
                 counts["words_wrong"] += row["wrong"]
                 if row["wrong"] > options.max_word_errors * row["words"]:
-                    misheard = f"voice {new.pop(row['text'])[2].name}: {row['text']!r} is heard as {row['heard']!r}"
+                    misheard = (
+                        f"voice {new.pop(row['text'])[2].name}: {row['text']!r} is heard as {row['heard']!r}"
+                    )
                     reasons.setdefault(row["text"], []).append(misheard)
                     counts["clips_misheard"] += 1
         clips |= new
@@ -82,6 +90,6 @@ def _speak(
             return clips, dict(counts)
     listed = "\n".join(f"  {reason}" for text in open_texts for reason in reasons[text])
     raise UserError(
-        f"{len(open_texts)} of {len(texts)} texts could be spoken by none of {min(VOICES_TRIED, len(voices))} voices; give "
-        f"other --voices, or leave the questions out by --edits:\n{listed}"
+        f"{len(open_texts)} of {len(texts)} texts could be spoken by none of {min(VOICES_TRIED, len(voices))}"
+        f" voices; give other --voices, or leave the questions out by --edits:\n{listed}"
     )

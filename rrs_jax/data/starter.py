@@ -1,12 +1,12 @@
 """The starter set: questions written for this project, and their spoken manifests.
 
-`starter/train.jsonl` (14 categories x 20) and `starter/eval.jsonl` (14 x 10) hold pairs of a harmful question and
-its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 words changed). `starter/borderline.jsonl`
-holds 120 harmless questions with alarming words, for evaluation alone. `starter/check.jsonl` and
-`starter/borderline_check.jsonl` are as many of both again, to measure what was chosen by the others. `starter/everyday.jsonl` and
-`starter/contrast.jsonl` hold 140 and 160 harmless questions for training, plain ones and ones with alarming words;
-no question of any file nearly is another one's. `starter/rewrites.jsonl` has a second rewrite of every training pair.
-Questions only, never answers.
+`starter/train.jsonl` (14 categories x 20) and `starter/eval.jsonl` (14 x 10) hold pairs of a harmful question
+and its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 words changed).
+`starter/borderline.jsonl` holds 120 harmless questions with alarming words, for evaluation alone.
+`starter/check.jsonl` and `starter/borderline_check.jsonl` are as many of both again, to measure what was
+chosen by the others. `starter/everyday.jsonl` and `starter/contrast.jsonl` hold 140 and 160 harmless
+questions for training, plain ones and ones with alarming words; no question of any file nearly is another
+one's. `starter/rewrites.jsonl` has a second rewrite of every training pair. Questions only, never answers.
 """
 
 import os
@@ -74,14 +74,15 @@ def choose_rows(
     categories: int | None = None,
     seed: int = 0,
 ) -> list[dict]:
-    """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the borderline,
-    everyday and contrast ones, each by turns of their styles. The last two are benign rows with the role "keep", the
-    contrast ones without it where `contrast_role` is "mirror". With `rewrites_per_pair` 2 the second rewrite follows
-    each pair.
+    """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the
+    borderline, everyday and contrast ones, each by turns of their styles. The last two are benign rows with
+    the role "keep", the contrast ones without it where `contrast_role` is "mirror". With `rewrites_per_pair`
+    2 the second rewrite follows each pair.
 
-    parallel: in place of each benign twin an everyday question, as the paper's Parallel set has; there are fewer of
-    them than of all pairs, so they come again.
-    With the same seed a smaller choice is a part of a larger one. None is all; `categories` takes the first so many.
+    parallel: in place of each benign twin an everyday question, as the paper's Parallel set has; there are
+    fewer of them than of all pairs, so they come again.
+    With the same seed a smaller choice is a part of a larger one. None is all; `categories` takes the first
+    so many.
     Raises UserError for more than there are.
     """
     if split not in SPLITS:
@@ -99,7 +100,9 @@ def choose_rows(
     rows = []
     for pair in _by_turns(pairs, "category", "pair_id", seed)[: each * len(chosen)]:
         for label in ("harmful", "benign"):
-            rows.append(_row(f"{pair['pair_id']}-{label}", pair["pair_id"], label, pair["category"], pair[label]))
+            rows.append(
+                _row(f"{pair['pair_id']}-{label}", pair["pair_id"], label, pair["category"], pair[label])
+            )
         if second:
             other = second[pair["pair_id"]]
             rows.append(_row(other["id"], pair["pair_id"], "benign", pair["category"], other["question"]))
@@ -110,7 +113,9 @@ def choose_rows(
         label, role = name if name == "borderline" else "benign", {"role": "keep"} if kept else {}
         questions = starter_singles(BORDERLINE.get(split, name) if name == "borderline" else name)
         for question in _by_turns(questions, "style", "id", seed)[: _count(name, wanted, len(questions))]:
-            rows.append(_row(question["id"], question["id"], label, question["style"], question["question"]) | role)
+            rows.append(
+                _row(question["id"], question["id"], label, question["style"], question["question"]) | role
+            )
     return rows
 
 
@@ -127,22 +132,29 @@ def build_starter(
     voices_per_question: int = 1,
     **others: int | str | None,
 ) -> Path:
-    """Speaks a part of the starter set (`choose_rows` takes `others`); writes `folder`/audio and returns `folder`/manifest.jsonl.
+    """Speaks a part of the starter set (`choose_rows` takes `others`); writes `folder`/audio and returns
+    `folder`/manifest.jsonl.
 
-    Every question has a voice of its own, drawn at random from `voices` (`read_voices`) as appendix B does, so twins
-    may have different ones; with `voices_per_question` it comes again for each further voice, its id with -voice2 and
-    so on. The manifest is written last. Clips are links into the cache where the disk allows it. Raises UserError.
+    Every question has a voice of its own, drawn at random from `voices` (`read_voices`) as appendix B does,
+    so twins may have different ones; with `voices_per_question` it comes again for each further voice, its id
+    with -voice2 and so on. The manifest is written last. Clips are links into the cache where the disk allows
+    it. Raises UserError.
     """
     rows = choose_rows(split, pairs_per_category=pairs_per_category, seed=seed, **others)
     folder = Path(folder)
     drawn = read_voices(voices)
     if voices_per_question > len(drawn):
         raise UserError(
-            f"data.voices_per_question: is {voices_per_question} with {len(drawn)} voices; give fewer, or more data.voices."
+            f"data.voices_per_question: is {voices_per_question} with {len(drawn)} voices; give fewer, or"
+            " more data.voices."
         )
     apart = [turn * len(drawn) // voices_per_question for turn in range(voices_per_question)]
     chosen = [draw_voice(row["question"], seed, drawn, further) for further in apart for row in rows]
-    rows = [row | {"id": row["id"] + (f"-voice{turn + 1}" if turn else "")} for turn in range(len(apart)) for row in rows]
+    rows = [
+        row | {"id": row["id"] + (f"-voice{turn + 1}" if turn else "")}
+        for turn in range(len(apart))
+        for row in rows
+    ]
     spoken = [(row["question"], voice) for row, voice in zip(rows, chosen, strict=True)]
     clips = speak_all(spoken, cache, workers, max_cost_usd)
     for row, voice, (clip, seconds) in zip(rows, chosen, clips, strict=True):
@@ -153,7 +165,8 @@ def build_starter(
 
 
 def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
-    """Benign rows become unrelated questions, in their order and again from the start where they do not suffice."""
+    """Benign rows become unrelated questions, in their order and again from the start where they do not
+    suffice."""
     for place, row in enumerate(row for row in rows if row["label"] == "benign"):
         again, question = divmod(place, len(unrelated))
         question = unrelated[question]
@@ -175,12 +188,21 @@ def _count(field: str, wanted: int | None, there: int) -> int:
     if wanted is None:
         return there
     if not 0 <= wanted <= there:
-        raise UserError(f"{field}: {wanted} is not between 0 and {there}, all that the starter set has; choose fewer.")
+        raise UserError(
+            f"{field}: {wanted} is not between 0 and {there}, all that the starter set has; choose fewer."
+        )
     return wanted
 
 
 def _row(name: str, pair: str, label: str, category: str, question: str) -> dict:
-    return {"id": name, "pair_id": pair, "label": label, "category": category, "question": question, "response": None}
+    return {
+        "id": name,
+        "pair_id": pair,
+        "label": label,
+        "category": category,
+        "question": question,
+        "response": None,
+    }
 
 
 def place_clip(clip: Path, target: Path) -> None:

@@ -1,4 +1,5 @@
-"""Rows of the files that data sets come in: JSON lines (plain, .gz, .xz), JSON, CSV, Parquet, lines of text."""
+"""Rows of the files that data sets come in: JSON lines (plain, .gz, .xz), JSON, CSV, Parquet, lines of
+text."""
 
 import csv
 import gzip
@@ -24,7 +25,10 @@ def read_table(path: str | Path) -> Iterator[tuple[int, dict]]:
     packed = suffixes[-1] if suffixes and suffixes[-1] in OPENERS else None
     kind = (suffixes[:-1] if packed else suffixes)[-1:]
     if not kind:
-        raise UserError(f"{path}: is none of {', '.join(KINDS)} (or one of them packed as .gz or .xz); rename or convert it.")
+        raise UserError(
+            f"{path}: is none of {', '.join(KINDS)} (or one of them packed as .gz or .xz); rename or"
+            " convert it."
+        )
     if kind[0] == ".parquet":
         yield from _parquet_rows(path)
         return
@@ -55,7 +59,9 @@ def _text_rows(path: Path, file: io.TextIOBase, kind: str) -> Iterator[tuple[int
                 continue
             row = {"text": line.strip()} if kind == ".txt" else _parse(path, number, line)
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: holds no JSON object; every line must be one object.")
+                raise UserError(
+                    f"{path}, line {number}: holds no JSON object; every line must be one object."
+                )
             yield number, row
 
 
@@ -63,7 +69,9 @@ def _parse(path: Path, number: int, text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: is not valid JSON ({error.msg}); mend or delete it.") from error
+        raise UserError(
+            f"{path}, line {number}: is not valid JSON ({error.msg}); mend or delete it."
+        ) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
@@ -71,7 +79,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs the package pyarrow; run: pip install 'rrs-jax[data]'") from error
+        raise UserError(
+            f"{path}: reading Parquet needs the package pyarrow; run: pip install 'rrs-jax[data]'"
+        ) from error
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -80,25 +90,33 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
                     number += 1
                     yield number, row
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: is not readable as Parquet ({str(error).splitlines()[0]}); fetch it again.") from error
+        raise UserError(
+            f"{path}: is not readable as Parquet ({str(error).splitlines()[0]}); fetch it again."
+        ) from error
 
 
 QUESTION_COLUMNS = ("question", "prompt", "goal", "instruction", "text", "query", "behavior")
 
 
 def read_questions(path: str | Path) -> list[str]:
-    """The questions of an evaluation set, whatever its file's shape: the columns that benchmarks name them by.
+    """The questions of an evaluation set, whatever its file's shape: the columns that benchmarks name them
+    by.
 
-    FigStep's SafeBench has `question` and `instruction`, XSTest `prompt`, JailbreakBench `Goal`, a manifest `question`.
+    FigStep's SafeBench has `question` and `instruction`, XSTest `prompt`, JailbreakBench `Goal`, a manifest
+    `question`.
     Raises UserError where no row has such a column.
     """
     found, rows = [], 0
     for _, row in read_table(path):
         rows += 1
-        found += [value.strip() for name, value in row.items()
-                  if name.lower().strip() in QUESTION_COLUMNS and isinstance(value, str) and value.strip()]  # fmt: skip
+        found += [
+            value.strip()
+            for name, value in row.items()
+            if name.lower().strip() in QUESTION_COLUMNS and isinstance(value, str) and value.strip()
+        ]
     if not found:
         raise UserError(
-            f"{path}: none of its {rows} rows has a question in a column {', '.join(QUESTION_COLUMNS)}; rename the column."
+            f"{path}: none of its {rows} rows has a question in a column {', '.join(QUESTION_COLUMNS)};"
+            " rename the column."
         )
     return found

@@ -30,7 +30,6 @@ MAX_SECONDS = 30.0  # what the models' audio encoders hear
 MAX_PAUSE_SECONDS = 2.0  # inside the words; a longer one is a part that the engine left out
 
 
-
 @functools.cache
 def loaded(engine: type):
     """The engine's one instance in this process."""
@@ -39,7 +38,8 @@ def loaded(engine: type):
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker of an engine (see `rrs_jax.data.engines`), at `speed` times its tempo, moved by `semitones`."""
+    """A speaker of an engine (see `rrs_jax.data.engines`), at `speed` times its tempo, moved by
+    `semitones`."""
 
     engine: type
     speaker: str
@@ -65,20 +65,24 @@ class Voice:
         return loaded(self.engine).version
 
     def speak(self, text: str) -> np.ndarray:
-        """float32 (samples,) at `sample_rate`, as the engine gives it. The engine's speed undoes the tape's."""
+        """float32 (samples,) at `sample_rate`, as the engine gives it. The engine's speed undoes the
+        tape's."""
         tape = self.sample_rate / self.engine.sample_rate
         return np.asarray(loaded(self.engine).say(text, self.speaker, self.speed / tape), dtype=np.float32)
 
 
 def read_voices(names: str | Iterable[str] = "") -> tuple[Voice, ...]:
-    """Voices by name, separated by commas. An engine's name stands for its recommended voices, nothing for hibari's.
+    """Voices by name, separated by commas. An engine's name stands for its recommended voices, nothing for
+    hibari's.
 
-    Loads the engines, so that a missing package is reported before any work. Raises UserError that names every
-    voice it cannot read.
+    Loads the engines, so that a missing package is reported before any work. Raises UserError that names
+    every voice it cannot read.
     """
     names = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     names = [name for name in names if name] or [DEFAULT_ENGINE]
-    names = [voice for name in names for voice in (loaded(ENGINES[name]).voices if name in ENGINES else (name,))]
+    names = [
+        voice for name in names for voice in (loaded(ENGINES[name]).voices if name in ENGINES else (name,))
+    ]
     voices = [_read_voice(name) for name in names]
     if unknown := [name for name, voice in zip(names, voices, strict=True) if voice is None]:
         raise UserError(
@@ -107,7 +111,8 @@ def _read_voice(name: str) -> Voice | None:
 def draw_voice(text: str, seed: int, voices: tuple[Voice, ...] | None = None, attempt: int = 0) -> Voice:
     """One voice at random for each text, as appendix B does; the same for the same text, seed and voices.
 
-    voices: those of hibari where it is None. attempt: the next voices in their order, where the first ones failed.
+    voices: those of hibari where it is None. attempt: the next voices in their order, where the first ones
+      failed.
     """
     voices = voices or read_voices()
     return voices[(int(content_hash(seed, text), 16) + attempt) % len(voices)]
@@ -125,7 +130,9 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     waveform = _trim(soxr.resample(raw, voice.sample_rate, SAMPLING_RATE, quality="HQ"))
     waveform *= PEAK / np.abs(waveform).max()
     if reason := clip_fault(waveform, len(text.split())):
-        raise SpeechFault(f"voice {voice.name}: {reason} for {text!r}; reword the text or choose another voice.")
+        raise SpeechFault(
+            f"voice {voice.name}: {reason} for {text!r}; reword the text or choose another voice."
+        )
     return waveform
 
 

@@ -1,7 +1,8 @@
 """Language models that are asked while a data set is built, and the ledger that keeps every answer.
 
-A writer has a `name`, which stands in the ledger, and `ask(requests, on_answer)`: it calls `on_answer(request, answer)`
-for each request as it is answered, and Refused in place of an answer that will never come.
+A writer has a `name`, which stands in the ledger, and `ask(requests, on_answer)`: it calls
+`on_answer(request, answer)` for each request as it is answered, and Refused in place of an answer that will
+never come.
 """
 
 import os
@@ -35,7 +36,8 @@ class Writer(Protocol):
 
 
 class Ledger:
-    """Answers in a JSON-lines file, each written to disk before anything uses it, so none is asked for twice."""
+    """Answers in a JSON-lines file, each written to disk before anything uses it, so none is asked for
+    twice."""
 
     def __init__(self, path: str | Path, writer: Writer):
         self.path, self.writer = Path(path), writer
@@ -49,15 +51,20 @@ class Ledger:
             self.writer.ask(missing, self._keep)
         if lacking := [request for request in missing if self._key(request) not in self._answers]:
             raise UserError(
-                f"{self.writer.name}: {len(lacking)} of {len(missing)} questions have no answer yet; those answered are "
-                f"in {self.path}, and the same command asks for the rest."
+                f"{self.writer.name}: {len(lacking)} of {len(missing)} questions have no answer yet; those"
+                f" answered are in {self.path}, and the same command asks for the rest."
             )
         return [self._answers[self._key(request)] for request in requests]
 
     def _keep(self, request: Request, answer: "str | Refused") -> None:
         refused = isinstance(answer, Refused)
-        row = {"key": self._key(request), "writer": self.writer.name, "attempt": request.attempt, "prompt": request.prompt,
-               "answer": None if refused else answer} | ({"refused": str(answer)} if refused else {})  # fmt: skip
+        row = {
+            "key": self._key(request),
+            "writer": self.writer.name,
+            "attempt": request.attempt,
+            "prompt": request.prompt,
+            "answer": None if refused else answer,
+        } | ({"refused": str(answer)} if refused else {})
         with self._lock:
             append_jsonl(self.path, [row])
             self._answers[row["key"]] = row["answer"]
@@ -69,23 +76,38 @@ class Ledger:
 class OpenAIWriter:
     """A model behind any endpoint that speaks OpenAI's chat completions, by the client `openai`.
 
-    base_url and key: None takes $OPENAI_BASE_URL and $OPENAI_API_KEY, as the client does. `temperature` None sends none.
+    base_url and key: None takes $OPENAI_BASE_URL and $OPENAI_API_KEY, as the client does. `temperature` None
+      sends none.
     """
 
     def __init__(
-        self, model: str, base_url: str | None = None, key: str | None = None, *, concurrency: int = 8, tries: int = 6,
-        timeout: float = 60.0, first_wait: float = 1.0, temperature: float | None = None,
-    ):  # fmt: skip
+        self,
+        model: str,
+        base_url: str | None = None,
+        key: str | None = None,
+        *,
+        concurrency: int = 8,
+        tries: int = 6,
+        timeout: float = 60.0,
+        first_wait: float = 1.0,
+        temperature: float | None = None,
+    ):
         try:
             import openai
         except ImportError as error:
-            raise UserError("A writer behind an endpoint needs the package openai; run: pip install 'rrs-jax[data]'") from error
+            raise UserError(
+                "A writer behind an endpoint needs the package openai; run: pip install 'rrs-jax[data]'"
+            ) from error
         self.openai, self.model, self.name = openai, model, f"openai:{model}"
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         key = key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         if key is None:
-            raise UserError("OPENAI_API_KEY is not set; set it, or name the endpoint of a server of your own by --writer_url.")
-        # Repeats are this project's: the client's own do not pause its other calls, nor read a broken answer as a failure.
+            raise UserError(
+                "OPENAI_API_KEY is not set; set it, or name the endpoint of a server of your own by"
+                " --writer_url."
+            )
+        # Repeats are this project's: the client's own do not pause its other calls, nor read a broken answer
+        # as a failure.
         self.client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)
         self.settings = {} if temperature is None else {"temperature": temperature}
         where = f"{self.name} at {self.client.base_url}"
@@ -132,11 +154,17 @@ class OpenAIWriter:
         status, headers = error.status_code, error.response.headers
         said = " ".join(str(error.message).split())[:200]
         if status in (401, 403):
-            return UserError(f"{self.service.name}: refuses the key (status {status}: {said}); check OPENAI_API_KEY.")
+            return UserError(
+                f"{self.service.name}: refuses the key (status {status}: {said}); check OPENAI_API_KEY."
+            )
         if status == 404:
-            return UserError(f"{self.service.name}: no such model or address ({said}); check --writer and --writer_url.")
+            return UserError(
+                f"{self.service.name}: no such model or address ({said}); check --writer and --writer_url."
+            )
         if getattr(error, "code", None) == "insufficient_quota":
-            return UserError(f"{self.service.name}: the account's quota is used up ({said}); what was answered is kept.")
+            return UserError(
+                f"{self.service.name}: the account's quota is used up ({said}); what was answered is kept."
+            )
         if status in (408, 409, 429) or status >= 500:
             waits = (headers.get("retry-after"), headers.get("x-ratelimit-reset-requests"))
             milliseconds = seconds_of(headers.get("retry-after-ms"))
@@ -144,5 +172,3 @@ class OpenAIWriter:
             seconds = milliseconds / 1000 if milliseconds is not None else (asked or [None])[0]
             return Busy(f"status {status}: {said}", seconds, everyone=status == 429)
         return Refused(f"status {status}: {said}")
-
-

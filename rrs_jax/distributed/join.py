@@ -23,8 +23,8 @@ class Joining:
     """How a process finds the others.
 
     Attributes:
-      coordinator: HOST:PORT at which the first process listens; None: scheduler's variables (SLURM, Open MPI) tell
-        this and the next two.
+      coordinator: HOST:PORT at which the first process listens; None: scheduler's variables (SLURM, Open MPI)
+        tell this and the next two.
       processes, index: how many there are, and which of them this is, from 0.
       seconds: that all have to come together in.
     """
@@ -45,12 +45,15 @@ class Joining:
             raise UserError(f"--coordinator: {self.coordinator!r} is no HOST:PORT, such as node01:7890.")
         if self.processes is None or self.index is None:
             missing = "--num_processes" if self.processes is None else "--process_id"
-            raise UserError(f"--coordinator: needs {missing} too; give how many processes there are and which this is.")
+            raise UserError(
+                f"--coordinator: needs {missing} too; give how many processes there are and which this is."
+            )
         if self.processes < 1:
             raise UserError(f"--num_processes: is {self.processes}; give 1 or more.")
         if not 0 <= self.index < self.processes:
             raise UserError(
-                f"--process_id: is {self.index}; with --num_processes={self.processes} give 0 to {self.processes - 1}."
+                f"--process_id: is {self.index}; with --num_processes={self.processes} give 0 to"
+                f" {self.processes - 1}."
             )
 
 
@@ -87,12 +90,18 @@ def _join(joining: Joining) -> None:
     meet(joining.coordinator, joining.processes, joining.index, joining.seconds)
     try:
         jax.distributed.initialize(
-            joining.coordinator, joining.processes, joining.index, local_device_ids=cards,
-            initialization_timeout=max(joining.seconds, 60), shutdown_timeout_seconds=60,
-        )  # fmt: skip
+            joining.coordinator,
+            joining.processes,
+            joining.index,
+            local_device_ids=cards,
+            initialization_timeout=max(joining.seconds, 60),
+            shutdown_timeout_seconds=60,
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--coordinator: the processes cannot come together at {joining.coordinator} ({reason}).") from error
+        raise UserError(
+            f"--coordinator: the processes cannot come together at {joining.coordinator} ({reason})."
+        ) from error
     here.index, here.count, here.client = joining.index, joining.processes, global_state.client
     threading.Thread(target=_watch, daemon=True).start()
     jax.devices()  # found by all at the same time, which wait for one another here
@@ -110,8 +119,8 @@ def _by_scheduler(joining: Joining) -> tuple[Joining, list[int] | None]:
         raise UserError(f"--distributed: the scheduler's variables cannot be read ({error}).") from error
     if None in (address, count, index):
         raise UserError(
-            "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun, or give "
-            "--coordinator, --num_processes and --process_id."
+            "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun,"
+            " or give --coordinator, --num_processes and --process_id."
         )
     found = dataclasses.replace(joining, coordinator=address, processes=count, index=index)
     found.check()
@@ -163,8 +172,8 @@ def _leave(error: BaseException) -> BaseException:
 
 
 def _watch() -> None:
-    """Calls this process off where another one has ended; where it does not hear, since it waits on its devices for what
-    will never come, ends it."""
+    """Calls this process off where another one has ended; where it does not hear, since it waits on its
+    devices for what will never come, ends it."""
     while several():
         time.sleep(1.0)
         if here.leaving or not ended(0):
@@ -183,5 +192,7 @@ def _watch() -> None:
             if "failed" in why:
                 told = f"it failed with {why['failed']}, which it tells itself"
             print(f"process {index}: {told}", file=sys.stderr, flush=True)
-            time.sleep(LEAVE_SECONDS / 2)  # the service goes with this process, and JAX ends those that miss it
+            time.sleep(
+                LEAVE_SECONDS / 2
+            )  # the service goes with this process, and JAX ends those that miss it
         os._exit(2 if any("mistake" in why for why in others.values()) else 1)

@@ -15,8 +15,9 @@ def cores() -> int:
 
 
 def memory_share(together: int = 1) -> dict[str, str]:
-    """The variable that gives a process its part of a card's memory, where `together` share it and the user has not set
-    it. JAX takes 75 % by itself, which is 18 of 24 GiB: 7 B parameters in 16 bit and nothing else."""
+    """The variable that gives a process its part of a card's memory, where `together` share it and the user
+    has not set it. JAX takes 75 % by itself, which is 18 of 24 GiB: 7 B parameters in 16 bit and nothing
+    else."""
     share = (MEMORY_SHARE - FURTHER_CONTEXT * (together - 1)) / together
     return {} if MEMORY_VARIABLE in os.environ else {MEMORY_VARIABLE: f"{share:.3f}"}
 

@@ -31,14 +31,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"mesh: {dict(zip(AXES, sizes, strict=True))} is no mesh; one axis may be -1, the rest are 1 or more.")
+        raise UserError(
+            f"mesh: {dict(zip(AXES, sizes, strict=True))} is no mesh; one axis may be -1, the rest are 1 or"
+            " more."
+        )
     if -1 in sizes:
         known = int(np.prod([size for size in sizes if size != -1]))
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     if int(np.prod(sizes)) != len(devices):
         raise UserError(
-            f"mesh: data × fsdp × tensor = {' × '.join(map(str, sizes))} does not match the {len(devices)} devices; "
-            "set one axis to -1 to take what the others leave."
+            f"mesh: data × fsdp × tensor = {' × '.join(map(str, sizes))} does not match the {len(devices)}"
+            " devices; set one axis to -1 to take what the others leave."
         )
     return Mesh(np.array(devices).reshape(sizes), AXES)
 
@@ -61,8 +64,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put(tree, sharding: NamedSharding):
-    """Arrays of the host, the same in every process, onto the mesh's devices; of several processes each sends what lies
-    on its own."""
+    """Arrays of the host, the same in every process, onto the mesh's devices; of several processes each sends
+    what lies on its own."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
@@ -97,7 +100,8 @@ def rows_multiple(mesh: Mesh) -> int:
 
 
 def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """By the first rule that matches the dotted path; an axis that does not divide its dimension is left whole."""
+    """By the first rule that matches the dotted path; an axis that does not divide its dimension is left
+    whole."""
     rule = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
     spec = (None,) * (len(shape) - len(rule)) + rule
     spec = tuple(axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec))

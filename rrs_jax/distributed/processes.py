@@ -1,7 +1,8 @@
 """Several processes, on one host or on several, that do one run together, and what they tell one another.
 
-All of them go through the same stages in step, each with its part of every array on its own devices. What is no work of
-the devices (speech, judges, the run's files) the first process does alone, and the others wait for what it says.
+All of them go through the same stages in step, each with its part of every array on its own devices. What is
+no work of the devices (speech, judges, the run's files) the first process does alone, and the others wait for
+what it says.
 
 In a program of one process everything here does nothing, and JAX is not imported.
 """
@@ -24,8 +25,8 @@ SEEN_SECONDS = 70.0  # network file systems keep for up to a minute that a file 
 
 @dataclasses.dataclass
 class Here:
-    """This process: its number among `count`, JAX's coordination service, the rounds of messages so far; whether it is on
-    its way out, and whether because another one is."""
+    """This process: its number among `count`, JAX's coordination service, the rounds of messages so far;
+    whether it is on its way out, and whether because another one is."""
 
     index: int = 0
     count: int = 1
@@ -48,8 +49,8 @@ def several() -> bool:
 
 
 def gather(value: str) -> list[str]:
-    """What each process says, in their order; returns when all have said it. All have to call it the same number of
-    times. RuntimeError where another one has ended."""
+    """What each process says, in their order; returns when all have said it. All have to call it the same
+    number of times. RuntimeError where another one has ended."""
     if not several():
         return [value]
     here.rounds += 1
@@ -132,14 +133,19 @@ def check_alike(values: dict[str, object]) -> None:
     for index, other in enumerate(said):
         names = [name for name in said[0] if other.get(name) != said[0][name]]
         if names:
-            shown = ", ".join(f"{name} {said[0][name]!r} in process 0 and {other.get(name)!r} in process {index}"
-                              for name in names[:3])  # fmt: skip
+            shown = ", ".join(
+                f"{name} {said[0][name]!r} in process 0 and {other.get(name)!r} in process {index}"
+                for name in names[:3]
+            )
             more = f", and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"the processes are not started alike ({shown}{more}); give all the same command and program.")
+            raise UserError(
+                f"the processes are not started alike ({shown}{more}); give all the same command and program."
+            )
 
 
 def check_shared(folder: Path) -> None:
-    """Raises UserError, in all processes, where a file that the first one writes in `folder` is not seen by all."""
+    """Raises UserError, in all processes, where a file that the first one writes in `folder` is not seen by
+    all."""
     if not several():
         return
     name = by_first(lambda: f".seen-by-all-{uuid.uuid4().hex}")
@@ -153,8 +159,8 @@ def check_shared(folder: Path) -> None:
     blind = [str(index) for index, answer in enumerate(seen) if answer == "no"]
     if blind:
         raise UserError(
-            f"run_dir: {folder} is not the same folder in all processes (process {', '.join(blind)} does not see what "
-            "process 0 writes); give a --config.run_dir on a file system that all hosts share."
+            f"run_dir: {folder} is not the same folder in all processes (process {', '.join(blind)} does not"
+            " see what process 0 writes); give a --config.run_dir on a file system that all hosts share."
         )
 
 

@@ -1,7 +1,8 @@
-"""Processes find one another before JAX does, whose own client ends the program without a sentence where one is missing.
+"""Processes find one another before JAX does, whose own client ends the program without a sentence where one
+is missing.
 
-The first process listens at the coordinator's port, at which JAX's service listens afterwards; each other one tells its
-number and how many it expects, and waits for the answer.
+The first process listens at the coordinator's port, at which JAX's service listens afterwards; each other one
+tells its number and how many it expects, and waits for the answer.
 """
 
 import contextlib
@@ -16,8 +17,8 @@ GREETING = "rrs_jax"
 
 
 def meet(coordinator: str, count: int, index: int, seconds: float) -> None:
-    """Returns when all `count` processes are there. Raises UserError, in all that are, where that takes longer than
-    `seconds` or two are the same one."""
+    """Returns when all `count` processes are there. Raises UserError, in all that are, where that takes
+    longer than `seconds` or two are the same one."""
     host, _, port = coordinator.rpartition(":")
     until = time.monotonic() + seconds
     if index == 0:
@@ -30,10 +31,15 @@ def _await_others(port: int, count: int, until: float, seconds: float) -> None:
     both = socket.has_dualstack_ipv6()
     try:
         server = socket.create_server(
-            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=max(count, 16)
+            ("", port),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            dualstack_ipv6=both,
+            backlog=max(count, 16),
         )
     except OSError as error:
-        raise UserError(f"--coordinator: port {port} cannot be used ({os.strerror(error.errno)}); give another one.") from error
+        raise UserError(
+            f"--coordinator: port {port} cannot be used ({os.strerror(error.errno)}); give another one."
+        ) from error
     here: dict[int, socket.socket] = {}
     mistake = None
     with server, contextlib.ExitStack() as stack:
@@ -44,8 +50,8 @@ def _await_others(port: int, count: int, until: float, seconds: float) -> None:
             except TimeoutError:
                 absent = ", ".join(str(i) for i in range(1, count) if i not in here)
                 mistake = (
-                    f"--num_processes: process {absent} did not come in {seconds:g} s; start all {count}, or give more "
-                    "--join_seconds."
+                    f"--num_processes: process {absent} did not come in {seconds:g} s; start all {count}, or"
+                    " give more --join_seconds."
                 )
                 break
             stack.enter_context(other)
@@ -54,7 +60,10 @@ def _await_others(port: int, count: int, until: float, seconds: float) -> None:
                 continue
             number, expected = said
             if expected != count:
-                mistake = f"--num_processes: is {count} in process 0 and {expected} in process {number}; give all the same."
+                mistake = (
+                    f"--num_processes: is {count} in process 0 and {expected} in process {number}; give all"
+                    " the same."
+                )
             elif number in here:
                 mistake = f"--process_id: {number} was given to two processes; give each its own."
             here[number if number not in here else -1] = other
@@ -73,7 +82,9 @@ def _report(host: str, port: int, count: int, index: int, until: float, seconds:
         try:
             with socket.create_connection((host, port), timeout=5) as first:
                 first.sendall(json.dumps([GREETING, index, count]).encode() + b"\n")
-                first.settimeout(max(until - time.monotonic(), 0.01) + 5)  # the first one's own limit comes before
+                first.settimeout(
+                    max(until - time.monotonic(), 0.01) + 5
+                )  # the first one's own limit comes before
                 answer = _line(first)
             if answer:
                 if mistake := json.loads(answer)["mistake"]:
@@ -83,8 +94,8 @@ def _report(host: str, port: int, count: int, index: int, until: float, seconds:
             reason = error.strerror or str(error)
         time.sleep(0.2)
     raise UserError(
-        f"--coordinator: no process 0 answers at {host}:{port} in {seconds:g} s ({reason}); start it there, check name, port "
-        "and firewall, or give more --join_seconds."
+        f"--coordinator: no process 0 answers at {host}:{port} in {seconds:g} s ({reason}); start it there,"
+        " check name, port and firewall, or give more --join_seconds."
     )
 
 

@@ -3,9 +3,9 @@
 
 question_sets.py and settings.py say what is asked, run.py asks and writes the files, responses.py keeps them.
 judges.py, phrases.py, model_judges.py (with rubrics.py and endpoint.py) and sheet.py say what a response is.
-rates.py counts, agreement.py compares judges, summary.py gives `summary.json`; compare.py and pool.py take several
-evaluations, measure.py answers from anywhere. air_bench.py measures helpfulness, endpoint_engine.py has a server
-answer.
+rates.py counts, agreement.py compares judges, summary.py gives `summary.json`; compare.py and pool.py take
+several evaluations, measure.py answers from anywhere. air_bench.py measures helpfulness, endpoint_engine.py
+has a server answer.
 """
 
 from rrs_jax.config.vocabulary import JUDGES

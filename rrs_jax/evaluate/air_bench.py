@@ -1,8 +1,9 @@
 """AIR-Bench chat (Yang et al. 2024): open questions about speech, sound, music and mixtures, judged against a
 reference answer on a scale of 1 to 10, in both orders. The helpfulness score (HS) of the paper's table 3.
 
-The data root holds `Chat_meta.json` and the audio in folders `TASK_DATASET`. Files in RUN/eval/NAME/air_bench/:
-responses.jsonl, judgements.jsonl, summary.json; the same command goes on where a killed one stopped.
+The data root holds `Chat_meta.json` and the audio in folders `TASK_DATASET`. Files in
+RUN/eval/NAME/air_bench/: responses.jsonl, judgements.jsonl, summary.json; the same command goes on where a
+killed one stopped.
 """
 
 import json
@@ -67,7 +68,9 @@ def read_meta(root: str | Path, limit: int | None = None) -> list[dict]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give the folder of AIR-Bench's chat data.") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}); give the folder of AIR-Bench's chat data."
+        ) from error
     if not isinstance(entries, list):
         raise UserError(f"{path}: is no JSON list of items.")
     items, faults, ids = [], [], set()
@@ -111,14 +114,15 @@ def air_bench(
 ) -> dict:
     """Answers, judges and writes the summary of one model; returns it.
 
-    items: of `read_meta`. Clips longer than `max_seconds`, which the models do not hear to the end, are cut there
-    and counted. Items with an empty answer are left out, as the published script does, and counted.
+    items: of `read_meta`. Clips longer than `max_seconds`, which the models do not hear to the end, are cut
+    there and counted. Items with an empty answer are left out, as the published script does, and counted.
     """
     folder = Path(folder) / name / "air_bench"
     clips, cut = _cut_clips(items, folder / "cut", max_seconds)
     store = ResponseStore(folder / "responses.jsonl", {**(made_by or {}), "benchmark": "AIR-Bench chat"})
     queries = {
-        item["id"]: Query(item["id"], "air_bench", "audio_text", item["task_name"], item["question"]) for item in items
+        item["id"]: Query(item["id"], "air_bench", "audio_text", item["task_name"], item["question"])
+        for item in items
     }
     wanted = {}
     for query, sample in store.missing(queries.values(), 1):
@@ -134,15 +138,22 @@ def air_bench(
     responses = {row["id"]: row["response"] for row in store.select(queries.values(), 1)}
     judgements = judge_answers(folder / "judgements.jsonl", items, responses, judge)
     summary = summarise(items, responses, judgements) | {
-        "name": name, "judge": judge.config.model, "prompt_version": PROMPT_VERSION, "cut": cut,
-    }  # fmt: skip
+        "name": name,
+        "judge": judge.config.model,
+        "prompt_version": PROMPT_VERSION,
+        "cut": cut,
+    }
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def judge_answers(path: Path, items: Sequence[dict], responses: dict[str, str], judge: Endpoint) -> list[dict]:
-    """One row an item and order: id, task, order, judge, hash, and the scores `reference` and `model`, both null
-    where no verdict could be parsed. Rows in `path` are kept for the same judge, prompt, question and answer."""
+def judge_answers(
+    path: Path, items: Sequence[dict], responses: dict[str, str], judge: Endpoint
+) -> list[dict]:
+    """One row an item and order: id, task, order, judge, hash, and the scores `reference` and `model`, both
+    null where no verdict could be parsed. Rows in `path` are kept for the same judge, prompt, question and
+    answer.
+    """
     known = {(row["id"], row["order"], row["judge"], row["hash"]): row for row in read_growing_jsonl(path)}
     rows, waiting = [], []
     for item in items:
@@ -150,8 +161,13 @@ def judge_answers(path: Path, items: Sequence[dict], responses: dict[str, str], 
             continue
         for order in ORDERS:
             prompt = judge_prompt(item, responses[item["id"]], order)
-            row = {"id": item["id"], "task": item["task_name"], "order": order, "judge": judge.config.model,
-                   "hash": content_hash(PROMPT_VERSION, prompt)}  # fmt: skip
+            row = {
+                "id": item["id"],
+                "task": item["task_name"],
+                "order": order,
+                "judge": judge.config.model,
+                "hash": content_hash(PROMPT_VERSION, prompt),
+            }
             row = known.get((row["id"], row["order"], row["judge"], row["hash"]), row)
             rows.append(row)
             if "model" not in row:
@@ -182,7 +198,12 @@ def judge_answers(path: Path, items: Sequence[dict], responses: dict[str, str], 
 def judge_prompt(item: dict, answer: str, order: str) -> str:
     reference = str(item["answer_gt"])
     first, second = (reference, answer) if order == "reference_first" else (answer, reference)
-    texts = {"meta_info": str(item["meta_info"]), "question": item["question"], "first": first, "second": second}
+    texts = {
+        "meta_info": str(item["meta_info"]),
+        "question": item["question"],
+        "first": first,
+        "second": second,
+    }
     return re.sub(r"\{(meta_info|question|first|second)\}", lambda match: texts[match[1]], PROMPT)
 
 
@@ -194,11 +215,12 @@ def parse_scores(reply: str) -> tuple[int, int] | None:
 
 
 def summarise(items: Sequence[dict], responses: dict[str, str], judgements: Sequence[dict]) -> dict:
-    """{"hs": mean of the four groups or null, "ci95", "reference_hs", "groups": {name: block}, "tasks": {name:
-    block}, "empty", "unparsed"}; a block is {"hs", "ci95", "reference_hs", "items", "unparsed", "empty"}.
+    """{"hs": mean of the four groups or null, "ci95", "reference_hs", "groups": {name: block}, "tasks":
+    {name: block}, "empty", "unparsed"}; a block is {"hs", "ci95", "reference_hs", "items", "unparsed",
+    "empty"}.
 
-    A task's score is the mean of its two orders' means; a group's that of its items, mixed's the mean of its two
-    tasks. ci95: bootstrap over items.
+    A task's score is the mean of its two orders' means; a group's that of its items, mixed's the mean of its
+    two tasks. ci95: bootstrap over items.
     """
     tasks = {task: _Scores(task, items, responses, judgements) for task in TASKS}
     groups = {}
@@ -210,9 +232,11 @@ def summarise(items: Sequence[dict], responses: dict[str, str], judgements: Sequ
         groups[group] |= _sums([tasks[task].counts for task in members])
     everything = _block(
         lambda draw: _average(
-            _average(tasks[task].scores(draw) for task in members)
-            if group == "mixed"
-            else _pooled([tasks[task] for task in members], draw)
+            (
+                _average(tasks[task].scores(draw) for task in members)
+                if group == "mixed"
+                else _pooled([tasks[task] for task in members], draw)
+            )
             for group, members in GROUPS.items()
         )
     )
@@ -226,7 +250,9 @@ def summarise(items: Sequence[dict], responses: dict[str, str], judgements: Sequ
 class _Scores:
     """One task's (items, 2 orders, 2: model and reference) scores, NaN where a verdict is missing."""
 
-    def __init__(self, task: str, items: Sequence[dict], responses: dict[str, str], judgements: Sequence[dict]):
+    def __init__(
+        self, task: str, items: Sequence[dict], responses: dict[str, str], judgements: Sequence[dict]
+    ):
         own = [item["id"] for item in items if item["task_name"] == task]
         judged = {(row["id"], row["order"]): (row["model"], row["reference"]) for row in judgements}
         answered = [identity for identity in own if responses[identity].strip()]
@@ -241,7 +267,8 @@ class _Scores:
 
 
 def _pooled(tasks: Sequence[_Scores], rng: np.random.Generator | None) -> np.ndarray | None:
-    """(2,) model's and reference's mean of the orders' means; of items drawn with replacement where rng is given."""
+    """(2,) model's and reference's mean of the orders' means; of items drawn with replacement where rng is
+    given."""
     values = np.concatenate([task.values for task in tasks])
     if rng is not None and len(values):
         values = values[rng.integers(0, len(values), len(values))]

@@ -3,8 +3,8 @@
     python -m rrs_jax.evaluate.compare RUN/eval/vanilla RUN/eval/rrs
 
 For each judge that both have, each set and mode: the difference of the rates (second minus first) with a 95 %
-interval by bootstrap over questions, a permutation test over questions (each question's difference may as well have
-the other sign), and McNemar's exact test on whether a question shows the event at least once.
+interval by bootstrap over questions, a permutation test over questions (each question's difference may as
+well have the other sign), and McNemar's exact test on whether a question shows the event at least once.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def compare_folders(first: str | Path, second: str | Path) -> dict:
     shared = [judge for judge in b.judges if versions.get(judge.name) == judge.version]
     if not shared:
         raise UserError(
-            f"{first} and {second}: no judge of the same version is in both; evaluate both with the same judges."
+            f"{first} and {second}: no judge of the same version is in both; evaluate both with the same"
+            " judges."
         )
     return {
         "first": str(first),
@@ -50,7 +51,9 @@ def compare_folders(first: str | Path, second: str | Path) -> dict:
     }
 
 
-def paired_block(first: dict[str, tuple[int, int]], second: dict[str, tuple[int, int]], seed: int = 0) -> dict | None:
+def paired_block(
+    first: dict[str, tuple[int, int]], second: dict[str, tuple[int, int]], seed: int = 0
+) -> dict | None:
     """Compares two dicts of question to (events, responses) over the questions that both have.
 
     {"rates" (percent), "difference" (points), "ci95", "p_permutation", "any": {"only_first", "only_second",
@@ -78,7 +81,9 @@ def paired_block(first: dict[str, tuple[int, int]], second: dict[str, tuple[int,
         "any": {
             "only_first": only_first,
             "only_second": only_second,
-            "p_mcnemar": round(float(scipy.stats.binomtest(only_first, changed).pvalue), 6) if changed else 1.0,
+            "p_mcnemar": (
+                round(float(scipy.stats.binomtest(only_first, changed).pvalue), 6) if changed else 1.0
+            ),
         },
         "queries": len(common),
     }
@@ -89,9 +94,14 @@ def _sign_flips(differences: np.ndarray, rng: np.random.Generator) -> float:
     if len(differences) < 2:
         return 1.0
     test = scipy.stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=PERMUTATIONS, batch=1_000,
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        batch=1_000,
         rng=rng,
-    )  # fmt: skip
+    )
     return float(test.pvalue)
 
 
@@ -115,22 +125,26 @@ def _percent(fraction: float) -> float:
 def format_comparison(comparison: dict) -> str:
     lines = [f"first   {comparison['first']}", f"second  {comparison['second']}"]
     for judge, sets in comparison["judges"].items():
-        lines.append(f"\njudge {judge}: percent, second minus first in points [95 %], p of permutation, p of McNemar")
+        lines.append(
+            f"\njudge {judge}: percent, second minus first in points [95 %], p of permutation, p of McNemar"
+        )
         for question_set, modes in sets.items():
             for mode, block in modes.items():
                 if block:
                     first, second = block["rates"]
                     low, high = block["ci95"]
                     lines.append(
-                        f"{question_set:<11}{mode:<11}{first:6.1f} {second:6.1f} {block['difference']:+7.1f} "
-                        f"[{low:+.1f}, {high:+.1f}]  {block['p_permutation']:.4f}  {block['any']['p_mcnemar']:.4f}  "
-                        f"({block['queries']} questions)"
+                        f"{question_set:<11}{mode:<11}{first:6.1f} {second:6.1f} {block['difference']:+7.1f}"
+                        f" [{low:+.1f}, {high:+.1f}]  {block['p_permutation']:.4f} "
+                        f" {block['any']['p_mcnemar']:.4f}  ({block['queries']} questions)"
                     )
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rrs_jax.evaluate.compare", description="Two evaluations, paired.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.evaluate.compare", description="Two evaluations, paired."
+    )
     parser.add_argument("first", help="RUN/eval/NAME")
     parser.add_argument("second", help="RUN/eval/NAME")
     options = parser.parse_args(arguments)

@@ -2,7 +2,8 @@
 
 A reply is on disk before anybody sees it, so a killed run asks only for what it has not received, and equal
 requests are sent once. What can pass (429, 408, 409, 5xx, time-outs, broken connections, replies that are no
-chat completion) is asked again with growing pauses; what cannot (a wrong key, an unknown model) ends the work.
+chat completion) is asked again with growing pauses; what cannot (a wrong key, an unknown model) ends the
+work.
 """
 
 import json
@@ -63,8 +64,8 @@ class Endpoint:
         """The reply's text, "" where the endpoint's content filter withheld it.
 
         draw: tells apart requests of equal content that are to be answered anew.
-        Raises RequestFailed after the last try and for a request that the endpoint refuses, UserError where no
-        request can succeed.
+        Raises RequestFailed after the last try and for a request that the endpoint refuses, UserError where
+        no request can succeed.
         """
         parameters = {name: value for name, value in parameters.items() if value is not None}
         key = content_hash(self.config.base_url, self.config.model, list(messages), parameters, draw)
@@ -79,11 +80,10 @@ class Endpoint:
         return reply
 
     def ask_all(
-        self,
-        requests: Sequence[Callable[["Endpoint"], str]],
-        on_reply: Callable[[int, str], None],
+        self, requests: Sequence[Callable[["Endpoint"], str]], on_reply: Callable[[int, str], None]
     ) -> None:
-        """Runs `request(self)` for each, `concurrency` at once; `on_reply(index, text)` in the caller's thread.
+        """Runs `request(self)` for each, `concurrency` at once; `on_reply(index, text)` in the caller's
+        thread.
 
         Raises one UserError that counts the requests that failed, when all others are done.
         """
@@ -109,9 +109,9 @@ class Endpoint:
             self.stop.clear()
         if failures:
             raise UserError(
-                f"{self.config.base_url}: {len(failures)} of {len(requests)} requests failed"
-                f"{' and it counts as gone' if in_a_row >= FAILURES_IN_A_ROW else ''} (the last: {failures[-1]}); "
-                "all other replies are kept, and the same command asks for the rest."
+                f"{self.config.base_url}: {len(failures)} of {len(requests)} requests"
+                f" failed{' and it counts as gone' if in_a_row >= FAILURES_IN_A_ROW else ''} (the last:"
+                f" {failures[-1]}); all other replies are kept, and the same command asks for the rest."
             )
 
     def _send(self, messages: Sequence[dict], parameters: dict) -> str:
@@ -122,7 +122,9 @@ class Endpoint:
             except _Passing as error:
                 if attempt == self.config.retries or self.stop.is_set():
                     raise RequestFailed(f"{error}, at try {attempt + 1}") from error
-                wait = error.retry_after if error.retry_after is not None else pause * random.uniform(0.5, 1.0)
+                wait = (
+                    error.retry_after if error.retry_after is not None else pause * random.uniform(0.5, 1.0)
+                )
             if self.stop.wait(min(wait, LONGEST_PAUSE)):
                 raise RequestFailed("interrupted")
             pause *= 2
@@ -161,8 +163,8 @@ class Endpoint:
         if status in ENDING or body.get("code") == "insufficient_quota":
             self.stop.set()
             return UserError(
-                f"{config.base_url}: refuses the model {config.model} ({reason}); check the address, the model's "
-                f"name and the key in ${config.key_variable}."
+                f"{config.base_url}: refuses the model {config.model} ({reason}); check the address, the"
+                f" model's name and the key in ${config.key_variable}."
             )
         if status in PASSING or status >= 500:
             return _Passing(reason, _seconds(error.response.headers.get("retry-after")))

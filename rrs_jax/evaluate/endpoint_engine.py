@@ -16,10 +16,11 @@ from rrs_jax.inputs.audio import SAMPLING_RATE, read_audio
 
 
 def endpoint_engine(config: EndpointConfig, sampling: dict, seed: int) -> Generate:
-    """The `generate` of `evaluate_model`. Nothing is cached here: a response is kept in responses.jsonl at once.
+    """The `generate` of `evaluate_model`. Nothing is cached here: a response is kept in responses.jsonl at
+    once.
 
-    sampling: max_new_tokens, greedy, temperature, top_p, top_k, repetition_penalty; None leaves a value to the
-        server. The last two are no part of OpenAI's interface; vLLM and SGLang take them.
+    sampling: max_new_tokens, greedy, temperature, top_p, top_k, repetition_penalty; None leaves a value to
+        the server. The last two are no part of OpenAI's interface; vLLM and SGLang take them.
     """
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
@@ -42,7 +43,8 @@ def endpoint_engine(config: EndpointConfig, sampling: dict, seed: int) -> Genera
 
 
 def messages(request: GenerationRequest) -> list[dict]:
-    """One user turn; the clip, 16 kHz mono PCM in a wav file, before the text, as Qwen's templates have it."""
+    """One user turn; the clip, 16 kHz mono PCM in a wav file, before the text, as Qwen's templates have
+    it."""
     if request.audio is None:
         return [{"role": "user", "content": request.text}]
     audio = {"type": "input_audio", "input_audio": {"data": wav_base64(request.audio), "format": "wav"}}

@@ -1,11 +1,13 @@
-"""Tasks for Inspect (`inspect_ai`), so that any model it can call is measured with these questions and judges.
+"""Tasks for Inspect (`inspect_ai`), so that any model it can call is measured with these questions and
+judges.
 
-    inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=openai/MODEL -T manifest=MANIFEST.jsonl
-    inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=... -T manifest=... -T mode=audio_only -T judges=phrases
+    inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=openai/MODEL -T
+    manifest=MANIFEST.jsonl inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=... -T
+    manifest=... -T mode=audio_only -T judges=phrases
 
-Each question is asked in `samples` epochs. A score is 1 where the event happened: attack success for harmful questions,
-refusal for benign and borderline ones; each judge is a scorer. Metrics are means by label, in 0..1; intervals are those of
-`rrs_jax.evaluate.measure` on the logged answers.
+Each question is asked in `samples` epochs. A score is 1 where the event happened: attack success for harmful
+questions, refusal for benign and borderline ones; each judge is a scorer. Metrics are means by label, in
+0..1; intervals are those of `rrs_jax.evaluate.measure` on the logged answers.
 """
 
 import asyncio

@@ -1,10 +1,12 @@
 """Judges and rates for answers that came from anywhere.
 
-    python -m rrs_jax.evaluate.measure ANSWERS.jsonl --judges=phrases,llm:default --judge_url=URL --judge_model=NAME \
+    python -m rrs_jax.evaluate.measure ANSWERS.jsonl --judges=phrases,llm:default --judge_url=URL
+    --judge_model=NAME \
         --out=RUN/eval/NAME
 
-ANSWERS.jsonl: one answer a line: `question`, `response`, `label` (harmful, benign, borderline), and where known `id`,
-`mode` (audio_text), `category`, `sample`. Writes judgements.jsonl and summary.json, as the evaluate stage does.
+ANSWERS.jsonl: one answer a line: `question`, `response`, `label` (harmful, benign, borderline), and where
+known `id`, `mode` (audio_text), `category`, `sample`. Writes judgements.jsonl and summary.json, as the
+evaluate stage does.
 """
 
 import argparse
@@ -34,7 +36,8 @@ def measure(
     name: str = "model",
     vanilla: dict | None = None,
 ) -> dict:
-    """The summary of these answers (see the module), by these judges; the first one's rates are the summary's.
+    """The summary of these answers (see the module), by these judges; the first one's rates are the
+    summary's.
 
     folder: keeps judgements.jsonl, so that a restart judges only what is new; None keeps nothing. vanilla: a
     summary, for NSI. Raises UserError that lists every answer that lacks something.
@@ -50,23 +53,36 @@ def measure(
 def _rows(answers: Sequence[dict]) -> list[dict]:
     rows, faults, counted = [], [], Counter()
     for number, answer in enumerate(answers, start=1):
-        missing = [field for field in ("question", "response", "label") if not isinstance(answer.get(field), str)]
+        missing = [
+            field for field in ("question", "response", "label") if not isinstance(answer.get(field), str)
+        ]
         mode = answer.get("mode", "audio_text")
         if missing:
             faults.append(f"answer {number} has no {', '.join(missing)}")
         elif answer["label"] not in SETS or mode not in MODES:
-            faults.append(f"answer {number}: label {answer['label']!r} in mode {mode!r}; labels are {', '.join(SETS)}, "
-                          f"modes {', '.join(MODES)}")  # fmt: skip
+            faults.append(
+                f"answer {number}: label {answer['label']!r} in mode {mode!r}; labels are {', '.join(SETS)}, "
+                f"modes {', '.join(MODES)}"
+            )
         else:
             identity = str(answer.get("id") or content_hash(answer["question"]))
             key = answer["label"], identity, mode
             sample = answer.get("sample", counted[key])
             counted[key] += 1
-            rows.append({
-                "set": answer["label"], "id": identity, "mode": mode, "category": answer.get("category") or "none",
-                "sample": sample, "question": answer["question"], "response": answer["response"],
-            })  # fmt: skip
-    twice = [key for key, n in Counter((r["set"], r["id"], r["mode"], r["sample"]) for r in rows).items() if n > 1]
+            rows.append(
+                {
+                    "set": answer["label"],
+                    "id": identity,
+                    "mode": mode,
+                    "category": answer.get("category") or "none",
+                    "sample": sample,
+                    "question": answer["question"],
+                    "response": answer["response"],
+                }
+            )
+    twice = [
+        key for key, n in Counter((r["set"], r["id"], r["mode"], r["sample"]) for r in rows).items() if n > 1
+    ]
     faults += [f"set, id, mode and sample {key} occur twice" for key in twice]
     if faults or not rows:
         raise UserError(f"answers: {'; '.join(faults[:20]) or 'there are none'}.")
@@ -74,9 +90,13 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rrs_jax.evaluate.measure", description="Judges answers of a file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.evaluate.measure", description="Judges answers of a file."
+    )
     parser.add_argument("answers", help="JSON lines: question, response, label")
-    parser.add_argument("--judges", default="phrases", help="names with commas between; the first one's rates count")
+    parser.add_argument(
+        "--judges", default="phrases", help="names with commas between; the first one's rates count"
+    )
     parser.add_argument("--judge_url", help="OpenAI-compatible server of llm judges")
     parser.add_argument("--judge_model", help="the judge, as that server calls it")
     parser.add_argument("--vanilla", help="summary.json of the model before training, for NSI")
@@ -85,9 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_status() as status:
         settings = JudgeSettings(endpoint=options.judge_url, model=options.judge_model)
         summary = measure(
-            read_jsonl(options.answers), split_names(options.judges), settings=settings, folder=options.out,
-            name=Path(options.out or options.answers).stem, vanilla=read_json(options.vanilla) if options.vanilla else None,
-        )  # fmt: skip
+            read_jsonl(options.answers),
+            split_names(options.judges),
+            settings=settings,
+            folder=options.out,
+            name=Path(options.out or options.answers).stem,
+            vanilla=read_json(options.vanilla) if options.vanilla else None,
+        )
         if options.out:
             write_json(Path(options.out) / "summary.json", summary)
         print(json.dumps(summary, indent=2, ensure_ascii=False))

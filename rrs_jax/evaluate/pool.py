@@ -4,8 +4,8 @@
     python -m rrs_jax.report.table POOLED
 
 POOLED/eval/{vanilla,rrs}/summary.json count all responses of all runs, those of one question together. Their
-intervals are over questions, for these seeds; "seeds" holds what differs between seeds: each run's rate, the mean,
-the standard deviation, and Student's 95 % interval of the mean over seeds.
+intervals are over questions, for these seeds; "seeds" holds what differs between seeds: each run's rate, the
+mean, the standard deviation, and Student's 95 % interval of the mean over seeds.
 """
 
 import argparse
@@ -26,29 +26,42 @@ from rrs_jax.files import write_json
 def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
     """The summary of several RUN/eval/NAME together, with "seeds".
 
-    vanilla: the pooled summary of the models before training, for NSI. Raises UserError where judges, versions or
-    questions differ.
+    vanilla: the pooled summary of the models before training, for NSI. Raises UserError where judges,
+    versions or questions differ.
     """
     parts = [read_judged(folder) for folder in folders]
     first = parts[0]
     for other in parts[1:]:
         if other.judges != first.judges:
-            raise UserError(f"{other.folder}: was judged by others than {first.folder}; evaluate both with the same judges.")
+            raise UserError(
+                f"{other.folder}: was judged by others than {first.folder}; evaluate both with the same"
+                " judges."
+            )
         if _asked(other.rows) != _asked(first.rows):
-            raise UserError(f"{other.folder}: was asked other questions or modes than {first.folder}; they cannot be pooled.")
+            raise UserError(
+                f"{other.folder}: was asked other questions or modes than {first.folder}; they cannot be"
+                " pooled."
+            )
     rows, offset = [], 0
     for part in parts:  # a sample of its own for each response: judges' agreement pairs by it
         rows += [row | {"sample": row["sample"] + offset} for row in part.rows]
         offset += part.summary["samples"]
     summary = summarise(
-        rows, first.judges, name=first.summary["name"], model=first.summary["model"],
-        strategy=first.summary["strategy"], samples=offset, vanilla=vanilla,
-    )  # fmt: skip
+        rows,
+        first.judges,
+        name=first.summary["name"],
+        model=first.summary["model"],
+        strategy=first.summary["strategy"],
+        samples=offset,
+        vanilla=vanilla,
+    )
     summaries = [part.summary for part in parts]
     return summary | {
         "seeds": {
             "runs": [str(part.folder) for part in parts],
-            "modes": {mode: over_seeds([_rate(s["modes"].get(mode), "asr") for s in summaries]) for mode in MODES},
+            "modes": {
+                mode: over_seeds([_rate(s["modes"].get(mode), "asr") for s in summaries]) for mode in MODES
+            },
             "orr": over_seeds([_rate(s["orr"], "rate") for s in summaries]),
             "borderline_orr": over_seeds([_rate(s["borderline_orr"], "rate") for s in summaries]),
             "nsi_average": over_seeds([(s["nsi"] or {}).get("average") for s in summaries], least=-100.0),
@@ -57,7 +70,8 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
 
 
 def pool_runs(runs: Sequence[str | Path], name: str, target: str | Path) -> None:
-    """Writes `target`/eval/NAME/summary.json, and that of the models before training where all runs have one."""
+    """Writes `target`/eval/NAME/summary.json, and that of the models before training where all runs have
+    one."""
     suffix = name.partition("-")[2]
     before = "vanilla" + (f"-{suffix}" if suffix else "")
     folders = {each: [Path(run) / "eval" / each for run in runs] for each in (before, name)}
@@ -78,8 +92,8 @@ def _rate(block: dict | None, field: str) -> float | None:
 
 
 def over_seeds(rates: Sequence[float | None], least: float = 0.0) -> dict | None:
-    """Each rate, their mean and standard deviation, and Student's interval of the mean, which ends where a rate does, at
-    `least` and 100. None where a rate is missing."""
+    """Each rate, their mean and standard deviation, and Student's interval of the mean, which ends where a
+    rate does, at `least` and 100. None where a rate is missing."""
     if any(rate is None for rate in rates):
         return None
     mean = float(np.mean(rates))
@@ -88,13 +102,17 @@ def over_seeds(rates: Sequence[float | None], least: float = 0.0) -> dict | None
     sd = float(np.std(rates, ddof=1))
     half = float(scipy.stats.t.ppf(0.975, len(rates) - 1)) * sd / len(rates) ** 0.5
     return {
-        "rates": list(rates), "mean": round(mean, 4), "sd": round(sd, 4),
+        "rates": list(rates),
+        "mean": round(mean, 4),
+        "sd": round(sd, 4),
         "ci95": [round(max(mean - half, least), 4), round(min(mean + half, 100.0), 4)],
-    }  # fmt: skip
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rrs_jax.evaluate.pool", description="Several seeds as one.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.evaluate.pool", description="Several seeds as one."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of one seed")
     parser.add_argument("--name", default="rrs", help="evaluation in each run (default: rrs)")
     parser.add_argument("--out", required=True, help="folder to write eval/NAME/summary.json in")

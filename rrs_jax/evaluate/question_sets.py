@@ -29,7 +29,8 @@ from rrs_jax.files import parse_jsonl
 
 
 def read_question_sets(written: Sequence[str]) -> list[dict]:
-    """Rows of all sets: id, pair_id, label, category, question, audio (an absolute path, or None: not spoken yet).
+    """Rows of all sets: id, pair_id, label, category, question, audio (an absolute path, or None: not spoken
+    yet).
 
     written: `FORMAT:PATH` each. Raises UserError that names the file and what it lacks.
     """
@@ -61,10 +62,19 @@ def _read_set(written: str) -> list[dict]:
     rows = []
     for number, (label, category, question, rest) in enumerate(READERS[name](Path(path)), start=1):
         identity = rest.get("id") or f"{name}-{number:04d}"
-        rows.append({
-            "id": identity, "pair_id": rest.get("pair_id") or identity, "label": label, "category": category or "none",
-            "question": question.strip(), "response": None, "audio": rest.get("audio"), "voice": None, "seconds": None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": identity,
+                "pair_id": rest.get("pair_id") or identity,
+                "label": label,
+                "category": category or "none",
+                "question": question.strip(),
+                "response": None,
+                "audio": rest.get("audio"),
+                "voice": None,
+                "seconds": None,
+            }
+        )
     if not rows:
         raise UserError(f"{path}: holds no question of the set {name}.")
     return rows
@@ -87,9 +97,12 @@ def _aiah(path: Path) -> Read:
             label = "benign" if benign else "harmful"
             # Twins bear the same file name in two folders.
             pair = f"aiah-{entry['scenario']}-{clip.stem}"
-            yield label, entry["scenario"], entry["question"], {
-                "id": f"{pair}-{label}", "pair_id": pair, "audio": str(clip.absolute()),
-            }  # fmt: skip
+            yield (
+                label,
+                entry["scenario"],
+                entry["question"],
+                {"id": f"{pair}-{label}", "pair_id": pair, "audio": str(clip.absolute())},
+            )
 
 
 def _figstep(path: Path) -> Read:
@@ -113,10 +126,16 @@ def _jailbreakbench(path: Path) -> Read:
 
 
 def _harmbench(path: Path) -> Read:
-    """Contextual behaviours need a page of context, copyright ones a comparison of text: both are left out."""
+    """Contextual behaviours need a page of context, copyright ones a comparison of text: both are left
+    out."""
     for row in _csv(path, "Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"):
         if row["FunctionalCategory"] == "standard":
-            yield "harmful", row["SemanticCategory"], row["Behavior"], {"id": f"harmbench-{row['BehaviorID']}"}
+            yield (
+                "harmful",
+                row["SemanticCategory"],
+                row["Behavior"],
+                {"id": f"harmbench-{row['BehaviorID']}"},
+            )
 
 
 def _strongreject(path: Path) -> Read:
@@ -131,13 +150,15 @@ def _or_bench(path: Path) -> Read:
 
 
 def _beavertails(path: Path) -> Read:
-    """Rows of pairs (category: 14 booleans) or of the evaluation set (category: a name). Each question once, under
-    the first of its categories."""
+    """Rows of pairs (category: 14 booleans) or of the evaluation set (category: a name). Each question once,
+    under the first of its categories."""
     seen = set()
     for number, row in enumerate(parse_jsonl(path, _text(path)), start=1):
         category = row.get("category")
         if not isinstance(row.get("prompt"), str) or not isinstance(category, dict | str):
-            raise UserError(f"{path}, line {number}: has no prompt with a category; give a file of BeaverTails.")
+            raise UserError(
+                f"{path}, line {number}: has no prompt with a category; give a file of BeaverTails."
+            )
         question = row["prompt"].strip()
         if isinstance(category, dict):
             category = next((name for name in CATEGORIES if category.get(name)), None)
@@ -185,7 +206,9 @@ def _csv(path: Path, *columns: str) -> Iterable[dict]:
         raise UserError(f"{path}: has no column {', '.join(missing)}; it has {has}.")
     for row in reader:
         if empty := [name for name in columns if not (row[name] or "").strip()]:
-            raise UserError(f"{path}, line {reader.line_num}: {', '.join(empty)} is empty; mend or delete the row.")
+            raise UserError(
+                f"{path}, line {reader.line_num}: {', '.join(empty)} is empty; mend or delete the row."
+            )
         yield row
 
 
@@ -205,4 +228,6 @@ def _text(path: Path) -> str:
         with opened(path, "rb") as file:
             return file.read().decode("utf-8-sig")
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give the set's file as it is published.") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}); give the set's file as it is published."
+        ) from error

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 def chosen_rows(rows: Sequence[dict], split: str, limit: int | None) -> list[dict]:
     """The rows of a half, and of each label at most `limit` of them, in their order.
 
-    `choose` and `check` are halves with no question in common: of each category (of borderline questions, each style)
-    the pairs by turns, a question with its twin. What is chosen on one is to be measured on the other.
+    `choose` and `check` are halves with no question in common: of each category (of borderline questions,
+    each style) the pairs by turns, a question with its twin. What is chosen on one is to be measured on the
+    other.
     """
     if split != "all":
         place: dict[str, int] = {}  # of a pair, within its category

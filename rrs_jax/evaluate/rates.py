@@ -11,8 +11,9 @@ Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 FEW_QUERIES, MANY_QUERIES = 5, 30  # that show the event and that lack it, whichever are fewer
 
 INTERVAL = (
-    "95 % percentile bootstrap over queries (10,000 resamples); with fewer than 30 of them that show the event or "
-    "that lack it, Wilson with the effective number of responses; with fewer than 5, Wilson with that of queries"
+    "95 % percentile bootstrap over queries (10,000 resamples); with fewer than 30 of them that show the"
+    " event or that lack it, Wilson with the effective number of responses; with fewer than 5, Wilson with"
+    " that of queries"
 )
 
 
@@ -62,10 +63,10 @@ def interval(events: np.ndarray, responses: np.ndarray, *, seed: int = 0) -> tup
 
     The responses of one query are not independent, so whole queries are drawn with replacement: percentile
     bootstrap with 10,000 resamples. Where nearly all queries agree it cannot see what it has not drawn. With
-    fewer than 30 queries that show the event, or that show its absence, the interval is therefore Wilson's with
-    Student's quantile and as many trials as independent responses would give the variance seen between queries;
-    with fewer than 5, where that variance is not known either, Wilson's with the number of queries as trials,
-    which takes all responses of a query for one. docs/evaluation.md has the coverage of each.
+    fewer than 30 queries that show the event, or that show its absence, the interval is therefore Wilson's
+    with Student's quantile and as many trials as independent responses would give the variance seen between
+    queries; with fewer than 5, where that variance is not known either, Wilson's with the number of queries
+    as trials, which takes all responses of a query for one. docs/evaluation.md has the coverage of each.
     """
     seen = min(np.sum(events > 0), np.sum(events < responses))
     rate = events.sum() / responses.sum()

@@ -110,10 +110,10 @@ class ResponseStore:
 def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequence[Judge]) -> list[dict]:
     """Judgements of all responses by all judges; those already in `path` are kept, new ones appended to it.
 
-    A row: id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, and score where
-    the judge gives one. A judgement counts as there only for the same version of the judge and the same question
-    and response. Equal responses to one question are judged once. Finished judgements are on disk even when a
-    judge fails or the program is interrupted.
+    A row: id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, and score
+    where the judge gives one. A judgement counts as there only for the same version of the judge and the same
+    question and response. Equal responses to one question are judged once. Finished judgements are on disk
+    even when a judge fails or the program is interrupted.
     """
     path = Path(path)
     known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
@@ -146,7 +146,11 @@ def _judge_with(judge: Judge, path: Path, responses: Sequence[dict], known: dict
         def on_judged(index: int, judgement: Judgement) -> None:
             score = {} if judgement.score is None else {"score": judgement.score}
             for row in waiting[index]:
-                row |= {"refusal": judgement.refusal, "harmful": judgement.harmful, "kind": judgement.kind} | score
+                row |= {
+                    "refusal": judgement.refusal,
+                    "harmful": judgement.harmful,
+                    "kind": judgement.kind,
+                } | score
             finished.add(waiting[index])
             progress.update(1)
 

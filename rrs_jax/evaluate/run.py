@@ -68,11 +68,11 @@ def evaluate_model(
     generate(requests, on_finished): answers all requests in any order and calls on_finished(request,
         response, seconds) as each one is done. It gets only what is not on disk yet, the samples of one query
         side by side.
-    modes: those asked for; harmful questions are asked in all of them, the other two sets in those that are also
-        in `over_refusal_modes`.
+    modes: those asked for; harmful questions are asked in all of them, the other two sets in those that are
+        also in `over_refusal_modes`.
     available_modes: those that the model has (Qwen-Audio has no audio_only); others are null in the summary.
-    setting: one of `settings.SETTINGS`; the rows' audio is then the setting's (`settings.setting_rows`), and modes
-        that it does not have are null.
+    setting: one of `settings.SETTINGS`; the rows' audio is then the setting's (`settings.setting_rows`), and
+        modes that it does not have are null.
     write_every: seconds between writes of finished responses; 0 where each one costs money.
     made_by: JSON object that says what decides the responses besides the prompts (model, adapter, decoding,
         seed); a restart with another one is refused.
@@ -92,7 +92,8 @@ def evaluate_model(
     ]
     folder = Path(folder) / name
     prompts = {
-        mode: setting_prompt(setting, mode, "{question}", text_only_variant) for mode in SETTING_MODES[setting]
+        mode: setting_prompt(setting, mode, "{question}", text_only_variant)
+        for mode in SETTING_MODES[setting]
     }
     store = ResponseStore(folder / "responses.jsonl", {**(made_by or {}), "prompts": prompts})
     wanted = {}
@@ -159,7 +160,8 @@ def _available(modes: Sequence[str], available: Sequence[str]) -> tuple[str, ...
     asked = tuple(mode for mode in modes if mode in available or mode not in MODES)
     if modes and not asked:
         raise UserError(
-            f"evaluate.modes: this model and setting have none of {', '.join(modes)}; choose from {', '.join(available)}."
+            f"evaluate.modes: this model and setting have none of {', '.join(modes)}; choose from"
+            f" {', '.join(available)}."
         )
     return asked
 
@@ -184,7 +186,8 @@ def _check(
         raise UserError(f"evaluate.samples: is {samples}; ask for at least one response a question.")
     if text_only_variant not in TEXT_ONLY_VARIANTS:
         raise UserError(
-            f"evaluate.text_only_variant: {text_only_variant!r} is unknown; choose {' or '.join(TEXT_ONLY_VARIANTS)}."
+            f"evaluate.text_only_variant: {text_only_variant!r} is unknown; choose"
+            f" {' or '.join(TEXT_ONLY_VARIANTS)}."
         )
     if not rows:
         raise UserError("evaluation questions: the file holds none; give at least one row.")

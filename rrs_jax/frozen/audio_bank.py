@@ -54,19 +54,27 @@ class AudioBank:
 
 
 def make_audio_bank(
-    model: nnx.Module, mel: MelConfig, audios: Sequence[str | Path | np.ndarray], *, batch_size: int = 16,
-    max_buckets: int = 5, cache: Path | None = None, cache_key: object = None,
-) -> AudioBank:  # fmt: skip
+    model: nnx.Module,
+    mel: MelConfig,
+    audios: Sequence[str | Path | np.ndarray],
+    *,
+    batch_size: int = 16,
+    max_buckets: int = 5,
+    cache: Path | None = None,
+    cache_key: object = None,
+) -> AudioBank:
     """Encodes every clip with `model.encode_audio`, in few lengths and little padding.
 
-    `batch_size`: clips at once, at least; short ones are taken together (`clips_at_once`). `cache` names a file that
-    keeps the result; it is used again where `cache_key` and the clips are the same.
+    `batch_size`: clips at once, at least; short ones are taken together (`clips_at_once`). `cache` names a
+    file that keeps the result; it is used again where `cache_key` and the clips are the same.
     """
     mesh = mesh_of(model)
     dtype, width = model.dtype, model.config.text.hidden_size
     prints = [_fingerprint(audio) for audio in audios]
     key = content_hash(str(dtype), cache_key, prints)
-    if cache is not None and processes.by_first(lambda: cache.is_file() and read_header(cache)[1].get("key") == key):
+    if cache is not None and processes.by_first(
+        lambda: cache.is_file() and read_header(cache)[1].get("key") == key
+    ):
         entries, _ = read_header(cache)
         counts = entries["counts"].array()[1:].tolist()
         return _bank(put(entries["rows"].array(), replicated(mesh)), counts, prints)
@@ -76,7 +84,8 @@ def make_audio_bank(
         graphdef, state = nnx.split(model)
         encode = encoder(graphdef)
         progress = Progress(len(audios), "encoding audio", "clips")
-        # Each worker's small products in its own thread: BLAS threads of several workers wait for one another.
+        # Each worker's small products in its own thread: BLAS threads of several workers wait for one
+        # another.
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(WORKERS) as pool, progress:
             waveforms = list(pool.map(as_waveform, audios))
             counts = [mel.token_count(mel.feature_length(len(waveform))) for waveform in waveforms]
@@ -85,8 +94,11 @@ def make_audio_bank(
             buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple, price=price)
             size = clips_at_once(len(audios), buckets[-1], batch_size, rows_multiple(mesh))
             selections = batches_in_buckets(lengths, size, buckets)
-            # In the order in which they are encoded, so that the device starts behind the first batch's features.
-            features = [pool.map(log_mel, [waveforms[i] for i in batch.indices], repeat(mel)) for batch in selections]
+            # In the order in which they are encoded, so that the device starts behind the first batch's
+            # features.
+            features = [
+                pool.map(log_mel, [waveforms[i] for i in batch.indices], repeat(mel)) for batch in selections
+            ]
 
             def read(selection: Selection, output: jax.Array) -> None:
                 output = fetch(output)
@@ -111,8 +123,8 @@ def make_audio_bank(
 
 
 def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:
-    """Size of a batch of `clips` whose longest has `frames`: about as many as have `FRAMES_AT_ONCE`, but not fewer
-    than `least`; with little filling in the last one, and a multiple of `multiple`."""
+    """Size of a batch of `clips` whose longest has `frames`: about as many as have `FRAMES_AT_ONCE`, but not
+    fewer than `least`; with little filling in the last one, and a multiple of `multiple`."""
     batches = -(-clips // max(least, FRAMES_AT_ONCE // frames))
     size = -(-clips // batches)
     # XLA copies what goes into a product of 16 bit and comes out of it where its rows are no multiple of 8.
@@ -122,7 +134,8 @@ def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def encoder(graphdef):
-    """`encode_audio` of a model's structure as a function of its state, compiled once for each shape of clips."""
+    """`encode_audio` of a model's structure as a function of its state, compiled once for each shape of
+    clips."""
 
     def encode(state, features, lengths):
         return nnx.merge(graphdef, state).encode_audio(features, lengths)

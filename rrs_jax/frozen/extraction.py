@@ -69,23 +69,32 @@ class SafetyVector:
 
 
 def extract_reps(
-    model: nnx.Module, batches: Batch | Sequence[Batch], audio_bank: jax.Array | None = None, *, mesh: Mesh | None = None,
+    model: nnx.Module,
+    batches: Batch | Sequence[Batch],
+    audio_bank: jax.Array | None = None,
+    *,
+    mesh: Mesh | None = None,
     layers: tuple[int, ...] | None = None,
-) -> jax.Array:  # fmt: skip
-    """Final-norm hidden states at each prompt's last token: (B, D) float32, of several batches one below the other.
+) -> jax.Array:
+    """Final-norm hidden states at each prompt's last token: (B, D) float32, of several batches one below the
+    other.
 
-    Compiled once for each model and shape; rows are cut over `data` and `fsdp` of `mesh` (default: the mesh on
-    which the model lies). `audio_bank` (rows, D) may be left out where no prompt has audio. With `layers` it is
-    (B, len(layers), D), the states behind them, before the final norm.
+    Compiled once for each model and shape; rows are cut over `data` and `fsdp` of `mesh` (default: the mesh
+    on which the model lies). `audio_bank` (rows, D) may be left out where no prompt has audio. With `layers`
+    it is (B, len(layers), D), the states behind them, before the final norm.
     """
     if not isinstance(batches, Batch):
-        return jnp.concatenate([extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers) for batch in batches])
+        return jnp.concatenate(
+            [extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers) for batch in batches]
+        )
     program, arguments = _call(model, batches, audio_bank, mesh, layers)
     rows, output = batches.lengths.shape[0], program(*arguments)
     return output if output.shape[0] == rows else output[:rows]
 
 
-def _call(model: nnx.Module, batch: Batch, audio_bank: jax.Array | None, mesh: Mesh | None, layers) -> tuple[Programs, tuple]:
+def _call(
+    model: nnx.Module, batch: Batch, audio_bank: jax.Array | None, mesh: Mesh | None, layers
+) -> tuple[Programs, tuple]:
     """What computes the representations of a batch, and its arguments on the devices."""
     mesh = mesh or mesh_of(model)
     if audio_bank is None:
@@ -107,11 +116,12 @@ def extract_all(
     under: Callable[[Batch, Sequence[EncodedPrompt]], Batch] | None = None,
     progress=None,
 ) -> np.ndarray:
-    """Representations of many prompts, (N, D) float32 in the order given; with `layers` as `extract_reps` gives them.
+    """Representations of many prompts, (N, D) float32 in the order given; with `layers` as `extract_reps`
+    gives them.
 
-    Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `under` puts the lower layers'
-    states into a batch of these rows (`rrs_jax.frozen.prefix_states.Floor.under`). `progress` is a `rrs_jax.progress.Progress` over
-    prompts, or None.
+    Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `under` puts the lower
+    layers' states into a batch of these rows (`rrs_jax.frozen.prefix_states.Floor.under`). `progress` is a
+    `rrs_jax.progress.Progress` over prompts, or None.
     """
     selections = batches_in_buckets([len(ids) for ids, _, _ in rows], batch_size, buckets)
 
@@ -142,17 +152,23 @@ def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None):
             return model.representations(batch, audio_bank)
         return model.layer_states(batch, audio_bank, layers)
 
-    return Programs(jax.jit(representations, out_shardings=replicated(mesh), compiler_options=compiler_options()))
+    return Programs(
+        jax.jit(representations, out_shardings=replicated(mesh), compiler_options=compiler_options())
+    )
 
 
 def safety_vector(
-    harmful_refusal, benign, head_row, top_m: float | str = 51, reshape: Callable[[np.ndarray], np.ndarray] | None = None
+    harmful_refusal,
+    benign,
+    head_row,
+    top_m: float | str = 51,
+    reshape: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> SafetyVector:
     """The safety vector of representations (N, D) and the head's row (D,) of the refusal token.
 
     `top_m` keeps that many percent of the features, those that contribute most to the refusal token's logit;
-    "positive" keeps all that raise it. The two means need not be over equally many samples. `reshape` changes the
-    mean change (D,) before features are selected.
+    "positive" keeps all that raise it. The two means need not be over equally many samples. `reshape` changes
+    the mean change (D,) before features are selected.
     Raises UserError for a `top_m` outside 0 to 100.
     """
     count = _selected_count(top_m, np.shape(head_row)[0])
@@ -180,7 +196,10 @@ def _selected_count(top_m: float | str, features: int) -> int | None:
     if top_m == "positive":
         return None
     if isinstance(top_m, bool) or not isinstance(top_m, int | float) or not 0 < top_m <= 100:
-        raise UserError(f'rrs.top_m: {top_m!r} is no share of the features; give percent above 0 up to 100, or "positive".')
+        raise UserError(
+            f"rrs.top_m: {top_m!r} is no share of the features; give percent above 0 up to 100, or"
+            ' "positive".'
+        )
     return round(top_m / 100 * features)
 
 
@@ -193,7 +212,9 @@ def _mean_change(harmful_refusal: jax.Array, benign: jax.Array) -> jax.Array:
     return jnp.mean(refusal - rough, axis=0) - jnp.mean(benign - rough, axis=0)
 
 
-def premise(model: nnx.Module, representations: Representations, token_ids: int | Sequence[int]) -> dict[str, float]:
+def premise(
+    model: nnx.Module, representations: Representations, token_ids: int | Sequence[int]
+) -> dict[str, float]:
     """Share of samples, 0 to 1, whose likeliest first token is a refusal token, by kind of representation.
 
     The method takes for granted that it comes first under the refusal prompt and not for benign questions.
@@ -203,7 +224,9 @@ def premise(model: nnx.Module, representations: Representations, token_ids: int 
     for field in dataclasses.fields(representations):
         rows = getattr(representations, field.name)
         slices = [rows[start : start + LOGIT_ROWS] for start in range(0, len(rows), LOGIT_ROWS)]
-        tokens = [fetch(_likeliest(graphdef, state, pad_rows(part, LOGIT_ROWS)))[: len(part)] for part in slices]
+        tokens = [
+            fetch(_likeliest(graphdef, state, pad_rows(part, LOGIT_ROWS)))[: len(part)] for part in slices
+        ]
         shares[field.name] = float(np.isin(np.concatenate(tokens), token_ids).mean())
     return shares
 
@@ -220,17 +243,24 @@ def save_representations(
     metadata: dict[str, object],
     extras: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes `RUN/representations.safetensors`; metadata (model, prompts, top_m, refusal_token_id) become strings,
-    `extras` are a strategy's own arrays."""
-    tensors = {field.name: getattr(representations, field.name) for field in dataclasses.fields(representations)}
-    tensors |= {"delta_mean": vector.delta_mean, "contribution": vector.contribution, "safety_vector": vector.vector}
+    """Writes `RUN/representations.safetensors`; metadata (model, prompts, top_m, refusal_token_id) become
+    strings, `extras` are a strategy's own arrays."""
+    tensors = {
+        field.name: getattr(representations, field.name) for field in dataclasses.fields(representations)
+    }
+    tensors |= {
+        "delta_mean": vector.delta_mean,
+        "contribution": vector.contribution,
+        "safety_vector": vector.vector,
+    }
     tensors = {name: np.asarray(array, np.float32) for name, array in tensors.items()} | (extras or {})
     with atomic_path(path) as temporary:
         save_file(temporary, tensors, {name: str(value) for name, value in metadata.items()})
 
 
 def load_representations(path: str | Path) -> tuple[Representations, dict[str, np.ndarray], dict[str, str]]:
-    """The file's representations, its other arrays (delta_mean, contribution, safety_vector, extras) and its metadata.
+    """The file's representations, its other arrays (delta_mean, contribution, safety_vector, extras) and its
+    metadata.
 
     Raises UserError where the file is missing or damaged.
     """

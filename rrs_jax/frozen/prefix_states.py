@@ -1,8 +1,8 @@
 """The layers below the first adapter, computed once for all prompts of a run.
 
-They are frozen, all prompts begin alike, with the system prompt, and those of one clip go on alike, with the clip. So
-the opening of all goes through them once, then each clip's common beginning, and each prompt's own end behind it; and
-extraction, training and the answers of several models start above them.
+They are frozen, all prompts begin alike, with the system prompt, and those of one clip go on alike, with the
+clip. So the opening of all goes through them once, then each clip's common beginning, and each prompt's own
+end behind it; and extraction, training and the answers of several models start above them.
 """
 
 import functools
@@ -23,7 +23,8 @@ from rrs_jax.models.flops import state_size
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.progress import Progress
 
-MOST_OF_ENDS = 512  # tokens behind a beginning: attention grows with the square of a tree's length, a beginning has about 100
+# Tokens behind a beginning: attention grows with the square of a tree's length, a beginning has about 100.
+MOST_OF_ENDS = 512
 
 
 class Tree(NamedTuple):
@@ -43,8 +44,8 @@ class Tree(NamedTuple):
 
 
 def make_trees(model: nnx.Module, rows: Sequence[EncodedPrompt], most: int = MOST_OF_ENDS) -> list[Tree]:
-    """Each different prompt once, those of the same clips together, one without a clip by itself; where their ends have
-    more than `most` tokens, in several trees that repeat the beginning."""
+    """Each different prompt once, those of the same clips together, one without a clip by itself; where their
+    ends have more than `most` tokens, in several trees that repeat the beginning."""
     kinds = model.language_model.angle_kinds(np.array([len(ids) for ids, _, _ in rows]))
     groups: dict[tuple, dict[tuple, EncodedPrompt]] = {}
     for row, kind in zip(rows, kinds.tolist(), strict=True):
@@ -66,12 +67,14 @@ def make_trees(model: nnx.Module, rows: Sequence[EncodedPrompt], most: int = MOS
 
 def states_bytes(model: nnx.Module, trees: Sequence[Tree], kept_layers: int = 0) -> int:
     """What a `Floor` of these takes of the host's memory, with the keys and values of so many layers."""
-    return sum(tree.length for tree in trees) * state_size(model.config.text, kept_layers) * model.dtype.itemsize
+    return (
+        sum(tree.length for tree in trees) * state_size(model.config.text, kept_layers) * model.dtype.itemsize
+    )
 
 
 def opening_length(model: nnx.Module, trees: Sequence[Tree]) -> int:
-    """How many first tokens all trees have in common, none of them a clip's; 0 for a tree alone, or where not all prompts,
-    and an opening by itself, are rotated alike."""
+    """How many first tokens all trees have in common, none of them a clip's; 0 for a tree alone, or where not
+    all prompts, and an opening by itself, are rotated alike."""
     lengths = [tree.longest for tree in trees]
     if len(trees) < 2 or len({*model.language_model.angle_kinds(np.array([1, *lengths])).tolist()}) > 1:
         return 0
@@ -83,8 +86,8 @@ def opening_length(model: nnx.Module, trees: Sequence[Tree]) -> int:
 
 
 class Floor:
-    """Hidden states behind the layers below the first adapter, of many prompts, on the host in the model's dtype;
-    with `keys_values` these layers' keys and values too, which answers need to begin here.
+    """Hidden states behind the layers below the first adapter, of many prompts, on the host in the model's
+    dtype; with `keys_values` these layers' keys and values too, which answers need to begin here.
 
     Args:
       model: the frozen one, without adapters.
@@ -95,12 +98,24 @@ class Floor:
     """
 
     def __init__(
-        self, model: nnx.Module, layers: int, trees: Sequence[Tree], audio_bank: jax.Array, *, batch_size: int,
-        buckets: Callable[[Sequence[int]], Sequence[int]], mesh: Mesh | None = None, keys_values: bool = False,
-    ):  # fmt: skip
+        self,
+        model: nnx.Module,
+        layers: int,
+        trees: Sequence[Tree],
+        audio_bank: jax.Array,
+        *,
+        batch_size: int,
+        buckets: Callable[[Sequence[int]], Sequence[int]],
+        mesh: Mesh | None = None,
+        keys_values: bool = False,
+    ):
         self.layers, self.keys_values = layers, keys_values
-        self._kept: list[tuple[np.ndarray, Store | None]] = [()] * len(trees)  # of each tree, the leaves (its length, ...)
-        self._places: dict[tuple, tuple[int, int, int, int]] = {}  # tree, length of the beginning, start and end of its own
+        self._kept: list[tuple[np.ndarray, Store | None]] = [()] * len(
+            trees
+        )  # of each tree, the leaves (its length, ...)
+        self._places: dict[
+            tuple, tuple[int, int, int, int]
+        ] = {}  # tree, length of the beginning, start and end of its own
         for number, tree in enumerate(trees):
             start = tree.common
             for row in tree.rows:
@@ -113,10 +128,12 @@ class Floor:
         return _key(row) in self._places
 
     def states(self, rows: Sequence[EncodedPrompt], length: int) -> tuple[np.ndarray, Store | None]:
-        """(B, length, D), and keys and values (B, length, n, K, H); zero past a row's end. Raises KeyError for a prompt
-        that is not here."""
+        """(B, length, D), and keys and values (B, length, n, K, H); zero past a row's end. Raises KeyError
+        for a prompt that is not here."""
         places = [self._places[_key(row)] for row in rows]
-        found = jax.tree.map(lambda leaf: np.zeros((len(rows), length, *leaf.shape[1:]), leaf.dtype), self._kept[0])
+        found = jax.tree.map(
+            lambda leaf: np.zeros((len(rows), length, *leaf.shape[1:]), leaf.dtype), self._kept[0]
+        )
         for place, (number, common, start, end) in enumerate(places):
             for target, tree in zip(jax.tree.leaves(found), jax.tree.leaves(self._kept[number]), strict=True):
                 target[place, :common] = tree[:common]
@@ -128,7 +145,9 @@ class Floor:
         states, store = self.states(rows, batch.input_ids.shape[1])
         return batch.replace(below=states, below_store=store, below_layers=self.layers)
 
-    def _compute(self, model: nnx.Module, trees: Sequence[Tree], audio_bank, batch_size: int, buckets, mesh: Mesh) -> None:
+    def _compute(
+        self, model: nnx.Module, trees: Sequence[Tree], audio_bank, batch_size: int, buckets, mesh: Mesh
+    ) -> None:
         audio_ids, rows, skip = model.config.audio_token_id, rows_multiple(mesh), opening_length(model, trees)
         lengths = [tree.length - skip for tree in trees]
         selections = batches_in_buckets(lengths, batch_size, buckets(lengths)) if trees else []
@@ -140,7 +159,9 @@ class Floor:
             batch = put(pad_rows(collate_trees([tree], skip, audio_ids), rows), batch_sharding(mesh))
             states, store = _lower_states(graphdef, mesh, self.layers, True)(state, batch, bank, None)
             opening = jax.tree.map(lambda leaf: leaf[0].swapaxes(0, 1), store)
-            before_all = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (states, store if self.keys_values else None))
+            before_all = jax.tree.map(
+                lambda leaf: np.asarray(leaf[0]), (states, store if self.keys_values else None)
+            )
         program = _lower_states(graphdef, mesh, self.layers, self.keys_values)
 
         def arguments(selection: Selection) -> tuple:
@@ -156,9 +177,13 @@ class Floor:
                 self._kept[number] = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
             progress.update(sum(len(trees[i].rows) for i in selection.indices[selection.weights > 0]))
 
-        program.prepare([arguments(one) for one in {selection.length: selection for selection in selections}.values()])
+        program.prepare(
+            [arguments(one) for one in {selection.length: selection for selection in selections}.values()]
+        )
         before = None
-        with Progress(sum(len(tree.rows) for tree in trees), f"layers below {self.layers}", "prompts") as progress:
+        with Progress(
+            sum(len(tree.rows) for tree in trees), f"layers below {self.layers}", "prompts"
+        ) as progress:
             for selection in selections:
                 output = program(*arguments(selection))
                 if before is not None:
@@ -168,15 +193,19 @@ class Floor:
                 read(*before)
 
 
-def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequence[int], skip: int = 0) -> Trees:
-    """Trees without their first `skip` tokens to NumPy arrays (B, length). Raises ValueError as `collate` does, and for a
-    tree that is longer."""
+def collate_trees(
+    trees: Sequence[Tree], length: int, audio_token_id: int | Sequence[int], skip: int = 0
+) -> Trees:
+    """Trees without their first `skip` tokens to NumPy arrays (B, length). Raises ValueError as `collate`
+    does, and for a tree that is longer."""
     shape = len(trees), length
     found = Trees(
-        input_ids=np.zeros(shape, np.int32), audio_index=np.full(shape, -1, np.int32),
-        positions=np.zeros(shape, np.int32), branches=np.zeros(shape, np.int32),
+        input_ids=np.zeros(shape, np.int32),
+        audio_index=np.full(shape, -1, np.int32),
+        positions=np.zeros(shape, np.int32),
+        branches=np.zeros(shape, np.int32),
         lengths=np.array([tree.longest for tree in trees], np.int32),
-    )  # fmt: skip
+    )
     for place, tree in enumerate(trees):
         if tree.length - skip > length:
             raise ValueError(f"tree {place} has {tree.length - skip} tokens, the batch is {length} long")
@@ -186,7 +215,10 @@ def collate_trees(trees: Sequence[Tree], length: int, audio_token_id: int | Sequ
         start = 0
         for row, first, end, branch in parts:
             here = place, slice(start, start + end - first)
-            found.input_ids[here], found.audio_index[here] = batch.input_ids[row, first:end], batch.audio_index[row, first:end]
+            found.input_ids[here], found.audio_index[here] = (
+                batch.input_ids[row, first:end],
+                batch.audio_index[row, first:end],
+            )
             found.positions[here], found.branches[here] = np.arange(first, end), branch
             start += end - first
     return found
@@ -198,7 +230,9 @@ def _lower_states(graphdef, mesh: Mesh, layers: int, keys_values: bool) -> Progr
         model = nnx.merge(graphdef, state)
         return model.lower_states(trees, audio_bank, layers, opening=opening, keys_values=keys_values)
 
-    return Programs(jax.jit(lower_states, out_shardings=replicated(mesh), compiler_options=compiler_options()))
+    return Programs(
+        jax.jit(lower_states, out_shardings=replicated(mesh), compiler_options=compiler_options())
+    )
 
 
 def _key(row: EncodedPrompt) -> tuple:
@@ -207,7 +241,8 @@ def _key(row: EncodedPrompt) -> tuple:
 
 
 def _common_length(sequences: Sequence[list[int]]) -> int:
-    """Of the longest beginning that all have; what the first and the last in order share, all between them share."""
+    """Of the longest beginning that all have; what the first and the last in order share, all between them
+    share."""
     first, last = min(sequences), max(sequences)
     for place, (one, other) in enumerate(zip(first, last, strict=False)):
         if one != other:

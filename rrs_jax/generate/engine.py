@@ -3,8 +3,8 @@
 Prompts that are equal (the samples of one query) are computed once: their answers share the prompt's keys and
 values. A prompt leaves when all its answers are finished.
 
-A decoding step reads every weight once and of the cache the slots in use, up to rounding: the prompts' slots are
-as many as the longest prompt in flight has, the answers' grow with the longest answer in flight.
+A decoding step reads every weight once and of the cache the slots in use, up to rounding: the prompts' slots
+are as many as the longest prompt in flight has, the answers' grow with the longest answer in flight.
 
 Adapters are applied beside the base, never merged into it: merged in place they could not be taken out again
 exactly in 16 bit, and the untrained model, which is evaluated too, shares the base's arrays.
@@ -36,8 +36,8 @@ PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One request. `row` is what `collate` takes: token ids, and each clip's place and size in the audio bank;
-    `seed` makes a sampled answer repeatable, whatever else is in the batch."""
+    """One request. `row` is what `collate` takes: token ids, and each clip's place and size in the audio
+    bank; `seed` makes a sampled answer repeatable, whatever else is in the batch."""
 
     key: object
     row: tuple[Sequence[int], Sequence[int], Sequence[int]]
@@ -59,16 +59,23 @@ class Generator:
     Args:
       model: an audio language model of `rrs_jax.models`.
       eos_token_ids: any of them ends an answer and is not part of it.
-      batch_size: answers in flight; rounded up to a multiple of the mesh's data axes and of a query's samples.
+      batch_size: answers in flight; rounded up to a multiple of the mesh's data axes and of a query's
+        samples.
       cache_dtype: auto (the model's own), bfloat16, float32, or int8 with a scale for each token and head.
       fused: whether one kernel does a layer's attention while decoding; None: where it serves
         (`rrs_jax.models.fused_attention.serves`).
     """
 
     def __init__(
-        self, model: nnx.Module, sampling: SamplingConfig, *, eos_token_ids: Sequence[int], batch_size: int = 16,
-        cache_dtype: str = "auto", fused: bool | None = None,
-    ):  # fmt: skip
+        self,
+        model: nnx.Module,
+        sampling: SamplingConfig,
+        *,
+        eos_token_ids: Sequence[int],
+        batch_size: int = 16,
+        cache_dtype: str = "auto",
+        fused: bool | None = None,
+    ):
         self.graphdef, self.state = nnx.split(model)
         self.sampling, self.mesh, self.batch_size = sampling, mesh_of(model), batch_size
         self.eos = np.asarray(list(eos_token_ids), np.int32)
@@ -79,17 +86,23 @@ class Generator:
         if fused is None:
             kept_in = model.dtype if cache_dtype is None else cache_dtype
             fused = serves(kept_in, model.config.text.head_dim, self.mesh.size)
-        # The kernel reads used slots alone, so it can have more of them at once: one program less, and one copy less.
+        # The kernel reads used slots alone, so it can have more of them at once: one program less, and one
+        # copy less.
         self.slot_growth = 4 if fused else 2
         self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
-        self._decode = jax.jit(functools.partial(_decode, *common, fused), donate_argnums=(1,), compiler_options=options)
+        self._decode = jax.jit(
+            functools.partial(_decode, *common, fused), donate_argnums=(1,), compiler_options=options
+        )
 
     def generate(
-        self, prompts: Sequence[Prompt], audio_bank: jax.Array, on_finished: Callable[[object, list[int]], None],
+        self,
+        prompts: Sequence[Prompt],
+        audio_bank: jax.Array,
+        on_finished: Callable[[object, list[int]], None],
         floor: Floor | None = None,
-    ) -> None:  # fmt: skip
-        """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token. `floor`:
-        where to start, with keys and values, if all prompts are in it."""
+    ) -> None:
+        """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token.
+        `floor`: where to start, with keys and values, if all prompts are in it."""
         if not prompts:
             return
         if floor is not None and not all(prompt.row in floor for prompt in prompts):
@@ -131,14 +144,18 @@ class Generator:
         queries = min(queries, most)
         return queries, round_up(-(-queries // PREFILLS))
 
-    def _run_prefill(self, new, audio_bank, width: int, size: int, samples: int, floor: Floor | None) -> Entered:
+    def _run_prefill(
+        self, new, audio_bank, width: int, size: int, samples: int, floor: Floor | None
+    ) -> Entered:
         """Surplus prompts repeat the last one, surplus answers are never active."""
         filled = [*new, *[new[-1]] * (size - len(new))]
         rows = [group[0].row for group in filled]
         batch = collate(rows, width, self.audio_token_id)
         if floor is not None:
             batch = floor.under(batch, rows)
-        seeds = np.asarray([[prompt.seed for prompt in group] + [0] * (samples - len(group)) for group in filled])
+        seeds = np.asarray(
+            [[prompt.seed for prompt in group] + [0] * (samples - len(group)) for group in filled]
+        )
         wanted = np.asarray([[i < len(group) for i in range(samples)] for group in filled])
         inputs = (batch, seeds.astype(np.uint32), wanted)
         batch, seeds, wanted = put(inputs, batch_sharding(self.mesh))
@@ -189,8 +206,8 @@ class Generator:
 
 
 def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Prompt]]:
-    """Equal prompts together, at most n in a group, where n gives the fewest slots: a group holds its prompt once
-    and has n answers' slots, used or not."""
+    """Equal prompts together, at most n in a group, where n gives the fewest slots: a group holds its prompt
+    once and has n answers' slots, used or not."""
     groups: dict[tuple, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault(tuple(map(tuple, prompt.row)), []).append(prompt)
@@ -204,12 +221,15 @@ def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Promp
 
 
 def resize_to_need(state: DecodingState, places: list, growth: int) -> DecodingState:
-    """Room for one more chunk behind the longest answer in flight, rounded up to a power of `growth` of chunks."""
+    """Room for one more chunk behind the longest answer in flight, rounded up to a power of `growth` of
+    chunks."""
     longest = max(
         len(answer)
-        for place in places if place
-        for answer, finished in zip(place.answers, place.finished, strict=True) if not finished
-    )  # fmt: skip
+        for place in places
+        if place
+        for answer, finished in zip(place.answers, place.finished, strict=True)
+        if not finished
+    )
     slots = CHUNK_STEPS
     while slots < longest - 1 + CHUNK_STEPS:  # the newest token is not in the cache yet
         slots *= growth
@@ -217,14 +237,18 @@ def resize_to_need(state: DecodingState, places: list, growth: int) -> DecodingS
     return state if slots == have else resize(state, state.cache.prompts.keys.shape[3], slots)
 
 
-def _prefill(graphdef, sampling: SamplingConfig, eos, cache_dtype, params, batch: Batch, audio_bank, seeds, wanted):
+def _prefill(
+    graphdef, sampling: SamplingConfig, eos, cache_dtype, params, batch: Batch, audio_bank, seeds, wanted
+):
     """Prompts (q, T) in, the first tokens of their answers chosen; `seeds` and `wanted` are (q, n)."""
     model = nnx.merge(graphdef, params)
     logits, positions, store = model.prefill(batch, audio_bank, cache_dtype)
     (queries, vocabulary), samples = logits.shape, seeds.shape[1]
     real = jnp.arange(batch.input_ids.shape[1])[None] < batch.lengths[:, None]
     if sampling.repetition_penalty != 1.0:
-        seen = jnp.zeros((queries, vocabulary), bool).at[jnp.arange(queries)[:, None], batch.input_ids].max(real)
+        seen = (
+            jnp.zeros((queries, vocabulary), bool).at[jnp.arange(queries)[:, None], batch.input_ids].max(real)
+        )
     else:
         seen = jnp.zeros((queries, 1), bool)
     logits, seen, positions = (jnp.repeat(x, samples, axis=0) for x in (logits, seen, positions))
@@ -232,14 +256,19 @@ def _prefill(graphdef, sampling: SamplingConfig, eos, cache_dtype, params, batch
     tokens = next_tokens(logits, seen, _keys(seeds, jnp.zeros(seeds.shape, jnp.int32)), sampling)
     active = wanted.reshape(-1) & ~jnp.isin(tokens, eos) & (sampling.max_new_tokens > 1)
     return Entered(
-        prompts=store, lengths=batch.lengths, tokens=tokens, positions=positions, active=active, seeds=seeds,
+        prompts=store,
+        lengths=batch.lengths,
+        tokens=tokens,
+        positions=positions,
+        active=active,
+        seeds=seeds,
         seen=_mark(seen, tokens),
-    )  # fmt: skip
+    )
 
 
 def _decode(graphdef, sampling: SamplingConfig, eos, fused: bool, params, state: DecodingState):
-    """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one chosen
-    before, and the new ones of the row, left-aligned."""
+    """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one
+    chosen before, and the new ones of the row, left-aligned."""
     model = nnx.merge(graphdef, params)
     adapters = model.adapters(all_layers=True)  # once, not in every step
     rows = state.tokens.shape[0]
@@ -250,15 +279,22 @@ def _decode(graphdef, sampling: SamplingConfig, eos, fused: bool, params, state:
 
     def step(carry):
         state, chosen, n = carry
-        logits, cache = model.decode(state.tokens, state.positions, state.slot, state.cache, adapters, fused=fused)
+        logits, cache = model.decode(
+            state.tokens, state.positions, state.slot, state.cache, adapters, fused=fused
+        )
         tokens = next_tokens(logits, state.seen, _keys(state.seeds, state.made), sampling)
         tokens = jnp.where(state.active, tokens, state.tokens)
         made = state.made + state.active
         state = DecodingState(
-            cache=cache, tokens=tokens, positions=state.positions + state.active, made=made,
+            cache=cache,
+            tokens=tokens,
+            positions=state.positions + state.active,
+            made=made,
             active=state.active & ~jnp.isin(tokens, eos) & (made < sampling.max_new_tokens),
-            seeds=state.seeds, seen=_mark(state.seen, tokens), slot=(state.slot + 1) % state.cache.valid.shape[1],
-        )  # fmt: skip
+            seeds=state.seeds,
+            seen=_mark(state.seen, tokens),
+            slot=(state.slot + 1) % state.cache.valid.shape[1],
+        )
         return state, chosen.at[:, n + 1].set(tokens), n + 1
 
     chosen = jnp.zeros((rows, 1 + CHUNK_STEPS), jnp.int32).at[:, 0].set(state.tokens)

@@ -1,4 +1,5 @@
-"""A model of this project as a writer of text: prompts in, answers out, through the project's own generation."""
+"""A model of this project as a writer of text: prompts in, answers out, through the project's own
+generation."""
 
 from collections.abc import Callable, Sequence
 
@@ -47,8 +48,13 @@ class LocalWriter:
                 progress.update()
 
             for first, generator in zip((True, False), self.generators, strict=True):
-                prompts = [Prompt(key=request, row=(self.processor.encode(request.prompt), [], []), seed=_seed(request))
-                           for request in requests if (request.attempt == 0) == first]  # fmt: skip
+                prompts = [
+                    Prompt(
+                        key=request, row=(self.processor.encode(request.prompt), [], []), seed=_seed(request)
+                    )
+                    for request in requests
+                    if (request.attempt == 0) == first
+                ]
                 generator.generate(prompts, bank.array, finished)
 
 

@@ -5,7 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-CHUNK, PART = 128, 16  # widths in which the vocabulary, and then its best chunks, are searched for large logits
+CHUNK, PART = (
+    128,
+    16,
+)  # widths in which the vocabulary, and then its best chunks, are searched for large logits
 SPARE = 12  # candidates beyond top_k, for logits that are exactly equal
 TOP_P_CANDIDATES = 128  # where top_k does not say how many tokens can be kept
 
@@ -56,7 +59,8 @@ def next_tokens(logits: jax.Array, seen: jax.Array, keys: jax.Array, config: Sam
         return chosen
 
     def from_all(_):
-        """Rows in which more tokens may be kept than there are candidates. What the others drew does not change."""
+        """Rows in which more tokens may be kept than there are candidates. What the others drew does not
+        change."""
         return jnp.where(complete, chosen, _pick(keys, *_filtered(*_sorted(logits), logits, config)))
 
     return jax.lax.cond(jnp.all(complete), lambda _: chosen, from_all, None)
@@ -70,11 +74,12 @@ def penalised(logits: jax.Array, seen: jax.Array, config: SamplingConfig) -> jax
 
 
 def candidates(logits: jax.Array, config: SamplingConfig) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The largest of a row's logits (B, C), falling, those that top-k and top-p drop as -inf; their tokens (B, C);
-    and which rows (B,) are complete, that is, have no further token that would be kept (None: all are).
+    """The largest of a row's logits (B, C), falling, those that top-k and top-p drop as -inf; their tokens
+    (B, C); and which rows (B,) are complete, that is, have no further token that would be kept (None: all
+    are).
 
-    A vocabulary is not sorted for this: the C chunks with the largest maxima hold the C largest logits, and so
-    do the C best parts of these chunks.
+    A vocabulary is not sorted for this: the C chunks with the largest maxima hold the C largest logits, and
+    so do the C best parts of these chunks.
     """
     count = (config.top_k or TOP_P_CANDIDATES) + SPARE
     if logits.shape[-1] < 2 * count * CHUNK:
@@ -82,26 +87,34 @@ def candidates(logits: jax.Array, config: SamplingConfig) -> tuple[jax.Array, ja
         return *_filtered(values, tokens, logits, config), None
     chunks, first = _best(*_chunks(logits), count)
     parts, second = _best(
-        chunks[0].reshape(-1, count * CHUNK // PART, PART), chunks[1].reshape(-1, count * CHUNK // PART, PART), count
+        chunks[0].reshape(-1, count * CHUNK // PART, PART),
+        chunks[1].reshape(-1, count * CHUNK // PART, PART),
+        count,
     )
     values, places = jax.lax.top_k(parts[0].reshape(-1, count * PART), count)
     tokens = jnp.take_along_axis(parts[1].reshape(-1, count * PART), places, axis=-1)
     kept, tokens = _filtered(values, tokens, logits, config)
     # Top-p needs everything that top-k keeps, since that adds up to 1; by itself it knows the sum of all.
-    least = values[:, config.top_k - 1] if config.top_k else jnp.min(jnp.where(jnp.isfinite(kept), kept, jnp.inf), axis=-1)
+    least = (
+        values[:, config.top_k - 1]
+        if config.top_k
+        else jnp.min(jnp.where(jnp.isfinite(kept), kept, jnp.inf), axis=-1)
+    )
     return kept, tokens, (first < least) & (second < least) & (values[:, -1] < least)
 
 
 def _filtered(values: jax.Array, tokens: jax.Array, logits: jax.Array, config: SamplingConfig):
-    """Top-k keeps everything that is not below the k-th largest. Top-p drops, from the smallest on, what makes up
-    1 - p together; the largest logit always stays. Of equal logits at that border as many stay as in transformers,
-    where it depends on torch's sorting which ones; here it is the first tokens."""
+    """Top-k keeps everything that is not below the k-th largest. Top-p drops, from the smallest on, what
+    makes up 1 - p together; the largest logit always stays. Of equal logits at that border as many stay as in
+    transformers, where it depends on torch's sorting which ones; here it is the first tokens."""
     if config.top_k and config.top_k < logits.shape[-1]:
         values = jnp.where(values >= values[:, config.top_k - 1 : config.top_k], values, -jnp.inf)
         logits = values
     if config.top_p < 1.0:
         shares = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-        if values.shape == logits.shape:  # all that is there: summed up from the smallest, as transformers does
+        if (
+            values.shape == logits.shape
+        ):  # all that is there: summed up from the smallest, as transformers does
             dropped = jnp.cumsum(shares[:, ::-1], axis=-1)[:, ::-1] <= jnp.float32(1 - config.top_p)
         else:
             dropped = jnp.cumsum(shares, axis=-1) - shares >= jnp.float32(config.top_p)
@@ -121,8 +134,8 @@ def _chunks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _best(values: jax.Array, places: jax.Array, count: int):
-    """The `count` chunks (B, count, width) with the largest maxima, with their places; and the least of these maxima
-    (B,)."""
+    """The `count` chunks (B, count, width) with the largest maxima, with their places; and the least of these
+    maxima (B,)."""
     maxima, chosen = jax.lax.top_k(jnp.max(values, axis=-1), count)
     chosen = chosen[..., None]
     places = jnp.broadcast_to(places, values.shape)

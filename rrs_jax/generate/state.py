@@ -11,7 +11,8 @@ from rrs_jax.models.cache import Cache, Store
 
 @flax.struct.dataclass
 class DecodingState:
-    """Q prompts with n answers each, B = Q·n rows in this order. `tokens` were chosen last and are not in the cache yet."""
+    """Q prompts with n answers each, B = Q·n rows in this order. `tokens` were chosen last and are not in the
+    cache yet."""
 
     cache: Cache
     tokens: jax.Array  # int32 (B,)
@@ -25,7 +26,8 @@ class DecodingState:
 
 @flax.struct.dataclass
 class Entered:
-    """Prefilled prompts: keys and values (L, q, K, T, H), lengths (q,), and the rows of their answers, (q·n,) each."""
+    """Prefilled prompts: keys and values (L, q, K, T, H), lengths (q,), and the rows of their answers, (q·n,)
+    each."""
 
     prompts: Store
     lengths: jax.Array
@@ -41,7 +43,8 @@ ROW_FIELDS = ("tokens", "positions", "active", "seeds", "seen")
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def empty_state(entered: Entered, queries: int, width: int, slots: int) -> DecodingState:
-    """Places for as many prompts of at most `width` tokens, all idle, with room for `slots` tokens an answer."""
+    """Places for as many prompts of at most `width` tokens, all idle, with room for `slots` tokens an
+    answer."""
     n = entered.tokens.shape[0] // entered.lengths.shape[0]
 
     cache = Cache.empty(entered.prompts, queries, width, n, slots)
@@ -55,7 +58,8 @@ def empty_state(entered: Entered, queries: int, width: int, slots: int) -> Decod
 
 @partial(jax.jit, donate_argnums=0)
 def insert(state: DecodingState, entered: Entered, places: jax.Array) -> DecodingState:
-    """Puts prefilled prompts into `places` (q,) with their answers; a place outside the batch drops its prompt."""
+    """Puts prefilled prompts into `places` (q,) with their answers; a place outside the batch drops its
+    prompt."""
     n = state.tokens.shape[0] // state.cache.prompt_lengths.shape[0]
     rows = (places[:, None] * n + jnp.arange(n)).reshape(-1)
 
@@ -76,7 +80,8 @@ def insert(state: DecodingState, entered: Entered, places: jax.Array) -> Decodin
 
 
 def resize(state: DecodingState, width: int, slots: int) -> DecodingState:
-    """Another width of the prompts and number of slots for answers; what lies beyond a smaller one is unused."""
+    """Another width of the prompts and number of slots for answers; what lies beyond a smaller one is
+    unused."""
     cache = state.cache
     if width != cache.prompts.keys.shape[3]:
         cache = cache.replace(prompts=_widened(cache.prompts, width))
@@ -92,7 +97,9 @@ def _widened(prompts: Store, width: int) -> Store:
 
 
 @partial(jax.jit, static_argnums=3)
-def _reordered(answers: Store, valid: jax.Array, slot: jax.Array, slots: int) -> tuple[Store, jax.Array, jax.Array]:
+def _reordered(
+    answers: Store, valid: jax.Array, slot: jax.Array, slots: int
+) -> tuple[Store, jax.Array, jax.Array]:
     """The last `slots` slots in the order in which they were written, or all and room behind them."""
     have = valid.shape[1]
     kept = min(have, slots)
@@ -116,8 +123,10 @@ def take(state: DecodingState, places: jax.Array) -> DecodingState:
     n = state.tokens.shape[0] // state.cache.prompt_lengths.shape[0]
     rows = (places[:, None] * n + jnp.arange(n)).reshape(-1)
     cache = Cache(
-        jax.tree.map(lambda leaf: leaf[:, places], state.cache.prompts), state.cache.prompt_lengths[places],
-        jax.tree.map(lambda leaf: leaf[:, places], state.cache.answers), state.cache.valid[rows],
-    )  # fmt: skip
+        jax.tree.map(lambda leaf: leaf[:, places], state.cache.prompts),
+        state.cache.prompt_lengths[places],
+        jax.tree.map(lambda leaf: leaf[:, places], state.cache.answers),
+        state.cache.valid[rows],
+    )
     fields = {name: getattr(state, name)[rows] for name in ROW_FIELDS}
     return DecodingState(cache=cache, made=state.made[rows], slot=state.slot, **fields)

@@ -22,13 +22,18 @@ class Selection(NamedTuple):
 
 
 def bucket_lengths(
-    lengths: Sequence[int], max_buckets: int = 5, multiple: int = 8, maximum: int | None = None, price: float = 0.0
+    lengths: Sequence[int],
+    max_buckets: int = 5,
+    multiple: int = 8,
+    maximum: int | None = None,
+    price: float = 0.0,
 ) -> tuple[int, ...]:
     """At most `max_buckets` rising sizes, multiples of `multiple`, with the least total padding of `lengths`.
 
-    The last one holds the longest sample. `price`: positions of padding that each further size has to save, since
-    each is a compilation (`rrs_jax.run.estimates.program_price`). `maximum` (the encoder's 3000 frames) caps a size that
-    rounding up would carry beyond it. Exact, by dynamic programming over the distinct rounded lengths.
+    The last one holds the longest sample. `price`: positions of padding that each further size has to save,
+    since each is a compilation (`rrs_jax.run.estimates.program_price`). `maximum` (the encoder's 3000 frames)
+    caps a size that rounding up would carry beyond it. Exact, by dynamic programming over the distinct
+    rounded lengths.
     """
     if not len(lengths) or max_buckets < 1:
         raise ValueError(
@@ -64,8 +69,8 @@ def bucket_lengths(
 
 
 def fixed_lengths(lengths: Iterable[int]) -> tuple[int, ...]:
-    """Of sizes 32 apart up to 256, and then four to each doubling, those that hold `lengths`. They do not depend on
-    the data, so that other questions need no other compilation."""
+    """Of sizes 32 apart up to 256, and then four to each doubling, those that hold `lengths`. They do not
+    depend on the data, so that other questions need no other compilation."""
 
     def size(length: int) -> int:
         step = 32 * max(1, 2 ** ((length - 1) // 128).bit_length() // 2)
@@ -119,14 +124,16 @@ def restore_order(batches: Sequence[Selection], results: Sequence[np.ndarray]) -
 
 
 def collate(
-    rows: Sequence[tuple[list[int], Sequence[int], Sequence[int]]], length: int, audio_token_id: int | Sequence[int]
+    rows: Sequence[tuple[list[int], Sequence[int], Sequence[int]]],
+    length: int,
+    audio_token_id: int | Sequence[int],
 ) -> "Batch":
     """Rows to a Batch (B, length) of NumPy arrays.
 
-    A row is (token ids, each clip's first row in the audio bank, each clip's number of tokens). The bank's rows
-    take the places of `audio_token_id`, one id or several. A row is padded on the right with id 0, which
-    `Batch.lengths` masks. Raises ValueError where a row's audio tokens are not as many as its clips have, or a
-    row is longer than `length`.
+    A row is (token ids, each clip's first row in the audio bank, each clip's number of tokens). The bank's
+    rows take the places of `audio_token_id`, one id or several. A row is padded on the right with id 0, which
+    `Batch.lengths` masks. Raises ValueError where a row's audio tokens are not as many as its clips have, or
+    a row is longer than `length`.
     """
     from rrs_jax.models.batch import Batch
 

@@ -42,7 +42,8 @@ class MelConfig:
         return feature_length(samples, self.hop_length) if self.partial_frame else samples // self.hop_length
 
     def frames(self, samples: int) -> int:
-        """Number of frames of a clip's features: its own and those that the convolutions touch behind them."""
+        """Number of frames of a clip's features: its own and those that the convolutions touch behind
+        them."""
         return min(feature_length(samples, self.hop_length) + CONVOLUTION_REACH, self.max_frames)
 
     def token_count(self, m: int) -> int:

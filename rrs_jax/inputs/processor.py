@@ -70,7 +70,9 @@ class Processor:
         if not text and not audio_token_counts:
             raise UserError("a prompt has neither text nor audio; give at least one of them.")
         if not text and "audio_only" not in self.prompt_format.modes:
-            raise UserError("a prompt has audio alone, for which this model was not made; give it a text too.")
+            raise UserError(
+                "a prompt has audio alone, for which this model was not made; give it a text too."
+            )
         if any(count < 2 for count in audio_token_counts):
             raise ValueError(
                 f"audio_token_counts {list(audio_token_counts)}: every clip needs at least 2 tokens"
@@ -244,17 +246,25 @@ def _audio_token_id(
 
 
 def _stop_tokens(
-    folder: Path, generation: dict, config: dict, tokenizer: Any, prompt_format: PromptFormat, special_tokens: dict[str, int]
+    folder: Path,
+    generation: dict,
+    config: dict,
+    tokenizer: Any,
+    prompt_format: PromptFormat,
+    special_tokens: dict[str, int],
 ) -> tuple[tuple[int, ...], int]:
-    """(eos_token_ids, pad_token_id) of generation_config.json, else of config.json, else of the tokenizer; the
-    format's own stop tokens come on top."""
+    """(eos_token_ids, pad_token_id) of generation_config.json, else of config.json, else of the tokenizer;
+    the format's own stop tokens come on top."""
     text_config = config.get("text_config", {})
 
     def first(name: str) -> int | list[int] | None:
         candidates = (generation.get(name), text_config.get(name), config.get(name), getattr(tokenizer, name))
         return next((value for value in candidates if value is not None), None)
 
-    eos, own = first("eos_token_id"), [special_tokens[token] for token in prompt_format.stop_tokens if token in special_tokens]
+    eos, own = (
+        first("eos_token_id"),
+        [special_tokens[token] for token in prompt_format.stop_tokens if token in special_tokens],
+    )
     if eos is None and not own:
         raise UserError(
             f"{folder}: no eos_token_id in generation_config.json, config.json or the tokenizer; add it."

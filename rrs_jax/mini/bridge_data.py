@@ -20,13 +20,21 @@ MAX_SECONDS = 8
 
 
 def make_data(
-    model: nnx.Module, processor: Processor, work: Path, *, samples: int, batch_size: int, seed: int, max_new_tokens: int,
-    word_share: float = 0.0, lists: int = 0,
-) -> None:  # fmt: skip
+    model: nnx.Module,
+    processor: Processor,
+    work: Path,
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    max_new_tokens: int,
+    word_share: float = 0.0,
+    lists: int = 0,
+) -> None:
     """Writes `features.safetensors` (log-mel features of all clips) and `data.jsonl`.
 
-    A row has the question (or a list of words), the instruction that it is answered under (or null), the answer's
-    tokens (null where it is only to be repeated) and whether the answer ended by itself.
+    A row has the question (or a list of words), the instruction that it is answered under (or null), the
+    answer's tokens (null where it is only to be repeated) and whether the answer ended by itself.
 
     The voices speak on all cores while the device answers.
     """
@@ -37,11 +45,16 @@ def make_data(
     texts = questions + word_lists(processor, lists, seed)
     # The voices yield to the process that feeds the device.
     with voice_processes(cores(), niceness=10) as pool:
-        clips = pool.map(speech_features, texts, [processor.mel] * len(texts), [seed] * len(texts), chunksize=16)
+        clips = pool.map(
+            speech_features, texts, [processor.mel] * len(texts), [seed] * len(texts), chunksize=16
+        )
         answers = answer_questions(
             model, processor, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
         )
-        print(f"{len(answers)} of {len(questions)} answered; the others, alarming or declined, are repeated", flush=True)
+        print(
+            f"{len(answers)} of {len(questions)} answered; the others, alarming or declined, are repeated",
+            flush=True,
+        )
         features = {}
         with Progress(len(texts), "speaking", "clips") as progress:
             for i, clip in enumerate(clips):
@@ -59,7 +72,8 @@ def make_data(
 
 
 def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarray, int] | None:
-    """One question spoken in its own voice, as float16 features; None where it cannot be spoken or is too long."""
+    """One question spoken in its own voice, as float16 features; None where it cannot be spoken or is too
+    long."""
     try:
         waveform = speak(question, draw_voice(question, seed))
     except UserError:  # one of 30,000 questions that no voice can say
@@ -71,7 +85,8 @@ def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarra
 
 
 def save_clips(clips: list[tuple[np.ndarray, int]], file: Path) -> None:
-    """All clips' frames one behind the other; how many each has, and how many of them count in the encoder's mask."""
+    """All clips' frames one behind the other; how many each has, and how many of them count in the encoder's
+    mask."""
     tensors = {
         "features": np.concatenate([features.T for features, _ in clips]),
         "frames": np.array([features.shape[1] for features, _ in clips], np.int32),
@@ -86,4 +101,7 @@ def load_clips(work: Path) -> list[tuple[np.ndarray, int]]:
     entries, _ = read_header(work / "features.safetensors")
     features, frames, lengths = (entries[name].array() for name in ("features", "frames", "feature_lengths"))
     ends = np.cumsum(frames)
-    return [(features[end - count : end].T, int(length)) for end, count, length in zip(ends, frames, lengths, strict=True)]
+    return [
+        (features[end - count : end].T, int(length))
+        for end, count, length in zip(ends, frames, lengths, strict=True)
+    ]

@@ -1,9 +1,10 @@
 """Everyday questions that the mini's own decoder asks, and its own answers to them in text.
 
 Nobody else's data is needed: the decoder continues the opening of a user's turn under a system prompt that
-names a topic or, so that rarer words are heard too, a word of its own vocabulary. What it declines to answer is
-left out, as a modality adaptation would. Questions with alarming words are never answered; the bridge learns only
-to repeat them, so that it knows how those words sound. Lists of random words are only repeated too.
+names a topic or, so that rarer words are heard too, a word of its own vocabulary. What it declines to answer
+is left out, as a modality adaptation would. Questions with alarming words are never answered; the bridge
+learns only to repeat them, so that it knows how those words sound. Lists of random words are only repeated
+too.
 """
 
 import re
@@ -19,73 +20,293 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.progress import Progress
 
 OPENINGS = (
-    "How do I", "How can I", "How should I", "How does", "How do", "How is", "How are", "How long does",
-    "How long should", "How many", "How much", "How often should", "How far", "How old", "How did",
-    "How would you", "How might", "How could", "What is", "What are", "What was", "What were", "What does",
-    "What do", "What did", "What makes", "What causes", "What happens when", "What happens if",
-    "What kind of", "What kinds of", "What should I", "What can I", "What would", "What is the best way to",
-    "What is the difference between", "What is the meaning of", "What is a good", "What are some",
-    "What are the benefits of", "What time", "What color", "What role", "What tools", "What ingredients",
-    "What steps", "Why is", "Why are", "Why do", "Why does", "Why did", "Why was", "Why should I",
-    "Why would", "Why can", "When is", "When was", "When should I", "When did", "When do", "When does",
-    "Where is", "Where are", "Where can I", "Where do", "Where does", "Where did", "Where should I",
-    "Who is", "Who was", "Who invented", "Who wrote", "Which is", "Which are", "Which animals",
-    "Which country", "Which foods", "Which kind of", "Is it", "Is there", "Are there", "Can you explain",
-    "Can you tell me", "Can I", "Could you describe", "Could you suggest", "Do I need", "Does",
-    "Do you know", "Should I", "Would you recommend", "Will",
-)  # fmt: skip
-TOPICS = (
-    "cooking", "baking bread", "gardening", "house plants", "dogs", "cats", "birds", "wild animals",
-    "the sea", "rivers and lakes", "mountains", "the weather", "the seasons", "the planets", "the stars",
-    "physics", "chemistry at school", "biology", "mathematics", "the human body", "healthy food", "sleep",
-    "sport", "running", "swimming", "football", "cycling", "yoga", "chess", "board games", "music",
-    "learning the piano", "singing", "painting", "photography", "films", "theatre", "books", "poetry",
-    "writing letters", "languages", "grammar", "world history", "ancient Rome", "inventions",
-    "famous scientists", "geography", "capital cities", "travel", "trains", "airplanes", "cars", "traffic",
-    "houses", "furniture", "cleaning", "laundry", "clothes", "knitting", "shopping", "saving money",
-    "banks", "jobs", "interviews", "school", "studying", "teachers", "friendship", "families", "children",
-    "birthdays", "weddings", "holidays", "gifts", "museums", "computers", "telephones", "the internet",
-    "email", "electricity", "solar power", "recycling", "farming", "forests", "insects", "tea and coffee",
-    "fruit", "vegetables", "cheese", "camping", "hiking", "first aid", "doctors", "dentists", "glasses",
-    "hobbies", "woodworking", "repairing things", "bicycles", "the police", "courts and the law", "crime novels",
-    "detective films", "prisons", "the history of wars", "the army", "medicines", "hospitals", "vaccines",
-    "smoking and alcohol", "elections", "politicians", "newspapers", "protests", "religions", "foreign countries",
-    "women and men", "privacy", "passwords", "computer viruses", "social media", "taxes", "insurance",
-    "airport security", "borders", "fire", "accidents", "chemicals in the household", "dangerous animals",
-    "neighbors", "bosses and colleagues", "quarrels", "teenagers", "grandparents", "museums of knights",
-    "factories", "pollution", "hunting and fishing",
+    "How do I",
+    "How can I",
+    "How should I",
+    "How does",
+    "How do",
+    "How is",
+    "How are",
+    "How long does",
+    "How long should",
+    "How many",
+    "How much",
+    "How often should",
+    "How far",
+    "How old",
+    "How did",
+    "How would you",
+    "How might",
+    "How could",
+    "What is",
+    "What are",
+    "What was",
+    "What were",
+    "What does",
+    "What do",
+    "What did",
+    "What makes",
+    "What causes",
+    "What happens when",
+    "What happens if",
+    "What kind of",
+    "What kinds of",
+    "What should I",
+    "What can I",
+    "What would",
+    "What is the best way to",
+    "What is the difference between",
+    "What is the meaning of",
+    "What is a good",
+    "What are some",
+    "What are the benefits of",
+    "What time",
+    "What color",
+    "What role",
+    "What tools",
+    "What ingredients",
+    "What steps",
+    "Why is",
+    "Why are",
+    "Why do",
+    "Why does",
+    "Why did",
+    "Why was",
+    "Why should I",
+    "Why would",
+    "Why can",
+    "When is",
+    "When was",
+    "When should I",
+    "When did",
+    "When do",
+    "When does",
+    "Where is",
+    "Where are",
+    "Where can I",
+    "Where do",
+    "Where does",
+    "Where did",
+    "Where should I",
+    "Who is",
+    "Who was",
+    "Who invented",
+    "Who wrote",
+    "Which is",
+    "Which are",
+    "Which animals",
+    "Which country",
+    "Which foods",
+    "Which kind of",
+    "Is it",
+    "Is there",
+    "Are there",
+    "Can you explain",
+    "Can you tell me",
+    "Can I",
+    "Could you describe",
+    "Could you suggest",
+    "Do I need",
+    "Does",
+    "Do you know",
+    "Should I",
+    "Would you recommend",
+    "Will",
 )
-# A third of the answers follow one of these in place of the bare question: otherwise the bridge teaches to answer
-# whatever the text beside the audio says.
+TOPICS = (
+    "cooking",
+    "baking bread",
+    "gardening",
+    "house plants",
+    "dogs",
+    "cats",
+    "birds",
+    "wild animals",
+    "the sea",
+    "rivers and lakes",
+    "mountains",
+    "the weather",
+    "the seasons",
+    "the planets",
+    "the stars",
+    "physics",
+    "chemistry at school",
+    "biology",
+    "mathematics",
+    "the human body",
+    "healthy food",
+    "sleep",
+    "sport",
+    "running",
+    "swimming",
+    "football",
+    "cycling",
+    "yoga",
+    "chess",
+    "board games",
+    "music",
+    "learning the piano",
+    "singing",
+    "painting",
+    "photography",
+    "films",
+    "theatre",
+    "books",
+    "poetry",
+    "writing letters",
+    "languages",
+    "grammar",
+    "world history",
+    "ancient Rome",
+    "inventions",
+    "famous scientists",
+    "geography",
+    "capital cities",
+    "travel",
+    "trains",
+    "airplanes",
+    "cars",
+    "traffic",
+    "houses",
+    "furniture",
+    "cleaning",
+    "laundry",
+    "clothes",
+    "knitting",
+    "shopping",
+    "saving money",
+    "banks",
+    "jobs",
+    "interviews",
+    "school",
+    "studying",
+    "teachers",
+    "friendship",
+    "families",
+    "children",
+    "birthdays",
+    "weddings",
+    "holidays",
+    "gifts",
+    "museums",
+    "computers",
+    "telephones",
+    "the internet",
+    "email",
+    "electricity",
+    "solar power",
+    "recycling",
+    "farming",
+    "forests",
+    "insects",
+    "tea and coffee",
+    "fruit",
+    "vegetables",
+    "cheese",
+    "camping",
+    "hiking",
+    "first aid",
+    "doctors",
+    "dentists",
+    "glasses",
+    "hobbies",
+    "woodworking",
+    "repairing things",
+    "bicycles",
+    "the police",
+    "courts and the law",
+    "crime novels",
+    "detective films",
+    "prisons",
+    "the history of wars",
+    "the army",
+    "medicines",
+    "hospitals",
+    "vaccines",
+    "smoking and alcohol",
+    "elections",
+    "politicians",
+    "newspapers",
+    "protests",
+    "religions",
+    "foreign countries",
+    "women and men",
+    "privacy",
+    "passwords",
+    "computer viruses",
+    "social media",
+    "taxes",
+    "insurance",
+    "airport security",
+    "borders",
+    "fire",
+    "accidents",
+    "chemicals in the household",
+    "dangerous animals",
+    "neighbors",
+    "bosses and colleagues",
+    "quarrels",
+    "teenagers",
+    "grandparents",
+    "museums of knights",
+    "factories",
+    "pollution",
+    "hunting and fishing",
+)
+# A third of the answers follow one of these in place of the bare question: otherwise the bridge teaches to
+# answer whatever the text beside the audio says.
 INSTRUCTIONS = (
-    "Translate the question into Spanish.", "Translate the question into French.", "Translate the question into German.",
-    "Name the topic of the question.", "Say in one sentence what the question is about.",
-    "Rewrite the question in other words.", "Write three other questions on the same topic.",
-    "Answer the question in one short sentence.", "Answer the question in five words at most.",
-    "Answer the question for a small child.", "Answer the question like a pirate.", "Answer the question with a poem.",
-    "Begin your answer with the words: Good question!", "Begin your answer with: Dear friend,",
-    "Do not answer the question. Thank the speaker for it.", "Do not answer the question. Say who could answer it.",
-    "Do not answer the question. Reply only with the word OK.", "List key words of the question.",
-    "Which word of the question is the most important one?", "Is the question about animals? Answer yes or no.",
-    "Is the question about food? Answer yes or no.", "Write a title for an article that answers the question.",
-    "Ask the speaker a question back.", "Write the question in capital letters.", "Answer the question as a list.",
+    "Translate the question into Spanish.",
+    "Translate the question into French.",
+    "Translate the question into German.",
+    "Name the topic of the question.",
+    "Say in one sentence what the question is about.",
+    "Rewrite the question in other words.",
+    "Write three other questions on the same topic.",
+    "Answer the question in one short sentence.",
+    "Answer the question in five words at most.",
+    "Answer the question for a small child.",
+    "Answer the question like a pirate.",
+    "Answer the question with a poem.",
+    "Begin your answer with the words: Good question!",
+    "Begin your answer with: Dear friend,",
+    "Do not answer the question. Thank the speaker for it.",
+    "Do not answer the question. Say who could answer it.",
+    "Do not answer the question. Reply only with the word OK.",
+    "List key words of the question.",
+    "Which word of the question is the most important one?",
+    "Is the question about animals? Answer yes or no.",
+    "Is the question about food? Answer yes or no.",
+    "Write a title for an article that answers the question.",
+    "Ask the speaker a question back.",
+    "Write the question in capital letters.",
+    "Answer the question as a list.",
     "Please generate detailed steps for the question. (Write in Italian.)",
     "Answer the question in the audio. (Begin with the word Certainly.)",
 )
-INSTRUCTED_SHARE = 1 / 3  # fmt: skip
-# Stems of questions that are repeated and not answered; the decoder's own refusals take out other harmful ones.
+INSTRUCTED_SHARE = 1 / 3
+# Stems of questions that are repeated and not answered; the decoder's own refusals take out other harmful
+# ones.
 ALARMING = re.compile(
     r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|attack|illegal|"
-    r"abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*", re.I
-)  # fmt: skip
+    r"abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*",
+    re.I,
+)
 SPEAKABLE = re.compile(r"[A-Z][A-Za-z' ,-]*\?")
 MIN_WORDS, MAX_WORDS = 5, 18
 WORDS_A_LIST = 6
-COMMON_IDS = 60_000  # ids of a byte-pair vocabulary rise as words become rare; beyond, most are pieces and other languages
+# Ids of a byte-pair vocabulary rise as words become rare; beyond, most are pieces and other languages.
+COMMON_IDS = 60_000
 
 
 def ask_questions(
-    model: nnx.Module, processor: Processor, *, samples: int, batch_size: int, seed: int, word_share: float = 0.0
+    model: nnx.Module,
+    processor: Processor,
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    word_share: float = 0.0,
 ) -> list[str]:
     """Distinct questions of 5 to 18 words in the order in which they were drawn.
 
@@ -98,7 +319,9 @@ def ask_questions(
         topic, opening = TOPICS[random.integers(len(TOPICS))], OPENINGS[random.integers(len(OPENINGS))]
         wish = f"You ask short everyday questions about {topic}."
         if word_share and random.random() < word_share:
-            wish = f"You ask short everyday questions. Each has the word {words[random.integers(len(words))]}."
+            wish = (
+                f"You ask short everyday questions. Each has the word {words[random.integers(len(words))]}."
+            )
         text = f"<|im_start|>system\n{wish}<|im_end|>\n<|im_start|>user\n{opening}"
         ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         prompts.append(Prompt(key=(i, opening), row=(ids, [], []), seed=seed + i))
@@ -149,7 +372,13 @@ def written_prompt(question: str, instruction: str | None) -> str:
 
 
 def answer_questions(
-    model: nnx.Module, processor: Processor, questions: list[str], *, max_new_tokens: int, batch_size: int, seed: int
+    model: nnx.Module,
+    processor: Processor,
+    questions: list[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
 ) -> dict[int, tuple[list[int], bool]]:
     """Greedy answers in text by question's place: token ids, and whether the answer ended by itself.
 
@@ -175,7 +404,9 @@ def answer_questions(
     return answers
 
 
-def _generate(model, processor: Processor, sampling, prompts, batch_size: int, keep: Callable, what: str) -> None:
+def _generate(
+    model, processor: Processor, sampling, prompts, batch_size: int, keep: Callable, what: str
+) -> None:
     generator = Generator(model, sampling, eos_token_ids=processor.eos_token_ids, batch_size=batch_size)
     with Progress(len(prompts), what, "questions") as progress:
 

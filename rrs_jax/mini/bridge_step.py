@@ -52,9 +52,14 @@ class DistillationBatch:
 
 
 def make_batch(
-    examples: Sequence[Example], *, spoken_length: int, frames: int, written_length: int, answer_length: int,
+    examples: Sequence[Example],
+    *,
+    spoken_length: int,
+    frames: int,
+    written_length: int,
+    answer_length: int,
     audio_token_id: int,
-) -> DistillationBatch:  # fmt: skip
+) -> DistillationBatch:
     """Both prompts followed by the answer, padded to the given lengths; answers beyond theirs are cut."""
     answers = np.zeros((len(examples), answer_length), np.int32)
     mask = np.zeros((len(examples), answer_length), np.float32)
@@ -62,23 +67,31 @@ def make_batch(
     for row, example in enumerate(examples):
         answer = example.answer[:answer_length]
         answers[row, : len(answer)], mask[row, : len(answer)] = answer, 1.0
-        # `Bridge.encode` puts the clips one behind the other, each in its whole bucket, behind a row for none.
-        spoken.append(([*example.spoken, *answer], [1 + row * (frames // 4)], [audio_token_count(example.clip[1])]))
+        # `Bridge.encode` puts the clips one behind the other, each in its whole bucket, behind a row for
+        # none.
+        spoken.append(
+            ([*example.spoken, *answer], [1 + row * (frames // 4)], [audio_token_count(example.clip[1])])
+        )
         written.append(([*example.written, *answer], [], []))
     features, feature_lengths = pad_features([example.clip for example in examples], frames)
     return DistillationBatch(
-        spoken=collate(spoken, spoken_length, audio_token_id), features=features, feature_lengths=feature_lengths,
-        written=collate(written, written_length, audio_token_id), answer=answers, answer_mask=mask,
+        spoken=collate(spoken, spoken_length, audio_token_id),
+        features=features,
+        feature_lengths=feature_lengths,
+        written=collate(written, written_length, audio_token_id),
+        answer=answers,
+        answer_mask=mask,
         spoken_start=np.array([len(e.spoken) for e in examples], np.int32),
         written_start=np.array([len(e.written) for e in examples], np.int32),
-    )  # fmt: skip
+    )
 
 
 class Bridge:
     """What is trained, beside the frozen model, float32:
 
-    `{"projector": {"kernel", "bias"}, "encoder": {target: {"lora_a", "lora_b"}}, "lora": the decoder's state}`; the
-    encoder's pairs are stacked over its layers, (L, in, R) and (L, R, out), started as the decoder's are.
+    `{"projector": {"kernel", "bias"}, "encoder": {target: {"lora_a", "lora_b"}}, "lora": the decoder's
+    state}`; the encoder's pairs are stacked over its layers, (L, in, R) and (L, R, out), started as the
+    decoder's are.
     """
 
     def __init__(self, model: nnx.Module, lora: LoRAConfig, seed: int = 0):
@@ -96,11 +109,12 @@ class Bridge:
             }
         self.initial = {
             "projector": {
-                "kernel": projector.kernel[...].astype(jnp.float32), "bias": projector.bias[...].astype(jnp.float32),
+                "kernel": projector.kernel[...].astype(jnp.float32),
+                "bias": projector.bias[...].astype(jnp.float32),
             },
             "encoder": encoder,
             "lora": decoder,
-        }  # fmt: skip
+        }
 
     def encode(self, base, trainable, features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
         """(1 + C · frames // 4, d_model): a row of zeros, and the encoder's output of each clip."""
@@ -115,8 +129,11 @@ class Bridge:
         rows = rows.reshape(-1, rows.shape[-1])
         return jnp.concatenate([jnp.zeros_like(rows[:1]), rows])
 
-    def answer_states(self, base, trainable, batch: Batch, bank: jax.Array | None, start: jax.Array, count: int):
-        """(B, count, D) behind the final norm: of the prompt's last token, and of the answer's tokens but the last.
+    def answer_states(
+        self, base, trainable, batch: Batch, bank: jax.Array | None, start: jax.Array, count: int
+    ):
+        """(B, count, D) behind the final norm: of the prompt's last token, and of the answer's tokens but the
+        last.
 
         `bank` is what `encode` gives; without it the decoder reads, as it is without the bridge.
         """
@@ -124,7 +141,9 @@ class Bridge:
         x = model.language_model.embed_tokens[...][batch.input_ids]
         if bank is not None:
             weights = trainable["projector"]
-            audio = bank[jnp.maximum(batch.audio_index, 0)] @ weights["kernel"].astype(x.dtype) + weights["bias"].astype(x.dtype)
+            audio = bank[jnp.maximum(batch.audio_index, 0)] @ weights["kernel"].astype(x.dtype) + weights[
+                "bias"
+            ].astype(x.dtype)
             x = jnp.where(batch.audio_index[..., None] >= 0, audio, x)
         adapters = None if bank is None else model.adapters()
         hidden = model.language_model.hidden_states(x, batch.lengths, adapters, remat="dots")
@@ -138,9 +157,9 @@ class Bridge:
 def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, distil: bool, state_weight: float):
     """Mean over the answers' tokens of cross-entropy, plus the divergence from the reading decoder.
 
-    `state_weight` adds that times the squared distance between the states in which the hearing and the reading decoder
-    end the prompt, as a share of the reading one's spread over the batch: answers hardly need what was asked in this
-    state, since they can look back, and RRS has nothing else.
+    `state_weight` adds that times the squared distance between the states in which the hearing and the
+    reading decoder end the prompt, as a share of the reading one's spread over the batch: answers hardly need
+    what was asked in this state, since they can look back, and RRS has nothing else.
     """
     count = batch.answer.shape[1]
     bank = bridge.encode(base, trainable, batch.features, batch.feature_lengths)
@@ -154,18 +173,23 @@ def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, distil: b
     if distil:
         read = bridge.answer_states(base, trainable, batch.written, None, batch.written_start, count)
         log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(bridge.logits(base, read)))
-        divergence = ((jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1) * batch.answer_mask).sum() / total
+        divergence = (
+            (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1) * batch.answer_mask
+        ).sum() / total
         end, goal = heard[:, 0].astype(jnp.float32), jax.lax.stop_gradient(read[:, 0].astype(jnp.float32))
         distance = jnp.sum((end - goal) ** 2) / jnp.sum((goal - goal.mean(axis=0)) ** 2)
     metrics = {
-        "cross_entropy": cross_entropy, "divergence": divergence, "agreement": agreement, "state_distance": distance,
-    }  # fmt: skip
+        "cross_entropy": cross_entropy,
+        "divergence": divergence,
+        "agreement": agreement,
+        "state_distance": distance,
+    }
     return cross_entropy + divergence + state_weight * distance, metrics
 
 
 def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, *, distil: bool, state_weight: float):
-    """`step(trainable, optimiser_state, base, batch, rate, decoder)`; with `decoder` 0 in place of 1 the decoder's LoRA stays
-    as it is."""
+    """`step(trainable, optimiser_state, base, batch, rate, decoder)`; with `decoder` 0 in place of 1 the
+    decoder's LoRA stays as it is."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options())
     def step(trainable, optimiser_state, base, batch, rate, decoder):

@@ -1,9 +1,9 @@
 """Whisper's encoder from a CTranslate2 `model.bin`.
 
-Layout of the file, little-endian: version (uint32), name of the specification (string), its revision (uint32), number of
-variables (uint32), then a variable each: name (string), rank (uint8), sizes (uint32 each), dtype (uint8), number of bytes
-(uint32), bytes; at the end the number of aliases (uint32) and pairs of strings. A string is its length with the closing
-zero (uint16) and its bytes.
+Layout of the file, little-endian: version (uint32), name of the specification (string), its revision
+(uint32), number of variables (uint32), then a variable each: name (string), rank (uint8), sizes (uint32
+each), dtype (uint8), number of bytes (uint32), bytes; at the end the number of aliases (uint32) and pairs of
+strings. A string is its length with the closing zero (uint16) and its bytes.
 """
 
 import mmap
@@ -19,7 +19,8 @@ from rrs_jax.mini.lazy_tensor import LazyTensor
 VERSION = 6
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
-# CTranslate2's name inside encoder/layer_i -> ours; the fused query, key and value projection is split apart below.
+# CTranslate2's name inside encoder/layer_i -> ours; the fused query, key and value projection is split apart
+# below.
 LAYER_NAMES = {
     "self_attention/layer_norm/gamma": "self_attn_layer_norm.weight",
     "self_attention/layer_norm/beta": "self_attn_layer_norm.bias",
@@ -47,22 +48,35 @@ class CTranslate2Encoder:
     """The encoder of an unquantised Whisper `model.bin`; arrays are read-only views of the mapped file."""
 
     def __init__(self, path: Path):
-        """Raises UserError where the file is not such a model, is truncated, or lacks arrays of the encoder."""
+        """Raises UserError where the file is not such a model, is truncated, or lacks arrays of the
+        encoder."""
         self.path = path
         self.arrays = read_variables(path)
         self.num_layers = 0
         while f"encoder/layer_{self.num_layers}/self_attention/linear_0/weight" in self.arrays:
             self.num_layers += 1
-        fused = [f"encoder/layer_{i}/self_attention/linear_0/{kind}"
-                 for i in range(self.num_layers) for kind in ("weight", "bias")]
-        needed = [*TOP_NAMES, *fused, "encoder/num_heads",
-                  *(f"encoder/layer_{i}/{name}" for i in range(self.num_layers) for name in LAYER_NAMES)]
+        fused = [
+            f"encoder/layer_{i}/self_attention/linear_0/{kind}"
+            for i in range(self.num_layers)
+            for kind in ("weight", "bias")
+        ]
+        needed = [
+            *TOP_NAMES,
+            *fused,
+            "encoder/num_heads",
+            *(f"encoder/layer_{i}/{name}" for i in range(self.num_layers) for name in LAYER_NAMES),
+        ]
         missing = sorted(set(needed) - set(self.arrays))
-        surplus = sorted(name for name in self.arrays if name.startswith("encoder/") and name not in needed
-                         and self.arrays[name].ndim)
+        surplus = sorted(
+            name
+            for name in self.arrays
+            if name.startswith("encoder/") and name not in needed and self.arrays[name].ndim
+        )
         if missing or surplus or not self.num_layers:
-            raise UserError(f"{path}: arrays of the encoder missing: {', '.join(missing) or 'its layers'}; "
-                            f"not understood: {', '.join(surplus) or 'none'}; an unquantised Whisper model is needed.")
+            raise UserError(
+                f"{path}: arrays of the encoder missing: {', '.join(missing) or 'its layers'}; "
+                f"not understood: {', '.join(surplus) or 'none'}; an unquantised Whisper model is needed."
+            )
 
     def audio_config(self) -> dict:
         """The encoder's part of config.json."""
@@ -87,10 +101,15 @@ class CTranslate2Encoder:
             for kind in ("weight", "bias"):
                 thirds = np.split(self.arrays[f"{theirs}self_attention/linear_0/{kind}"], 3)
                 for name, third in zip(("q_proj", "k_proj", "v_proj"), thirds, strict=True):
-                    if (name, kind) == ("k_proj", "bias"):  # Whisper's key has no bias; the fused one holds zeros
+                    if (name, kind) == (
+                        "k_proj",
+                        "bias",
+                    ):  # Whisper's key has no bias; the fused one holds zeros
                         if np.any(third):
-                            raise UserError(f"{self.path}: the key of encoder layer {layer} has a bias, "
-                                            "which no Whisper model has; fetch the file again.")
+                            raise UserError(
+                                f"{self.path}: the key of encoder layer {layer} has a bias, "
+                                "which no Whisper model has; fetch the file again."
+                            )
                         continue
                     yield LazyTensor.of(f"{ours}self_attn.{name}.{kind}", third)
 
@@ -129,13 +148,13 @@ class Cursor:
         self.data, self.position = data, 0
 
     def number(self, code: str) -> int:
-        value, = struct.unpack_from("<" + code, self.data, self.position)
+        (value,) = struct.unpack_from("<" + code, self.data, self.position)
         self.position += struct.calcsize("<" + code)
         return value
 
     def string(self) -> str:
         end = self.position + 2 + self.number("H")
-        text = self.data[self.position:end]
+        text = self.data[self.position : end]
         self.position = end
         return text.rstrip(b"\0").decode()
 

@@ -1,8 +1,8 @@
 """A Qwen2 decoder from a GGUF file: configuration, tensors under Hugging Face names, vocabulary.
 
-GGUF lists dimensions fastest first, so a (out, in) matrix has shape [in, out] there; the bytes are row-major (out, in).
-For the architecture `qwen2` the file keeps query and key rows in Hugging Face's order (half-split rotary), where for
-`llama` they would be permuted.
+GGUF lists dimensions fastest first, so a (out, in) matrix has shape [in, out] there; the bytes are row-major
+(out, in). For the architecture `qwen2` the file keeps query and key rows in Hugging Face's order (half-split
+rotary), where for `llama` they would be permuted.
 """
 
 from collections.abc import Iterator
@@ -40,8 +40,10 @@ class GGUFDecoder:
         try:
             import gguf
         except ImportError as error:
-            raise UserError("gguf: the package is not installed, and mini's weights are read with it; "
-                            "install it with: pip install 'rrs-jax[mini]'") from error
+            raise UserError(
+                "gguf: the package is not installed, and mini's weights are read with it; "
+                "install it with: pip install 'rrs-jax[mini]'"
+            ) from error
         self.path = path
         try:
             self.reader = gguf.GGUFReader(path)
@@ -75,26 +77,35 @@ class GGUFDecoder:
     def vocabulary(self) -> Vocabulary:
         tokens = self.field("tokenizer.ggml.tokens")
         kinds = self.field("tokenizer.ggml.token_type")
-        added = {i: (tokens[i], kinds[i] == CONTROL) for i in range(len(tokens)) if kinds[i] in (CONTROL, USER_DEFINED)}
+        added = {
+            i: (tokens[i], kinds[i] == CONTROL)
+            for i in range(len(tokens))
+            if kinds[i] in (CONTROL, USER_DEFINED)
+        }
         ranks = {tokens[i]: i for i in range(len(tokens)) if kinds[i] == NORMAL}
         return Vocabulary(ranks=ranks, merges=list(self.field("tokenizer.ggml.merges")), added=added)
 
     def lazy_tensors(self) -> Iterator[LazyTensor]:
         """All tensors of the decoder under their Qwen2-Audio names, without a head.
 
-        The embedding and the output matrix are two quantisations of one tied matrix; the finer one stands for both.
+        The embedding and the output matrix are two quantisations of one tied matrix; the finer one stands for
+        both.
         Raises UserError naming every missing and every surplus tensor.
         """
         names = {"output_norm.weight": "norm.weight"}
         for layer in range(self.field("qwen2.block_count")):
-            names |= {f"blk.{layer}.{ours}": f"layers.{layer}.{theirs}" for ours, theirs in LAYER_NAMES.items()}
+            names |= {
+                f"blk.{layer}.{ours}": f"layers.{layer}.{theirs}" for ours, theirs in LAYER_NAMES.items()
+            }
         table = self.embedding_name()
         names[table] = "embed_tokens.weight"
         missing = sorted(set(names) - set(self.tensors))
         surplus = sorted(set(self.tensors) - set(names) - {"token_embd.weight", "output.weight"})
         if missing or surplus:
-            raise UserError(f"{self.path}: tensors missing: {', '.join(missing) or 'none'}; "
-                            f"not understood: {', '.join(surplus) or 'none'}; fetch the file again.")
+            raise UserError(
+                f"{self.path}: tensors missing: {', '.join(missing) or 'none'}; "
+                f"not understood: {', '.join(surplus) or 'none'}; fetch the file again."
+            )
         for ours, theirs in names.items():
             yield self.lazy_tensor(self.tensors[ours], f"language_model.model.{theirs}")
 

@@ -9,10 +9,25 @@ from rrs_jax.mini.lazy_tensor import LazyTensor
 from rrs_jax.mini.tokenizer import Vocabulary
 from rrs_jax.weights.safetensors_io import read_folder
 
-TEXT_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-               "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta")
-AUDIO_FIELDS = ("num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
-                "max_source_positions")
+TEXT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+)
+AUDIO_FIELDS = (
+    "num_mel_bins",
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "max_source_positions",
+)
 
 
 class HubDecoder:

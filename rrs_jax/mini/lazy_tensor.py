@@ -11,9 +11,10 @@ from rrs_jax.errors import UserError
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import write_shard
 
-# float16 rather than bfloat16: a Q8_0 value is a float16 scale times an integer up to 127, and CTranslate2's Whisper is
-# float16 to begin with. Rounding to float16 errs by at most 2^-11 of a value; to bfloat16 by 2^-8, as much as half a
-# step of Q8_0 at its largest values. Nothing here comes near float16's limit of 65504, and the writer checks it.
+# float16 rather than bfloat16: a Q8_0 value is a float16 scale times an integer up to 127, and CTranslate2's
+# Whisper is float16 to begin with. Rounding to float16 errs by at most 2^-11 of a value; to bfloat16 by 2^-8,
+# as much as half a step of Q8_0 at its largest values. Nothing here comes near float16's limit of 65504, and
+# the writer checks it.
 DTYPE = np.dtype(np.float16)
 
 
@@ -35,13 +36,16 @@ class LazyTensor:
         with np.errstate(over="ignore"):
             values = array.astype(DTYPE, copy=False)
         if values.shape != self.shape or not np.isfinite(values).all():
-            raise UserError(f"{self.name}: has the shape {values.shape} in place of {self.shape} or values that are not "
-                            "finite in float16; the source file is damaged or is another model.")
+            raise UserError(
+                f"{self.name}: has the shape {values.shape} in place of {self.shape} or values that are not "
+                "finite in float16; the source file is damaged or is another model."
+            )
         return values
 
 
 def write_tensors(path: Path, tensors: Iterable[LazyTensor], what: str) -> None:
-    """Writes the tensors as float16 to `path`, in the given order, with the metadata that transformers asks for."""
+    """Writes the tensors as float16 to `path`, in the given order, with the metadata that transformers asks
+    for."""
     tensors = list(tensors)
     megabytes = [math.prod(tensor.shape) * DTYPE.itemsize // 1_000_000 for tensor in tensors]
     with Progress(sum(megabytes), what, unit="MB") as progress:
@@ -51,6 +55,8 @@ def write_tensors(path: Path, tensors: Iterable[LazyTensor], what: str) -> None:
             progress.update(size)
             return values
 
-        rows = [(tensor.name, DTYPE, tensor.shape, lambda tensor=tensor, size=size: make(tensor, size))
-                for tensor, size in zip(tensors, megabytes, strict=True)]
+        rows = [
+            (tensor.name, DTYPE, tensor.shape, lambda tensor=tensor, size=size: make(tensor, size))
+            for tensor, size in zip(tensors, megabytes, strict=True)
+        ]
         write_shard(path, rows, {"format": "pt"})

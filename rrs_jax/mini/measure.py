@@ -1,10 +1,10 @@
 """How well the mini hears: `python -m rrs_jax.mini.measure --questions=60 --out=measures.json`.
 
-The questions are the harmless ones of the starter set, which no bridge is trained on. The written question's own
-greedy answer is the reference for what is heard:
+The questions are the harmless ones of the starter set, which no bridge is trained on. The written question's
+own greedy answer is the reference for what is heard:
 
-- `agreement`, `agreement_first_five`: percent of the answer's tokens that come first when the question is heard,
-  teacher-forced; `shuffled_*` the same with another question's clip.
+- `agreement`, `agreement_first_five`: percent of the answer's tokens that come first when the question is
+  heard, teacher-forced; `shuffled_*` the same with another question's clip.
 - `likelihood_ratio`: percent of answers likelier with their own clip than with another's.
 - `word_errors`: percent of words wrong when the model repeats the question.
 - `answer_f1`: mean word F1, in percent, between the answers to the heard and to the written question.
@@ -76,7 +76,9 @@ def word_f1(expected: list[str], found: list[str]) -> float:
     return 2 * common / (len(expected) + len(found)) if common else 0.0
 
 
-def _generate(model, processor: Processor, bank: AudioBank, prompts: list[tuple[str, list[int]]]) -> list[list[int]]:
+def _generate(
+    model, processor: Processor, bank: AudioBank, prompts: list[tuple[str, list[int]]]
+) -> list[list[int]]:
     sampling = SamplingConfig(max_new_tokens=ANSWER_TOKENS, greedy=True)
     generator = Generator(model, sampling, eos_token_ids=processor.eos_token_ids, batch_size=2 * BATCH)
     answers: dict[int, list[int]] = {}
@@ -88,7 +90,9 @@ def _generate(model, processor: Processor, bank: AudioBank, prompts: list[tuple[
     return [answers[key] for key in range(len(prompts))]
 
 
-def _score(model, processor: Processor, bank: AudioBank, clips: Sequence[int], answers: list[list[int]]) -> dict:
+def _score(
+    model, processor: Processor, bank: AudioBank, clips: Sequence[int], answers: list[list[int]]
+) -> dict:
     """Agreement and mean log-likelihood of the written answers behind the heard questions."""
     graphdef, state = nnx.split(model)
 
@@ -97,7 +101,10 @@ def _score(model, processor: Processor, bank: AudioBank, clips: Sequence[int], a
         model = nnx.merge(graphdef, state)
         hidden = jnp.take_along_axis(model.hidden_states(batch, array), positions[..., None], axis=1)
         logits = model.logits(hidden)
-        return logits.argmax(-1) == targets, jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+        return (
+            logits.argmax(-1) == targets,
+            jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0],
+        )
 
     prompts = []
     for clip in clips:
@@ -113,7 +120,9 @@ def _score(model, processor: Processor, bank: AudioBank, clips: Sequence[int], a
     for start in range(0, len(rows), BATCH):
         chosen = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)
         batch = collate([rows[i] for i in chosen], length, processor.audio_token_id)
-        hits[chosen], likelihoods[chosen] = score(state, bank.array, batch, positions[chosen], targets[chosen])
+        hits[chosen], likelihoods[chosen] = score(
+            state, bank.array, batch, positions[chosen], targets[chosen]
+        )
     return {
         "all": hits[mask].mean(),
         "first_five": hits[:, :5][mask[:, :5]].mean(),

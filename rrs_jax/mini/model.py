@@ -1,8 +1,8 @@
 """The mini as users run it: the base with the bridge of `checkpoints/mini/` merged.
 
-A bridge is one or several safetensors files: whole tensors (`multi_modal_projector.linear.weight`, `.bias`) that replace the
-base's, and LoRA pairs `NAME.lora_A.weight` (rank, in), `NAME.lora_B.weight` (out, rank) that add
-lora_alpha/rank · B·A to `NAME.weight`; `lora_alpha` and `rank` stand in the files' metadata.
+A bridge is one or several safetensors files: whole tensors (`multi_modal_projector.linear.weight`, `.bias`)
+that replace the base's, and LoRA pairs `NAME.lora_A.weight` (rank, in), `NAME.lora_B.weight` (out, rank) that
+add lora_alpha/rank · B·A to `NAME.weight`; `lora_alpha` and `rank` stand in the files' metadata.
 """
 
 import json
@@ -24,7 +24,8 @@ TIED = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weig
 
 
 def ensure_mini(cache: Path | None = None, bridge: Path | None = None) -> Path:
-    """The folder `<cache>/mini-HASH` with base and bridge merged, made on the first call; HASH is the bridge's.
+    """The folder `<cache>/mini-HASH` with base and bridge merged, made on the first call; HASH is the
+    bridge's.
 
     `cache` as in ensure_base. `bridge` is the folder with the bridge's files, by default the shipped one.
     Raises UserError where there is no bridge, its tensors do not fit the base, or ensure_base fails.
@@ -46,18 +47,23 @@ def ensure_mini(cache: Path | None = None, bridge: Path | None = None) -> Path:
 def bridge_files(folder: Path | None = None) -> list[Path]:
     """The bridge's files, from `folder`, the repository's checkpoints/mini or the installed package's."""
     package = Path(rrs_jax.__file__).parent
-    folders = [Path(folder)] if folder else [package.parent / "checkpoints/mini", package / "checkpoints/mini"]
+    folders = (
+        [Path(folder)] if folder else [package.parent / "checkpoints/mini", package / "checkpoints/mini"]
+    )
     for place in folders:
         if files := sorted(place.glob(PATTERN)):
             return files
-    raise UserError(f"{folders[0]}: holds no {PATTERN}; get it from the repository, "
-                    "or train one with: python -m rrs_jax.mini.train_bridge")
+    raise UserError(
+        f"{folders[0]}: holds no {PATTERN}; get it from the repository, "
+        "or train one with: python -m rrs_jax.mini.train_bridge"
+    )
 
 
 def merge_bridge(base: Path, files: list[Path], target: Path) -> None:
     """Writes the folder `target`: the base's files, with the bridge in its weights, in the base's dtype.
 
-    Sums are taken in float32, one tensor at a time. Raises UserError naming every tensor of the bridge that does not fit.
+    Sums are taken in float32, one tensor at a time. Raises UserError naming every tensor of the bridge that
+    does not fit.
     """
     entries = read_folder(base)
     whole, pairs, scale = read_bridge(files, entries)
@@ -73,8 +79,11 @@ def merge_bridge(base: Path, files: list[Path], target: Path) -> None:
         return LazyTensor(name, entry.shape, make)
 
     with atomic_folder(target) as folder:
-        write_tensors(folder / "model.safetensors", [merged(*item) for item in entries.items()],
-                      "merging the bridge into mini")
+        write_tensors(
+            folder / "model.safetensors",
+            [merged(*item) for item in entries.items()],
+            "merging the bridge into mini",
+        )
         for file in base.iterdir():
             if file.suffix != ".safetensors":
                 shutil.copyfile(file, folder / file.name)
@@ -84,7 +93,8 @@ def merge_bridge(base: Path, files: list[Path], target: Path) -> None:
 def read_bridge(
     files: list[Path], base: dict[str, TensorEntry]
 ) -> tuple[dict[str, TensorEntry], dict[str, tuple[TensorEntry, TensorEntry]], float]:
-    """Whole tensors and LoRA pairs under the names of the base tensors that they change, and the pairs' scale."""
+    """Whole tensors and LoRA pairs under the names of the base tensors that they change, and the pairs'
+    scale."""
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -110,12 +120,16 @@ def read_bridge(
             pairs[name] = tensors[stem + LORA_A], tensors[stem + LORA_B]
             (rank, width), (height, other_rank) = (part.shape for part in pairs[name])
             if (height, width) != base[name].shape or rank != other_rank or str(rank) != metadata.get("rank"):
-                problems.append(f"{stem} has LoRA shapes {(rank, width)} and {(height, other_rank)} that do not fit "
-                                f"{base[name].shape} at rank {metadata.get('rank')}")
+                problems.append(
+                    f"{stem} has LoRA shapes {(rank, width)} and {(height, other_rank)} that do not fit "
+                    f"{base[name].shape} at rank {metadata.get('rank')}"
+                )
     if lora and not {"lora_alpha", "rank"} <= metadata.keys():
         problems.append(f"the metadata {json.dumps(metadata)} lacks lora_alpha or rank")
     if problems:
-        raise UserError(f"{files[0].parent}: the bridge does not fit the base: {'; '.join(problems)}; "
-                        "get it again from the repository or train it anew: python -m rrs_jax.mini.train_bridge")
+        raise UserError(
+            f"{files[0].parent}: the bridge does not fit the base: {'; '.join(problems)}; "
+            "get it again from the repository or train it anew: python -m rrs_jax.mini.train_bridge"
+        )
     scale = float(metadata["lora_alpha"]) / float(metadata["rank"]) if lora else 0.0
     return whole, pairs, scale

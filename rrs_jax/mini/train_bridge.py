@@ -1,8 +1,9 @@
-"""Trains the mini's bridge: `python -m rrs_jax.mini.train_bridge --work=FOLDER` (under 10 minutes on one H100).
+"""Trains the mini's bridge: `python -m rrs_jax.mini.train_bridge --work=FOLDER` (under 10 minutes on one
+H100).
 
 The questions, their answers and their speech lie in the work folder and are made once; the bridge is
-`FOLDER/bridge-*.safetensors`. It belongs into `checkpoints/mini/`; `python -m rrs_jax.mini.measure` gives the figures of
-its model card.
+`FOLDER/bridge-*.safetensors`. It belongs into `checkpoints/mini/`; `python -m rrs_jax.mini.measure` gives the
+figures of its model card.
 """
 
 import functools
@@ -38,23 +39,40 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("work", None, "folder for data and results", required=True)
 flags.DEFINE_string("dtype", "bfloat16", "of the frozen weights: bfloat16 or float32")
 flags.DEFINE_integer("samples", 22_000, "openings that the decoder is asked to continue")
-flags.DEFINE_float("word_share", 0.5, "share of the questions that are asked with a word of the decoder's vocabulary")
+flags.DEFINE_float(
+    "word_share", 0.5, "share of the questions that are asked with a word of the decoder's vocabulary"
+)
 flags.DEFINE_integer("lists", 6000, "lists of random words that are spoken and repeated")
 flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
 flags.DEFINE_integer("batch_size", 64, "examples a step")
-flags.DEFINE_integer("hear_steps", 400, "steps of projector and encoder, seven in ten of which repeat the question")
+flags.DEFINE_integer(
+    "hear_steps", 400, "steps of projector and encoder, seven in ten of which repeat the question"
+)
 flags.DEFINE_integer("answer_steps", 1300, "steps of everything")
 flags.DEFINE_float("answer_repeat", 0.35, "share of these that repeat the question")
-flags.DEFINE_float("state_weight", 1.0, "of the distance between the states before the answer, heard and read")
+flags.DEFINE_float(
+    "state_weight", 1.0, "of the distance between the states before the answer, heard and read"
+)
 flags.DEFINE_integer("seed", 0, "of everything random")
 
 ANSWER_TOKENS = 48
 SAVE_EVERY = 400  # steps
-REPEAT_PROMPTS = ("Repeat the question in the audio.", "Write down what is said in the audio.", "Transcribe the audio.")
+REPEAT_PROMPTS = (
+    "Repeat the question in the audio.",
+    "Write down what is said in the audio.",
+    "Transcribe the audio.",
+)
 ANSWER_PROMPTS = (
-    None, None, None, "Answer the question.", "Please answer the spoken question.", "Reply to the speaker.",
-    "What is the answer to the question in the audio?", "Listen to the audio and answer.", *PROMPT_POOL,
-)  # fmt: skip
+    None,
+    None,
+    None,
+    "Answer the question.",
+    "Please answer the spoken question.",
+    "Reply to the speaker.",
+    "What is the answer to the question in the audio?",
+    "Listen to the audio and answer.",
+    *PROMPT_POOL,
+)
 # One rank for decoder and encoder: as large as the bridge's file may be.
 LORA = LoRAConfig(rank=12, alpha=24.0)
 ENCODER_MODULES = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")} | {
@@ -63,7 +81,8 @@ ENCODER_MODULES = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v
 
 
 class Phase(NamedTuple):
-    """`repeat`: share of batches that repeat the question in place of answering it; `decoder`: its LoRA is trained too."""
+    """`repeat`: share of batches that repeat the question in place of answering it; `decoder`: its LoRA is
+    trained too."""
 
     name: str
     steps: int
@@ -79,9 +98,16 @@ def main(_):
     model = load_weights(folder, dtype=jnp.dtype(FLAGS.dtype), lora=LORA, seed=FLAGS.seed)
     if not (work / "data.jsonl").is_file():
         bridge_data.make_data(
-            model, processor, work, samples=FLAGS.samples, batch_size=FLAGS.generate_batch, seed=FLAGS.seed,
-            max_new_tokens=ANSWER_TOKENS, word_share=FLAGS.word_share, lists=FLAGS.lists,
-        )  # fmt: skip
+            model,
+            processor,
+            work,
+            samples=FLAGS.samples,
+            batch_size=FLAGS.generate_batch,
+            seed=FLAGS.seed,
+            max_new_tokens=ANSWER_TOKENS,
+            word_share=FLAGS.word_share,
+            lists=FLAGS.lists,
+        )
     examples = Examples(processor, read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work))
     bridge = Bridge(model, LORA, FLAGS.seed)
     phases = (
@@ -94,8 +120,8 @@ def main(_):
 class Examples:
     """What is heard, what is read and what is answered, of any row.
 
-    Encoded prompts are kept: the step would wait for the tokenizer, and prompts come again, for every clip of the same
-    length and in every epoch.
+    Encoded prompts are kept: the step would wait for the tokenizer, and prompts come again, for every clip of
+    the same length and in every epoch.
     """
 
     def __init__(self, processor: Processor, rows: list[dict], clips: list[tuple[np.ndarray, int]]):
@@ -110,7 +136,9 @@ class Examples:
         for (features, _), length in zip(clips, self.lengths, strict=True):
             bucket = bucket_of(length, self.buckets)
             self.frames[bucket] = max(self.frames[bucket], -(-features.shape[1] // 4) * 4)
-        questions = processor.tokenizer([row["question"] for row in rows], add_special_tokens=False)["input_ids"]
+        questions = processor.tokenizer([row["question"] for row in rows], add_special_tokens=False)[
+            "input_ids"
+        ]
         room = max(len(processor.encode(written_prompt("?", p))) for p in (None, *INSTRUCTIONS))
         self.written_length = -(-(max(map(len, questions)) + room) // 16) * 16 + ANSWER_TOKENS
 
@@ -123,7 +151,9 @@ class Examples:
     def repeat(self, i: int, prompt: str) -> Example:
         """Nothing is read: the loss of repeating has no divergence."""
         clip, said = self.clips[i], self.processor.text_ids(self.rows[i]["question"])
-        return Example(self.encode(prompt, (audio_token_count(clip[1]),)), clip, self.encode(prompt), said + self.end)
+        return Example(
+            self.encode(prompt, (audio_token_count(clip[1]),)), clip, self.encode(prompt), said + self.end
+        )
 
     def batches(self, random: np.random.Generator, *, repeat: bool) -> Iterator[DistillationBatch]:
         """Epoch after epoch, of all rows to be repeated, or of those that have an answer."""
@@ -131,13 +161,18 @@ class Examples:
         make, prompts = (self.repeat, REPEAT_PROMPTS) if repeat else (self.answer, ANSWER_PROMPTS)
         while True:
             seed = int(random.integers(2**31))
-            for selection in make_batches([self.lengths[i] for i in rows], FLAGS.batch_size, seed, self.buckets):
+            for selection in make_batches(
+                [self.lengths[i] for i in rows], FLAGS.batch_size, seed, self.buckets
+            ):
                 chosen = [make(rows[i], prompts[random.integers(len(prompts))]) for i in selection.indices]
                 yield make_batch(
-                    chosen, spoken_length=selection.length, frames=self.frames[selection.length],
-                    written_length=self.written_length, answer_length=ANSWER_TOKENS,
+                    chosen,
+                    spoken_length=selection.length,
+                    frames=self.frames[selection.length],
+                    written_length=self.written_length,
+                    answer_length=ANSWER_TOKENS,
                     audio_token_id=self.processor.audio_token_id,
-                )  # fmt: skip
+                )
 
 
 def train(bridge: Bridge, examples: Examples, phases: Sequence[Phase], work: Path) -> None:
@@ -165,7 +200,10 @@ def train(bridge: Bridge, examples: Examples, phases: Sequence[Phase], work: Pat
                 recent.append((repeating, metrics))
                 if done % 50 == 0 or done == phase.steps:
                     shown = summarise(recent)
-                    print(f"{phase.name} {done}/{phase.steps} {time.monotonic() - start:.0f} s {shown}", flush=True)
+                    print(
+                        f"{phase.name} {done}/{phase.steps} {time.monotonic() - start:.0f} s {shown}",
+                        flush=True,
+                    )
                     recent = []
                 if done % SAVE_EVERY == 0 or done == phase.steps:
                     save_bridge(trainable, work)
@@ -204,11 +242,15 @@ def save_bridge(trainable, folder: Path) -> None:
         for i, matrix in enumerate(np.asarray(stack)):
             tensors[f"{name.format(i=i)}.lora_{which.removeprefix('lora_').upper()}.weight"] = matrix.T
     metadata = {"format": "pt", "rank": str(LORA.rank), "lora_alpha": str(LORA.alpha)}
-    names = sorted(tensors, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    names = sorted(
+        tensors, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    )
     parts = [names[: len(names) // 2], names[len(names) // 2 :]]
     for number, part in enumerate(parts, start=1):
         with atomic_path(folder / f"bridge-{number:05d}-of-{len(parts):05d}.safetensors") as temporary:
-            save_file(temporary, {name: np.ascontiguousarray(tensors[name], np.float16) for name in part}, metadata)
+            save_file(
+                temporary, {name: np.ascontiguousarray(tensors[name], np.float16) for name in part}, metadata
+            )
 
 
 if __name__ == "__main__":

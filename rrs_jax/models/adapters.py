@@ -1,8 +1,8 @@
 """LoRA as the decoder computes it: linears that read the same input share one thin product.
 
-y = x·W + (x·A)·B + bias, where W and bias are frozen. The thin products of all linears of one input stand side by
-side in one matrix A (D, R), R being the sum of their ranks, and each B (R, O) is zero in the rows of the others: a
-few kilobytes of zeros in place of kernels that cut the product to pieces.
+y = x·W + (x·A)·B + bias, where W and bias are frozen. The thin products of all linears of one input stand
+side by side in one matrix A (D, R), R being the sum of their ranks, and each B (R, O) is zero in the rows of
+the others: a few kilobytes of zeros in place of kernels that cut the product to pieces.
 """
 
 import flax.struct
@@ -40,7 +40,8 @@ class Adapters:
 
 @jax.custom_vjp
 def adapted(x: jax.Array, kernels: list, biases: list, a: jax.Array, b: list) -> list[jax.Array]:
-    """x (B, T, D) through several frozen linears with adapters. A kernel may have 8 bit, a linear's b may be None.
+    """x (B, T, D) through several frozen linears with adapters. A kernel may have 8 bit, a linear's b may be
+    None.
 
     The derivative keeps x and the thin product alone, and has none for the frozen arrays.
     """
@@ -49,7 +50,13 @@ def adapted(x: jax.Array, kernels: list, biases: list, a: jax.Array, b: list) ->
 
 def _forward(x, kernels, biases, a, b):
     thin = checkpoint_name(x @ a, "thin")
-    return [_output(x, thin, *arrays) for arrays in zip(kernels, biases, b, strict=True)], (x, thin, kernels, a, b)
+    return [_output(x, thin, *arrays) for arrays in zip(kernels, biases, b, strict=True)], (
+        x,
+        thin,
+        kernels,
+        a,
+        b,
+    )
 
 
 def _output(x, thin, kernel, bias, b):
@@ -69,7 +76,10 @@ def _backward(residuals, cotangents):
     for dy, kernel in zip(cotangents, kernels, strict=True):
         dx = product_back(dy, kernel) + dx
     da = jnp.tensordot(x, of_thin, (rows, rows))
-    db = [None if b_one is None else jnp.tensordot(thin, dy, (rows, rows)) for dy, b_one in zip(cotangents, b, strict=True)]
+    db = [
+        None if b_one is None else jnp.tensordot(thin, dy, (rows, rows))
+        for dy, b_one in zip(cotangents, b, strict=True)
+    ]
     return dx, None, None, da, db
 
 

@@ -13,8 +13,8 @@ WORKERS = max(4, min(8, cores()))
 class Programs:
     """A jitted function that can be compiled for several shapes before it is called.
 
-    `jax.jit` compiles for a shape when it is first called with it, one shape behind the other. `prepare` has one thread
-    for each, since most of a compilation runs on one processor.
+    `jax.jit` compiles for a shape when it is first called with it, one shape behind the other. `prepare` has
+    one thread for each, since most of a compilation runs on one processor.
     """
 
     def __init__(self, function):
@@ -22,8 +22,8 @@ class Programs:
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
 
     def prepare(self, calls: Sequence[tuple]) -> bool:
-        """Compiles for the arguments of calls to come, of which nothing is given away; whether it did. One alone, or
-        where several processes have to compile in the same order, is left to its first call."""
+        """Compiles for the arguments of calls to come, of which nothing is given away; whether it did. One
+        alone, or where several processes have to compile in the same order, is left to its first call."""
         missing = {key: call for call in calls if (key := _key(call)) not in self._compiled}
         if len(missing) < 2 or jax.process_count() > 1:
             return not missing

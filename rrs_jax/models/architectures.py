@@ -1,7 +1,8 @@
 """The architectures: config.json's `model_type` to the name under which each room keeps its part of it.
 
-`rrs_jax.inputs.NAME` has `FORMAT`, `rrs_jax.models.NAME` has `MODEL`, `rrs_jax.weights.NAME` has `weight_table`;
-docs/adding_a_model.md says what each must give. Only this file and those three know a model by its name.
+`rrs_jax.inputs.NAME` has `FORMAT`, `rrs_jax.models.NAME` has `MODEL`, `rrs_jax.weights.NAME` has
+`weight_table`; docs/adding_a_model.md says what each must give. Only this file and those three know a model
+by its name.
 """
 
 import importlib
@@ -18,8 +19,8 @@ ARCHITECTURES = {
 
 
 def check_architecture(values: object, source: object) -> None:
-    """Raises UserError where `values`, the content of config.json, are of no known architecture; `source` names
-    the file in the message."""
+    """Raises UserError where `values`, the content of config.json, are of no known architecture; `source`
+    names the file in the message."""
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type not in ARCHITECTURES:
         raise UserError(

@@ -1,4 +1,5 @@
-"""What all audio language models have in common: an encoder in front, a decoder behind, clips' rows in between."""
+"""What all audio language models have in common: an encoder in front, a decoder behind, clips' rows in
+between."""
 
 from typing import ClassVar, Protocol, Self
 
@@ -48,7 +49,8 @@ class AudioLanguageModel(nnx.Module):
 
     @property
     def frame_multiple(self) -> int:
-        """`encode_audio` takes mel frames by this multiple; two convolution strides and the pooling make it 4."""
+        """`encode_audio` takes mel frames by this multiple; two convolution strides and the pooling make it
+        4."""
         return 4
 
     @property
@@ -57,7 +59,8 @@ class AudioLanguageModel(nnx.Module):
         return self.language_model.embed_tokens.dtype
 
     def adapters(self, *, all_layers: bool = False) -> Adapters | None:
-        """What is trained, as the decoder computes it: stacked over the layers that carry adapters, or over all."""
+        """What is trained, as the decoder computes it: stacked over the layers that carry adapters, or over
+        all."""
         if self.lora is None:
             return None
         return self.lora.packed(self.dtype, self.language_model.layer_class.released, all_layers=all_layers)
@@ -77,17 +80,24 @@ class AudioLanguageModel(nnx.Module):
     def representations(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
         """f(d, t) of equation 6: (B, D) float32, the final-norm hidden state at the last input token."""
         x, start = self._entering(batch, audio_bank)
-        return self.language_model.last_hidden_state(x, batch.lengths, self.adapters(), start=start, remat=remat)
+        return self.language_model.last_hidden_state(
+            x, batch.lengths, self.adapters(), start=start, remat=remat
+        )
 
     def hidden_states(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
         """(B, T, D) after the final norm."""
         x, start = self._entering(batch, audio_bank)
         return self.language_model.hidden_states(x, batch.lengths, self.adapters(), start=start, remat=remat)
 
-    def states_at(self, batch: Batch, audio_bank: jax.Array, positions: jax.Array, *, remat: str = "none") -> jax.Array:
-        """(B, K, D) float32, the final-norm hidden states at `positions` (B, K): what the tokens behind them are made of."""
+    def states_at(
+        self, batch: Batch, audio_bank: jax.Array, positions: jax.Array, *, remat: str = "none"
+    ) -> jax.Array:
+        """(B, K, D) float32, the final-norm hidden states at `positions` (B, K): what the tokens behind them
+        are made of."""
         x, start = self._entering(batch, audio_bank)
-        return self.language_model.states_at(x, batch.lengths, positions, self.adapters(), start=start, remat=remat)
+        return self.language_model.states_at(
+            x, batch.lengths, positions, self.adapters(), start=start, remat=remat
+        )
 
     def layer_states(
         self, batch: Batch, audio_bank: jax.Array, layers: tuple[int, ...], *, remat: str = "none"
@@ -97,10 +107,18 @@ class AudioLanguageModel(nnx.Module):
         return self.language_model.layer_states(x, batch.lengths, layers, self.adapters(), remat=remat)
 
     def lower_states(
-        self, trees: Trees, audio_bank: jax.Array, layers: int, *, opening: Store | None = None, keys_values: bool = False
+        self,
+        trees: Trees,
+        audio_bank: jax.Array,
+        layers: int,
+        *,
+        opening: Store | None = None,
+        keys_values: bool = False,
     ) -> tuple[jax.Array, Store | None]:
-        """(B, T, D), the hidden states behind the first `layers` layers, none of which may carry an adapter; with
-        `keys_values` these layers' keys and values (B, T, n, K, H) too; `opening` as in `Decoder.lower_states`."""
+        """(B, T, D), the hidden states behind the first `layers` layers, none of which may carry an adapter;
+        with `keys_values` these layers' keys and values (B, T, n, K, H) too; `opening` as in
+        `Decoder.lower_states`.
+        """
         x = self.embed(trees.input_ids, trees.audio_index, audio_bank)
         inputs = x, trees.positions, trees.branches, trees.lengths
         return self.language_model.lower_states(*inputs, layers, opening=opening, keys_values=keys_values)
@@ -117,25 +135,42 @@ class AudioLanguageModel(nnx.Module):
     def head_row(self, token_id: int) -> jax.Array:
         return self.language_model.head_row(token_id)
 
-    def prefill(self, batch: Batch, audio_bank: jax.Array, cache_dtype=None) -> tuple[jax.Array, jax.Array, Store]:
+    def prefill(
+        self, batch: Batch, audio_bank: jax.Array, cache_dtype=None
+    ) -> tuple[jax.Array, jax.Array, Store]:
         """Next-token logits (B, V) of the prompts, the next tokens' positions (B,), and keys and values
-        (L, B, K, T, H) of `cache_dtype` (None: the model's). Raises ValueError for a start above the first adapter, or
-        without the keys and values below."""
+        (L, B, K, T, H) of `cache_dtype` (None: the model's). Raises ValueError for a start above the first
+        adapter, or without the keys and values below."""
         x, start = self._entering(batch, audio_bank)
         if start and batch.below_store is None:
-            raise ValueError(f"a pass that starts at layer {start} has no keys and values of the layers below")
+            raise ValueError(
+                f"a pass that starts at layer {start} has no keys and values of the layers below"
+            )
         if self.lora is not None and start > self.lora.config.first_layer:
-            raise ValueError(f"a pass that starts at layer {start} leaves out layers from {self.lora.config.first_layer} on")
+            raise ValueError(
+                f"a pass that starts at layer {start} leaves out layers from"
+                f" {self.lora.config.first_layer} on"
+            )
         adapters = self.adapters(all_layers=True)
-        hidden, store = self.language_model.prefill(x, batch.lengths, adapters, cache_dtype, batch.below_store)
+        hidden, store = self.language_model.prefill(
+            x, batch.lengths, adapters, cache_dtype, batch.below_store
+        )
         return self.logits(hidden), batch.lengths, store
 
     def decode(
-        self, tokens: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, adapters: Adapters | None = None, *,
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        slot: jax.Array,
+        cache: Cache,
+        adapters: Adapters | None = None,
+        *,
         fused: bool = False,
-    ) -> tuple[jax.Array, Cache]:  # fmt: skip
-        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers' cache.
-        `adapters` are `self.adapters(all_layers=True)`, made once for all steps; `fused` as in `Decoder.decode`."""
+    ) -> tuple[jax.Array, Cache]:
+        """Next-token logits (B, V) behind `tokens` (B,) at `positions` (B,), kept in `slot` of the answers'
+        cache. `adapters` are `self.adapters(all_layers=True)`, made once for all steps; `fused` as in
+        `Decoder.decode`.
+        """
         x = self.language_model.embed_tokens[...][tokens]
         hidden, cache = self.language_model.decode(x, positions, slot, cache, adapters, fused=fused)
         return self.logits(hidden), cache

@@ -18,8 +18,9 @@ class Batch:
       input_ids: int32 (B, T), padded on the right.
       lengths: int32 (B,), the number of real tokens.
       audio_index: int32 (B, T), the bank's row that replaces the word embedding, -1 for text.
-      below: (B, T, D) hidden states behind the first `below_layers` layers, from which a pass that reads no layer
-        below starts in place of the embeddings (`rrs_jax.frozen.prefix_states`); None starts from these.
+      below: (B, T, D) hidden states behind the first `below_layers` layers, from which a pass that reads no
+        layer below starts in place of the embeddings (`rrs_jax.frozen.prefix_states`); None starts from
+        these.
       below_store: these layers' keys and values, (B, T, n, K, H), which `prefill` needs to start from there.
     """
 
@@ -33,13 +34,14 @@ class Batch:
 
 @flax.struct.dataclass
 class Trees:
-    """Prompts that begin alike, several in one sequence: their common beginning, and behind it each one's own end.
+    """Prompts that begin alike, several in one sequence: their common beginning, and behind it each one's own
+    end.
 
     Attributes:
       input_ids, audio_index: as of a `Batch`.
       positions: int32 (B, T), of each token in its own prompt.
-      branches: int32 (B, T), 0 for the beginning and what fills up a row, 1, 2, ... for the ends. A token sees what
-        stands before it of branch 0 and of its own.
+      branches: int32 (B, T), 0 for the beginning and what fills up a row, 1, 2, ... for the ends. A token
+        sees what stands before it of branch 0 and of its own.
       lengths: int32 (B,), tokens of a tree's longest prompt.
     """
 

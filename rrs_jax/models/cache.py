@@ -1,8 +1,8 @@
 """Keys and values of prompts and answers, and the attention of one new token to them.
 
-A prompt's keys and values are stored once and attended to by all its answers: with n answers a prompt the step
-reads P + n·R slots instead of n·(P + R), and what was a product of a matrix and a vector for each answer is a
-product of two matrices.
+A prompt's keys and values are stored once and attended to by all its answers: with n answers a prompt the
+step reads P + n·R slots instead of n·(P + R), and what was a product of a matrix and a vector for each answer
+is a product of two matrices.
 """
 
 import flax.struct
@@ -13,7 +13,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 @flax.struct.dataclass
 class Store:
-    """Keys and values (..., S, H) in the model's dtype; or int8 with a float32 scale (..., S) for each token and head."""
+    """Keys and values (..., S, H) in the model's dtype; or int8 with a float32 scale (..., S) for each token
+    and head."""
 
     keys: jax.Array
     values: jax.Array
@@ -32,8 +33,8 @@ class Store:
 class Cache:
     """What a decoding step attends to: Q prompts with n answers each, B = Q·n rows in this order.
 
-    All rows write their newest token into the same slot of the answers, one after the other and around: a write
-    that every row makes at its own slot would be a scatter, for which XLA turns the whole cache over.
+    All rows write their newest token into the same slot of the answers, one after the other and around: a
+    write that every row makes at its own slot would be a scatter, for which XLA turns the whole cache over.
 
     Attributes:
       prompts: (L, Q, K, P, H), of which a prompt's first `prompt_lengths` (Q,) slots are real.
@@ -47,18 +48,19 @@ class Cache:
 
     @classmethod
     def empty(cls, like: Store, queries: int, width: int, samples: int, slots: int) -> "Cache":
-        """Room for `queries` prompts of `width` tokens with `samples` answers of `slots` each, all unused; `like` (L, ...,
-        K, S, H) gives the other sizes and the dtypes."""
+        """Room for `queries` prompts of `width` tokens with `samples` answers of `slots` each, all unused;
+        `like` (L, ..., K, S, H) gives the other sizes and the dtypes."""
 
         def zeros(leaf, *sizes):
             layers, _, heads, _, *size = leaf.shape
             return jnp.zeros((layers, queries, heads, *sizes, *size), leaf.dtype)
 
         return cls(
-            prompts=jax.tree.map(lambda leaf: zeros(leaf, width), like), prompt_lengths=jnp.zeros((queries,), jnp.int32),
+            prompts=jax.tree.map(lambda leaf: zeros(leaf, width), like),
+            prompt_lengths=jnp.zeros((queries,), jnp.int32),
             answers=jax.tree.map(lambda leaf: zeros(leaf, samples, slots), like),
             valid=jnp.zeros((queries * samples, slots), bool),
-        )  # fmt: skip
+        )
 
     def write(self, new: Store, slot: jax.Array) -> "Cache":
         """One more token in every answer: keys and values (L, B, K, H)."""
@@ -73,11 +75,19 @@ class Cache:
 
     def with_slot(self, slot: jax.Array) -> jax.Array:
         """`valid` with `slot` in every answer."""
-        return jax.lax.dynamic_update_slice_in_dim(self.valid, jnp.ones((len(self.valid), 1), bool), slot, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(
+            self.valid, jnp.ones((len(self.valid), 1), bool), slot, axis=1
+        )
 
 
 def cached_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, prompts: Store, answers: Store, prompt_lengths: jax.Array, valid: jax.Array
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    prompts: Store,
+    answers: Store,
+    prompt_lengths: jax.Array,
+    valid: jax.Array,
 ) -> jax.Array:
     """One layer's attention of new tokens to their prompt, their answer so far and themselves.
 
@@ -91,13 +101,17 @@ def cached_attention(
         return jnp.moveaxis(x.reshape(queries, n, heads, *x.shape[2:]), 1, 2)
 
     prompts, answers = jax.tree.map(_row_major, (prompts, answers))
-    # Barriers keep these from being computed again, and the sum over the keys from becoming a slow loop, in the kernel
-    # that puts the scores together.
-    q, k, v = jax.lax.optimization_barrier((by_head(q.reshape(-1, heads, groups, size)), by_head(k), by_head(v)))
+    # Barriers keep these from being computed again, and the sum over the keys from becoming a slow loop, in
+    # the kernel that puts the scores together.
+    q, k, v = jax.lax.optimization_barrier(
+        (by_head(q.reshape(-1, heads, groups, size)), by_head(k), by_head(v))
+    )
     to_prompt = jnp.einsum(
-        "QKMH,QKPH->QKMP", q.reshape(queries, heads, n * groups, size), prompts.keys.astype(q.dtype),
+        "QKMH,QKPH->QKMP",
+        q.reshape(queries, heads, n * groups, size),
+        prompts.keys.astype(q.dtype),
         preferred_element_type=jnp.float32,
-    ).reshape(queries, heads, n, groups, width)  # fmt: skip
+    ).reshape(queries, heads, n, groups, width)
     to_answer = jax.lax.optimization_barrier(_inner(q, answers.keys.astype(q.dtype)))
     if prompts.key_scales is not None:
         to_prompt = to_prompt * prompts.key_scales[:, :, None, None]
@@ -105,31 +119,38 @@ def cached_attention(
     to_self = jnp.einsum("QKnGH,QKnH->QKnG", q, k, preferred_element_type=jnp.float32)[..., None]
     real_prompt = jnp.arange(width) < prompt_lengths[:, None, None, None, None]
     real_answer = valid.reshape(queries, 1, n, 1, -1)
-    scores = [jnp.where(real_prompt, to_prompt, -jnp.inf), jnp.where(real_answer, to_answer, -jnp.inf), to_self]
+    scores = [
+        jnp.where(real_prompt, to_prompt, -jnp.inf),
+        jnp.where(real_answer, to_answer, -jnp.inf),
+        to_self,
+    ]
     weights = jax.nn.softmax(jnp.concatenate(scores, -1) * size**-0.5, axis=-1)
     for_prompt, for_answer, for_self = jnp.split(weights, (width, width + answers.keys.shape[3]), axis=-1)
     if prompts.value_scales is not None:
         for_prompt = for_prompt * prompts.value_scales[:, :, None, None]
         for_answer = for_answer * answers.value_scales[:, :, :, None]
     attended = jnp.einsum(
-        "QKMP,QKPH->QKMH", for_prompt.astype(q.dtype).reshape(queries, heads, n * groups, width),
-        prompts.values.astype(q.dtype), preferred_element_type=jnp.float32,
-    ).reshape(q.shape)  # fmt: skip
+        "QKMP,QKPH->QKMH",
+        for_prompt.astype(q.dtype).reshape(queries, heads, n * groups, width),
+        prompts.values.astype(q.dtype),
+        preferred_element_type=jnp.float32,
+    ).reshape(q.shape)
     attended = attended + _weighted(for_answer.astype(q.dtype), answers.values.astype(q.dtype))
     attended = attended + for_self * v[:, :, :, None].astype(jnp.float32)
     return jnp.moveaxis(attended.astype(q.dtype), 2, 1).reshape(queries * n, heads * groups, size)
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """Keeps XLA from another order of axes inside a loop: it would turn the whole cache over before and behind it."""
+    """Keeps XLA from another order of axes inside a loop: it would turn the whole cache over before and
+    behind it."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _inner(q: jax.Array, keys: jax.Array) -> jax.Array:
     """(..., G, H) and (..., R, H) to float32 (..., G, R).
 
-    With one query a key there is no matrix product to make: as a sum of products the compiler reads the keys where
-    they lie, out of the stack of layers, and a product would copy them first.
+    With one query a key there is no matrix product to make: as a sum of products the compiler reads the keys
+    where they lie, out of the stack of layers, and a product would copy them first.
     """
     if q.shape[-2] > 1:
         return jnp.einsum("...GH,...RH->...GR", q, keys, preferred_element_type=jnp.float32)
@@ -140,7 +161,9 @@ def _weighted(weights: jax.Array, values: jax.Array) -> jax.Array:
     """(..., G, R) and (..., R, H) to float32 (..., G, H), as `_inner`."""
     if weights.shape[-2] > 1:
         return jnp.einsum("...GR,...RH->...GH", weights, values, preferred_element_type=jnp.float32)
-    return jnp.sum(weights[..., 0, :, None].astype(jnp.float32) * values.astype(jnp.float32), axis=-2)[..., None, :]
+    return jnp.sum(weights[..., 0, :, None].astype(jnp.float32) * values.astype(jnp.float32), axis=-2)[
+        ..., None, :
+    ]
 
 
 def _quantised(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -33,13 +33,15 @@ class Decoder(nnx.Module):
         self.lm_head = None if tied else nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
 
     def set_apart(self) -> None:
-        """Makes each layer a module of its own, with float8 matrices transposed besides: copies of all layers, twice
-        their memory. For `unroll` alone; `prefill` and `decode` want stacks.
+        """Makes each layer a module of its own, with float8 matrices transposed besides: copies of all
+        layers, twice their memory. For `unroll` alone; `prefill` and `decode` want stacks.
 
         XLA copies an 8-bit matrix out of a stack before it multiplies it, and backward transposes it.
         """
         graphdef, stacks = nnx.split(self.layers)
-        apart = [nnx.merge(graphdef, layer_at(stacks, index)) for index in range(self.config.num_hidden_layers)]
+        apart = [
+            nnx.merge(graphdef, layer_at(stacks, index)) for index in range(self.config.num_hidden_layers)
+        ]
         for layer in apart:
             for name in self.config.linears():
                 getattr(layer, name).transpose_too()
@@ -53,26 +55,46 @@ class Decoder(nnx.Module):
         return graphdef, tuple(state for _, state in parts)
 
     def hidden_states(
-        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, *, start: int = 0, remat: str = "none"
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        adapters: Adapters | None,
+        *,
+        start: int = 0,
+        remat: str = "none",
     ) -> jax.Array:
-        """What goes into layer `start`, for 0 the embeddings, (B, T, D) and right padded, to (B, T, D) after the final
-        norm; garbage past a row's length."""
-        return self.norm(self._scan(x, lengths, adapters, self.config.num_hidden_layers, start=start, remat=remat)[0])
+        """What goes into layer `start`, for 0 the embeddings, (B, T, D) and right padded, to (B, T, D) after
+        the final norm; garbage past a row's length."""
+        return self.norm(
+            self._scan(x, lengths, adapters, self.config.num_hidden_layers, start=start, remat=remat)[0]
+        )
 
     def states_at(
-        self, x: jax.Array, lengths: jax.Array, positions: jax.Array, adapters: Adapters | None, *, start: int = 0,
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        positions: jax.Array,
+        adapters: Adapters | None,
+        *,
+        start: int = 0,
         remat: str = "none",
-    ) -> jax.Array:  # fmt: skip
-        """After the final norm at `positions` (B, K) of each row: (B, K, D), float32; `start` as in `hidden_states`."""
+    ) -> jax.Array:
+        """After the final norm at `positions` (B, K) of each row: (B, K, D), float32; `start` as in
+        `hidden_states`."""
         x, _ = self._scan(x, lengths, adapters, self.config.num_hidden_layers, start=start, remat=remat)
         return self.norm(jnp.take_along_axis(x, positions[..., None], axis=1).astype(jnp.float32))
 
     def layer_states(
-        self, x: jax.Array, lengths: jax.Array, layers: tuple[int, ...], adapters: Adapters | None, *,
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        layers: tuple[int, ...],
+        adapters: Adapters | None,
+        *,
         remat: str = "none",
-    ) -> jax.Array:  # fmt: skip
-        """Each row's last token behind some of the layers, before the final norm: (B, len(layers), D), float32.
-        Layers above the highest of them are not computed."""
+    ) -> jax.Array:
+        """Each row's last token behind some of the layers, before the final norm: (B, len(layers), D),
+        float32. Layers above the highest of them are not computed."""
         _, states = self._scan(x, lengths, adapters, max(layers) + 1, _last_tokens, remat=remat)  # (L, B, D)
         return jnp.swapaxes(states[jnp.asarray(layers)], 0, 1)
 
@@ -81,13 +103,20 @@ class Decoder(nnx.Module):
         return self._scan(x, lengths, adapters, self.config.num_hidden_layers, lambda x, _: x)[1]
 
     def lower_states(
-        self, x: jax.Array, positions: jax.Array, branches: jax.Array, lengths: jax.Array, stop: int, *,
-        opening: Store | None = None, keys_values: bool = False,
-    ) -> tuple[jax.Array, Store | None]:  # fmt: skip
-        """Embeddings (B, T, D) of trees to the hidden states behind the layers below `stop`, (B, T, D), without a
-        backward pass or adapters; with `keys_values` these layers' keys and values (B, T, n, K, H) too. `opening`: keys
-        and values (n, P, K, H) of tokens that stand before all trees. The other arguments are as in
-        `rrs_jax.models.batch.Trees`."""
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        branches: jax.Array,
+        lengths: jax.Array,
+        stop: int,
+        *,
+        opening: Store | None = None,
+        keys_values: bool = False,
+    ) -> tuple[jax.Array, Store | None]:
+        """Embeddings (B, T, D) of trees to the hidden states behind the layers below `stop`, (B, T, D),
+        without a backward pass or adapters; with `keys_values` these layers' keys and values (B, T, n, K, H)
+        too. `opening`: keys and values (n, P, K, H) of tokens that stand before all trees. The other
+        arguments are as in `rrs_jax.models.batch.Trees`."""
         graphdef, stacks = nnx.split(self.layers)
 
         def behind(before, own):
@@ -116,10 +145,16 @@ class Decoder(nnx.Module):
         return np.zeros(len(lengths))
 
     def last_hidden_state(
-        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, *, start: int = 0, remat: str = "none"
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        adapters: Adapters | None,
+        *,
+        start: int = 0,
+        remat: str = "none",
     ) -> jax.Array:
-        """The representation of section 3.1: (B, D) after the final norm at each row's last token, float32; `start` as
-        in `hidden_states`.
+        """The representation of section 3.1: (B, D) after the final norm at each row's last token, float32;
+        `start` as in `hidden_states`.
 
         In the last layer only that one position goes through query, output projection and MLP.
         """
@@ -139,11 +174,16 @@ class Decoder(nnx.Module):
         return self.norm(x_last.astype(jnp.float32))[:, 0]
 
     def prefill(
-        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, cache_dtype=None, below: Store | None = None
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        adapters: Adapters | None,
+        cache_dtype=None,
+        below: Store | None = None,
     ) -> tuple[jax.Array, Store]:
-        """Runs prompts (B, T, D); returns the last tokens' normed states (B, D) and keys and values (L, B, K, T, H),
-        of `cache_dtype` (None: the model's). The adapters are stacked over all layers, as in `decode`. `below`: keys and
-        values (B, T, n, K, H) of the first layers, where x is what goes into layer n."""
+        """Runs prompts (B, T, D); returns the last tokens' normed states (B, D) and keys and values (L, B, K,
+        T, H), of `cache_dtype` (None: the model's). The adapters are stacked over all layers, as in `decode`.
+        `below`: keys and values (B, T, n, K, H) of the first layers, where x is what goes into layer n."""
         shared = self._angles(jnp.arange(x.shape[1])[None], lengths), lengths
         cache_dtype = x.dtype if cache_dtype is None else cache_dtype
 
@@ -155,7 +195,9 @@ class Decoder(nnx.Module):
             return layer.finish(x, attended, adapters), by_head
 
         if below is None:
-            x, store = self._scan_stack(x, adapters, lambda x, layer, adapters, _: step(x, layer, adapters, shared))
+            x, store = self._scan_stack(
+                x, adapters, lambda x, layer, adapters, _: step(x, layer, adapters, shared)
+            )
         else:
             x, store = self._scan_above(x, shared, adapters, step, below.keys.shape[2])
             lower = jax.tree.map(lambda leaf: jnp.transpose(leaf, (2, 0, 3, 1, 4)), below)
@@ -165,27 +207,40 @@ class Decoder(nnx.Module):
         return self.norm(last)[:, 0], store
 
     def decode(
-        self, x: jax.Array, positions: jax.Array, slot: jax.Array, cache: Cache, adapters: Adapters | None, *,
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        slot: jax.Array,
+        cache: Cache,
+        adapters: Adapters | None,
+        *,
         fused: bool = False,
-    ) -> tuple[jax.Array, Cache]:  # fmt: skip
+    ) -> tuple[jax.Array, Cache]:
         """One token a row: (B, D) embeddings at `positions` (B,), written into `slot` of the answers' cache.
         `fused`: attention by the GPU kernel of `rrs_jax.models.fused_attention`.
 
-        Without it the cache is read-only inside the scan over layers; each layer hands out its new row and all rows are
-        written at once behind it, so that no layer copies the cache. The kernel writes its layer's row itself.
+        Without it the cache is read-only inside the scan over layers; each layer hands out its new row and
+        all rows are written at once behind it, so that no layer copies the cache. The kernel writes its
+        layer's row itself.
         """
         answers = x.shape[0] // cache.prompt_lengths.shape[0]
         angles = self._angles(positions[:, None], jnp.repeat(cache.prompt_lengths, answers))
 
         def step(x, layer, adapters, cached):
-            q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)  # k, v: (B, 1, K, H)
+            q, k, v = layer.queries_keys_values(
+                layer.input_layernorm(x), angles, adapters
+            )  # k, v: (B, 1, K, H)
             attended = cached_attention(q[:, 0], k[:, 0], v[:, 0], *cached, cache.prompt_lengths, cache.valid)
-            return layer.finish(x, attended[:, None], adapters), Store.of(k[:, 0], v[:, 0], cache.answers.keys.dtype)
+            return layer.finish(x, attended[:, None], adapters), Store.of(
+                k[:, 0], v[:, 0], cache.answers.keys.dtype
+            )
 
         def fused_step(carry, layer, adapters, index):
             x, answers = carry
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
-            attended, answers = fused_attention(q[:, 0], k[:, 0], v[:, 0], cache.replace(answers=answers), index, slot)
+            attended, answers = fused_attention(
+                q[:, 0], k[:, 0], v[:, 0], cache.replace(answers=answers), index, slot
+            )
             return (layer.finish(x, attended[:, None], adapters), answers), None
 
         if fused:
@@ -200,7 +255,9 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) normed states to float32 (..., V)."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return jnp.einsum("...D,VD->...V", hidden.astype(head.dtype), head[...], preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...D,VD->...V", hidden.astype(head.dtype), head[...], preferred_element_type=jnp.float32
+        )
 
     def head_row(self, token_id: int) -> jax.Array:
         """The head's weights (D,), float32, for one token: w_40 of equation 1 for "I"."""
@@ -208,21 +265,32 @@ class Decoder(nnx.Module):
         return head[...][token_id].astype(jnp.float32)
 
     def _angles(self, positions: jax.Array, prompt_lengths: jax.Array):
-        """What `DecoderLayer.queries` and `keys_values` rotate by at positions (B, T) or (1, T) of rows whose prompts
-        have `prompt_lengths` (B,) tokens."""
+        """What `DecoderLayer.queries` and `keys_values` rotate by at positions (B, T) or (1, T) of rows whose
+        prompts have `prompt_lengths` (B,) tokens."""
         if self.config.mrope_section:
-            # Time, height and width: text and audio have the same in all three, only pictures tell them apart.
+            # Time, height and width: text and audio have the same in all three, only pictures tell them
+            # apart.
             positions = jnp.broadcast_to(positions, (3, *positions.shape))
-        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
+        return rotary_angles(
+            positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section
+        )
 
     def _scan(
-        self, x: jax.Array, lengths: jax.Array, adapters: Adapters | None, stop: int, read=None, *, start: int = 0,
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        adapters: Adapters | None,
+        stop: int,
+        read=None,
+        *,
+        start: int = 0,
         remat: str = "none",
-    ):  # fmt: skip
-        """Whole layers from `start` to `stop`: the hidden state (B, T, D) and, stacked, `read(x, lengths)` behind each.
+    ):
+        """Whole layers from `start` to `stop`: the hidden state (B, T, D) and, stacked, `read(x, lengths)`
+        behind each.
 
-        Layers below the first adapter form a scan of their own, so that no backward pass reaches them. Raises ValueError
-        for a start above it.
+        Layers below the first adapter form a scan of their own, so that no backward pass reaches them. Raises
+        ValueError for a start above it.
         """
         graphdef, stacks = self._split_layers()
 
@@ -256,8 +324,8 @@ class Decoder(nnx.Module):
         return jax.lax.scan(body, x, (stacks, adapters, extra))
 
     def _scan_above(self, x: jax.Array, shared, adapters: Adapters | None, step, start: int):
-        """Layers from `start` on, without a backward pass: cut out of the stacks one by one, since a slice of the stacks
-        would be a copy of their weights."""
+        """Layers from `start` on, without a backward pass: cut out of the stacks one by one, since a slice of
+        the stacks would be a copy of their weights."""
         graphdef, stacks = nnx.split(self.layers)
 
         def one(x, layer, adapters, shared):

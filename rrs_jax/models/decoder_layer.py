@@ -31,9 +31,14 @@ class DecoderConfig:
         d, f = self.hidden_size, self.intermediate_size
         queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         return {
-            "q_proj": (d, queries), "k_proj": (d, keys), "v_proj": (d, keys), "o_proj": (queries, d),
-            "gate_proj": (d, f), "up_proj": (d, f), "down_proj": (f, d),
-        }  # fmt: skip
+            "q_proj": (d, queries),
+            "k_proj": (d, keys),
+            "v_proj": (d, keys),
+            "o_proj": (queries, d),
+            "gate_proj": (d, f),
+            "up_proj": (d, f),
+            "down_proj": (f, d),
+        }
 
     def adapted_linears(self) -> dict[str, tuple[int, int]]:
         """Those that LoRA names: the linears as the released model has them."""
@@ -58,7 +63,9 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=eps, dtype=dtype, stack=stack)
         for name, (features_in, features_out) in config.linears().items():
             bias = name in ("q_proj", "k_proj", "v_proj")
-            linear = Linear(features_in, features_out, bias=bias, dtype=dtype, stack=stack, quantize=config.quantize)
+            linear = Linear(
+                features_in, features_out, bias=bias, dtype=dtype, stack=stack, quantize=config.quantize
+            )
             setattr(self, name, linear)
 
     def project(self, names: tuple[str, ...], x: jax.Array, adapters: Adapters | None) -> list[jax.Array]:

@@ -2,8 +2,8 @@
 
 import jax
 
-# Operations for which there would have been time while one program is traced, lowered and compiled: about 3 s at 330
-# TFLOP/s on an H100, 0.5 s at 0.1 TFLOP/s on two CPU cores.
+# Operations for which there would have been time while one program is traced, lowered and compiled: about 3 s
+# at 330 TFLOP/s on an H100, 0.5 s at 0.1 TFLOP/s on two CPU cores.
 PROGRAM_FLOPS = {"gpu": 1e15, "cpu": 5e10}
 
 
@@ -24,6 +24,6 @@ def state_size(text, kept_layers: int = 0) -> int:
 
 
 def program_price(flops: float, devices: int = 1) -> float:
-    """Positions that `devices` could have worked on while a program is compiled; `flops`: of one position, 0 where an
-    encoder has no layers."""
+    """Positions that `devices` could have worked on while a program is compiled; `flops`: of one position, 0
+    where an encoder has no layers."""
     return PROGRAM_FLOPS.get(jax.default_backend(), PROGRAM_FLOPS["gpu"]) * devices / max(flops, 1.0)

@@ -13,7 +13,8 @@ def picked(config_class: type, values: dict) -> Any:
 
 
 def with_rotary_base(text: dict) -> dict:
-    """The decoder's values with `rope_theta`, which transformers 5 writes one level deeper, and `head_dim`."""
+    """The decoder's values with `rope_theta`, which transformers 5 writes one level deeper, and
+    `head_dim`."""
     return text | {
         "rope_theta": (text.get("rope_parameters") or {}).get("rope_theta", text["rope_theta"]),
         "head_dim": text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
@@ -30,6 +31,12 @@ def refuse_what_is_not_computed(text: dict, audio: dict, rope_types: tuple[str, 
         "audio_config.activation_function": (audio.get("activation_function", "gelu"), ("gelu",)),
         "audio_config.scale_embedding": (bool(audio.get("scale_embedding")), (False,)),
     }
-    wrong = [f"{name} is {value!r} in place of {only[0]!r}" for name, (value, only) in wanted.items() if value not in only]
+    wrong = [
+        f"{name} is {value!r} in place of {only[0]!r}"
+        for name, (value, only) in wanted.items()
+        if value not in only
+    ]
     if wrong:
-        raise UserError(f"config.json: {'; '.join(wrong)}, which is not supported; use a model of the released settings.")
+        raise UserError(
+            f"config.json: {'; '.join(wrong)}, which is not supported; use a model of the released settings."
+        )

@@ -16,13 +16,20 @@ from rrs_jax.models.quantised import Float8, Int8, product
 class Linear(nnx.Module):
     """`x @ kernel + bias`; the kernel is (..., in, out), the transpose of torch's weight.
 
-    With `quantize` it has 8 bit and a `scale` for each output: `int8` as `kernel`, `float8` as `weight` (..., out, in)
-    (`rrs_jax.models.quantised`), and after `transpose_too` as `columns` (..., in, out) besides.
+    With `quantize` it has 8 bit and a `scale` for each output: `int8` as `kernel`, `float8` as `weight` (...,
+    out, in) (`rrs_jax.models.quantised`), and after `transpose_too` as `columns` (..., in, out) besides.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool, dtype, stack: tuple[int, ...] = (), quantize: str = "none"
-    ):  # fmt: skip
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype,
+        stack: tuple[int, ...] = (),
+        quantize: str = "none",
+    ):
         if quantize == "float8":
             self.weight = nnx.Param(jnp.zeros((*stack, out_features, in_features), jnp.float8_e4m3fn))
         else:
@@ -36,7 +43,9 @@ class Linear(nnx.Module):
     @property
     def matrix(self) -> jax.Array | Int8 | Float8:
         if self.quantize == "float8":
-            return Float8(self.weight[...], self.scale[...], None if self.columns is None else self.columns[...])
+            return Float8(
+                self.weight[...], self.scale[...], None if self.columns is None else self.columns[...]
+            )
         return Int8(self.kernel[...], self.scale[...]) if self.quantize == "int8" else self.kernel[...]
 
     def transpose_too(self) -> None:
@@ -47,7 +56,8 @@ class Linear(nnx.Module):
         y = product(x, self.matrix)
         if self.bias is None:
             return y
-        # cuBLAS could add the bias itself; XLA then copies the kernel out of its stack (see `rrs_jax.models.stack`).
+        # cuBLAS could add the bias itself; XLA then copies the kernel out of its stack (see
+        # `rrs_jax.models.stack`).
         return jax.lax.optimization_barrier(y) + self.bias[...]
 
 
@@ -78,7 +88,8 @@ class LayerNorm(nnx.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x·Φ(x) by the error function, as torch has it. `jax.nn.gelu` takes erfc, for which XLA computes two branches of
+    """x·Φ(x) by the error function, as torch has it. `jax.nn.gelu` takes erfc, for which XLA computes two
+    branches of
     each number: on an H100 that is twice the time of reading and writing it."""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
@@ -89,8 +100,8 @@ def rotary_angles(
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, float32 (B, T, 1, H/2), of positions (B, T) (RoPE, Su et al. 2021, half-split).
 
-    With `sections`, positions are (3, B, T), in time, height and width, and each section of so many frequencies
-    takes its angle from the next of the three (TMRoPE, Xu et al. 2025).
+    With `sections`, positions are (3, B, T), in time, height and width, and each section of so many
+    frequencies takes its angle from the next of the three (TMRoPE, Xu et al. 2025).
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies
@@ -110,15 +121,22 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 def attention(q, k, v, *, causal: bool, key_lengths=None, mask=None) -> jax.Array:
     """Scaled dot-product attention; q (B, T, N, H), k and v (B, S, K, H) with N a multiple of K.
 
-    cuDNN's flash attention on a GPU in 16 bit, XLA elsewhere. `key_lengths` (B,) hides keys past a row's end; causal
-    attention over right-padded rows does not need it.
+    cuDNN's flash attention on a GPU in 16 bit, XLA elsewhere. `key_lengths` (B,) hides keys past a row's end;
+    causal attention over right-padded rows does not need it.
     """
     if causal and mask is None:
         key_lengths = None
     sixteen_bit = q.dtype in (jnp.bfloat16, jnp.float16)
     flash = jax.default_backend() == "gpu" and sixteen_bit and mask is None and q.shape[1] > 1
     attended = jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="cudnn" if flash else "xla"
+        q,
+        k,
+        v,
+        mask=mask,
+        is_causal=causal,
+        key_value_seq_lengths=key_lengths,
+        implementation="cudnn" if flash else "xla",
     )
-    # cuDNN's derivative keeps this output by itself (`rrs_jax.models.stack.rematerialise`); by name it would be kept twice.
+    # cuDNN's derivative keeps this output by itself (`rrs_jax.models.stack.rematerialise`); by name it would
+    # be kept twice.
     return attended if flash else checkpoint_name(attended, "attended")

@@ -17,12 +17,20 @@ class LoRAParam(nnx.Param):
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """`targets`: None stands for all linears of the decoder, which `LoRA.config` then names. `first_layer`: layers
-    below it carry no adapter, so nothing is differentiated through them."""
+    """`targets`: None stands for all linears of the decoder, which `LoRA.config` then names. `first_layer`:
+    layers below it carry no adapter, so nothing is differentiated through them."""
 
     rank: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] | None = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] | None = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
     first_layer: int = 0
 
     @property
@@ -33,7 +41,9 @@ class LoRAConfig:
 class LoRAPair(nnx.Module):
     """A (in, R) and B (R, out), float32: adds `x @ lora_a @ lora_b * scale` to a linear's output."""
 
-    def __init__(self, in_features: int, out_features: int, *, rank: int, scale: float, stack: tuple[int, ...]):
+    def __init__(
+        self, in_features: int, out_features: int, *, rank: int, scale: float, stack: tuple[int, ...]
+    ):
         self.lora_a = LoRAParam(jnp.zeros((*stack, in_features, rank), jnp.float32))
         self.lora_b = LoRAParam(jnp.zeros((*stack, rank, out_features), jnp.float32))
         self.scale = scale
@@ -64,21 +74,28 @@ class LoRA(nnx.Module):
         self.config = config
         for target in config.targets:
             pair = LoRAPair(
-                *linears[target], rank=config.rank, scale=config.scale, stack=(num_layers - config.first_layer,)
+                *linears[target],
+                rank=config.rank,
+                scale=config.scale,
+                stack=(num_layers - config.first_layer,),
             )
             setattr(self, target, pair)
 
     def pair(self, target: str) -> LoRAPair | None:
         return getattr(self, target, None)
 
-    def packed(self, dtype, released: dict[str, tuple[str, int | None]], *, all_layers: bool = False) -> Adapters:
-        """As the decoder's linears compute them, stacked over the layers that carry adapters, or over all, zero
-        where there are none. `released`: see `DecoderLayer.released`."""
+    def packed(
+        self, dtype, released: dict[str, tuple[str, int | None]], *, all_layers: bool = False
+    ) -> Adapters:
+        """As the decoder's linears compute them, stacked over the layers that carry adapters, or over all,
+        zero where there are none. `released`: see `DecoderLayer.released`."""
         below = self.config.first_layer if all_layers else 0
         rank = self.config.rank
         a, b = {}, {}
         for names in SAME_INPUT:
-            targets = [target for target in dict.fromkeys(released[name][0] for name in names) if self.pair(target)]
+            targets = [
+                target for target in dict.fromkeys(released[name][0] for name in names) if self.pair(target)
+            ]
             if not targets:
                 continue
             a[names[0]] = jnp.concatenate([self.pair(target).lora_a[...] for target in targets], axis=-1)
@@ -93,7 +110,11 @@ class LoRA(nnx.Module):
                 rows = (rank * place, rank * (len(targets) - 1 - place))
                 b[name] = jnp.pad(lora_b, [(0, 0), rows, (0, 0)])
         adapters = jax.tree.map(lambda leaf: leaf.astype(dtype), Adapters(a, b))
-        return jax.tree.map(lambda leaf: jnp.pad(leaf, [(below, 0), (0, 0), (0, 0)]), adapters) if below else adapters
+        return (
+            jax.tree.map(lambda leaf: jnp.pad(leaf, [(below, 0), (0, 0), (0, 0)]), adapters)
+            if below
+            else adapters
+        )
 
     def initialise(self, key: jax.Array) -> None:
         """A uniform in ±1/sqrt(in) (torch's kaiming_uniform with a=sqrt(5), as PEFT), B zero."""

@@ -1,7 +1,8 @@
 """Frozen matrices in 8 bit, and the two products that a frozen matrix takes part in.
 
-`product` is x·W, `product_back` what the backward pass does with the same matrix, dy·Wᵀ. `Int8` is turned back into
-x's dtype before it is multiplied; `Float8` is multiplied as it is, by activations that are rounded to 8 bit too.
+`product` is x·W, `product_back` what the backward pass does with the same matrix, dy·Wᵀ. `Int8` is turned
+back into x's dtype before it is multiplied; `Float8` is multiplied as it is, by activations that are rounded
+to 8 bit too.
 """
 
 import flax.struct
@@ -43,9 +44,9 @@ class Int8:
 class Float8:
     """A matrix as torch stores it, `rows` (..., out, in) in float8_e4m3fn, times a float32 scale (..., out).
 
-    A row lies in one piece because the products of an H100's 8-bit units sum over what lies in one piece, of both
-    operands. The backward pass sums over the outputs: it reads `columns`, the rows transposed (in, out), where there is
-    memory for them, else transposes the matrix as it copies it out of its stack.
+    A row lies in one piece because the products of an H100's 8-bit units sum over what lies in one piece, of
+    both operands. The backward pass sums over the outputs: it reads `columns`, the rows transposed (in, out),
+    where there is memory for them, else transposes the matrix as it copies it out of its stack.
     """
 
     rows: jax.Array
@@ -54,7 +55,8 @@ class Float8:
 
     @classmethod
     def of(cls, rows: jax.Array) -> "Float8":
-        """Of (..., out, in): each output's weights as multiples of a 448th of the largest magnitude among them."""
+        """Of (..., out, in): each output's weights as multiples of a 448th of the largest magnitude among
+        them."""
         rounded, scale = rounded_rows(rows)
         return cls(rounded, scale[..., 0])
 
@@ -62,8 +64,8 @@ class Float8:
         return _float8_product(x, self)
 
     def product_back(self, dy: jax.Array) -> jax.Array:
-        """dy times the outputs' scales is rounded, row by row as x is: to e4m3 as well, whose finer steps count for
-        more than the wider range of e5m2."""
+        """dy times the outputs' scales is rounded, row by row as x is: to e4m3 as well, whose finer steps
+        count for more than the wider range of e5m2."""
         rounded, scale = rounded_rows(dy.astype(jnp.float32) * self.scale)
         columns = _transposed(self.rows) if self.columns is None else self.columns
         return (_sums(rounded, columns, dy.dtype) * scale).astype(dy.dtype)
@@ -80,7 +82,8 @@ def product_back(dy: jax.Array, matrix: jax.Array | Int8 | Float8) -> jax.Array:
 
 
 def rounded_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x (..., n) in float8_e4m3fn, and the float32 scale (..., 1) of each row, a 448th of its largest magnitude."""
+    """x (..., n) in float8_e4m3fn, and the float32 scale (..., 1) of each row, a 448th of its largest
+    magnitude."""
     wide = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=-1, keepdims=True), SMALLEST_SCALE) / LARGEST
     return (wide * (1 / scale)).astype(jnp.float8_e4m3fn), scale
@@ -99,10 +102,12 @@ _float8_product.defvjp(
 
 
 def _sums(x: jax.Array, rows: jax.Array, dtype) -> jax.Array:
-    """x (..., n) times the transpose of `rows` (m, n), both of 8-bit numbers: float32 (..., m), summed in float32.
+    """x (..., n) times the transpose of `rows` (m, n), both of 8-bit numbers: float32 (..., m), summed in
+    float32.
 
-    Beside bfloat16 activations the sums are handed over in bfloat16, half the traffic; no scale has entered yet, and
-    it is one rounding of 2⁻⁹ beside two of 2⁻⁴. A GPU before Hopper has no 8-bit units: XLA multiplies in 16 bit there.
+    Beside bfloat16 activations the sums are handed over in bfloat16, half the traffic; no scale has entered
+    yet, and it is one rounding of 2⁻⁹ beside two of 2⁻⁴. A GPU before Hopper has no 8-bit units: XLA
+    multiplies in 16 bit there.
     """
     handed = jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32
     contracted = (((x.ndim - 1,), (1,)), ((), ()))
@@ -114,7 +119,8 @@ def _sums(x: jax.Array, rows: jax.Array, dtype) -> jax.Array:
 
 
 def _transposed(rows: jax.Array) -> jax.Array:
-    """Without the constraint XLA transposes the whole stack ahead of the loop over layers, and keeps it beside the other."""
+    """Without the constraint XLA transposes the whole stack ahead of the loop over layers, and keeps it
+    beside the other."""
     if jax.default_backend() == "gpu":
         rows = with_layout_constraint(rows, Layout((0, 1)))
     return rows.T

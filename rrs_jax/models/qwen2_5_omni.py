@@ -43,14 +43,26 @@ class OmniConfig:
         transformers classes. Raises UserError for settings that are not computed."""
         values = values.get("thinker_config", values)
         audio = {
-            "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
-            "num_mel_bins": 128, "max_source_positions": 1500, "n_window": 100, "output_dim": 3584,
-        } | values.get("audio_config", {})  # fmt: skip
+            "d_model": 1280,
+            "encoder_layers": 32,
+            "encoder_attention_heads": 20,
+            "encoder_ffn_dim": 5120,
+            "num_mel_bins": 128,
+            "max_source_positions": 1500,
+            "n_window": 100,
+            "output_dim": 3584,
+        } | values.get("audio_config", {})
         text = {
-            "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "vocab_size": 152064, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000.0,
             "tie_word_embeddings": values.get("tie_word_embeddings", False),
-        } | values.get("text_config", {})  # fmt: skip
+        } | values.get("text_config", {})
         refuse_what_is_not_computed(text, audio, rope_types=("default", "mrope"))
         rotary = text.get("rope_scaling") or text.get("rope_parameters") or {}
         text["mrope_section"] = tuple(rotary.get("mrope_section", (16, 24, 24)))

@@ -23,14 +23,24 @@ class Qwen2AudioConfig:
         """From the folder's config.json; absent fields have the defaults of the transformers classes,
         on which the released file relies."""
         audio = {
-            "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
-            "num_mel_bins": 128, "max_source_positions": 1500,
-        } | values.get("audio_config", {})  # fmt: skip
+            "d_model": 1280,
+            "encoder_layers": 32,
+            "encoder_attention_heads": 20,
+            "encoder_ffn_dim": 5120,
+            "num_mel_bins": 128,
+            "max_source_positions": 1500,
+        } | values.get("audio_config", {})
         text = {
-            "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
-            "num_key_value_heads": 32, "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "hidden_size": 4096,
+            "intermediate_size": 22016,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 151936,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
             "tie_word_embeddings": values.get("tie_word_embeddings", False),
-        } | values.get("text_config", {})  # fmt: skip
+        } | values.get("text_config", {})
         refuse_what_is_not_computed(text, audio)
         return cls(
             audio=picked(AudioEncoderConfig, audio),
@@ -45,7 +55,9 @@ class Qwen2Audio(AudioLanguageModel):
     def __init__(self, config: Qwen2AudioConfig, *, dtype, lora: LoRAConfig | None = None):
         super().__init__(config, dtype=dtype, lora=lora)
         self.audio_tower = AudioEncoder(config.audio, dtype=dtype)
-        self.multi_modal_projector = Linear(config.audio.d_model, config.text.hidden_size, bias=True, dtype=dtype)
+        self.multi_modal_projector = Linear(
+            config.audio.d_model, config.text.hidden_size, bias=True, dtype=dtype
+        )
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
         return self.multi_modal_projector(self.audio_tower(input_features, feature_lengths))

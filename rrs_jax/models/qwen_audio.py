@@ -1,13 +1,14 @@
-"""Qwen-Audio-Chat (Chu et al. 2023, arXiv 2311.07919): Whisper's encoder, a projection, the first Qwen decoder.
+"""Qwen-Audio-Chat (Chu et al. 2023, arXiv 2311.07919): Whisper's encoder, a projection, the first Qwen
+decoder.
 
 Departures from the released code, which a run within its limits does not notice:
 
-- A clip is encoded as if it stood alone. The released encoder cuts the mel of all clips at the longest one's end,
-  so that it sees zeros behind that clip's last frame and silence behind the others'; a clip's last vectors depend
-  on its neighbours. Alone is how the released `chat` hears a question, and the only reading under which a clip
-  has one embedding.
-- Dynamic NTK and log-n attention act in training too, so that the trained model is the one that answers. They begin
-  behind `seq_length` positions, which no prompt of 30 seconds reaches.
+- A clip is encoded as if it stood alone. The released encoder cuts the mel of all clips at the longest one's
+  end, so that it sees zeros behind that clip's last frame and silence behind the others'; a clip's last
+  vectors depend on its neighbours. Alone is how the released `chat` hears a question, and the only reading
+  under which a clip has one embedding.
+- Dynamic NTK and log-n attention act in training too, so that the trained model is the one that answers. They
+  begin behind `seq_length` positions, which no prompt of 30 seconds reaches.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ POSITIONS = 1500  # of the encoder, 30 seconds
 
 @dataclasses.dataclass(frozen=True)
 class QwenAudioConfig:
-    """`audio_token_id`: the start marker, the token that is repeated, and the end marker. The encoder fills all."""
+    """`audio_token_id`: the start marker, the token that is repeated, and the end marker. The encoder fills
+    all."""
 
     audio: AudioEncoderConfig
     text: QwenDecoderConfig
@@ -36,16 +38,32 @@ class QwenAudioConfig:
 
     @classmethod
     def from_hf(cls, values: dict) -> "QwenAudioConfig":
-        """From the folder's config.json; absent fields have the defaults of the released configuration class."""
+        """From the folder's config.json; absent fields have the defaults of the released configuration
+        class."""
         audio = {
-            "n_mels": 80, "n_ctx": POSITIONS, "n_state": 1280, "n_head": 20, "n_layer": 32, "avg_pool": True,
-            "add_audio_bos_eos_token": True, "audio_start_id": 155163,
-        } | values["audio"]  # fmt: skip
+            "n_mels": 80,
+            "n_ctx": POSITIONS,
+            "n_state": 1280,
+            "n_head": 20,
+            "n_layer": 32,
+            "avg_pool": True,
+            "add_audio_bos_eos_token": True,
+            "audio_start_id": 155163,
+        } | values["audio"]
         text = {
-            "vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-            "intermediate_size": 22016, "layer_norm_epsilon": 1e-6, "kv_channels": 128, "rotary_emb_base": 10000,
-            "seq_length": 2048, "use_dynamic_ntk": True, "use_logn_attn": True, "tie_word_embeddings": False,
-        } | values  # fmt: skip
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "intermediate_size": 22016,
+            "layer_norm_epsilon": 1e-6,
+            "kv_channels": 128,
+            "rotary_emb_base": 10000,
+            "seq_length": 2048,
+            "use_dynamic_ntk": True,
+            "use_logn_attn": True,
+            "tie_word_embeddings": False,
+        } | values
         _refuse_what_is_not_computed(text, audio)
         heads, start = text["num_attention_heads"], audio["audio_start_id"]
         return cls(
@@ -82,7 +100,8 @@ REPEATED_BEFORE_START = 3312
 
 
 def _refuse_what_is_not_computed(text: dict, audio: dict) -> None:
-    """Raises UserError for settings under which the released code computes something else than this file does."""
+    """Raises UserError for settings under which the released code computes something else than this file
+    does."""
     width = text["kv_channels"] * text["num_attention_heads"]
     wanted = {
         "no_bias": (text.get("no_bias", True), True),
@@ -95,9 +114,13 @@ def _refuse_what_is_not_computed(text: dict, audio: dict) -> None:
         "audio.n_ctx": (audio["n_ctx"], POSITIONS),
         "audio.output_dim": (audio.get("output_dim", text["hidden_size"]), text["hidden_size"]),
     }
-    wrong = [f"{name} is {value!r} in place of {only!r}" for name, (value, only) in wanted.items() if value != only]
+    wrong = [
+        f"{name} is {value!r} in place of {only!r}" for name, (value, only) in wanted.items() if value != only
+    ]
     if wrong:
-        raise UserError(f"config.json: {'; '.join(wrong)}, which is not supported; use a model of the released settings.")
+        raise UserError(
+            f"config.json: {'; '.join(wrong)}, which is not supported; use a model of the released settings."
+        )
 
 
 class QwenAudio(AudioLanguageModel):
@@ -112,8 +135,8 @@ class QwenAudio(AudioLanguageModel):
         self.audio_bos_eos_token = nnx.Param(jnp.zeros((2, width), dtype))
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """(C, M, frames) to (C, frames // 4 + 2, D): a clip's first vector is that of its start, then come its own
-        ones, then that of its end."""
+        """(C, M, frames) to (C, frames // 4 + 2, D): a clip's first vector is that of its start, then come
+        its own ones, then that of its end."""
         positions = (feature_lengths + 1) // 2  # behind the second convolution
         # The released encoder cuts here: the first convolution sees zeros, where silence is not zero.
         inside = jnp.arange(input_features.shape[2]) < 2 * positions[:, None]

@@ -1,5 +1,5 @@
-"""Qwen decoder of the first generation (Bai et al. 2023): Qwen2's blocks under other names, and two measures for
-sequences longer than those of its training, dynamic NTK and log-n attention."""
+"""Qwen decoder of the first generation (Bai et al. 2023): Qwen2's blocks under other names, and two measures
+for sequences longer than those of its training, dynamic NTK and log-n attention."""
 
 import dataclasses
 import math
@@ -15,9 +15,14 @@ from rrs_jax.models.layers import rotary_angles, rotate
 # A projection of the shared layer to the linear that computes it in the released model, with the third of its
 # outputs where it computes three. `w2` has the gate.
 RELEASED_LINEARS = {
-    "q_proj": ("c_attn", 0), "k_proj": ("c_attn", 1), "v_proj": ("c_attn", 2), "o_proj": ("attn_c_proj", None),
-    "up_proj": ("w1", None), "gate_proj": ("w2", None), "down_proj": ("mlp_c_proj", None),
-}  # fmt: skip
+    "q_proj": ("c_attn", 0),
+    "k_proj": ("c_attn", 1),
+    "v_proj": ("c_attn", 2),
+    "o_proj": ("attn_c_proj", None),
+    "up_proj": ("w1", None),
+    "gate_proj": ("w2", None),
+    "down_proj": ("mlp_c_proj", None),
+}
 MOST_DOUBLINGS = 16  # of the trained length, far beyond any prompt
 
 
@@ -30,8 +35,8 @@ class QwenDecoderConfig(DecoderConfig):
     use_logn_attn: bool
 
     def adapted_linears(self) -> dict[str, tuple[int, int]]:
-        """Name to (in, out) of every linear of a released layer. Two are called c_proj there, so that ours are
-        told apart by their parents' names."""
+        """Name to (in, out) of every linear of a released layer. Two are called c_proj there, so that ours
+        are told apart by their parents' names."""
         d, f = self.hidden_size, self.intermediate_size
         return {"c_attn": (d, 3 * d), "attn_c_proj": (d, d), "w1": (d, f), "w2": (d, f), "mlp_c_proj": (f, d)}
 
@@ -74,13 +79,15 @@ class QwenDecoder(Decoder):
 
 
 def ntk_alpha(prompt_lengths: jax.Array, seq_length: int) -> jax.Array:
-    """Stretch of the rotary base, float32 (B,): 2^k - 1 where the prompt takes k doublings of half `seq_length`, at
-    least 1. It is that of the prompt for all tokens of its answer, so that cached keys stay right."""
+    """Stretch of the rotary base, float32 (B,): 2^k - 1 where the prompt takes k doublings of half
+    `seq_length`, at least 1. It is that of the prompt for all tokens of its answer, so that cached keys stay
+    right."""
     bounds = seq_length * 2 ** jnp.arange(MOST_DOUBLINGS)
     doublings = 1 + jnp.sum(prompt_lengths[:, None] > bounds, axis=-1)
-    return 2.0**doublings.astype(jnp.float32) - 1.0
+    return 2.0 ** doublings.astype(jnp.float32) - 1.0
 
 
 def logn_factor(positions: jax.Array, seq_length: int) -> jax.Array:
-    """log(i) / log(seq_length), at least 1, for the i-th position: more keys to attend to, sharper attention."""
+    """log(i) / log(seq_length), at least 1, for the i-th position: more keys to attend to, sharper
+    attention."""
     return jnp.maximum(jnp.log(positions.astype(jnp.float32) + 1.0) / math.log(seq_length), 1.0)

@@ -19,8 +19,17 @@ def random_model(build, *, seed: int = 0, mesh: Mesh | None = None) -> nnx.Modul
         name = ".".join(map(str, path))
         sharding = parameter_sharding(mesh, name, leaf.shape) if mesh else None
         make = jax.jit(_random, static_argnums=(1, 2, 3), out_shardings=sharding)
-        flat.append((path, leaf.replace(make(jax.random.fold_in(jax.random.key(seed), index), name, leaf.shape, leaf.dtype))))
-    zeros = [(path, leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))) for path, leaf in nnx.to_flat_state(lora)]
+        flat.append(
+            (
+                path,
+                leaf.replace(
+                    make(jax.random.fold_in(jax.random.key(seed), index), name, leaf.shape, leaf.dtype)
+                ),
+            )
+        )
+    zeros = [
+        (path, leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))) for path, leaf in nnx.to_flat_state(lora)
+    ]
     model = nnx.merge(graphdef, nnx.from_flat_state(zeros), nnx.from_flat_state(flat))
     if getattr(model, "lora", None) is not None:
         model.lora.initialise(jax.random.key(seed))

@@ -1,8 +1,8 @@
 """The scan over a stack of frozen layers, and its backward pass.
 
-JAX's own derivative of a scan would serve, if XLA did not copy a layer's weights out of their stack in every pass:
-on a GPU a matrix product reads them where they lie only if the place of the cut is the loop's own counter. So the
-backward pass is a loop of its own, which counts down and cuts the weights out anew.
+JAX's own derivative of a scan would serve, if XLA did not copy a layer's weights out of their stack in every
+pass: on a GPU a matrix product reads them where they lie only if the place of the cut is the loop's own
+counter. So the backward pass is a loop of its own, which counts down and cuts the weights out anew.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# What the layers name with `jax.ad_checkpoint.checkpoint_name`; everything else of a layer is element by element, or
-# thin, between these.
+# What the layers name with `jax.ad_checkpoint.checkpoint_name`; everything else of a layer is element by
+# element, or thin, between these.
 SAVED_NAMES = ("queries", "keys", "values", "attended", "middle", "gate", "up", "thin")
 # Gate and up are nearly as large as all others together.
 LEAN_NAMES = tuple(name for name in SAVED_NAMES if name not in ("gate", "up"))
@@ -32,14 +32,17 @@ class Pullback:
     places: list[int | None]
 
 
-def scan_layers(step, x, shared, frozen, adapters, start: int, stop: int, *, remat: str = "none", unroll: bool = False):
-    """Runs `step(x, layer, adapter, shared) -> (x, out)` over layers `start` to `stop`; returns x and the stacked outs.
+def scan_layers(
+    step, x, shared, frozen, adapters, start: int, stop: int, *, remat: str = "none", unroll: bool = False
+):
+    """Runs `step(x, layer, adapter, shared) -> (x, out)` over layers `start` to `stop`; returns x and the
+    stacked outs.
 
-    frozen: stacks over all layers, or with `unroll` a tuple of layers. adapters: stacks over the layers from `start` on,
-    or None. shared: arrays that all layers read. x and the adapters are differentiated, for `frozen` and `shared` there
-    is no derivative. `step` reads no array but its arguments. remat: what is kept for the backward pass, see
-    `rematerialise`. unroll: compile each layer by itself, which takes several times as long, and copies nothing that is
-    kept.
+    frozen: stacks over all layers, or with `unroll` a tuple of layers. adapters: stacks over the layers from
+    `start` on, or None. shared: arrays that all layers read. x and the adapters are differentiated, for
+    `frozen` and `shared` there is no derivative. `step` reads no array but its arguments. remat: what is kept
+    for the backward pass, see `rematerialise`. unroll: compile each layer by itself, which takes several
+    times as long, and copies nothing that is kept.
     """
     if start == stop:
         return x, None
@@ -66,7 +69,8 @@ def _forward(step, remat, unroll, start, stop, x, adapters, frozen, shared):
         leaves, structure = jax.tree.flatten(pull)
         pullbacks.append(Pullback(structure, [places.get(id(leaf)) for leaf in leaves]))
         saved = [leaf for leaf in leaves if id(leaf) not in places]
-        # Without the barrier XLA makes a matrix product twice, once for its readers and once into the stack of saved ones.
+        # Without the barrier XLA makes a matrix product twice, once for its readers and once into the stack
+        # of saved ones.
         return x, (out, saved if unroll else jax.lax.optimization_barrier(saved))
 
     x, values = _loop(body, x, range(start, stop), unroll)
@@ -101,7 +105,8 @@ def _backward(step, remat, unroll, start, stop, residuals, cotangents):
 
 
 def _loop(body, carry, indices: range, unroll: bool, values=None, *, reverse: bool = False):
-    """`body(carry, index, value) -> (carry, out)` for each index; the outs in the indices' order, stacked by a scan."""
+    """`body(carry, index, value) -> (carry, out)` for each index; the outs in the indices' order, stacked by
+    a scan."""
     if unroll:
         outs = []
         for place, index in reversed([*enumerate(indices)]) if reverse else enumerate(indices):
@@ -140,37 +145,46 @@ def layer_at(stacks, index: jax.Array | int):
 def rematerialise(step, remat: str):
     """What the forward pass keeps for the backward pass, beside what it finds again in the stacks.
 
-    `none`: every intermediate that a derivative reads; `dots`: the layer's input, the results of its matrix products
-    and of its attention; `lean`: of these all but gate and up, two products of seven; `full`: the layer's input alone.
+    `none`: every intermediate that a derivative reads; `dots`: the layer's input, the results of its matrix
+    products and of its attention; `lean`: of these all but gate and up, two products of seven; `full`: the
+    layer's input alone.
     """
     if remat == "none":
         return step
-    policy = {"dots": _keep(SAVED_NAMES), "lean": _keep(LEAN_NAMES), "full": jax.checkpoint_policies.nothing_saveable}[remat]
+    policy = {
+        "dots": _keep(SAVED_NAMES),
+        "lean": _keep(LEAN_NAMES),
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }[remat]
     return jax.checkpoint(step, policy=policy, prevent_cse=False)
 
 
 @functools.cache
 def _keep(names: tuple[str, ...]):
-    """A policy that keeps these; attention on a GPU has an output of its own for the backward pass, without a name."""
+    """A policy that keeps these; attention on a GPU has an output of its own for the backward pass, without a
+    name."""
     named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def keep(primitive, *avals, **parameters):
-        return primitive.name.startswith("dot_product_attention_fwd") or named(primitive, *avals, **parameters)
+        return primitive.name.startswith("dot_product_attention_fwd") or named(
+            primitive, *avals, **parameters
+        )
 
     return keep
 
 
 def compiler_options() -> dict | None:
-    """For what is jitted around the scan, on a GPU: matrix products by cuBLAS, each by itself, which then reads a
-    layer's weights where they lie in the stack of layers. XLA's own kernels, and products that XLA joins, are handed
-    a copy of the layer, which makes three passes over the weights of one. And stacks of kept values that are not
-    filled with zeros before they are filled."""
+    """For what is jitted around the scan, on a GPU: matrix products by cuBLAS, each by itself, which then
+    reads a layer's weights where they lie in the stack of layers. XLA's own kernels, and products that XLA
+    joins, are handed a copy of the layer, which makes three passes over the weights of one. And stacks of
+    kept values that are not filled with zeros before they are filled."""
     if jax.default_backend() != "gpu" or jax.__version_info__ < (0, 11):
         return None
     options = {
-        "xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_dynamic_slice_fusion": True,
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_enable_dynamic_slice_fusion": True,
         "xla_gpu_dot_merger_threshold_mb": 0,
-    }  # fmt: skip
+    }
     if jax.__version_info__ >= (0, 11, 2):
         options["xla_gpu_enable_dus_accumulator_zero_init_elimination"] = True
     return options

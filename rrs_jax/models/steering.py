@@ -21,8 +21,8 @@ class Shift:
 
 
 class Steering(nnx.Module):
-    """Stands where a model has its LoRA. A layer ends by adding the output of `down_proj` to the hidden state, so what
-    is added to that output is added behind the layer, at every position."""
+    """Stands where a model has its LoRA. A layer ends by adding the output of `down_proj` to the hidden
+    state, so what is added to that output is added behind the layer, at every position."""
 
     def __init__(self, vectors: jax.Array):
         """vectors: float32 (L, D), 0 for layers that are left alone."""

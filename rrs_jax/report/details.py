@@ -20,7 +20,12 @@ Table = tuple[str, list[tuple[str, ...]]]  # title; header and rows
 def details(runs: Sequence[str | Path], markdown: bool = False) -> str:
     """All tables of these runs, each under its title. Raises UserError as `read_summaries` does."""
     summaries = read_summaries(runs)
-    tables = [judges_table(summaries), agreement_table(summaries), paired_table(runs, summaries), categories_table(summaries)]
+    tables = [
+        judges_table(summaries),
+        agreement_table(summaries),
+        paired_table(runs, summaries),
+        categories_table(summaries),
+    ]
     parts = []
     for title, rows in tables:
         if len(rows) > 1:
@@ -30,19 +35,29 @@ def details(runs: Sequence[str | Path], markdown: bool = False) -> str:
 
 
 def judges_table(summaries: Sequence[dict]) -> Table:
-    """A row an evaluation and judge. Every rate with its interval; in brackets behind them the any-of-n rate."""
+    """A row an evaluation and judge. Every rate with its interval; in brackets behind them the any-of-n
+    rate."""
     rows = [("Model, judge", "Rate", *MODES.values(), "any audio-text", "ORR", "any", "ORR borderline")]
     for summary in summaries:
         judged = {summary["judge"]: summary} | summary.get("other_judges", {})
         for judge, block in judged.items():
             harm = not block.get("asr_is", "compliance").startswith("compliance")
             first = block["modes"].get("audio_text")
-            rows.append((
-                f"{_label(summary, summaries)}, {judge}", "ASR" if harm else "compliance",
-                *(cell(block["modes"].get(mode), "asr") for mode in MODES), _percent(first, "any_asr"),
-                cell(block["orr"], "rate"), _percent(block["orr"], "any_rate"), cell(block["borderline_orr"], "rate"),
-            ))  # fmt: skip
-    return "Rates by each judge (percent, 95 % interval over questions; any: questions with at least one)", rows
+            rows.append(
+                (
+                    f"{_label(summary, summaries)}, {judge}",
+                    "ASR" if harm else "compliance",
+                    *(cell(block["modes"].get(mode), "asr") for mode in MODES),
+                    _percent(first, "any_asr"),
+                    cell(block["orr"], "rate"),
+                    _percent(block["orr"], "any_rate"),
+                    cell(block["borderline_orr"], "rate"),
+                )
+            )
+    return (
+        "Rates by each judge (percent, 95 % interval over questions; any: questions with at least one)",
+        rows,
+    )
 
 
 def agreement_table(summaries: Sequence[dict]) -> Table:
@@ -53,13 +68,23 @@ def agreement_table(summaries: Sequence[dict]) -> Table:
             if pair["kappa"] is not None:
                 kappa = f"{pair['kappa']:.2f} [{pair['ci95'][0]:.2f}, {pair['ci95'][1]:.2f}]"
             agree = ABSENT if pair["agree"] is None else f"{pair['agree']:.1f}"
-            rows.append((_label(summary, summaries), " and ".join(pair["judges"]), pair["label"], kappa, agree,
-                         str(pair["responses"])))  # fmt: skip
+            rows.append(
+                (
+                    _label(summary, summaries),
+                    " and ".join(pair["judges"]),
+                    pair["label"],
+                    kappa,
+                    agree,
+                    str(pair["responses"]),
+                )
+            )
     return "Agreement of the judges", rows
 
 
 def paired_table(runs: Sequence[str | Path], summaries: Sequence[dict]) -> Table:
-    rows = [("Model, judge", "Questions", "Mode", "Before", "After", "Difference", "p permutation", "p McNemar")]
+    rows = [
+        ("Model, judge", "Questions", "Mode", "Before", "After", "Difference", "p permutation", "p McNemar")
+    ]
     for summary in summaries:
         run = next(Path(run) for run in runs if Path(run).name == summary["run"])
         path = run / "eval" / summary["name"] / "compared_to_vanilla.json"
@@ -69,12 +94,17 @@ def paired_table(runs: Sequence[str | Path], summaries: Sequence[dict]) -> Table
                 for mode, block in modes.items():
                     if block:
                         low, high = block["ci95"]
-                        rows.append((
-                            f"{_label(summary, summaries)}, {judge}", question_set, MODES[mode],
-                            *(f"{rate:.1f}" for rate in block["rates"]),
-                            f"{block['difference']:+.1f} [{low:+.1f}, {high:+.1f}]", f"{block['p_permutation']:.4f}",
-                            f"{block['any']['p_mcnemar']:.4f}",
-                        ))  # fmt: skip
+                        rows.append(
+                            (
+                                f"{_label(summary, summaries)}, {judge}",
+                                question_set,
+                                MODES[mode],
+                                *(f"{rate:.1f}" for rate in block["rates"]),
+                                f"{block['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
+                                f"{block['p_permutation']:.4f}",
+                                f"{block['any']['p_mcnemar']:.4f}",
+                            )
+                        )
     return "Against the model before training, paired by question (points)", rows
 
 
@@ -85,10 +115,14 @@ def categories_table(summaries: Sequence[dict]) -> Table:
         names = dict.fromkeys(name for categories in by_category.values() for name in categories)
         for name in names:
             harmful = by_category["harmful"].get(name, {})
-            rows.append((
-                f"{_label(summary, summaries)}, {name}", *(cell(harmful.get(mode), "asr") for mode in MODES),
-                cell(by_category["benign"].get(name), "rate"), cell(by_category["borderline"].get(name), "rate"),
-            ))  # fmt: skip
+            rows.append(
+                (
+                    f"{_label(summary, summaries)}, {name}",
+                    *(cell(harmful.get(mode), "asr") for mode in MODES),
+                    cell(by_category["benign"].get(name), "rate"),
+                    cell(by_category["borderline"].get(name), "rate"),
+                )
+            )
     return "Rates by category (percent, the first judge's)", rows
 
 
@@ -102,7 +136,9 @@ def _percent(block: dict | None, field: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rrs_jax.report.details", description="Judges, tests, categories.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.report.details", description="Judges, tests, categories."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder with eval/NAME/summary.json")
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
     options = parser.parse_args(arguments)

@@ -1,4 +1,5 @@
-"""The report page's figures, each from files of runs to HTML with inline SVG and the same numbers as a table."""
+"""The report page's figures, each from files of runs to HTML with inline SVG and the same numbers as a
+table."""
 
 import html
 import json
@@ -30,8 +31,16 @@ def panels(figure: Figure2, name: str) -> str:
         share = f", {100 * figure.explained:.0f} % of the variance" if title == "PCA" else ""
         parts.append(f"<h4>{title}{share}</h4><div class='panels'>{drawn}</div>")
     rows = [("Epoch", "Silhouette", "Linear probe, % right", "Distance of means, in spreads")]
-    rows += [(str(epoch), *(shown(numbers[field], decimals) for field, decimals in
-              (("silhouette", 3), ("probe", 1), ("distance", 2)))) for epoch, numbers in figure.numbers.items()]  # fmt: skip
+    rows += [
+        (
+            str(epoch),
+            *(
+                shown(numbers[field], decimals)
+                for field, decimals in (("silhouette", 3), ("probe", 1), ("distance", 2))
+            ),
+        )
+        for epoch, numbers in figure.numbers.items()
+    ]
     return "".join(parts) + table_of(rows)
 
 
@@ -41,26 +50,43 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
     found = _epoch_summaries(run, results)
     if len(found) < 2 or not any(0 < epoch < int(run.config["train.epochs"]) for epoch in found):
         return None
-    blocks = {(f"ASR {title}", f"c{place}", "asr"): {epoch: summary["modes"].get(mode) for epoch, summary in found.items()}
-              for place, (mode, title) in enumerate(MODES.items())}  # fmt: skip
+    blocks = {
+        (f"ASR {title}", f"c{place}", "asr"): {
+            epoch: summary["modes"].get(mode) for epoch, summary in found.items()
+        }
+        for place, (mode, title) in enumerate(MODES.items())
+    }
     for name, kind, field in (("benign", "c3", "orr"), ("borderline", "borderline", "borderline_orr")):
         blocks[f"ORR {name}", kind, "rate"] = {epoch: summary[field] for epoch, summary in found.items()}
-    series = [(name, kind, own, field) for (name, kind, field), own in blocks.items()
-              if any(block and block[field] is not None for block in own.values())]  # fmt: skip
+    series = [
+        (name, kind, own, field)
+        for (name, kind, field), own in blocks.items()
+        if any(block and block[field] is not None for block in own.values())
+    ]
     title = f"Rates of {recipe.title} by epoch"
     plot = Plot(axis_over(list(found), "epoch", zero=True), Axis(0, 100, "percent"), title, 440, 290)
     rows = [("Epoch", *(name for name, *_ in series))]
     for name, kind, blocks, field in series:
-        known = [(epoch, block) for epoch, block in sorted(blocks.items()) if block and block[field] is not None]
+        known = [
+            (epoch, block) for epoch, block in sorted(blocks.items()) if block and block[field] is not None
+        ]
         plot.band([(epoch, *(block["ci95"] or [block[field]] * 2)) for epoch, block in known], kind)
         plot.line([(epoch, block[field]) for epoch, block in known], kind, dashed=field == "rate")
         for epoch, block in known:
-            plot.dot(epoch, block[field], kind, f"{name}, epoch {epoch}: {_rate(block, field)}", hollow=field == "rate")
+            plot.dot(
+                epoch,
+                block[field],
+                kind,
+                f"{name}, epoch {epoch}: {_rate(block, field)}",
+                hollow=field == "rate",
+            )
     for epoch in sorted(found):
         rows.append((str(epoch), *(_rate(blocks[epoch], field) for _, _, blocks, field in series)))
     named = legend([(name, kind) for name, kind, *_ in series])
-    return (f"<figure><figcaption>{html.escape(recipe.title)}</figcaption>{plot.svg()}{named}"
-            f"{details('Numbers', table_of(rows))}</figure>")  # fmt: skip
+    return (
+        f"<figure><figcaption>{html.escape(recipe.title)}</figcaption>{plot.svg()}{named}"
+        f"{details('Numbers', table_of(rows))}</figure>"
+    )
 
 
 def _epoch_summaries(run: Run, results: Results) -> dict[int, dict]:
@@ -83,7 +109,10 @@ def tradeoff(results: Results) -> str:
     recipes = [recipe for recipe in results.everything if recipe.summary]
     parts = []
     for mode, title in MODES.items():
-        points = [(number, recipe, recipe.summary["modes"].get(mode)) for number, recipe in enumerate(recipes, start=1)]
+        points = [
+            (number, recipe, recipe.summary["modes"].get(mode))
+            for number, recipe in enumerate(recipes, start=1)
+        ]
         points = [entry for entry in points if entry[2] and entry[2]["asr"] is not None]
         if not points:
             continue
@@ -96,25 +125,50 @@ def tradeoff(results: Results) -> str:
             for name, entry, hollow in (("borderline", borderline, True), ("benign", orr, False)):
                 if entry and entry["rate"] is not None:
                     plot.cross(_interval(block, "asr"), _interval(entry, "rate"), colour(number - 1))
-                    tip = f"{recipe.title}: ASR {title} {_rate(block, 'asr')}, ORR {name} {_rate(entry, 'rate')}"
+                    tip = (
+                        f"{recipe.title}: ASR {title} {_rate(block, 'asr')}, ORR {name}"
+                        f" {_rate(entry, 'rate')}"
+                    )
                     plot.dot(block["asr"], entry["rate"], colour(number - 1), tip, hollow, str(number))
         for key, row in results.paper.items():
-            if key in TITLES and row.get(mode) is not None and row["orr"] <= plot.y.high and row[mode] <= plot.x.high:
+            if (
+                key in TITLES
+                and row.get(mode) is not None
+                and row["orr"] <= plot.y.high
+                and row[mode] <= plot.x.high
+            ):
                 tip = f"{TITLES[key]} in the paper: ASR {title} {row[mode]}, ORR {row['orr']}"
                 plot.dot(row[mode], row["orr"], "faint", tip, square=True)
         parts.append(f"<figure>{plot.svg()}</figure>")
-    names = "".join(f'<li class="{colour(place)}">{html.escape(recipe.title)}</li>' for place, recipe in enumerate(recipes))
-    said = "Filled: benign questions; hollow: borderline ones." + (" Squares: the paper's." if results.paper else "")
-    return f"<p>{said} Both low is best.</p><ol class='names'>{names}</ol><div class='row'>{''.join(parts)}</div>"
+    names = "".join(
+        f'<li class="{colour(place)}">{html.escape(recipe.title)}</li>'
+        for place, recipe in enumerate(recipes)
+    )
+    said = "Filled: benign questions; hollow: borderline ones." + (
+        " Squares: the paper's." if results.paper else ""
+    )
+    return (
+        f"<p>{said} Both low is best.</p><ol class='names'>{names}</ol><div"
+        f" class='row'>{''.join(parts)}</div>"
+    )
 
 
 def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis, Axis]:
     """Both with a square-root scale, from 0 to the next of these over all intervals."""
     across = [_interval(block, "asr")[2] for _, _, block in points]
-    rates = [entry for _, recipe, _ in points for entry in (recipe.summary["orr"], recipe.summary["borderline_orr"])]
+    rates = [
+        entry
+        for _, recipe, _ in points
+        for entry in (recipe.summary["orr"], recipe.summary["borderline_orr"])
+    ]
     up = [_interval(entry, "rate")[2] for entry in rates if entry and entry["rate"] is not None]
-    high = [next(end for end in (10, 20, 40, 60, 80, 100) if end >= max(values, default=0)) for values in (across, up)]
-    return Axis(0, high[0], f"ASR {title}, % (square-root scale)", root=True), Axis(0, high[1], "ORR, %", root=True)
+    high = [
+        next(end for end in (10, 20, 40, 60, 80, 100) if end >= max(values, default=0))
+        for values in (across, up)
+    ]
+    return Axis(0, high[0], f"ASR {title}, % (square-root scale)", root=True), Axis(
+        0, high[1], "ORR, %", root=True
+    )
 
 
 def loss_curves(run: Run, title: str) -> str | None:
@@ -130,7 +184,9 @@ def loss_curves(run: Run, title: str) -> str | None:
         means = [_mean([rows[i].get(field) for i in group]) for group in groups]
         if any(value for value in means):
             series[field.replace("_", ", ")] = kind, means
-    values = [value for _, means in series.values() for value in means if value is not None and np.isfinite(value)]
+    values = [
+        value for _, means in series.values() for value in means if value is not None and np.isfinite(value)
+    ]
     positive = [value for value in values if value > 0]
     if not positive:
         return None
@@ -140,14 +196,21 @@ def loss_curves(run: Run, title: str) -> str | None:
     plot = Plot(axis_over([0, rows[-1]["step"]], "step"), axis, f"Losses of {title}", 380, 250)
     at = [float(np.mean([rows[i]["step"] for i in group])) for group in groups]
     for kind, means in series.values():
-        plot.line([(x, value) for x, value in zip(at, means, strict=True) if value is not None and value >= floor], kind)
+        plot.line(
+            [(x, value) for x, value in zip(at, means, strict=True) if value is not None and value >= floor],
+            kind,
+        )
     for group, place in zip(groups, range(len(groups)), strict=True):
         first, last = rows[group[0]]["step"], rows[group[-1]]["step"]
         steps = f"step {first}" if first == last else f"steps {first} to {last}"
-        said = [f"{name} {means[place]:.4g}" for name, (_, means) in series.items() if means[place] is not None]
+        said = [
+            f"{name} {means[place]:.4g}" for name, (_, means) in series.items() if means[place] is not None
+        ]
         plot.strip(first - 1, last, f"{steps}: {'; '.join(said)}")
-    return (f"<figure><figcaption>{html.escape(title)}</figcaption>{plot.svg()}"
-            f"{legend([(name, kind) for name, (kind, _) in series.items()])}</figure>")  # fmt: skip
+    return (
+        f"<figure><figcaption>{html.escape(title)}</figcaption>{plot.svg()}"
+        f"{legend([(name, kind) for name, (kind, _) in series.items()])}</figure>"
+    )
 
 
 def contributions(recipes: Sequence[Recipe]) -> str:
@@ -160,7 +223,10 @@ def contributions(recipes: Sequence[Recipe]) -> str:
         entries, metadata = read_header(path)
         if not {"contribution", "safety_vector"} <= set(entries):  # another strategy's file
             continue
-        values, kept = np.array(entries["contribution"].array()), np.array(entries["safety_vector"].array()) != 0
+        values, kept = (
+            np.array(entries["contribution"].array()),
+            np.array(entries["safety_vector"].array()) != 0,
+        )
         if (key := content_hash(values.tobytes(), kept.tolist())) in seen:
             continue
         seen.add(key)
@@ -174,8 +240,13 @@ def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> 
     edges = np.linspace(-reach, reach, BINS + 1)
     place = np.clip(np.digitize(values, edges) - 1, 0, BINS - 1)
     total, inside = (np.bincount(place[which], minlength=BINS) for which in (slice(None), kept))
-    plot = Plot(axis_over([-reach, reach], "w·Δv̄ of a feature, in logits"), Axis(0.7, 10 ** np.ceil(np.log10(total.max() + 1)),
-                "features", True), f"Contributions of {title}", 420, 260)  # fmt: skip
+    plot = Plot(
+        axis_over([-reach, reach], "w·Δv̄ of a feature, in logits"),
+        Axis(0.7, 10 ** np.ceil(np.log10(total.max() + 1)), "features", True),
+        f"Contributions of {title}",
+        420,
+        260,
+    )
     for left, right, count, selected in zip(edges[:-1], edges[1:], total, inside, strict=True):
         if count:
             tip = f"{left:.4f} to {right:.4f}: {count} features, {selected} of them selected"
@@ -186,8 +257,10 @@ def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> 
         cut = min(max(float(values[kept].min()), -reach), reach)
         plot.rule(cut, top_m if top_m == "positive" else f"top {float(top_m):g} %")
     whole, part = values.sum(), values[kept].sum()
-    facts = (f"{kept.sum()} of {len(values)} features; they raise the refusal token's logit by {part:.2f}, "
-             f"all together by {whole:.2f}")  # fmt: skip
+    facts = (
+        f"{kept.sum()} of {len(values)} features; they raise the refusal token's logit by {part:.2f}, "
+        f"all together by {whole:.2f}"
+    )
     return f"<figure><figcaption>{html.escape(title)}: {facts}</figcaption>{plot.svg()}</figure>"
 
 
@@ -195,14 +268,20 @@ def table_of(rows: Sequence[Sequence[str]]) -> str:
     """An HTML table whose first row is its header; all cells are escaped."""
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
     body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
         for row in rows[1:]
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
-    return "<p class='legend'>" + "".join(f'<span class="{kind}">{html.escape(name)}</span>' for name, kind in entries) + "</p>"
+    return (
+        "<p class='legend'>"
+        + "".join(f'<span class="{kind}">{html.escape(name)}</span>' for name, kind in entries)
+        + "</p>"
+    )
 
 
 def details(title: str, inner: str) -> str:
@@ -211,7 +290,6 @@ def details(title: str, inner: str) -> str:
 
 def colour(place: int) -> str:
     return f"c{place % COLOURS}"
-
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,5 @@
-"""`report/index.html`: everything that a run or a sweep found, on one page that needs nothing else; and its tables as files.
+"""`report/index.html`: everything that a run or a sweep found, on one page that needs nothing else; and its
+tables as files.
 
     python -m rrs_jax.report.page RUN                       a run's page
     python -m rrs_jax.report.page --out=FOLDER RUN [RUN ...]    one page of several runs, in FOLDER
@@ -73,7 +74,8 @@ def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
     sections = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for heading, name, _ in sections)
     body = "".join(
-        f'<section id="{name}"><h2>{html.escape(heading)}</h2>{inner}</section>' for heading, name, inner in sections
+        f'<section id="{name}"><h2>{html.escape(heading)}</h2>{inner}</section>'
+        for heading, name, inner in sections
     )
     # Inside a script element only "</script" and "<!--" could end or change it.
     data = json.dumps(questions, ensure_ascii=False).replace("<", "\\u003c")
@@ -89,14 +91,23 @@ def _facts(results: Results) -> str:
     if not recipes:
         return ""
     config = recipes[-1].config
-    facts = [f"model {config['model.path']}", f"{sum(len(recipe.runs) for recipe in recipes)} runs" if len(recipes) > 2
-             else f"strategy {config['strategy']}"]  # fmt: skip
+    facts = [
+        f"model {config['model.path']}",
+        (
+            f"{sum(len(recipe.runs) for recipe in recipes)} runs"
+            if len(recipes) > 2
+            else f"strategy {config['strategy']}"
+        ),
+    ]
     summary = next((recipe.summary for recipe in recipes if recipe.summary), None)
     if summary:
         block = next((block for block in summary["modes"].values() if block), None)
         sets = {"harmful": block, "benign": summary["orr"], "borderline": summary["borderline_orr"]}
         facts += [f"{entry['queries']} {name}" for name, entry in sets.items() if entry]
-        facts += [f"{summary['samples']} answer{'s' if summary['samples'] > 1 else ''} each", f"judge {summary['judge']}"]
+        facts += [
+            f"{summary['samples']} answer{'s' if summary['samples'] > 1 else ''} each",
+            f"judge {summary['judge']}",
+        ]
     return "<p class='facts'>" + "".join(f"<span>{html.escape(fact)}</span>" for fact in facts) + "</p>"
 
 
@@ -105,19 +116,30 @@ def _key_figures(results: Results) -> str:
     before, after = results.vanilla, results.main
     if before is None or after is None:
         return "" if before or after else "<p>No run is evaluated yet.</p>"
-    pairs = [(f"ASR {title}", before.summary["modes"].get(mode), after.summary["modes"].get(mode), "asr")
-             for mode, title in MODES.items()]  # fmt: skip
-    pairs += [("ORR benign", before.summary["orr"], after.summary["orr"], "rate"),
-              ("ORR borderline", before.summary["borderline_orr"], after.summary["borderline_orr"], "rate")]  # fmt: skip
+    pairs = [
+        (f"ASR {title}", before.summary["modes"].get(mode), after.summary["modes"].get(mode), "asr")
+        for mode, title in MODES.items()
+    ]
+    pairs += [
+        ("ORR benign", before.summary["orr"], after.summary["orr"], "rate"),
+        ("ORR borderline", before.summary["borderline_orr"], after.summary["borderline_orr"], "rate"),
+    ]
     tiles = []
     for name, old, new, field in pairs:
         if old and new and old[field] is not None and new[field] is not None:
             better = "better" if new[field] < old[field] else "worse" if new[field] > old[field] else "same"
-            tiles.append(f"<div class='tile {better}'><span>{html.escape(name)}</span><b>{old[field]:.1f} → {new[field]:.1f}</b>"
-                         f"<small>{_interval(old)} → {_interval(new)}</small></div>")  # fmt: skip
-    said = f"Before training → {after.title}. Percent of answers, in brackets the 95 % interval; lower is better."
+            tiles.append(
+                f"<div class='tile {better}'><span>{html.escape(name)}</span><b>{old[field]:.1f} →"
+                f" {new[field]:.1f}</b><small>{_interval(old)} → {_interval(new)}</small></div>"
+            )
+    said = (
+        f"Before training → {after.title}. Percent of answers, in brackets the 95 % interval; lower is"
+        " better."
+    )
     if before.summary.get("asr_is", "").startswith("compliance"):
-        said += " The judge sees refusals alone, so that what is called ASR here is compliance, its upper bound."
+        said += (
+            " The judge sees refusals alone, so that what is called ASR here is compliance, its upper bound."
+        )
     return f"<p>{html.escape(said)}</p><div class='tiles'>{''.join(tiles)}</div>"
 
 
@@ -132,17 +154,23 @@ def _tables(results: Results, folders: Sequence[str | Path]) -> str:
     tables = paper_tables(results)
     parts = [html_table(table) for table in tables]
     if tables:
-        files = " ".join(f'<a href="table{table.number}.{kind}">table{table.number}.{kind}</a>'
-                         for table in tables for kind in ("md", "csv", "tex"))  # fmt: skip
+        files = " ".join(
+            f'<a href="table{table.number}.{kind}">table{table.number}.{kind}</a>'
+            for table in tables
+            for kind in ("md", "csv", "tex")
+        )
         parts.append(f"<p class='files'>{files}</p>")
     said = [
-        "Percent, in brackets the 95 % interval over questions; NSI in points. Bold: lowest rate, underlined: highest NSI, "
-        "the model before training apart. Below a rule: what the paper does not have."
+        "Percent, in brackets the 95 % interval over questions; NSI in points. Bold: lowest rate, underlined:"
+        " highest NSI, the model before training apart. Below a rule: what the paper does not have."
     ]
     if results.paper:
         said.append(f"Beside them, the paper's numbers for {results.paper_title}. {read_paper()['source']}")
     else:
-        said.append("model.path names none of the paper's three models, so that no number of the paper stands beside these.")
+        said.append(
+            "model.path names none of the paper's three models, so that no number of the paper stands beside"
+            " these."
+        )
     seeds = [recipe for recipe in results.everything if recipe.summary and "seeds" in recipe.summary]
     parts.append(f"<p>{html.escape(' '.join(said))}</p>")
     if seeds:
@@ -150,7 +178,11 @@ def _tables(results: Results, folders: Sequence[str | Path]) -> str:
     summaries = read_summaries(evaluated, vanilla_once=True)
     text = rates_table(evaluated, vanilla_once=True).split("\n\n")[0]
     parts.append(figures.details("All evaluations", f"<pre>{html.escape(text)}</pre>"))
-    parts.append(figures.details("Judges, paired tests, categories", f"<pre>{html.escape(all_details(evaluated))}</pre>"))
+    parts.append(
+        figures.details(
+            "Judges, paired tests, categories", f"<pre>{html.escape(all_details(evaluated))}</pre>"
+        )
+    )
     notes_shown = "".join(f"<li>{html.escape(note)}</li>" for note in notes(summaries))
     parts.append(figures.details("Notes", f"<ul>{notes_shown}</ul>"))
     return "".join(parts)
@@ -162,17 +194,36 @@ def _seeds(recipes: Sequence[Recipe]) -> str:
     rows = [("Over seeds: mean [95 % interval]", *modes, "ORR", "ORR borderline", "Avg. NSI")]
     for recipe in recipes:
         seeds = recipe.summary["seeds"]
-        blocks = [*(seeds["modes"].get(mode) for mode in MODES), seeds["orr"], seeds["borderline_orr"], seeds["nsi_average"]]
-        rows.append((recipe.title, *(
-            "N/A" if not block else f"{block['mean']:.1f}" + (f" [{block['ci95'][0]:.1f}, {block['ci95'][1]:.1f}]"
-                                                             if block["ci95"] else "") for block in blocks
-        )))  # fmt: skip
+        blocks = [
+            *(seeds["modes"].get(mode) for mode in MODES),
+            seeds["orr"],
+            seeds["borderline_orr"],
+            seeds["nsi_average"],
+        ]
+        rows.append(
+            (
+                recipe.title,
+                *(
+                    (
+                        "N/A"
+                        if not block
+                        else f"{block['mean']:.1f}"
+                        + (f" [{block['ci95'][0]:.1f}, {block['ci95'][1]:.1f}]" if block["ci95"] else "")
+                    )
+                    for block in blocks
+                ),
+            )
+        )
     return figures.table_of(rows)
 
 
 def _figure_2(results: Results, questions: list[str]) -> str:
     """Fills `questions`, on which the panels' points have their places."""
-    recipes = [recipe for recipe in results.recipes if list(recipe.runs[0].path.glob("epochs/*/representations.safetensors"))]
+    recipes = [
+        recipe
+        for recipe in results.recipes
+        if list(recipe.runs[0].path.glob("epochs/*/representations.safetensors"))
+    ]
     if not recipes:
         return ""
     try:
@@ -181,15 +232,20 @@ def _figure_2(results: Results, questions: list[str]) -> str:
         return f"<p class='absent'>{html.escape(str(error))}</p>"
     shown = _main_first(results, recipes)[:MOST_CLOUDS]
     said = (
-        "Figure 2: representations of the evaluation questions under the prompt t, spoken beside it. All epochs are embedded "
-        "together, so that the panels of a run have common coordinates. Silhouette, linear probe (cross-validated, a pair's "
-        "questions on the same side) and distance of means are taken in the whole space, of harmful against benign questions."
+        "Figure 2: representations of the evaluation questions under the prompt t, spoken beside it. All"
+        " epochs are embedded together, so that the panels of a run have common coordinates. Silhouette,"
+        " linear probe (cross-validated, a pair's questions on the same side) and distance of means are taken"
+        " in the whole space, of harmful against benign questions."
     )
-    parts = [f"<p>{html.escape(said)}</p>",
-             figures.legend([("harmful", "harmful"), ("benign", "benign"), ("borderline", "borderline")])]  # fmt: skip
+    parts = [
+        f"<p>{html.escape(said)}</p>",
+        figures.legend([("harmful", "harmful"), ("benign", "benign"), ("borderline", "borderline")]),
+    ]
     for place, recipe in enumerate(shown):
         figure = made[recipe.runs[0].path]
-        inner = _located(figures.panels(figure, recipe.title), _questions_of(recipe.runs[0], figure), questions)
+        inner = _located(
+            figures.panels(figure, recipe.title), _questions_of(recipe.runs[0], figure), questions
+        )
         heading = f"<h3>{html.escape(recipe.title)}</h3>"
         parts.append(heading + inner if place == 0 else figures.details(recipe.title, inner))
     if len(recipes) > 1:
@@ -202,9 +258,14 @@ def _separations(entries: Sequence[tuple[str, Figure2]]) -> str:
     rows = [("Run", "Epochs", "Silhouette", "Linear probe, % right", "Distance of means, in spreads")]
     for title, figure in entries:
         first, last = min(figure.numbers), max(figure.numbers)
-        pairs = [[figure.numbers[epoch][field] for epoch in (first, last)] for field in ("silhouette", "probe", "distance")]
-        shown = [" → ".join(figures.shown(value, digits) for value in pair)
-                 for pair, digits in zip(pairs, (3, 1, 2), strict=True)]  # fmt: skip
+        pairs = [
+            [figure.numbers[epoch][field] for epoch in (first, last)]
+            for field in ("silhouette", "probe", "distance")
+        ]
+        shown = [
+            " → ".join(figures.shown(value, digits) for value in pair)
+            for pair, digits in zip(pairs, (3, 1, 2), strict=True)
+        ]
         rows.append((title, f"{first} → {last}", *shown))
     return figures.table_of(rows)
 
@@ -231,8 +292,17 @@ def _by_epoch(results: Results) -> str:
 
 
 def _losses(results: Results) -> str:
-    said = "Mean loss of a harmful and of a benign question in a step, and the penalty; each run has its own scale."
-    return _charts(said, [figures.loss_curves(recipe.runs[0], recipe.title) for recipe in _main_first(results, results.recipes)])
+    said = (
+        "Mean loss of a harmful and of a benign question in a step, and the penalty; each run has its own"
+        " scale."
+    )
+    return _charts(
+        said,
+        [
+            figures.loss_curves(recipe.runs[0], recipe.title)
+            for recipe in _main_first(results, results.recipes)
+        ],
+    )
 
 
 def _main_first(results: Results, recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -244,7 +314,9 @@ def _charts(said: str, drawn: Sequence[str | None]) -> str:
     drawn = [chart for chart in drawn if chart]
     if not drawn:
         return ""
-    first, others = (f"<div class='row'>{''.join(part)}</div>" for part in (drawn[:MOST_CHARTS], drawn[MOST_CHARTS:]))
+    first, others = (
+        f"<div class='row'>{''.join(part)}</div>" for part in (drawn[:MOST_CHARTS], drawn[MOST_CHARTS:])
+    )
     return f"<p>{said}</p>{first}" + (figures.details("Other runs", others) if drawn[MOST_CHARTS:] else "")
 
 
@@ -253,27 +325,38 @@ def _samples(results: Results) -> str:
     if not samples:
         return ""
     said = (
-        "Of each set, questions whose verdict changed with training in turns with ones whose did not. First answers; the "
-        "verdicts are the judge's. Clips and answers are cut where they are long."
+        "Of each set, questions whose verdict changed with training in turns with ones whose did not. First"
+        " answers; the verdicts are the judge's. Clips and answers are cut where they are long."
     )
     return f"<p>{html.escape(said)}</p>{html_samples(samples)}"
 
 
 def _config(results: Results) -> str:
-    """One run: what differs from the defaults. Several: what differs between them, then what all have in common."""
-    recipes = list({recipe.runs[0].path: recipe for recipe in (*results.recipes, *results.everything)}.values())
+    """One run: what differs from the defaults. Several: what differs between them, then what all have in
+    common."""
+    recipes = list(
+        {recipe.runs[0].path: recipe for recipe in (*results.recipes, *results.everything)}.values()
+    )
     configs = [recipe.config for recipe in recipes]
-    names = list(dict.fromkeys(name for config in configs for name in config if name not in ("run_dir", "seed")))
+    names = list(
+        dict.fromkeys(name for config in configs for name in config if name not in ("run_dir", "seed"))
+    )
     differing = [name for name in names if len({json.dumps(config.get(name)) for config in configs}) > 1]
     parts = []
     if differing:
         rows = [("Field", *(recipe.name for recipe in recipes))]
         rows += [(name, *(_value(config.get(name)) for config in configs)) for name in differing]
         parts.append("<h3>Differences between runs</h3>" + figures.table_of(rows))
-    common = [(name, _value(configs[0].get(name))) for name in names if name not in differing
-              and (name not in FIELDS or _value(configs[0].get(name)) != _value(FIELDS[name].default))]  # fmt: skip
+    common = [
+        (name, _value(configs[0].get(name)))
+        for name in names
+        if name not in differing
+        and (name not in FIELDS or _value(configs[0].get(name)) != _value(FIELDS[name].default))
+    ]
     if common:
-        parts.append("<h3>Other values than the defaults</h3>" + figures.table_of([("Field", "Value"), *common]))
+        parts.append(
+            "<h3>Other values than the defaults</h3>" + figures.table_of([("Field", "Value"), *common])
+        )
     return "".join(parts)
 
 
@@ -292,16 +375,24 @@ def _made(results: Results) -> str:
         device = last.get("device", {})
         versions |= last.get("versions", {})
         started = str(last.get("started", "–"))[:16].replace("T", " ")
-        rows.append((
-            run.name, str(run.config.get("seed")), started, str(last.get("commit") or "–")[:18],
-            f"{device.get('count', '–')} {device.get('kind', '')}", ", ".join(f"{k} {v:.0f}" for k, v in run.seconds.items()),
-        ))  # fmt: skip
+        rows.append(
+            (
+                run.name,
+                str(run.config.get("seed")),
+                started,
+                str(last.get("commit") or "–")[:18],
+                f"{device.get('count', '–')} {device.get('kind', '')}",
+                ", ".join(f"{k} {v:.0f}" for k, v in run.seconds.items()),
+            )
+        )
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     return figures.table_of(rows) + f"<p>{html.escape(shown)}</p>"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rrs_jax.report.page", description="The page of one or more runs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.report.page", description="The page of one or more runs."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--out", help="folder of the page and its tables (default: RUN/report of one run)")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Tables 2, 3 and 4 of the paper from the results of runs, as HTML, Markdown, CSV and LaTeX.
 
-To the paper's columns are added 95 % intervals, the over-rejection of the borderline set, and the paper's own number
-where the model is one of its three.
+To the paper's columns are added 95 % intervals, the over-rejection of the borderline set, and the paper's own
+number where the model is one of its three.
 """
 
 import csv
@@ -15,17 +15,35 @@ from rrs_jax.report.table import ABSENT, MODES, markdown_rows
 
 SFT = ("sft_full", "sft_shallow_mirror", "sft_shallow_parallel", "sft_deep")
 MAIN = ("sft_shallow_mirror", "rrs", "rrs_without_penalty")
-LATEX = str.maketrans({
-    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "①": r"\textcircled{1}", "②": r"\textcircled{2}",
-    "③": r"\textcircled{3}", "④": r"\textcircled{4}", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "≈": r"$\approx$",
-    "−": r"$-$",
-})  # fmt: skip
+LATEX = str.maketrans(
+    {
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "①": r"\textcircled{1}",
+        "②": r"\textcircled{2}",
+        "③": r"\textcircled{3}",
+        "④": r"\textcircled{4}",
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
+        "–": "--",
+        "≈": r"$\approx$",
+        "−": r"$-$",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """`name` for CSV; `title` under `group`; `best` is "low", "high" or None for a column without a best; `decimals`."""
+    """`name` for CSV; `title` under `group`; `best` is "low", "high" or None for a column without a best;
+    `decimals`."""
 
     name: str
     group: str
@@ -37,7 +55,8 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`value` and interval in the column's unit; None with `absent` in its place. `paper`: the paper's number."""
+    """`value` and interval in the column's unit; None with `absent` in its place. `paper`: the paper's
+    number."""
 
     value: float | None
     ci95: tuple[float, float] | None = None
@@ -72,12 +91,23 @@ def paper_tables(results: Results) -> list[Table]:
     others = [recipe for recipe in results.recipes if recipe.summary and id(recipe) not in placed]
     rate = _rate_name(results)
     found = [
-        _table(2, f"Safety of the supervised strategies: {rate}, ORR and average NSI.", _columns(rate, nsi="average"),
-               results, [by_key[key] for key in SFT if key in by_key]),
-        _table(3, f"Safety and over-rejection: {rate}, NSI and ORR. Helpfulness (HS) is AIR-Bench's.",
-               _columns(rate, nsi="all", hs=True), results, [by_key[key] for key in MAIN if key in by_key], others),
+        _table(
+            2,
+            f"Safety of the supervised strategies: {rate}, ORR and average NSI.",
+            _columns(rate, nsi="average"),
+            results,
+            [by_key[key] for key in SFT if key in by_key],
+        ),
+        _table(
+            3,
+            f"Safety and over-rejection: {rate}, NSI and ORR. Helpfulness (HS) is AIR-Bench's.",
+            _columns(rate, nsi="all", hs=True),
+            results,
+            [by_key[key] for key in MAIN if key in by_key],
+            others,
+        ),
         _top_table(rate, results, top),
-    ]  # fmt: skip
+    ]
     return [table for table in found if table]
 
 
@@ -94,7 +124,10 @@ def _columns(rate: str, nsi: str, hs: bool = False) -> tuple[Column, ...]:
         found.append(Column(f"{mode}_asr", title.capitalize(), f"{rate} ↓", "low"))
         if nsi == "all":
             found.append(Column(f"{mode}_nsi", title.capitalize(), "NSI ↑", "high", signed=True))
-    found += [Column("orr", "Over-rejection", "ORR ↓", "low"), Column("borderline_orr", "Borderline", "ORR ↓", "low")]
+    found += [
+        Column("orr", "Over-rejection", "ORR ↓", "low"),
+        Column("borderline_orr", "Borderline", "ORR ↓", "low"),
+    ]
     if nsi != "none":
         found.append(Column("nsi_average", "All modes", "Avg. NSI ↑", "high", signed=True))
     if hs:
@@ -103,16 +136,25 @@ def _columns(rate: str, nsi: str, hs: bool = False) -> tuple[Column, ...]:
 
 
 def _table(
-    number: int, caption: str, columns: tuple[Column, ...], results: Results, recipes: Sequence[Recipe],
+    number: int,
+    caption: str,
+    columns: tuple[Column, ...],
+    results: Results,
+    recipes: Sequence[Recipe],
     beyond: Sequence[Recipe] = (),
-) -> Table | None:  # fmt: skip
+) -> Table | None:
     """With the vanilla model first; None where no other row is there."""
     if not recipes and not beyond:
         return None
     first = [results.vanilla] if results.vanilla else []
-    rows = [(recipe, _cells(columns, recipe.summary, recipe.hs, results.paper.get(recipe.key)))
-            for recipe in (*first, *recipes, *beyond)]  # fmt: skip
-    if not any(cells[-1].value is not None or cells[-1].paper is not None for _, cells in rows) and columns[-1].name == "hs":
+    rows = [
+        (recipe, _cells(columns, recipe.summary, recipe.hs, results.paper.get(recipe.key)))
+        for recipe in (*first, *recipes, *beyond)
+    ]
+    if (
+        not any(cells[-1].value is not None or cells[-1].paper is not None for _, cells in rows)
+        and columns[-1].name == "hs"
+    ):
         columns, rows = columns[:-1], [(recipe, cells[:-1]) for recipe, cells in rows]
         caption = caption.replace(" Helpfulness (HS) is AIR-Bench's.", "")
     marked = _marked(columns, [cells for _, cells in rows], skip=len(first))
@@ -122,8 +164,11 @@ def _table(
 
 def _top_m(results: Results) -> list[Recipe]:
     """RRS with each share of features, by the share."""
-    found = [recipe for recipe in results.recipes if recipe.summary
-             and (recipe.key == "rrs" or (recipe.key or "").startswith("top"))]  # fmt: skip
+    found = [
+        recipe
+        for recipe in results.recipes
+        if recipe.summary and (recipe.key == "rrs" or (recipe.key or "").startswith("top"))
+    ]
     return sorted(found, key=lambda recipe: float(top_key(recipe.config["rrs.top_m"])[3:]))
 
 
@@ -137,11 +182,18 @@ def _top_table(rate: str, results: Results, recipes: list[Recipe]) -> Table | No
         title = "Top-51% (positive)" if share == "positive" else f"Top-{float(share):g}%"
         rows.append((title, _cells(columns, recipe.summary, None, results.paper.get(top_key(share)))))
     selected = tuple(title for (title, _), recipe in zip(rows, recipes, strict=True) if recipe.key == "rrs")
-    return Table(4, f"RRS with other shares of safety features: {rate} and ORR. Bold: the share of table 3.", columns,
-                 tuple(rows), selected=selected)  # fmt: skip
+    return Table(
+        4,
+        f"RRS with other shares of safety features: {rate} and ORR. Bold: the share of table 3.",
+        columns,
+        tuple(rows),
+        selected=selected,
+    )
 
 
-def _cells(columns: Sequence[Column], summary: dict, hs: float | None, paper: dict | None) -> tuple[Cell, ...]:
+def _cells(
+    columns: Sequence[Column], summary: dict, hs: float | None, paper: dict | None
+) -> tuple[Cell, ...]:
     return tuple(_cell(column.name, summary, hs, paper or {}) for column in columns)
 
 
@@ -196,7 +248,9 @@ def html_table(table: Table) -> str:
             groups[-1] = (column.group, groups[-1][1] + 1)
         else:
             groups.append((column.group, 1))
-    over = "".join(f'<th scope="colgroup" colspan="{span}">{html.escape(group)}</th>' for group, span in groups)
+    over = "".join(
+        f'<th scope="colgroup" colspan="{span}">{html.escape(group)}</th>' for group, span in groups
+    )
     under = "".join(f'<th scope="col">{html.escape(column.title)}</th>' for column in table.columns)
     body = []
     for place, (title, cells) in enumerate(table.rows):
@@ -205,9 +259,11 @@ def html_table(table: Table) -> str:
         inner = "".join(_html_cell(column, cell) for column, cell in zip(table.columns, cells, strict=True))
         body.append(f'<tr{beyond}><th scope="row">{shown}</th>{inner}</tr>')
     return (
-        f'<p class="caption" id="caption{table.number}"><b>Table {table.number}.</b> {html.escape(table.caption)}</p>'
+        f'<p class="caption" id="caption{table.number}"><b>Table {table.number}.</b>'
+        f" {html.escape(table.caption)}</p>"
         f'<div class="wide"><table id="table{table.number}" aria-labelledby="caption{table.number}">'
-        f'<thead><tr><th rowspan="2" scope="col">{html.escape(table.head)}</th>{over}</tr><tr>{under}</tr></thead>'
+        '<thead><tr><th rowspan="2"'
+        f' scope="col">{html.escape(table.head)}</th>{over}</tr><tr>{under}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -220,7 +276,11 @@ def _html_cell(column: Column, cell: Cell) -> str:
         if cell.best:
             shown = f"<u>{shown}</u>" if column.signed else f"<b>{shown}</b>"
     interval = f"<small>{_interval(cell)}</small>" if cell.ci95 else ""
-    paper = "" if cell.paper is None else f'<small class="paper" title="the paper\'s">{_paper(column, cell)}</small>'
+    paper = (
+        ""
+        if cell.paper is None
+        else f'<small class="paper" title="the paper\'s">{_paper(column, cell)}</small>'
+    )
     return f"<td>{shown}{interval}{paper}</td>"
 
 
@@ -236,11 +296,25 @@ def markdown_table(table: Table) -> str:
         for column, cell in zip(table.columns, cells, strict=True):
             shown = cell.absent if cell.value is None else _number(column, cell.value)
             shown = f"**{shown}**" if cell.best else shown
-            row.append(" ".join(part for part in (shown, _interval(cell), f"({_paper(column, cell)})"
-                                                  if cell.paper is not None else "") if part))  # fmt: skip
+            row.append(
+                " ".join(
+                    part
+                    for part in (
+                        shown,
+                        _interval(cell),
+                        f"({_paper(column, cell)})" if cell.paper is not None else "",
+                    )
+                    if part
+                )
+            )
         rows.append(row)
     caption = f"**Table {table.number}.** {table.caption}"
-    return caption + "\n\n" + "\n".join(markdown_rows([[_one_line(cell) for cell in row] for row in rows])) + "\n"
+    return (
+        caption
+        + "\n\n"
+        + "\n".join(markdown_rows([[_one_line(cell) for cell in row] for row in rows]))
+        + "\n"
+    )
 
 
 def csv_table(table: Table) -> str:
@@ -266,11 +340,16 @@ def latex_table(table: Table) -> str:
         rules.append(rf"\cmidrule(lr){{{place}-{place + span - 1}}}")
         place += span
     lines = [
-        r"\begin{table*}", r"\centering", r"\small",
-        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule",
-        rf" & {' & '.join(groups)} \\", "".join(rules),
-        rf"{table.head} & {' & '.join(column.title.translate(LATEX) for column in table.columns)} \\", r"\midrule",
-    ]  # fmt: skip
+        r"\begin{table*}",
+        r"\centering",
+        r"\small",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        rf" & {' & '.join(groups)} \\",
+        "".join(rules),
+        rf"{table.head} & {' & '.join(column.title.translate(LATEX) for column in table.columns)} \\",
+        r"\midrule",
+    ]
     for place, (title, cells) in enumerate(table.rows):
         if table.beyond and place == len(table.rows) - table.beyond:
             lines.append(r"\midrule")
@@ -279,7 +358,13 @@ def latex_table(table: Table) -> str:
         shown = [_latex_cell(column, cell) for column, cell in zip(table.columns, cells, strict=True)]
         lines.append(rf"{name} & {' & '.join(shown)} \\")
     caption = table.caption.translate(LATEX)
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", rf"\label{{tab:rrs{table.number}}}", r"\end{table*}"]
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{caption}}}",
+        rf"\label{{tab:rrs{table.number}}}",
+        r"\end{table*}",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
-"""Small plots as inline SVG: axes, lines, bars, clouds of points. Colours are CSS classes of the page, so that they follow
-light and dark; an element's `data-tip` is what the page shows when it is hovered, touched or focused."""
+"""Small plots as inline SVG: axes, lines, bars, clouds of points. Colours are CSS classes of the page, so
+that they follow light and dark; an element's `data-tip` is what the page shows when it is hovered, touched or
+focused."""
 
 import dataclasses
 import html
@@ -11,7 +12,8 @@ Points = Sequence[tuple[float, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """`low` to `high`, with ticks; `log` for powers of ten, `root` for a square-root scale that spreads small shares."""
+    """`low` to `high`, with ticks; `log` for powers of ten, `root` for a square-root scale that spreads small
+    shares."""
 
     low: float
     high: float
@@ -71,8 +73,10 @@ class Plot:
         self.marks: list[str] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        return (round(self.LEFT + self.x.place(x) * self.inner[0], 1),
-                round(self.TOP + (1 - self.y.place(y)) * self.inner[1], 1))  # fmt: skip
+        return (
+            round(self.LEFT + self.x.place(x) * self.inner[0], 1),
+            round(self.TOP + (1 - self.y.place(y)) * self.inner[1], 1),
+        )
 
     def line(self, points: Points, kind: str, dashed: bool = False) -> None:
         path = " ".join(f"{x:g},{y:g}" for x, y in (self.at(*point) for point in points))
@@ -85,60 +89,93 @@ class Plot:
         path = " ".join(f"{x:g},{y:g}" for x, y in upper + lower)
         self.marks.append(f'<polygon class="band {kind}" points="{path}"/>')
 
-    def dot(self, x: float, y: float, kind: str, tip: str, hollow: bool = False, text: str = "", square: bool = False) -> None:
+    def dot(
+        self,
+        x: float,
+        y: float,
+        kind: str,
+        tip: str,
+        hollow: bool = False,
+        text: str = "",
+        square: bool = False,
+    ) -> None:
         """One mark with a tip of its own; with `text` a number in it."""
         px, py = self.at(x, y)
         size = 7.5 if text else 4.5
-        shape = (f'<rect x="{px - size:g}" y="{py - size:g}" width="{2 * size:g}" height="{2 * size:g}"/>' if square
-                 else f'<circle cx="{px:g}" cy="{py:g}" r="{size:g}"/>')  # fmt: skip
+        shape = (
+            f'<rect x="{px - size:g}" y="{py - size:g}" width="{2 * size:g}" height="{2 * size:g}"/>'
+            if square
+            else f'<circle cx="{px:g}" cy="{py:g}" r="{size:g}"/>'
+        )
         inner = f'<text x="{px:g}" y="{py + 3.5:g}">{html.escape(text)}</text>' if text else ""
-        self.marks.append(f'<g class="dot {kind}{" hollow" if hollow else ""}" {tip_of(tip)}>{shape}{inner}</g>')
+        self.marks.append(
+            f'<g class="dot {kind}{" hollow" if hollow else ""}" {tip_of(tip)}>{shape}{inner}</g>'
+        )
 
     def cross(self, x: tuple[float, float, float], y: tuple[float, float, float], kind: str) -> None:
         """Intervals (low, middle, high) of both directions."""
         (x0, y0), (x1, y1) = self.at(x[0], y[1]), self.at(x[2], y[1])
         (x2, y2), (x3, y3) = self.at(x[1], y[0]), self.at(x[1], y[2])
-        self.marks.append(f'<path class="whisker {kind}" d="M{x0:g} {y0:g}L{x1:g} {y1:g}M{x2:g} {y2:g}L{x3:g} {y3:g}"/>')
+        self.marks.append(
+            f'<path class="whisker {kind}" d="M{x0:g} {y0:g}L{x1:g} {y1:g}M{x2:g} {y2:g}L{x3:g} {y3:g}"/>'
+        )
 
     def bar(self, x0: float, x1: float, y0: float, y1: float, kind: str, tip: str) -> None:
         (left, bottom), (right, top) = self.at(x0, y0), self.at(x1, y1)
-        self.marks.append(f'<rect class="bar {kind}" x="{left:g}" y="{top:g}" width="{max(right - left - 0.5, 0.5):g}" '
-                          f'height="{max(bottom - top, 0):g}" {tip_of(tip, focus=False)}/>')  # fmt: skip
+        self.marks.append(
+            f'<rect class="bar {kind}" x="{left:g}" y="{top:g}" width="{max(right - left - 0.5, 0.5):g}" '
+            f'height="{max(bottom - top, 0):g}" {tip_of(tip, focus=False)}/>'
+        )
 
     def strip(self, x0: float, x1: float, tip: str) -> None:
         """An unseen part of the plot, from top to bottom, that has a tip."""
         left, right = self.at(x0, self.y.low)[0], self.at(x1, self.y.low)[0]
-        self.marks.append(f'<rect class="strip" x="{left:g}" y="{self.TOP}" width="{max(right - left, 0.5):g}" '
-                          f'height="{self.inner[1]}" {tip_of(tip, focus=False)}/>')  # fmt: skip
+        self.marks.append(
+            f'<rect class="strip" x="{left:g}" y="{self.TOP}" width="{max(right - left, 0.5):g}" '
+            f'height="{self.inner[1]}" {tip_of(tip, focus=False)}/>'
+        )
 
     def rule(self, x: float, label: str) -> None:
         px = self.at(x, self.y.low)[0]
-        self.marks.append(f'<path class="rule" d="M{px:g} {self.TOP}V{self.height - self.BOTTOM}"/>'
-                          f'<text class="label" x="{px + 4:g}" y="{self.TOP + 11}">{html.escape(label)}</text>')  # fmt: skip
+        self.marks.append(
+            f'<path class="rule" d="M{px:g} {self.TOP}V{self.height - self.BOTTOM}"/>'
+            f'<text class="label" x="{px + 4:g}" y="{self.TOP + 11}">{html.escape(label)}</text>'
+        )
 
     def svg(self) -> str:
         bottom, right = self.height - self.BOTTOM, self.width - self.RIGHT
         parts = []
         for tick in self.x.ticks():
             px = self.at(tick, self.y.low)[0]
-            parts.append(f'<path class="grid" d="M{px:g} {self.TOP}V{bottom}"/>'
-                         f'<text x="{px:g}" y="{bottom + 15}" text-anchor="middle">{written(tick)}</text>')  # fmt: skip
+            parts.append(
+                f'<path class="grid" d="M{px:g} {self.TOP}V{bottom}"/>'
+                f'<text x="{px:g}" y="{bottom + 15}" text-anchor="middle">{written(tick)}</text>'
+            )
         for tick in self.y.ticks():
             py = self.at(self.x.low, tick)[1]
-            parts.append(f'<path class="grid" d="M{self.LEFT} {py:g}H{right}"/>'
-                         f'<text x="{self.LEFT - 6}" y="{py + 4:g}" text-anchor="end">{written(tick)}</text>')  # fmt: skip
+            parts.append(
+                f'<path class="grid" d="M{self.LEFT} {py:g}H{right}"/>'
+                f'<text x="{self.LEFT - 6}" y="{py + 4:g}" text-anchor="end">{written(tick)}</text>'
+            )
         middle = self.TOP + self.inner[1] / 2
-        parts.append(f'<text class="label" x="{self.LEFT + self.inner[0] / 2:g}" y="{self.height - 8}" text-anchor="middle">'
-                     f"{html.escape(self.x.label)}</text>")  # fmt: skip
-        parts.append(f'<text class="label" transform="translate(13 {middle:g}) rotate(-90)" text-anchor="middle">'
-                     f"{html.escape(self.y.label)}</text>")  # fmt: skip
-        return (f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{html.escape(self.title)}">'
-                f"{''.join(parts)}{''.join(self.marks)}</svg>")  # fmt: skip
+        parts.append(
+            f'<text class="label" x="{self.LEFT + self.inner[0] / 2:g}" y="{self.height - 8}"'
+            f' text-anchor="middle">{html.escape(self.x.label)}</text>'
+        )
+        parts.append(
+            f'<text class="label" transform="translate(13 {middle:g}) rotate(-90)" text-anchor="middle">'
+            f"{html.escape(self.y.label)}</text>"
+        )
+        return (
+            f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img"'
+            f' aria-label="{html.escape(self.title)}">'
+            f"{''.join(parts)}{''.join(self.marks)}</svg>"
+        )
 
 
 def cloud(points: Sequence[Sequence[int]], labels: Sequence[str], title: str, size: int = 1000) -> str:
-    """A panel of points without axes, one path a label; the page finds the point under the pointer by its place in
-    `data-ids`, which are places in the page's list of questions."""
+    """A panel of points without axes, one path a label; the page finds the point under the pointer by its
+    place in `data-ids`, which are places in the page's list of questions."""
     parts = []
     for label in dict.fromkeys(sorted(labels, key=("borderline", "benign", "harmful").index)):
         members = [i for i, other in enumerate(labels) if other == label]
@@ -146,11 +183,16 @@ def cloud(points: Sequence[Sequence[int]], labels: Sequence[str], title: str, si
         parts.append(f'<path class="points {label}" d="{path}" data-ids="{" ".join(map(str, members))}"/>')
     margin = size // 25
     box = f"{-margin} {-margin} {size + 2 * margin} {size + 2 * margin}"
-    return f'<svg class="cloud" viewBox="{box}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+    return (
+        f'<svg class="cloud" viewBox="{box}" role="img"'
+        f' aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+    )
 
 
 def tip_of(tip: str, focus: bool = True) -> str:
-    return f'data-tip="{html.escape(tip)}"' + (' tabindex="0" role="img" aria-label="' + html.escape(tip) + '"' if focus else "")
+    return f'data-tip="{html.escape(tip)}"' + (
+        ' tabindex="0" role="img" aria-label="' + html.escape(tip) + '"' if focus else ""
+    )
 
 
 def written(value: float) -> str:

@@ -2,10 +2,11 @@
 
     python -m rrs_jax.report.publish RUN_DIR docs/results/mini --page=docs/results.md --name=paper
 
-Copies every summary.json as NAME-seedN.json (NAME is the run's in a sweep, else its strategy) and what the report stage
-made, writes NAME.runs.json beside them (command, commit, seed, versions, device, seconds and settings of each run), and
-puts the table of rates between `<!-- table:NAME -->` and `<!-- /table -->` of the page; `NAME-ranking` likewise, where
-the page has that marker. Paths of the machine are cut to their last part.
+Copies every summary.json as NAME-seedN.json (NAME is the run's in a sweep, else its strategy) and what the
+report stage made, writes NAME.runs.json beside them (command, commit, seed, versions, device, seconds and
+settings of each run), and puts the table of rates between `<!-- table:NAME -->` and `<!-- /table -->` of the
+page; `NAME-ranking` likewise, where the page has that marker. Paths of the machine are cut to their last
+part.
 """
 
 import argparse
@@ -25,7 +26,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:~|\.\.|/)[^\s'\",:=]*/")
 
 
 def publish(source: str | Path, target: str | Path, name: str) -> list[Path]:
-    """Writes the files and returns them; one of the report that is too large for a repository is told and left out.
+    """Writes the files and returns them; one of the report that is too large for a repository is told and
+    left out.
     Raises UserError where nothing is evaluated."""
     source, target = Path(source), Path(target)
     runs = run_folders(source)
@@ -42,7 +44,10 @@ def publish(source: str | Path, target: str | Path, name: str) -> list[Path]:
         if path.stat().st_size > LARGEST_BYTES:
             megabytes = path.stat().st_size / 1e6
             most = LARGEST_BYTES / 1e6
-            print(f"{path}: left out, since it has {megabytes:.1f} MB and {most:.0f} MB is the most", file=sys.stderr)
+            print(
+                f"{path}: left out, since it has {megabytes:.1f} MB and {most:.0f} MB is the most",
+                file=sys.stderr,
+            )
             continue
         place = target / path.relative_to(source / "report")
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +59,16 @@ def publish(source: str | Path, target: str | Path, name: str) -> list[Path]:
 
 def run_folders(source: Path) -> list[Path]:
     """The folder itself, or those of a sweep that are evaluated. Raises UserError where there is none."""
-    folders = [source] if (source / "config.json").is_file() else sorted(path.parent for path in source.glob("*/config.json"))
+    folders = (
+        [source]
+        if (source / "config.json").is_file()
+        else sorted(path.parent for path in source.glob("*/config.json"))
+    )
     evaluated = [folder for folder in folders if list(folder.glob("eval/*/summary.json"))]
     if not evaluated:
-        raise UserError(f"{source}: is no folder of a run or of a sweep with an evaluation; run the evaluate stage first.")
+        raise UserError(
+            f"{source}: is no folder of a run or of a sweep with an evaluation; run the evaluate stage first."
+        )
     return evaluated
 
 
@@ -91,7 +102,9 @@ def _record(run: Path) -> dict:
     record = read_json(run / "config.json")
     marks = sorted((run / ".done").glob("*.json"))
     seconds = {mark.stem: read_json(mark).get("seconds") for mark in marks}
-    return {"run": run.name, "seconds": seconds} | {key: record[key] for key in ("seed", "sessions", "config")}
+    return {"run": run.name, "seconds": seconds} | {
+        key: record[key] for key in ("seed", "sessions", "config")
+    }
 
 
 def _without_paths(value):
@@ -105,7 +118,9 @@ def _without_paths(value):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one sentence on standard error for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m rrs_jax.report.publish", description="Published results.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.report.publish", description="Published results."
+    )
     parser.add_argument("source", metavar="RUN_DIR", help="folder of a run or of a sweep")
     parser.add_argument("target", metavar="TARGET", help="folder such as docs/results/mini")
     parser.add_argument("--page", help="Markdown file whose marked tables are rewritten")
@@ -118,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             paste(options.page, name, table_of(source))
             print(f"{options.page}: table {name} replaced")
             ranking = source / "report" / "ranking.md"
-            if ranking.is_file() and f"<!-- table:{name}-ranking -->" in Path(options.page).read_text(encoding="utf-8"):
+            if ranking.is_file() and f"<!-- table:{name}-ranking -->" in Path(options.page).read_text(
+                encoding="utf-8"
+            ):
                 paste(options.page, f"{name}-ranking", ranking.read_text(encoding="utf-8"))
         for path in publish(source, options.target, name):
             print(path)

@@ -1,5 +1,5 @@
-"""What the files of one run folder, or of a sweep's folders, hold: configs, rates, pooled over seeds, and their places in
-the paper's tables."""
+"""What the files of one run folder, or of a sweep's folders, hold: configs, rates, pooled over seeds, and
+their places in the paper's tables."""
 
 import dataclasses
 import json
@@ -15,16 +15,35 @@ from rrs_jax.report.table import recipe_of
 
 PAPER = Path(__file__).parent / "paper_figures.json"
 TITLES = {
-    "vanilla": "None", "sft_full": "① SFT-full", "sft_shallow_mirror": "② SFT-shallow-mirror",
-    "sft_shallow_parallel": "③ SFT-shallow-parallel", "sft_deep": "④ SFT-deep", "rrs": "RRS",
+    "vanilla": "None",
+    "sft_full": "① SFT-full",
+    "sft_shallow_mirror": "② SFT-shallow-mirror",
+    "sft_shallow_parallel": "③ SFT-shallow-parallel",
+    "sft_deep": "④ SFT-deep",
+    "rrs": "RRS",
     "rrs_without_penalty": "RRS w/o penalty term",
-}  # fmt: skip
+}
 # Fields in which two runs of one recipe may differ.
 NOT_THE_RECIPE = (
-    *PLACEMENT_FIELDS, "seed", "strategy", "data", "evaluate", "generate", "judge", "endpoint", "export", "report", "rivals",
+    *PLACEMENT_FIELDS,
+    "seed",
+    "strategy",
+    "data",
+    "evaluate",
+    "generate",
+    "judge",
+    "endpoint",
+    "export",
+    "report",
+    "rivals",
     "sft",
-)  # fmt: skip
-OF_THE_DATA = ("data.everyday", "data.contrast", "data.contrast_role", "data.voices_per_question")  # but of the recipe
+)
+OF_THE_DATA = (
+    "data.everyday",
+    "data.contrast",
+    "data.contrast_role",
+    "data.voices_per_question",
+)  # but of the recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +64,8 @@ class Run:
         return self.config["strategy"]
 
     def evaluation(self, strategy: str, epoch: int | None = None) -> Path | None:
-        """The folder of a finished evaluation; of several question sets the run's own, else the first by name."""
+        """The folder of a finished evaluation; of several question sets the run's own, else the first by
+        name."""
         folder = self.path / "eval" if epoch is None else self.path / "eval" / "epochs" / str(epoch)
         found = [folder / strategy, *sorted(folder.glob(f"{strategy}-*"))]
         return next((path for path in found if (path / "summary.json").is_file()), None)
@@ -81,8 +101,8 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """`vanilla`: the model before training; `recipes`: the others, in the order given. `paper`: the paper's rows of
-    this model by key, empty for another model."""
+    """`vanilla`: the model before training; `recipes`: the others, in the order given. `paper`: the paper's
+    rows of this model by key, empty for another model."""
 
     vanilla: Recipe | None
     recipes: tuple[Recipe, ...]
@@ -97,7 +117,9 @@ class Results:
     def main(self) -> Recipe | None:
         """RRS, else what comes first."""
         evaluated = [recipe for recipe in self.recipes if recipe.summary]
-        return next((recipe for recipe in evaluated if recipe.key == "rrs"), evaluated[0] if evaluated else None)
+        return next(
+            (recipe for recipe in evaluated if recipe.key == "rrs"), evaluated[0] if evaluated else None
+        )
 
 
 def read_run(folder: str | Path) -> Run:
@@ -137,11 +159,14 @@ def read_paper() -> dict:
 def paper_of(model_path: str) -> dict | None:
     """The paper's rows of a model, known by its released name in the path; None for any other."""
     models = read_paper()["models"].values()
-    return next((model for model in models if any(name in model_path.lower() for name in model["names"])), None)
+    return next(
+        (model for model in models if any(name in model_path.lower() for name in model["names"])), None
+    )
 
 
 def paper_key(run: Run, base: Run | None) -> str | None:
-    """The row of the paper's tables that a run is: its strategy, and for RRS what distinguishes it from `base`."""
+    """The row of the paper's tables that a run is: its strategy, and for RRS what distinguishes it from
+    `base`."""
     if run.strategy != "rrs":
         return run.strategy if run.strategy in TITLES else None
     different = recipe_differences(run, base) if base else set()
@@ -170,7 +195,9 @@ def _base(tuned: dict[str, list[Run]]) -> Run | None:
     of_rrs = {name: group[0] for name, group in tuned.items() if group[0].strategy == "rrs"}
     if "rrs" in of_rrs:
         return of_rrs["rrs"]
-    return next((run for run in of_rrs.values() if run.config["penalty.weight"]), next(iter(of_rrs.values()), None))
+    return next(
+        (run for run in of_rrs.values() if run.config["penalty.weight"]), next(iter(of_rrs.values()), None)
+    )
 
 
 def _vanilla(groups: dict[str, list[Run]], tuned: dict[str, list[Run]]) -> Recipe | None:

@@ -23,8 +23,9 @@ COMPRESSION = 0.9  # of libsndfile's MP3, 0 to 1: about 25 kbit/s for speech
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """`answers`: title of a recipe, its first answer in audio-text mode (or the first mode asked), and whether its judge
-    says refusal (None: unknown). `clip`: the question's audio file, None where it is not there any more."""
+    """`answers`: title of a recipe, its first answer in audio-text mode (or the first mode asked), and
+    whether its judge says refusal (None: unknown). `clip`: the question's audio file, None where it is not
+    there any more."""
 
     question: str
     label: str
@@ -35,8 +36,10 @@ class Sample:
 
 
 def choose_samples(results: Results) -> list[Sample]:
-    """Of each set first a question whose verdict changed between the model before training and the main recipe, then one
-    whose did not, and so on, in the order of the questions and with different categories as long as there are some."""
+    """Of each set first a question whose verdict changed between the model before training and the main
+    recipe, then one whose did not, and so on, in the order of the questions and with different categories as
+    long as there are some.
+    """
     if results.vanilla is None or results.main is None:
         return []
     shown = [results.vanilla, results.main]
@@ -47,12 +50,19 @@ def choose_samples(results: Results) -> list[Sample]:
     for label, wanted in EACH.items():
         rows = [row for key, row in answers[0].items() if key[0] == label and key in answers[1]]
         keys = {row["id"]: (label, row["id"]) for row in rows}
-        changed = [row for row in rows if _verdicts(answers, keys[row["id"]])[0] != _verdicts(answers, keys[row["id"]])[1]]
+        changed = [
+            row
+            for row in rows
+            if _verdicts(answers, keys[row["id"]])[0] != _verdicts(answers, keys[row["id"]])[1]
+        ]
         same = [row for row in rows if row not in changed]
         for row in _alternating(changed, same, wanted):
             key = keys[row["id"]]
-            said = [(recipe.title, own[key]["response"], own[key]["refusal"])
-                    for recipe, own in zip(shown, answers, strict=True) if key in own]  # fmt: skip
+            said = [
+                (recipe.title, own[key]["response"], own[key]["refusal"])
+                for recipe, own in zip(shown, answers, strict=True)
+                if key in own
+            ]
             chosen.append(Sample(row["question"], label, row["category"], row["mode"], clips.get(key), said))
     return chosen
 
@@ -62,7 +72,8 @@ def html_samples(samples: Sequence[Sample]) -> str:
     parts = []
     for sample in samples:
         rows = "".join(
-            f'<tr><th scope="row">{html.escape(title)}</th><td class="{_verdict(refusal)}">{_verdict(refusal)}</td>'
+            f'<tr><th scope="row">{html.escape(title)}</th><td'
+            f' class="{_verdict(refusal)}">{_verdict(refusal)}</td>'
             f"<td>{html.escape(_cut(answer)) or '<i>empty</i>'}</td></tr>"
             for title, answer, refusal in sample.answers
         )
@@ -71,12 +82,14 @@ def html_samples(samples: Sequence[Sample]) -> str:
         audio = "<p><small>Its clip is not there any more.</small></p>"
         if sample.clip is not None:
             clip = base64.b64encode(compressed(sample.clip)).decode()
-            audio = (f'<audio controls preload="none" aria-label="{html.escape(sample.question)}" '
-                     f'src="data:audio/mpeg;base64,{clip}"></audio>')  # fmt: skip
+            audio = (
+                f'<audio controls preload="none" aria-label="{html.escape(sample.question)}" '
+                f'src="data:audio/mpeg;base64,{clip}"></audio>'
+            )
         parts.append(
-            f'<article class="sample"><p class="question"><b class="{sample.label}">{sample.label}</b> '
-            f"{html.escape(sample.question)} <small>{html.escape(sample.category)}, {MODES[sample.mode]}</small></p>"
-            f"{audio}{answers}</article>"
+            f'<article class="sample"><p class="question"><b class="{sample.label}">{sample.label}</b>'
+            f" {html.escape(sample.question)} <small>{html.escape(sample.category)},"
+            f" {MODES[sample.mode]}</small></p>{audio}{answers}</article>"
         )
     return "".join(parts)
 
@@ -86,18 +99,29 @@ def compressed(clip: Path) -> bytes:
     with soundfile.SoundFile(clip) as file:
         waveform = file.read(CLIP_SECONDS * file.samplerate)
         stream = io.BytesIO()
-        soundfile.write(stream, waveform, file.samplerate, format="MP3", bitrate_mode="CONSTANT", compression_level=COMPRESSION)
+        soundfile.write(
+            stream,
+            waveform,
+            file.samplerate,
+            format="MP3",
+            bitrate_mode="CONSTANT",
+            compression_level=COMPRESSION,
+        )
     return stream.getvalue()
 
 
 def _answers(recipe: Recipe) -> dict[tuple[str, str], dict]:
-    """First answers of the first seed by set and id, in the best mode that was asked, with the first judge's verdict."""
+    """First answers of the first seed by set and id, in the best mode that was asked, with the first judge's
+    verdict."""
     folder = recipe.runs[0].evaluation("vanilla" if recipe.key == "vanilla" else recipe.runs[0].strategy)
     if folder is None:
         return {}
     judged = read_judged(folder)
-    verdicts = {(row["set"], row["id"], row["mode"], row["sample"]): row["refusal"]
-                for row in judged.rows if row["judge"] == judged.summary["judge"]}  # fmt: skip
+    verdicts = {
+        (row["set"], row["id"], row["mode"], row["sample"]): row["refusal"]
+        for row in judged.rows
+        if row["judge"] == judged.summary["judge"]
+    }
     found: dict[tuple[str, str], dict] = {}
     order = list(MODES)
     for row in read_jsonl(folder / "responses.jsonl"):

@@ -1,7 +1,8 @@
-"""Figure 2 of the paper: representations of harmful and benign questions over the epochs, in the plane and as numbers.
+"""Figure 2 of the paper: representations of harmful and benign questions over the epochs, in the plane and as
+numbers.
 
-All epochs of a run are embedded together, so that the panels have common coordinates. Needs scikit-learn, which
-`pip install 'rrs-jax[report]'` brings.
+All epochs of a run are embedded together, so that the panels have common coordinates. Needs scikit-learn,
+which `pip install 'rrs-jax[report]'` brings.
 """
 
 import contextlib
@@ -41,8 +42,8 @@ class Recorded:
 
 @dataclasses.dataclass(frozen=True)
 class Figure2:
-    """`tsne`, `pca`: int (N, 2) by epoch, from 0 to GRID; `ids`, `labels` of the N questions; `explained`: share of the
-    variance in PCA's two directions, 0 to 1; `numbers`: what `separation` gives, by epoch."""
+    """`tsne`, `pca`: int (N, 2) by epoch, from 0 to GRID; `ids`, `labels` of the N questions; `explained`:
+    share of the variance in PCA's two directions, 0 to 1; `numbers`: what `separation` gives, by epoch."""
 
     tsne: dict[int, list]
     pca: dict[int, list]
@@ -53,13 +54,19 @@ class Figure2:
 
 
 def read_recorded(run: Path) -> Recorded | None:
-    """What RUN/epochs holds; None where it holds nothing. Raises UserError where epochs have different questions."""
+    """What RUN/epochs holds; None where it holds nothing. Raises UserError where epochs have different
+    questions."""
     states, first = {}, None
-    for path in sorted(run.glob("epochs/*/representations.safetensors"), key=lambda path: int(path.parent.name)):
+    for path in sorted(
+        run.glob("epochs/*/representations.safetensors"), key=lambda path: int(path.parent.name)
+    ):
         entries, metadata = read_header(path)
         questions = {name: json.loads(metadata[name]) for name in ("ids", "labels", "pairs")}
         if first not in (None, questions):
-            raise UserError(f"{path}: has other questions than the epochs before; delete {path.parent.parent} and train again.")
+            raise UserError(
+                f"{path}: has other questions than the epochs before; delete {path.parent.parent} and train"
+                " again."
+            )
         first = questions
         states[int(path.parent.name)] = np.array(entries["states"].array(), np.float32)
     if not states:
@@ -70,9 +77,9 @@ def read_recorded(run: Path) -> Recorded | None:
 def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> dict[str, float | None]:
     """How far harmful and benign questions (bool (N,), `states` (N, D)) are apart.
 
-    silhouette: mean, -1 to 1. probe: accuracy of a linear classifier, percent, cross-validated with the questions of
-    a pair on the same side. distance: of the two means, in units of the root of the mean squared distance of a
-    question from its own mean. None where there are too few questions.
+    silhouette: mean, -1 to 1. probe: accuracy of a linear classifier, percent, cross-validated with the
+    questions of a pair on the same side. distance: of the two means, in units of the root of the mean squared
+    distance of a question from its own mean. None where there are too few questions.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import silhouette_score
@@ -87,7 +94,9 @@ def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> di
     probe = None
     if folds > 1 and min(sizes) >= folds:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        probe = 100 * float(np.mean(cross_val_score(classifier, states, harmful, groups=pairs, cv=GroupKFold(folds))))
+        probe = 100 * float(
+            np.mean(cross_val_score(classifier, states, harmful, groups=pairs, cv=GroupKFold(folds)))
+        )
     means = [states[side].mean(0, dtype=np.float64) for side in (harmful, ~harmful)]
     own = np.where(harmful[:, None], *means)
     spread = np.sqrt(np.mean(np.sum((states - own) ** 2, axis=1)))
@@ -99,8 +108,8 @@ def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> di
 
 
 def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
-    """The embeddings and the numbers. The numbers are of all harmful and benign questions; of very many questions the
-    panels show the first of each label."""
+    """The embeddings and the numbers. The numbers are of all harmful and benign questions; of very many
+    questions the panels show the first of each label."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -123,7 +132,8 @@ def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
         labels=[str(recorded.labels[i]) for i in shown],
         explained=float(pca.explained_variance_ratio_[:2].sum()),
         numbers={
-            epoch: separation(states[sides], harmful[sides], recorded.pairs[sides]) for epoch, states in recorded.states.items()
+            epoch: separation(states[sides], harmful[sides], recorded.pairs[sides])
+            for epoch, states in recorded.states.items()
         },
     )
 
@@ -154,17 +164,21 @@ def kept_figure(run: Path) -> Figure2 | None:
 
 
 def keep_figure(run: Path) -> Figure2 | None:
-    """The run's figure, made where none of what it recorded is kept; None where it recorded nothing. Raises UserError where
-    scikit-learn is missing and the figure is to be made."""
+    """The run's figure, made where none of what it recorded is kept; None where it recorded nothing. Raises
+    UserError where scikit-learn is missing and the figure is to be made."""
     kept, recorded = kept_figure(run), read_recorded(run)
     if kept is not None or recorded is None:
         return kept
     if find_spec("sklearn") is None:
-        raise UserError("figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again.")
+        raise UserError(
+            "figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again."
+        )
     from sklearn import linear_model, manifold  # noqa: F401 (what is limited below has to be loaded by then)
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # t-SNE's own threads wait for each other longer than they save on a busy machine
+    with threadpool_limits(
+        1
+    ):  # t-SNE's own threads wait for each other longer than they save on a busy machine
         figure = make_figure(recorded)
     values = {"key": _key(recorded)} | dataclasses.asdict(figure)
     write_atomic(run / "report" / "figure2.json", json.dumps(values, separators=(",", ":")))
@@ -172,13 +186,16 @@ def keep_figure(run: Path) -> Figure2 | None:
 
 
 def _key(recorded: Recorded) -> str:
-    return content_hash(VERSION, *(states.tobytes() for states in recorded.states.values()), recorded.labels.tolist())
+    return content_hash(
+        VERSION, *(states.tobytes() for states in recorded.states.values()), recorded.labels.tolist()
+    )
 
 
 @contextlib.contextmanager
 def figures_meanwhile(threads: int) -> Iterator[Callable[[Path], None]]:
-    """Gives a function that takes a run which is done; its figure is made and kept by one of the threads. Those that are
-    begun at the end are waited for, the others left to `figures`. An interruption waits for none."""
+    """Gives a function that takes a run which is done; its figure is made and kept by one of the threads.
+    Those that are begun at the end are waited for, the others left to `figures`. An interruption waits for
+    none."""
     waiting = queue.SimpleQueue()
 
     def take() -> None:
@@ -202,7 +219,9 @@ def figures_meanwhile(threads: int) -> Iterator[Callable[[Path], None]]:
 def _shown(labels: np.ndarray, most: int) -> np.ndarray:
     """Places of at most so many questions, as many of each label."""
     names = sorted(set(labels))
-    return np.sort(np.concatenate([np.flatnonzero(labels == name)[: max(1, most // len(names))] for name in names]))
+    return np.sort(
+        np.concatenate([np.flatnonzero(labels == name)[: max(1, most // len(names))] for name in names])
+    )
 
 
 def _on_grid(points: np.ndarray, epochs: Sequence[int]) -> dict[int, list]:

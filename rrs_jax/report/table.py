@@ -43,9 +43,7 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
     """
     summaries = []
     for run in map(Path, runs):
-        paths = sorted(
-            run.glob("eval/*/summary.json"), key=lambda path: (not _is_vanilla(path), path)
-        )
+        paths = sorted(run.glob("eval/*/summary.json"), key=lambda path: (not _is_vanilla(path), path))
         if not paths:
             raise UserError(f"{run}: holds no eval/NAME/summary.json; run the evaluate stage on it first.")
         for path in paths:
@@ -53,7 +51,11 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
             lacking = [field for field in FIELDS if field not in summary]
             if lacking:
                 raise UserError(f"{path}: has no {', '.join(lacking)}; run the evaluate stage again.")
-            if vanilla_once and _is_vanilla(path) and any(path.parent.name == other["name"] for other in summaries):
+            if (
+                vanilla_once
+                and _is_vanilla(path)
+                and any(path.parent.name == other["name"] for other in summaries)
+            ):
                 continue
             helpfulness = path.parent / "air_bench" / "summary.json"
             air_bench = read_json(helpfulness) if helpfulness.is_file() else None
@@ -112,7 +114,9 @@ def notes(summaries: Sequence[dict]) -> list[str]:
         if refused := _over_refusal_elsewhere(summary):
             lines.append(f"Refused in other modes, {label}: {'; '.join(refused)}.")
         if summary.get("seeds"):
-            lines.append(f"Mean over {len(summary['seeds']['runs'])} seeds, {label}: {_over_seeds(summary['seeds'])}.")
+            lines.append(
+                f"Mean over {len(summary['seeds']['runs'])} seeds, {label}: {_over_seeds(summary['seeds'])}."
+            )
         if summary["air_bench"]:
             lines.append(f"AIR-Bench chat, helpfulness, {label}: {_helpfulness(summary['air_bench'])}.")
     return lines
@@ -216,8 +220,11 @@ def _over_refusal_elsewhere(summary: dict) -> list[str]:
 def _over_seeds(seeds: dict) -> str:
     rates = {f"ASR {label}": seeds["modes"].get(mode) for mode, label in MODES.items()}
     rates |= {"ORR": seeds["orr"], "ORR borderline": seeds["borderline_orr"]}
-    shown = [f"{name} {spread['mean']:.1f} (standard deviation {spread['sd']:.1f})"
-             for name, spread in rates.items() if spread and spread["sd"] is not None]  # fmt: skip
+    shown = [
+        f"{name} {spread['mean']:.1f} (standard deviation {spread['sd']:.1f})"
+        for name, spread in rates.items()
+        if spread and spread["sd"] is not None
+    ]
     return ", ".join(shown)
 
 

@@ -1,4 +1,5 @@
-"""What the stages of a run share: model, processor, clips' embeddings, encoded prompts. All made on first use."""
+"""What the stages of a run share: model, processor, clips' embeddings, encoded prompts. All made on first
+use."""
 
 import functools
 import os
@@ -32,13 +33,14 @@ def enable_compilation_cache() -> None:
     folder = Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax").expanduser() / "compiled"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Small programs too: a sweep's processes need hundreds of them, and each takes longer to compile than to read.
+    # Small programs too: a sweep's processes need hundreds of them, and each takes longer to compile than to
+    # read.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class CompileClock:
-    """Seconds in which this process was making programs for its devices, or reading them from the cache; those that
-    are made side by side count once."""
+    """Seconds in which this process was making programs for its devices, or reading them from the cache;
+    those that are made side by side count once."""
 
     EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 
@@ -77,7 +79,8 @@ def modes_of(config: ConfigDict, modes: Sequence[str]) -> tuple[str, ...]:
 
 
 def with_lora(vanilla: nnx.Module, lora: LoRAConfig, mesh, seed: int) -> nnx.Module:
-    """The model with adapters at their start, as PEFT makes them from `seed`; the frozen arrays are shared."""
+    """The model with adapters at their start, as PEFT makes them from `seed`; the frozen arrays are
+    shared."""
     model = nnx.merge(*nnx.split(vanilla))
     text = model.config.text
     adapters = LoRA(lora, text.adapted_linears(), text.num_hidden_layers)
@@ -92,7 +95,9 @@ class Session:
 
     def __init__(self, config: ConfigDict, folder: RunFolder, shared: Shared | None = None):
         self.config, self.folder, self.shared = config, folder, shared or Shared()
-        self.floors: dict[int, Floor | None] = {}  # by its layers, from extraction to training, see `rrs_jax.run.training_set.Work.floor`
+        self.floors: dict[
+            int, Floor | None
+        ] = {}  # by its layers, from extraction to training, see `rrs_jax.run.training_set.Work.floor`
 
     @functools.cached_property
     def model_folder(self) -> Path:
@@ -119,7 +124,9 @@ class Session:
 
     @functools.cached_property
     def vanilla(self) -> nnx.Module:
-        return self.shared.vanilla(self.model_folder, self.config.model.dtype, self.mesh, self.config.model.quantize)
+        return self.shared.vanilla(
+            self.model_folder, self.config.model.dtype, self.mesh, self.config.model.quantize
+        )
 
     @functools.cached_property
     def training_rows(self) -> list[dict]:
@@ -140,31 +147,42 @@ class Session:
         return self._bank(self.folder.evaluation_manifest, self.evaluation_rows, "evaluation")
 
     def buckets(self, lengths: Sequence[int], layers: int | None = None) -> tuple[int, ...]:
-        """To what prompts are padded on their way through so many layers, by default all; in a sweep to lengths that
-        other runs' prompts share."""
+        """To what prompts are padded on their way through so many layers, by default all; in a sweep to
+        lengths that other runs' prompts share."""
         if self.shared.folder is not None:
             return fixed_lengths(lengths)
         price = program_price(decoder_flops(self.vanilla.config.text, layers), self.mesh.size)
         return bucket_lengths(lengths, price=price)
 
-    def make_floor(self, layers: int, rows: Sequence[EncodedPrompt], bank: AudioBank, *, keys_values: bool = False) -> Floor | None:
-        """The states of these prompts behind so many layers, or None, and a sentence, where they are too large."""
+    def make_floor(
+        self, layers: int, rows: Sequence[EncodedPrompt], bank: AudioBank, *, keys_values: bool = False
+    ) -> Floor | None:
+        """The states of these prompts behind so many layers, or None, and a sentence, where they are too
+        large."""
         trees, limit = make_trees(self.vanilla, rows), self.config.train.lower_states_gib
         needed = states_bytes(self.vanilla, trees, layers if keys_values else 0) / 2**30
         if needed > limit:
             more = ", with their keys and values," if keys_values else ""
             say(
-                f"train.lower_states_gib: the states behind the layers below {layers}{more} would take {needed:.2f} GiB, "
-                f"more than {limit:g}; these layers are computed anew each time"
+                f"train.lower_states_gib: the states behind the layers below {layers}{more} would take"
+                f" {needed:.2f} GiB, more than {limit:g}; these layers are computed anew each time"
             )
             return None
         return Floor(
-            self.vanilla, layers, trees, bank.array, batch_size=self.config.extract.batch_size,
-            buckets=lambda lengths: self.buckets(lengths, layers), keys_values=keys_values,
-        )  # fmt: skip
+            self.vanilla,
+            layers,
+            trees,
+            bank.array,
+            batch_size=self.config.extract.batch_size,
+            buckets=lambda lengths: self.buckets(lengths, layers),
+            keys_values=keys_values,
+        )
 
-    def encode(self, bank: AudioBank, clips: Sequence[int], text: str | None, system: str | None = None) -> EncodedPrompt:
-        """One prompt's token ids with the places of its clips in the bank. `system`: None for the model's own."""
+    def encode(
+        self, bank: AudioBank, clips: Sequence[int], text: str | None, system: str | None = None
+    ) -> EncodedPrompt:
+        """One prompt's token ids with the places of its clips in the bank. `system`: None for the model's
+        own."""
         offsets, counts = bank.clips(clips)
         key = (self.model_folder, text, tuple(counts), system)
         if key not in self.shared.encoded:  # the pool's prompts come again for every clip of the same length
@@ -176,6 +194,9 @@ class Session:
         if len(spoken) < len(rows):
             raise AssertionError("the data stage gives every question a clip")
         return self.shared.audio_bank(
-            self.vanilla, self.processor, audio_paths(manifest, rows), batch_size=self.config.extract.batch_size,
+            self.vanilla,
+            self.processor,
+            audio_paths(manifest, rows),
+            batch_size=self.config.extract.batch_size,
             cache=self.folder.path / "data" / f"{name}_audio.safetensors",
-        )  # fmt: skip
+        )

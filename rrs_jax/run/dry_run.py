@@ -35,14 +35,23 @@ from rrs_jax.weights.named_models import is_named
 MINI_CONFIG = {
     "model_type": "qwen2_audio",
     "audio_config": {
-        "d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048,
-        "num_mel_bins": 80, "max_source_positions": 1500,
+        "d_model": 512,
+        "encoder_layers": 6,
+        "encoder_attention_heads": 8,
+        "encoder_ffn_dim": 2048,
+        "num_mel_bins": 80,
+        "max_source_positions": 1500,
     },
     "text_config": {
-        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
     },
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +160,10 @@ def format_plan(plan: Plan, config: ConfigDict) -> str:
     lines = [
         f"run        {config.run_dir}: {config.strategy} on {config.model.path} in {config.model.dtype}",
         f"model      {plan.frozen:,} parameters frozen, {plan.trainable:,} trained",
-        f"devices    {plan.devices}; measured on one: "
-        f"{rate.flops / 1e12:.3g} TFLOP/s, {rate.bandwidth / 1e9:.3g} GB/s",
+        (
+            f"devices    {plan.devices}; measured on one: "
+            f"{rate.flops / 1e12:.3g} TFLOP/s, {rate.bandwidth / 1e9:.3g} GB/s"
+        ),
         f"questions  {sizes.train} to train on; {sets} to evaluate; about {sizes.tokens} tokens each",
         f"steps      {plan.steps} of {config.train.batch_size} questions",
         f"answers    {plan.responses} of at most {config.generate.max_new_tokens} tokens",
@@ -174,8 +185,9 @@ def format_plan(plan: Plan, config: ConfigDict) -> str:
     verdict = "it fits"
     if plan.memory_needed > plan.memory_there:
         verdict = (
-            "IT DOES NOT FIT: lower train.batch_size or generate.batch_size, raise train.gradient_accumulation, "
-            "set train.remat=full or model.quantize=int8 or float8, or cut weights with mesh.fsdp"
+            "IT DOES NOT FIT: lower train.batch_size or generate.batch_size, raise"
+            " train.gradient_accumulation, set train.remat=full or model.quantize=int8 or float8, or cut"
+            " weights with mesh.fsdp"
         )
     lines.append(f"{plan.memory_needed / 2**30:>16.2f} GiB  at the same time")
     lines.append(f"{plan.memory_there / 2**30:>16.2f} GiB  are there: {verdict}")

@@ -18,9 +18,13 @@ from rrs_jax.run.lower_layers import lower_layers, shared_layers
 from rrs_jax.train.memory import activation_bytes, device_memory, fitting_remat
 
 STARTER = {
-    "categories": 14, "pairs_per_category": 20, "eval_pairs_per_category": 10, "borderline": 120, "everyday": 140,
+    "categories": 14,
+    "pairs_per_category": 20,
+    "eval_pairs_per_category": 10,
+    "borderline": 120,
+    "everyday": 140,
     "contrast": 160,
-}  # fmt: skip
+}
 CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
 PROMPT_TOKENS = 45  # chat template, system prompt and t
 END_TOKENS = 15  # of a prompt, its text and the template behind it
@@ -29,9 +33,6 @@ AUDIO_TOKENS_A_SECOND = 25
 ENCODER_POSITIONS_A_SECOND = 50
 SPEECH_TIMES_REAL_TIME = 38.0  # the starter set's voice on one core
 EFFICIENCY = 0.5  # what a whole model reaches of the measured matrix product
-
-
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +104,19 @@ def stage_seconds(
     text, audio = model_config.text, model_config.audio
     forward = decoder_flops(text)  # a token
     differentiated = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
-    backward = decoder_flops(text, differentiated)  # frozen matrices pass a gradient on and have none of their own
+    backward = decoder_flops(
+        text, differentiated
+    )  # frozen matrices pass a gradient on and have none of their own
     encode = encoder_flops(audio) * ENCODER_POSITIONS_A_SECOND * sizes.seconds  # a clip
     flops = rate.flops * EFFICIENCY * devices
     weights = forward / 2 * jnp.dtype(config.model.dtype).itemsize
     rows = config.generate.batch_size
     token = max(forward * rows / flops, weights / (rate.bandwidth * devices))  # one more token for every row
     clips = 0 if sizes.spoken else sizes.train + sizes.evaluated
-    asked, drawn = 1.5 * sizes.tokens, config.train.epochs * sizes.tokens  # a training question's, in the two stages
+    asked, drawn = (
+        1.5 * sizes.tokens,
+        config.train.epochs * sizes.tokens,
+    )  # a training question's, in the two stages
     extracting, training = asked * forward, drawn * (forward + backward)
     answering = sizes.tokens * forward
     room = config.train.lower_states_gib * 2**30 / jnp.dtype(config.model.dtype).itemsize
@@ -128,8 +134,10 @@ def stage_seconds(
         # Harmful questions under t and with the request to refuse, benign ones under t.
         "extract": sizes.train * (encode + extracting) / flops,
         "train": sizes.train * training / flops,
-        "evaluate": (sizes.evaluated * encode + responses * answering) / flops
-        + math.ceil(responses / rows) * config.generate.max_new_tokens * token,
+        "evaluate": (
+            (sizes.evaluated * encode + responses * answering) / flops
+            + math.ceil(responses / rows) * config.generate.max_new_tokens * token
+        ),
         "export": 2 * weights / rate.bandwidth if config.export.merged else 0.0,
         "report": 0.0,
     }
@@ -148,20 +156,28 @@ def memory_bytes(
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     weights = sum(shard_bytes(*leaf) for leaf in frozen)
     adapters = 4 * sum(shard_bytes(*leaf) for leaf in adapter)
-    embeddings = (sizes.train + sizes.evaluated) * AUDIO_TOKENS_A_SECOND * sizes.seconds * text.hidden_size * item
+    embeddings = (
+        (sizes.train + sizes.evaluated) * AUDIO_TOKENS_A_SECOND * sizes.seconds * text.hidden_size * item
+    )
     remat = config.train.remat
     if remat == "auto":
-        remat = fitting_remat(config, text, sizes.tokens, parts, device_memory() - weights - adapters - embeddings)
+        remat = fitting_remat(
+            config, text, sizes.tokens, parts, device_memory() - weights - adapters - embeddings
+        )
     # The samples of one question share its prompt's slots.
     slots = sizes.tokens / config.evaluate.samples + config.generate.max_new_tokens
-    cached = {"auto": item, "bfloat16": 2, "float32": 4, "int8": 1 + 4 / text.head_dim}[config.generate.cache_dtype]
+    cached = {"auto": item, "bfloat16": 2, "float32": 4, "int8": 1 + 4 / text.head_dim}[
+        config.generate.cache_dtype
+    ]
     entry = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
     flight = math.ceil(config.generate.batch_size / parts)
     return {
         "weights": weights,
         "adapter, gradient, moments": adapters,
         "audio embeddings": embeddings,
-        "activations of a training step": activation_bytes(config, text, sizes.tokens, parts, remat) if adapter else 0,
+        "activations of a training step": (
+            activation_bytes(config, text, sizes.tokens, parts, remat) if adapter else 0
+        ),
         "key-value cache and logits": flight * (slots * entry + 2 * text.vocab_size * 4),
     }
 

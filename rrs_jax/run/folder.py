@@ -32,9 +32,19 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_json
 
 PACKAGES = (
-    "rrs-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "safetensors",
-    "numpy", "librosa", "soundfile",
-)  # fmt: skip
+    "rrs-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "librosa",
+    "soundfile",
+)
 MANIFESTS = (*DATA.values(), "data.eval_manifest")
 LEAST_FREE_BYTES = 500_000_000
 
@@ -141,8 +151,10 @@ class RunFolder:
             and _plain(value) != before.get(name)
         ]
         if differing:
-            shown = ", ".join(f"{name} {before.get(name)!r} there and {_plain(self.values[name])!r} now"
-                              for name in differing[:3])  # fmt: skip
+            shown = ", ".join(
+                f"{name} {before.get(name)!r} there and {_plain(self.values[name])!r} now"
+                for name in differing[:3]
+            )
             more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(
                 f"run_dir: {self.path} is a run with another config ({shown}{more}); give another "
@@ -209,11 +221,13 @@ def source_commit() -> str | None:
             return None
         commit = subprocess.run(
             ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )  # fmt: skip
+        )
         changes = subprocess.run(
             ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if commit.returncode:

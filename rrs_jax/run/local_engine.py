@@ -1,7 +1,7 @@
 """Answers by the run's own models, for the evaluate stage.
 
-Of several processes the first one decides what is asked, keeps the answers and has them judged (`rrs_jax.run.evaluate_stage`);
-all of them compute the answers, each on its own devices.
+Of several processes the first one decides what is asked, keeps the answers and has them judged
+(`rrs_jax.run.evaluate_stage`); all of them compute the answers, each on its own devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,21 +40,30 @@ class LocalEngine:
         # A sweep's vanilla model answers once for all runs, whatever they train.
         self.alike = answers_alike(session.config) and session.shared.folder is None
         self.shared_layers = shared_layers(session.config) if self.alike and not processes.several() else 0
-        self.lead = processes.Lead({"serve": self._serve, "answer": self._answer, "answer_texts": self._answer_texts})
+        self.lead = processes.Lead(
+            {"serve": self._serve, "answer": self._answer, "answer_texts": self._answer_texts}
+        )
 
     def made_by(self, which: str) -> dict:
         """What decides a model's answers besides prompts and clips."""
         self.lead.call("serve", which)
         return {
-            "model": self.config.model.path, **self.servings[which].made_by, "sampling": vars(self._sampling()),
-            "cache_dtype": self.config.generate.cache_dtype, "seed": self.config.seed,
-        }  # fmt: skip
+            "model": self.config.model.path,
+            **self.servings[which].made_by,
+            "sampling": vars(self._sampling()),
+            "cache_dtype": self.config.generate.cache_dtype,
+            "seed": self.config.seed,
+        }
 
     def answer(self, which: str, requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
-        asked = [[list(request.key), request.text, request.audio and str(request.audio)] for request in requests]
+        asked = [
+            [list(request.key), request.text, request.audio and str(request.audio)] for request in requests
+        ]
         self.lead.call("answer", which, asked, on_answer=lambda i, text: on_finished(requests[i], text))
 
-    def answer_texts(self, prompts: Sequence[tuple[str | None, str]], on_answer: Callable[[int, str], None]) -> None:
+    def answer_texts(
+        self, prompts: Sequence[tuple[str | None, str]], on_answer: Callable[[int, str], None]
+    ) -> None:
         """The vanilla model's greedy answers to written prompts, for `own` judges."""
         self.lead.call("answer_texts", [list(prompt) for prompt in prompts], on_answer=on_answer)
 
@@ -71,14 +80,16 @@ class LocalEngine:
             self.servings[which] = Serving([model], {"adapter": adapter_hash(model)})
 
     def _vanilla(self) -> nnx.Module:
-        """With adapters at their start, which change nothing, where the trained model answers too: what is compiled for
-        one then serves the other."""
+        """With adapters at their start, which change nothing, where the trained model answers too: what is
+        compiled for one then serves the other."""
         session = self.session
         if not self.alike:
             return session.vanilla
         return with_lora(session.vanilla, lora_config(self.config), session.mesh, self.config.seed)
 
-    def _answer(self, which: str, asked: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None) -> None:
+    def _answer(
+        self, which: str, asked: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None
+    ) -> None:
         """asked: of each request its key, text and clip."""
         session, serving = self.session, self.servings[which]
         bank, clip_of = self._bank([audio for _, _, audio in asked if audio is not None])
@@ -89,59 +100,82 @@ class LocalEngine:
             prompts.append(Prompt(key=i, row=session.encode(bank, clips, text, serving.system), seed=seed))
         decode = session.processor.decode
         floor = self._floor(which, [prompt.row for prompt in prompts], bank)
-        chosen = serving.choose([prompt.row for prompt in prompts], bank.array) if serving.choose else np.zeros(len(prompts))
+        chosen = (
+            serving.choose([prompt.row for prompt in prompts], bank.array)
+            if serving.choose
+            else np.zeros(len(prompts))
+        )
         for place, model in enumerate(serving.models):
             own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
             generator = self._generator(model, self._sampling())
             generator.generate(own, bank.array, lambda i, tokens: on_answer(i, decode(tokens)), floor)
 
     def _floor(self, which: str, rows: Sequence[EncodedPrompt], bank: AudioBank) -> Floor | None:
-        """The layers that all models share, computed when the first of them, VANILLA, is asked, and kept for the others;
-        None for other clips."""
+        """The layers that all models share, computed when the first of them, VANILLA, is asked, and kept for
+        the others; None for other clips."""
         if which == VANILLA and self.shared_layers and rows:
             self.floor = None  # two at once may not fit
-            self.floor = bank.prints, self.session.make_floor(self.shared_layers, rows, bank, keys_values=True)
+            self.floor = (
+                bank.prints,
+                self.session.make_floor(self.shared_layers, rows, bank, keys_values=True),
+            )
         clips, floor = self.floor or (None, None)
         return floor if clips == bank.prints else None
 
-    def _answer_texts(self, prompts: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None) -> None:
+    def _answer_texts(
+        self, prompts: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None
+    ) -> None:
         session = self.session
         generator = self._generator(session.vanilla, self._sampling(greedy=True, max_new_tokens=64))
         encode, decode = session.processor.encode, session.processor.decode
-        asked = [Prompt(key=i, row=(encode(text, (), system), [], [])) for i, (system, text) in enumerate(prompts)]
+        asked = [
+            Prompt(key=i, row=(encode(text, (), system), [], [])) for i, (system, text) in enumerate(prompts)
+        ]
         bank = empty_audio_bank(session.vanilla)
         generator.generate(asked, bank.array, lambda i, tokens: on_answer(i, decode(tokens)))
 
     def _sampling(self, **changes) -> SamplingConfig:
         values = self.config.generate
         return SamplingConfig.from_generation_config(
-            self.session.processor.generation, **{
-                "greedy": values.greedy, "max_new_tokens": values.max_new_tokens, "temperature": values.temperature,
-                "top_p": values.top_p, "top_k": values.top_k, "repetition_penalty": values.repetition_penalty,
-            } | changes,
-        )  # fmt: skip
+            self.session.processor.generation,
+            **{
+                "greedy": values.greedy,
+                "max_new_tokens": values.max_new_tokens,
+                "temperature": values.temperature,
+                "top_p": values.top_p,
+                "top_k": values.top_k,
+                "repetition_penalty": values.repetition_penalty,
+            }
+            | changes,
+        )
 
     def _generator(self, model: nnx.Module, sampling: SamplingConfig) -> Generator:
         config, eos = self.config.generate, self.session.processor.eos_token_ids
         return self.session.shared.generator(model, sampling, eos, config.batch_size, config.cache_dtype)
 
     def _bank(self, clips: Sequence[str]) -> tuple[AudioBank, dict[str, int]]:
-        """Embeddings of these clips, and which one is whose: the run's own where they are its evaluation manifest's."""
+        """Embeddings of these clips, and which one is whose: the run's own where they are its evaluation
+        manifest's."""
         session = self.session
         if not clips:
             return empty_audio_bank(session.vanilla), {}
         if not self.config.evaluate.questions:
-            own = [str(path) for path in audio_paths(session.folder.evaluation_manifest, session.evaluation_rows)]
+            own = [
+                str(path) for path in audio_paths(session.folder.evaluation_manifest, session.evaluation_rows)
+            ]
             if set(clips) <= set(own):
                 return session.evaluation_bank, {path: i for i, path in enumerate(own)}
         different = list(dict.fromkeys(clips))
         with processes.in_step():
             if missing := [path for path in different if not Path(path).is_file()]:
                 raise UserError(
-                    f"{missing[0]}: is no file here; put the clips, and $RRS_JAX_CACHE with the speech, where all hosts see it."
+                    f"{missing[0]}: is no file here; put the clips, and $RRS_JAX_CACHE with the speech, where"
+                    " all hosts see it."
                 )
         bank = make_audio_bank(
-            session.vanilla, session.processor.mel, [Path(path) for path in different],
+            session.vanilla,
+            session.processor.mel,
+            [Path(path) for path in different],
             batch_size=self.config.extract.batch_size,
-        )  # fmt: skip
+        )
         return bank, {path: i for i, path in enumerate(different)}

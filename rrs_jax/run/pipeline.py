@@ -44,7 +44,8 @@ from rrs_jax.weights.named_models import is_named
 
 
 def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None) -> None:
-    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything lies.
+    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything
+    lies.
 
     `shared` is what a sweep's runs have in common.
     """
@@ -70,13 +71,16 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
             if processes.is_first():
                 folder.mark_done(name, seconds=seconds, compiling_seconds=compiling, **facts)
             processes.gather("")  # what the stage wrote is there for all
-            say(f"{name}: {seconds} s, of which {compiling} s to compile {clock.programs - programs} programs")
+            say(
+                f"{name}: {seconds} s, of which {compiling} s to compile {clock.programs - programs} programs"
+            )
     if shared is None and processes.is_first():
         print_summary(folder)
 
 
 def _open(config: ConfigDict, stages: Sequence[str], stack: contextlib.ExitStack) -> RunFolder:
-    """The run's folder, locked until `stack` ends. Raises UserError, in all processes, where it cannot be used by one."""
+    """The run's folder, locked until `stack` ends. Raises UserError, in all processes, where it cannot be
+    used by one."""
     if processes.several():
         versions = {"the program's commit": source_commit(), "jax": metadata.version("jax")}
         processes.check_alike(flatten(config) | {"--stages": list(stages)} | versions)
@@ -106,8 +110,9 @@ def _in_step(name: str, session: Session) -> dict | None:
 
 
 def make_data(session: Session) -> dict:
-    """Manifests with speech: the starter set, or the user's own files with every question spoken that has no clip, and
-    behind those for training the starter set's everyday and contrast questions, where they are asked for."""
+    """Manifests with speech: the starter set, or the user's own files with every question spoken that has no
+    clip, and behind those for training the starter set's everyday and contrast questions, where they are
+    asked for."""
     config, folder = session.config, session.folder
     voices = ",".join(config.data.voices)
     kind = STRATEGY_TABLE[config.strategy].data
@@ -117,31 +122,46 @@ def make_data(session: Session) -> dict:
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
         if given:
-            added = choose_rows("train", pairs_per_category=0, seed=config.data.seed, **singles) if split == "train" else []
+            added = (
+                choose_rows("train", pairs_per_category=0, seed=config.data.seed, **singles)
+                if split == "train"
+                else []
+            )
             _take_manifest(Path(given), added, target, voices, config)
         else:
             chosen = config.data
             sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
             if split == "train":
-                sizes = singles | {name: chosen[name] for name in ("pairs_per_category", "voices_per_question")}
-                sizes |= {"rewrites_per_pair": chosen.rewrites_per_pair} if kind == "mirror" else {"parallel": True}
+                sizes = singles | {
+                    name: chosen[name] for name in ("pairs_per_category", "voices_per_question")
+                }
+                sizes |= (
+                    {"rewrites_per_pair": chosen.rewrites_per_pair}
+                    if kind == "mirror"
+                    else {"parallel": True}
+                )
             build_starter(
-                target.parent, split=split if split == "train" else chosen.eval_set, categories=chosen.categories,
-                voices=voices, seed=chosen.seed, max_cost_usd=chosen.max_cost_usd, **sizes,
-            )  # fmt: skip
+                target.parent,
+                split=split if split == "train" else chosen.eval_set,
+                categories=chosen.categories,
+                voices=voices,
+                seed=chosen.seed,
+                max_cost_usd=chosen.max_cost_usd,
+                **sizes,
+            )
     rows = session.training_rows
     check_excluded([row["question"] for row in rows], config.data.exclude)
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
 
 
 def _take_manifest(source: Path, added: list[dict], target: Path, voices: str, config: ConfigDict) -> None:
-    """The user's rows, with `added` behind them, with absolute clip paths. Raises UserError that lists every bad row and
-    every bad clip."""
+    """The user's rows, with `added` behind them, with absolute clip paths. Raises UserError that lists every
+    bad row and every bad clip."""
     rows = load_manifest(source, need_audio=False)
     if taken := {row["id"] for row in rows} & {row["id"] for row in added}:
         raise UserError(
-            f"{source}: the id {min(taken)!r} is that of a question which data.everyday or data.contrast adds; give it "
-            "another id, or set both fields to 0."
+            f"{source}: the id {min(taken)!r} is that of a question which data.everyday or data.contrast"
+            " adds; give it another id, or set both fields to 0."
         )
     rows += [row | {"audio": None} for row in added]
     mute = [row for row in rows if not row["audio"]]
@@ -170,9 +190,15 @@ def train_adapter(session: Session) -> dict:
     longest = max(len(ids) for prompts in work.pool for ids, _, _ in prompts)
     longest += max((len(tail) for tails in strategy.tails or () for tail in tails), default=0)
     train(
-        session.model, strategy, data, fitting_config(session, longest), session.folder.path, mesh=session.mesh,
-        steps=session.shared.steps, on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
-    )  # fmt: skip
+        session.model,
+        strategy,
+        data,
+        fitting_config(session, longest),
+        session.folder.path,
+        mesh=session.mesh,
+        steps=session.shared.steps,
+        on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
+    )
     session.floors.clear()
     record_representations(session)
     return {"adapter": adapter_hash(session.model)}
@@ -184,7 +210,9 @@ def fitting_config(session: Session, tokens: int) -> TrainConfig:
     if config.optimiser.remat != "auto":
         return config
     free = min(map(float, processes.gather(str(free_memory()))))
-    remat = fitting_remat(session.config, session.model.config.text, tokens, rows_multiple(session.mesh), free)
+    remat = fitting_remat(
+        session.config, session.model.config.text, tokens, rows_multiple(session.mesh), free
+    )
     return dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, remat=remat))
 
 
@@ -242,8 +270,13 @@ def report(session: Session) -> dict:
 
 
 STAGE_FUNCTIONS = {
-    "data": make_data, "extract": extract, "train": train_adapter, "evaluate": evaluate, "export": export, "report": report,
-}  # fmt: skip
+    "data": make_data,
+    "extract": extract,
+    "train": train_adapter,
+    "evaluate": evaluate,
+    "export": export,
+    "report": report,
+}
 DEVICE_STAGES = ("extract", "train", "evaluate", "export")
 
 
@@ -256,8 +289,13 @@ def print_summary(folder: RunFolder) -> None:
     print("seconds: " + ", ".join(f"{name} {value}" for name, value in seconds.items()))
     print(f"in {folder.path}:")
     for place in (
-        folder.manifest, folder.representations, folder.metrics, folder.evaluations, folder.adapter, folder.merged,
+        folder.manifest,
+        folder.representations,
+        folder.metrics,
+        folder.evaluations,
+        folder.adapter,
+        folder.merged,
         folder.report,
-    ):  # fmt: skip
+    ):
         if place.exists():
             print(f"  {place.relative_to(folder.path)}")

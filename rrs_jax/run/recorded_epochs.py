@@ -1,10 +1,11 @@
 """A run's model on its way: adapters kept after some epochs, and what they make of the evaluation questions.
 
-    RUN/epochs/N/adapter.safetensors           LoRA arrays, float32, after epoch N; none for 0, the model before training
-    RUN/epochs/N/representations.safetensors   `states` (questions, D), float16; metadata: ids, labels, pairs, categories
+    RUN/epochs/N/adapter.safetensors           LoRA arrays, float32, after epoch N; none for 0, the model
+    before training RUN/epochs/N/representations.safetensors   `states` (questions, D), float16; metadata:
+    ids, labels, pairs, categories
 
-Figure 2 of the paper shows questions in audio-text mode without saying which; these are the evaluation questions under
-the prompt t, so that no question seen in training separates by having been learnt.
+Figure 2 of the paper shows questions in audio-text mode without saying which; these are the evaluation
+questions under the prompt t, so that no question seen in training separates by having been learnt.
 """
 
 import json
@@ -64,8 +65,9 @@ def model_after(session: Session, epoch: int) -> nnx.Module:
     if not path.is_file():
         kept = sorted(int(found.parent.name) for found in session.folder.epochs.glob("*/adapter.safetensors"))
         raise UserError(
-            f"evaluate.epochs: the adapters after epoch {epoch} were not kept; choose among those that were "
-            f"({', '.join(map(str, kept)) or 'none'}), or train in another --config.run_dir with evaluate.epochs={epoch}."
+            f"evaluate.epochs: the adapters after epoch {epoch} were not kept; choose among those that were"
+            f" ({', '.join(map(str, kept)) or 'none'}), or train in another --config.run_dir with"
+            f" evaluate.epochs={epoch}."
         )
     entries, _ = read_header(path)
     model = with_lora(session.vanilla, lora_config(session.config), session.mesh, session.config.seed)
@@ -83,14 +85,19 @@ def adapter_hash(model: nnx.Module) -> str:
 
 
 def record_representations(session: Session) -> None:
-    """Writes the states of the epochs that have none yet. One that was asked for only after the training had passed it
-    is told and left out."""
+    """Writes the states of the epochs that have none yet. One that was asked for only after the training had
+    passed it is told and left out."""
     epochs = recorded_epochs(session.config)
-    missing = processes.by_first(lambda: [epoch for epoch in epochs if not _states_file(session, epoch).is_file()])
+    missing = processes.by_first(
+        lambda: [epoch for epoch in epochs if not _states_file(session, epoch).is_file()]
+    )
     kept = processes.by_first(lambda: [epoch for epoch in missing if _adapter_file(session, epoch).is_file()])
     for epoch in missing:
         if epoch and epoch not in kept:
-            say(f"report.representation_epochs: the adapters after epoch {epoch} were not kept; figure 2 goes without it")
+            say(
+                f"report.representation_epochs: the adapters after epoch {epoch} were not kept; figure 2 goes"
+                " without it"
+            )
             continue
         _record(session, epoch)
 
@@ -102,12 +109,22 @@ def _record(session: Session, epoch: int) -> None:
     price = program_price(decoder_flops(session.vanilla.config.text), session.mesh.size)
     with Progress(len(prompts), f"representations after epoch {epoch}", "prompts") as progress:
         states = extract_all(
-            model_after(session, epoch), prompts, bank.array, batch_size=session.config.extract.batch_size,
-            buckets=bucket_lengths(lengths, price=price), mesh=session.mesh, progress=progress,
-        )  # fmt: skip
+            model_after(session, epoch),
+            prompts,
+            bank.array,
+            batch_size=session.config.extract.batch_size,
+            buckets=bucket_lengths(lengths, price=price),
+            mesh=session.mesh,
+            progress=progress,
+        )
     metadata = {"epoch": str(epoch), "prompt": PROMPT_T} | {
         name: json.dumps([row[field] for row in rows])
-        for name, field in (("ids", "id"), ("labels", "label"), ("pairs", "pair_id"), ("categories", "category"))
+        for name, field in (
+            ("ids", "id"),
+            ("labels", "label"),
+            ("pairs", "pair_id"),
+            ("categories", "category"),
+        )
     }
     limit = np.finfo(np.float16).max
     with atomic_path(_states_file(session, epoch)) as temporary:

@@ -1,11 +1,13 @@
-"""Many runs of one config with named overrides: one after the other, several at once, or one of them by its index.
+"""Many runs of one config with named overrides: one after the other, several at once, or one of them by its
+index.
 
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_jobs=4
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_index=3
 
 A sweep file has a function `runs(config)` that yields a name and a dict of fields for each run. A run lies in
-run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.run.sweep_cache`). The same command resumes.
+run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.run.sweep_cache`). The same
+command resumes.
 """
 
 import runpy
@@ -26,8 +28,8 @@ BASELINE = "rrs"  # the run against which a sweep's others are ranked
 
 
 def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
-    """The sweep's runs by name. Raises UserError for a file that cannot be loaded, and naming the run for each mistake
-    in a field."""
+    """The sweep's runs by name. Raises UserError for a file that cannot be loaded, and naming the run for
+    each mistake in a field."""
     if not Path(path).is_file():
         raise UserError(f"--sweep: {path!r} is no file; give a sweep such as configs/sweeps/paper.py.")
     try:
@@ -35,15 +37,28 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     except Exception as error:  # whatever the user's file, which is a program, does wrong
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}).") from error
     if not named:
-        raise UserError(f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run.")
+        raise UserError(
+            f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run."
+        )
     found, problems = {}, []
     for name, overrides in named:
-        if not isinstance(name, str) or not name or name in found or "/" in name or name in ("shared", "report"):
-            raise UserError(f"{path}: {name!r} is no name of a run, or given twice; give each run a name of its own.")
+        if (
+            not isinstance(name, str)
+            or not name
+            or name in found
+            or "/" in name
+            or name in ("shared", "report")
+        ):
+            raise UserError(
+                f"{path}: {name!r} is no name of a run, or given twice; give each run a name of its own."
+            )
         values = flatten(base) | overrides | {"run_dir": str(Path(base.run_dir) / name)}
         problems += [f"{name}: {unknown_field(field)}" for field in overrides if field not in FIELDS]
-        problems += [f"{name}: {problem}" for field, value in values.items()
-                     if field in FIELDS and (problem := FIELDS[field].problem(value))]  # fmt: skip
+        problems += [
+            f"{name}: {problem}"
+            for field, value in values.items()
+            if field in FIELDS and (problem := FIELDS[field].problem(value))
+        ]
         if not problems:
             found[name] = default_config()
             found[name].update_from_flattened_dict(values)
@@ -53,18 +68,23 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     return found
 
 
-def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None, jobs: int = 1) -> None:
-    """Runs what is not done yet, in `jobs` processes, and prints and writes what is done and the table of rates.
+def run_sweep(
+    config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None, jobs: int = 1
+) -> None:
+    """Runs what is not done yet, in `jobs` processes, and prints and writes what is done and the table of
+    rates.
 
-    A run that ends with a UserError is told and passed over; all of them are raised together at the end. With several
-    processes the same holds for a run that crashes; then the exit status is 1.
+    A run that ends with a UserError is told and passed over; all of them are raised together at the end. With
+    several processes the same holds for a run that crashes; then the exit status is 1.
     """
     runs = read_sweep(path, config)
     if index is not None and not 0 <= index < len(runs):
         raise UserError(f"--sweep_index: {index} is none of 0 to {len(runs) - 1}, the runs of {path}.")
     chosen = runs if index is None else dict([list(runs.items())[index]])
     folder, start, crashed = Path(config.run_dir), time.monotonic(), False
-    asked = {name: [stage for stage in stages_of(run.strategy) if stage in stages] for name, run in chosen.items()}
+    asked = {
+        name: [stage for stage in stages_of(run.strategy) if stage in stages] for name, run in chosen.items()
+    }
     if jobs == 1:
         failed = _one_after_another(chosen, runs, asked, folder)
     else:
@@ -84,7 +104,9 @@ def run_sweep(config: ConfigDict, path: str, stages: Sequence[str], index: int |
         make_sweep_pages(folder, [folder / name for name in runs])
     say(f"sweep: {time.monotonic() - start:.0f} s")
     if failed:
-        raise (SystemExit if crashed else UserError)("\n".join(f"{name}: {error}" for name, error in failed.items()))
+        raise (SystemExit if crashed else UserError)(
+            "\n".join(f"{name}: {error}" for name, error in failed.items())
+        )
 
 
 def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> dict[str, str]:
@@ -126,7 +148,10 @@ def _data_runs(runs: dict[str, ConfigDict]) -> dict[str, ConfigDict]:
 def print_sweep(config: ConfigDict, path: str) -> None:
     """The runs with their numbers, and what is done of each."""
     for number, (name, state) in enumerate(status(read_sweep(path, config)).items()):
-        print(f"{number:>3}  {name:<28} " + ", ".join(f"{stage} {value}" for stage, value in state.items() if value != "-"))
+        print(
+            f"{number:>3}  {name:<28} "
+            + ", ".join(f"{stage} {value}" for stage, value in state.items() if value != "-")
+        )
 
 
 def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
@@ -154,8 +179,8 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
 
 
 def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
-    """The runs, and in place of each with others behind it whose names end in -seedN all of them as one, written to
-    `target`, where all have the same evaluations."""
+    """The runs, and in place of each with others behind it whose names end in -seedN all of them as one,
+    written to `target`, where all have the same evaluations."""
     from rrs_jax.evaluate.pool import pool_runs
     from rrs_jax.report.table import recipe_of
 
@@ -165,7 +190,9 @@ def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
         stem = recipe_of(run.name)
         if stem != run.name and stem in names:
             continue
-        seeds = [run] + [other for other in runs if other.name != run.name and recipe_of(other.name) == run.name]
+        seeds = [run] + [
+            other for other in runs if other.name != run.name and recipe_of(other.name) == run.name
+        ]
         evaluated = [{path.parent.name for path in one.glob("eval/*/summary.json")} for one in seeds]
         if len(seeds) > 1 and all(found == evaluated[0] for found in evaluated):
             pooled = target / f"{run.name}-{len(seeds)}seeds"

@@ -1,4 +1,5 @@
-"""What the runs of one process, and of one sweep, have in common: each part made once and found again by its content."""
+"""What the runs of one process, and of one sweep, have in common: each part made once and found again by its
+content."""
 
 import contextlib
 import os
@@ -25,14 +26,17 @@ LENT = ("responses.jsonl", "responses.meta.json")
 class Shared:
     """The loaded model, encoded clips, compiled functions, the frozen model's states and answers.
 
-    folder: where states, clips and answers also lie on disk, for other processes of the sweep; None for nowhere.
+    folder: where states, clips and answers also lie on disk, for other processes of the sweep; None for
+      nowhere.
     """
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
         self.clips: list[Path] = []  # of all runs, so that one bank serves them and shapes are the same
         self.steps: dict = {}  # compiled training steps, see `rrs_jax.train.loop.train`
-        self.encoded: dict[tuple, list[int]] = {}  # prompts' token ids, see `rrs_jax.run.context.Session.encode`
+        self.encoded: dict[
+            tuple, list[int]
+        ] = {}  # prompts' token ids, see `rrs_jax.run.context.Session.encode`
         self._models: dict = {}
         self._processors: dict = {}
         self._banks: dict = {}
@@ -44,7 +48,9 @@ class Shared:
         """The frozen model without adapters."""
         key = (model_folder, dtype, mesh, quantize)
         if key not in self._models:
-            self._models[key] = load_weights(model_folder, dtype=jnp.dtype(dtype), mesh=mesh, quantize=quantize)
+            self._models[key] = load_weights(
+                model_folder, dtype=jnp.dtype(dtype), mesh=mesh, quantize=quantize
+            )
         return self._models[key]
 
     def processor(self, model_folder: Path) -> Processor:
@@ -58,20 +64,32 @@ class Shared:
         """Of some clips; where `clips` are known, a part of the one bank of all of them."""
         key = str(processor.folder)
         if not self.clips:
-            return make_audio_bank(model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key)
+            return make_audio_bank(
+                model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key
+            )
         found = self._banks.get((key, model))
         if found is None:
             distinct = {content_hash(path.read_bytes()): path for path in self.clips}
             whole = self.folder / f"audio-{content_hash(key, list(distinct))}.safetensors"
             with self.alone("audio"):
                 found = make_audio_bank(
-                    model, processor.mel, list(distinct.values()), batch_size=batch_size, cache=whole, cache_key=key
-                )  # fmt: skip
+                    model,
+                    processor.mel,
+                    list(distinct.values()),
+                    batch_size=batch_size,
+                    cache=whole,
+                    cache_key=key,
+                )
             self._banks[key, model] = found
         return found.part([content_hash(path.read_bytes()) for path in paths])
 
     def generator(
-        self, model: nnx.Module, sampling: SamplingConfig, eos_token_ids: Sequence[int], batch_size: int, cache_dtype: str
+        self,
+        model: nnx.Module,
+        sampling: SamplingConfig,
+        eos_token_ids: Sequence[int],
+        batch_size: int,
+        cache_dtype: str,
     ) -> Generator:
         """One of the same compiled functions for every model of the same structure."""
         graphdef, state = nnx.split(model)
@@ -92,7 +110,8 @@ class Shared:
                     self.clips += audio_paths(written, load_manifest(written))
 
     def alone(self, what: str) -> contextlib.AbstractContextManager:
-        """Within it no other process of the sweep makes the same part, so that the second one finds it made."""
+        """Within it no other process of the sweep makes the same part, so that the second one finds it
+        made."""
         return waiting_lock(self.folder and self.folder / f".{what}.lock")
 
     def states(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -113,7 +132,8 @@ class Shared:
             self._read.add(path)
 
     def borrow(self, key: str, target: Path) -> None:
-        """Another run's finished answers of the frozen model into `target`, where there are some and `target` has none."""
+        """Another run's finished answers of the frozen model into `target`, where there are some and `target`
+        has none."""
         source = self._answers(key)
         if source and source.is_dir() and not (target / LENT[0]).exists():
             target.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """A sweep's runs shared out among processes of one machine; each takes the next run that none has taken.
 
-The processes meet in run_dir/shared: what one has made (`rrs_jax.run.sweep_cache`) the others find, and what one is making
-they wait for. A process that fails or dies loses its own run alone, and the same command resumes it.
+The processes meet in run_dir/shared: what one has made (`rrs_jax.run.sweep_cache`) the others find, and what
+one is making they wait for. A process that fails or dies loses its own run alone, and the same command
+resumes it.
 """
 
 import contextlib
@@ -41,14 +42,19 @@ class Worker:
 class Jobs:
     """Does `runs` (configs by name) in `number` processes.
 
-    data_runs: the runs whose data stage makes all questions and clips of the sweep; it is done first, by one process.
+    data_runs: the runs whose data stage makes all questions and clips of the sweep; it is done first, by one
+      process.
     stages: of each run, by name. on_done: called with the folder of each run that is done.
     """
 
     def __init__(
-        self, runs: dict[str, ConfigDict], data_runs: Sequence[str], stages: dict[str, list[str]], number: int,
+        self,
+        runs: dict[str, ConfigDict],
+        data_runs: Sequence[str],
+        stages: dict[str, list[str]],
+        number: int,
         on_done: Callable[[Path], None] = lambda folder: None,
-    ):  # fmt: skip
+    ):
         self.runs, self.stages, self.number, self.on_done = runs, stages, min(number, len(runs)), on_done
         self.data_runs = [flatten(runs[name]) for name in data_runs]
         self.folder = Path(next(iter(runs.values())).run_dir).parent
@@ -94,7 +100,8 @@ class Jobs:
         return Worker(process, ours, number)
 
     def _settings(self, number: int) -> dict[str, str]:
-        """Environment of a process: its part of the card's memory, and its card where CUDA_VISIBLE_DEVICES has several."""
+        """Environment of a process: its part of the card's memory, and its card where CUDA_VISIBLE_DEVICES
+        has several."""
         cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip()]
         together = -(-self.number // max(len(cards), 1))
         settings = {} if len(cards) < 2 else {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]}
@@ -123,7 +130,11 @@ class Jobs:
                 worker.process.join()
                 status = worker.process.exitcode
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-                why = ", perhaps for want of memory: try a smaller --sweep_jobs" if status == -signal.SIGKILL else ""
+                why = (
+                    ", perhaps for want of memory: try a smaller --sweep_jobs"
+                    if status == -signal.SIGKILL
+                    else ""
+                )
                 error, crashed = f"its process {how}{why}", True
                 worker.line.close()
                 self.workers[place] = self._start(worker.number)
@@ -142,8 +153,10 @@ class Jobs:
         if error is None:
             self.on_done(Path(self.runs[name].run_dir))
         outcome = "done" if error is None else f"failed ({error})"
-        say(f"{name}: {outcome}, {took:.0f} s; {len(self.seconds)} of {len(self.runs)} runs, "
-            f"about {self._left():.0f} s left")  # fmt: skip
+        say(
+            f"{name}: {outcome}, {took:.0f} s; {len(self.seconds)} of {len(self.runs)} runs, "
+            f"about {self._left():.0f} s left"
+        )
 
     def _left(self) -> float:
         """Seconds, if the runs to come take as long as those that are done."""
@@ -152,7 +165,8 @@ class Jobs:
         return (mean * len(self.waiting) + begun) / self.number
 
     def _end(self) -> None:
-        """Idle processes leave by themselves; the others are interrupted, and killed if they do not heed that."""
+        """Idle processes leave by themselves; the others are interrupted, and killed if they do not heed
+        that."""
         for worker in self.workers:
             if worker.task:
                 worker.process.terminate()

@@ -24,11 +24,11 @@ class Work:
 
     Attributes:
       rows: of the training manifest.
-      harmful, kept, mirrored, rewrites: bool (N,); a benign row with the role "keep" is kept, another one mirrored, and
-        a mirrored one of a harmful row's pair is its rewrite.
+      harmful, kept, mirrored, rewrites: bool (N,); a benign row with the role "keep" is kept, another one
+        mirrored, and a mirrored one of a harmful row's pair is its rewrite.
       categories: of each sample.
-      pool_size: prompts that training draws from: those of appendix A, with `train.text_share` the same in writing
-        alone, and with `train.audio_share` the question's clip alone.
+      pool_size: prompts that training draws from: those of appendix A, with `train.text_share` the same in
+        writing alone, and with `train.audio_share` the question's clip alone.
     """
 
     def __init__(self, session: Session):
@@ -75,8 +75,8 @@ class Work:
         return self.session.encode(self.session.training_bank, [], written)
 
     def pool_text(self, place: int) -> str | None:
-        """What stands beside the question in prompt `place` of the pool; behind the spoken ones stand the written ones,
-        and at the end the clip alone."""
+        """What stands beside the question in prompt `place` of the pool; behind the spoken ones stand the
+        written ones, and at the end the clip alone."""
         alone = self.config.train.audio_share and place == self.pool_size - 1
         return None if alone else PROMPT_POOL[place % len(PROMPT_POOL)]
 
@@ -89,26 +89,33 @@ class Work:
     @functools.cached_property
     def pool(self) -> list[list[EncodedPrompt]]:
         """Each sample's prompts of the pool."""
-        return [[self.pool_prompt(i, place) for place in range(self.pool_size)] for i in range(len(self.rows))]
+        return [
+            [self.pool_prompt(i, place) for place in range(self.pool_size)] for i in range(len(self.rows))
+        ]
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
         """What training draws from, without a floor."""
         return TrainingData(
-            sample_ids=[row["id"] for row in self.rows], harmful=self.harmful,
-            encode=lambda sample, place: self.pool[sample][place], num_prompts=len(PROMPT_POOL),
-            audio_bank=self.session.training_bank.array, pair_ids=[row["pair_id"] for row in self.rows],
-        )  # fmt: skip
+            sample_ids=[row["id"] for row in self.rows],
+            harmful=self.harmful,
+            encode=lambda sample, place: self.pool[sample][place],
+            num_prompts=len(PROMPT_POOL),
+            audio_bank=self.session.training_bank.array,
+            pair_ids=[row["pair_id"] for row in self.rows],
+        )
 
     @property
     def floor(self) -> Floor | None:
-        """The lower layers' states of the prompts that extraction asks and training draws, made once for both; None
-        where the run has none or they are too large. Always of the same prompts in the same order: a run that goes on
-        and computes them in another stage finds the same numbers."""
+        """The lower layers' states of the prompts that extraction asks and training draws, made once for
+        both; None where the run has none or they are too large. Always of the same prompts in the same order:
+        a run that goes on and computes them in another stage finds the same numbers."""
         layers, floors = lower_layers(self.config), self.session.floors
         if layers and layers not in floors:
             _ = self.session.model  # which refuses adapters above the last layer
-            floors[layers] = self.session.make_floor(layers, self._extracted_and_drawn(), self.session.training_bank)
+            floors[layers] = self.session.make_floor(
+                layers, self._extracted_and_drawn(), self.session.training_bank
+            )
         return floors.get(layers)
 
     def _extracted_and_drawn(self) -> list[EncodedPrompt]:
@@ -144,15 +151,22 @@ class Work:
                     continue
                 lengths = [len(ids) for ids, _, _ in rows.values()]
                 values = extract_all(
-                    self.vanilla, list(rows.values()), self.session.training_bank.array,
-                    batch_size=self.config.extract.batch_size, buckets=self.session.buckets(lengths), under=under,
+                    self.vanilla,
+                    list(rows.values()),
+                    self.session.training_bank.array,
+                    batch_size=self.config.extract.batch_size,
+                    buckets=self.session.buckets(lengths),
+                    under=under,
                     progress=progress,
-                )  # fmt: skip
+                )
                 made |= zip(rows, values, strict=True)
         return made
 
-    def layer_states(self, prompts: Sequence[EncodedPrompt], layers: Sequence[int], audio_bank=None) -> np.ndarray:
-        """float32 (len(prompts), len(layers), D): the frozen model's state at each prompt's last token behind layers.
+    def layer_states(
+        self, prompts: Sequence[EncodedPrompt], layers: Sequence[int], audio_bank=None
+    ) -> np.ndarray:
+        """float32 (len(prompts), len(layers), D): the frozen model's state at each prompt's last token behind
+        layers.
 
         `audio_bank`: the array on which the prompts lie, where it is not the training questions'.
         """
@@ -160,16 +174,24 @@ class Work:
         buckets = self.session.buckets([len(ids) for ids, _, _ in prompts])
         with Progress(len(prompts), "hidden states", "prompts") as progress:
             return extract_all(
-                self.vanilla, prompts, bank, batch_size=self.config.extract.batch_size, buckets=buckets,
-                layers=tuple(layers), progress=progress,
-            )  # fmt: skip
+                self.vanilla,
+                prompts,
+                bank,
+                batch_size=self.config.extract.batch_size,
+                buckets=buckets,
+                layers=tuple(layers),
+                progress=progress,
+            )
 
     def _keys(self, prompts: Sequence[EncodedPrompt], *more: object) -> list[str]:
         """Hashes of the model and of what each prompt is made of."""
         bank = self.session.training_bank
         prints = dict(zip(bank.offsets, bank.prints, strict=True))
         model = str(self.session.model_folder), self.config.model.dtype, self.config.model.quantize
-        return [content_hash(model, list(map(int, ids)), [prints[o] for o in offsets], *more) for ids, offsets, _ in prompts]
+        return [
+            content_hash(model, list(map(int, ids)), [prints[o] for o in offsets], *more)
+            for ids, offsets, _ in prompts
+        ]
 
     def responses(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> list[list[int]]:
         """The frozen model's likeliest answers as token ids, at most so many, without an end token.
@@ -181,7 +203,9 @@ class Work:
         with shared.alone("responses"):
             return self._responses(prompts, max_new_tokens, path)
 
-    def _responses(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, path: Path) -> list[list[int]]:
+    def _responses(
+        self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, path: Path
+    ) -> list[list[int]]:
         shared = self.session.shared
         made = processes.by_first(lambda: {row["key"]: row["tokens"] for row in read_growing_jsonl(path)})
         keys = self._keys(prompts, max_new_tokens)
@@ -190,7 +214,10 @@ class Work:
             processor = self.session.processor
             sampling = SamplingConfig(max_new_tokens=max_new_tokens, greedy=True)
             generator = shared.generator(
-                self.vanilla, sampling, processor.eos_token_ids, self.config.generate.batch_size,
+                self.vanilla,
+                sampling,
+                processor.eos_token_ids,
+                self.config.generate.batch_size,
                 self.config.generate.cache_dtype,
             )
             with Progress(len(wanted), "the frozen model's answers", "answers") as progress:

@@ -39,8 +39,8 @@ def weight_space(lora) -> jax.Array:
 
 @jax.custom_vjp
 def product_norm(a: jax.Array, b: jax.Array) -> jax.Array:
-    """‖A·B‖²_F summed over layers; a (L, I, R), b (L, R, O). Its derivative, 2·A·(BBᵀ) and 2·(AᵀA)·B, takes half the
-    products that JAX would make for it."""
+    """‖A·B‖²_F summed over layers; a (L, I, R), b (L, R, O). Its derivative, 2·A·(BBᵀ) and 2·(AᵀA)·B, takes
+    half the products that JAX would make for it."""
     return _product_norm(a, b)[0]
 
 
@@ -50,8 +50,8 @@ def _product_norm(a, b):
 
 
 def _gram(x):
-    """XᵀX of each layer, x (L, N, R). In parts of the sum: a GPU gives a product of so few numbers to one processor,
-    which takes the longer the more there is to sum."""
+    """XᵀX of each layer, x (L, N, R). In parts of the sum: a GPU gives a product of so few numbers to one
+    processor, which takes the longer the more there is to sum."""
     parts = math.gcd(x.shape[1], SUM_PARTS)
     x = x.reshape(len(x), parts, -1, x.shape[2])
     # A GPU's default of TF32 has 3 digits.

@@ -1,4 +1,5 @@
-"""Reshaping the representation space (section 4.2 of the paper), and what was added to it (docs/strategies.md)."""
+"""Reshaping the representation space (section 4.2 of the paper), and what was added to it
+(docs/strategies.md)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ __all__ = ["RRS", "Hinge", "build", "extract"]
 
 @dataclasses.dataclass(frozen=True)
 class Hinge:
-    """Log-odds of the refusal tokens, as the first ones of the answer, above which a hinged sample is pulled."""
+    """Log-odds of the refusal tokens, as the first ones of the answer, above which a hinged sample is
+    pulled."""
 
     token_ids: tuple[int, ...]
     margin: float
@@ -27,13 +29,16 @@ class RRS:
     """Squared distance of each representation to its frozen target.
 
     Attributes:
-      targets: float32 (N, D), one row a sample; (N, K, D) for K positions, the first of them the prompt's last.
+      targets: float32 (N, D), one row a sample; (N, K, D) for K positions, the first of them the prompt's
+        last.
       reduction: `sum` over features, as the equation is written, or `mean`. Positions are averaged.
-      kept: float32 (M, prompts, D) or (M, prompts, K, D), what the frozen model has under each prompt of the pool.
+      kept: float32 (M, prompts, D) or (M, prompts, K, D), what the frozen model has under each prompt of the
+        pool.
       kept_place: int32 (N,), a sample's place in `kept`, which then is its target; -1 for one of `targets`.
       weights: float32 (N, prompts), factors of the samples' losses under each prompt of the pool.
       tails, positions: token ids behind the prompts, and bool (N, K) which positions a sample has.
-      hinge, hinge_scale: where `hinge_scale` (N,) is above 0, the first position's distance is `hinge_distance`.
+      hinge, hinge_scale: where `hinge_scale` (N,) is above 0, the first position's distance is
+        `hinge_distance`.
     """
 
     targets: np.ndarray
@@ -55,7 +60,9 @@ class RRS:
         places = None if self.positions is None else self.positions.shape[1]
         return self.reduction, places, self.weights is not None, self.hinge
 
-    def examples(self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None) -> dict:
+    def examples(
+        self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None
+    ) -> dict:
         target = self.targets[indices]
         if self.kept is not None:
             place = self.kept_place[indices]
@@ -72,7 +79,13 @@ class RRS:
         return found
 
     def row_losses(
-        self, model: nnx.Module, batch: Batch, audio_bank: jax.Array, examples: dict[str, jax.Array], *, remat: str = "none"
+        self,
+        model: nnx.Module,
+        batch: Batch,
+        audio_bank: jax.Array,
+        examples: dict[str, jax.Array],
+        *,
+        remat: str = "none",
     ) -> jax.Array:
         reduce = jnp.sum if self.reduction == "sum" else jnp.mean
         if self.positions is None:
@@ -80,7 +93,9 @@ class RRS:
         else:
             first = batch.lengths - 1 - examples["tail"]
             at = first[:, None] + jnp.arange(self.positions.shape[1])
-            states = model.states_at(batch, audio_bank, jnp.minimum(at, batch.lengths[:, None] - 1), remat=remat)
+            states = model.states_at(
+                batch, audio_bank, jnp.minimum(at, batch.lengths[:, None] - 1), remat=remat
+            )
         distance = states - examples["target"]
         losses = reduce(distance * distance, axis=-1)
         if self.hinge is not None:
@@ -95,8 +110,9 @@ class RRS:
         return losses * examples["weight"] if self.weights is not None else losses
 
     def _hinge_distance(self, model: nnx.Module, states: jax.Array, scale: jax.Array) -> jax.Array:
-        """Squared distance, along the safety vector and to first order, to where the tokens' log-odds are -margin;
-        0 beyond. `scale` (B,) is the vector's length over the change of logit that the whole vector makes."""
+        """Squared distance, along the safety vector and to first order, to where the tokens' log-odds are
+        -margin; 0 beyond. `scale` (B,) is the vector's length over the change of logit that the whole vector
+        makes."""
         logits = model.logits(states)
         ids = jnp.asarray(self.hinge.token_ids)
         refusing = jax.nn.logsumexp(logits[:, ids], axis=-1)
@@ -112,7 +128,9 @@ def make_weights(work) -> np.ndarray:
     weights[work.kept] = rrs.keep_weight
     weights[work.harmful] = rrs.harmful_weight
     weights[work.rewrites] = rrs.rewrite_weight
-    if work.config.train.audio_share and rrs.harmful_audio_weight is not None:  # the last prompt is the clip alone
+    if (
+        work.config.train.audio_share and rrs.harmful_audio_weight is not None
+    ):  # the last prompt is the clip alone
         weights[work.harmful, -1] = rrs.harmful_audio_weight
     return weights
 
@@ -127,11 +145,13 @@ def build(work) -> RRS:
     hinged = ~work.harmful & ~kept & (rrs.benign_target == "hinge")
     weights = make_weights(work)
     return RRS(
-        targets, config.loss.reduction,
+        targets,
+        config.loss.reduction,
         kept=materials.kept_prompts if kept.any() else None,
         kept_place=place if kept.any() else None,
         weights=weights if (weights != 1).any() else None,
-        tails=materials.tails, positions=materials.positions,
+        tails=materials.tails,
+        positions=materials.positions,
         hinge=Hinge(tuple(work.refusal_ids), rrs.margin) if hinged.any() else None,
         hinge_scale=np.where(hinged, materials.hinge_scale, 0).astype(np.float32) if hinged.any() else None,
-    )  # fmt: skip
+    )

@@ -27,10 +27,13 @@ class Materials:
     Attributes:
       start: float32 (N, D), V0(d, t), with `rrs.read_share` on the way to what the question has in writing.
       refused: float32 (N, D), V0(d, t̃) of harmful samples, 0 elsewhere.
-      vectors: float32 (N, D), the safety vector of each sample; the same for all but with `rrs.target=category`.
-      hinge_scale: float32 (N,), the vector's length over the change of the refusal token's logit that it makes.
+      vectors: float32 (N, D), the safety vector of each sample; the same for all but with
+        `rrs.target=category`.
+      hinge_scale: float32 (N,), the vector's length over the change of the refusal token's logit that it
+        makes.
       kept_prompts: what `strategies.rrs.RRS` calls `kept`; None where no sample is kept.
-      deeper: float32 (N, K - 1, D), the frozen model's states behind each tail's tokens; None for one position.
+      deeper: float32 (N, K - 1, D), the frozen model's states behind each tail's tokens; None for one
+        position.
       tails, positions: see `strategies.rrs.RRS`.
     """
 
@@ -63,12 +66,19 @@ def extract(work) -> dict:
     counts = [len(indices) for indices, _ in parts] + [len(keeping) * work.pool_size, len(read)]
     *parts, by_prompt, read, deeper = np.split(states, np.cumsum(counts))
     representations, kept_states = Representations(*parts[:3]), parts[3]
-    head_row = np.mean([np.asarray(work.vanilla.head_row(token)) for token in token_ids], axis=0, dtype=np.float32)
+    head_row = np.mean(
+        [np.asarray(work.vanilla.head_row(token)) for token in token_ids], axis=0, dtype=np.float32
+    )
     reshape = _reshape(rrs, np.concatenate([representations.benign, kept_states]))
-    vector = safety_vector(representations.harmful_refusal, representations.benign, head_row, rrs.top_m, reshape)
+    vector = safety_vector(
+        representations.harmful_refusal, representations.benign, head_row, rrs.top_m, reshape
+    )
     extras = {"kept": kept_states, "head_row": head_row}
     if len(read):
-        extras["read"], by_prompt = read[: len(work.harmful)], _towards(by_prompt, read[len(work.harmful) :], rrs.read_share)
+        extras["read"], by_prompt = (
+            read[: len(work.harmful)],
+            _towards(by_prompt, read[len(work.harmful) :], rrs.read_share),
+        )
     if len(keeping):
         extras["kept_prompts"] = by_prompt.reshape(len(keeping), work.pool_size, -1)
     if tails is not None:
@@ -79,13 +89,18 @@ def extract(work) -> dict:
         each = [safety_vector(refused, own, head_row, rrs.top_m, reshape).vector for refused, own in chosen]
         extras["category_vectors"] = np.stack(each)
     save_representations(
-        work.folder.representations, representations, vector,
+        work.folder.representations,
+        representations,
+        vector,
         {
-            "model": work.config.model.path, "prompts": [PROMPT_T, rrs.refusal_prompt], "top_m": rrs.top_m,
-            "refusal_token_id": token_ids[0], "categories": json.dumps(categories),
+            "model": work.config.model.path,
+            "prompts": [PROMPT_T, rrs.refusal_prompt],
+            "top_m": rrs.top_m,
+            "refusal_token_id": token_ids[0],
+            "categories": json.dumps(categories),
         },
         {name: array for name, array in extras.items() if array.size},
-    )  # fmt: skip
+    )
     return _facts(work, vector, premise(work.vanilla, representations, token_ids))
 
 
@@ -98,15 +113,17 @@ def _facts(work, vector: SafetyVector, shares: dict[str, float]) -> dict:
         "delta_logit": round(vector.delta_logit, 2),
         "delta_logit_selected": round(vector.delta_logit_selected, 2),
         "first_token_percent": {
-            "harmful_refusal_prompt": first["harmful_refusal"], "harmful": first["harmful"], "benign": first["benign"],
+            "harmful_refusal_prompt": first["harmful_refusal"],
+            "harmful": first["harmful"],
+            "benign": first["benign"],
         },
-    }  # fmt: skip
+    }
     named = " or ".join(map(repr, work.config.rrs.refusal_tokens))
     say(
-        f"premise: {named} (id {', '.join(map(str, work.refusal_ids))}) comes first for {first['harmful_refusal']} % of "
-        f"harmful questions under the refusal prompt, {first['harmful']} % under t, {first['benign']} % of benign ones; "
-        f"{facts['positive_percent']} % of the features raise its logit, by {facts['delta_logit']} in all, "
-        f"{facts['delta_logit_selected']} after selection"
+        f"premise: {named} (id {', '.join(map(str, work.refusal_ids))}) comes first for"
+        f" {first['harmful_refusal']} % of harmful questions under the refusal prompt, {first['harmful']} %"
+        f" under t, {first['benign']} % of benign ones; {facts['positive_percent']} % of the features raise"
+        f" its logit, by {facts['delta_logit']} in all, {facts['delta_logit_selected']} after selection"
     )
     return facts
 
@@ -145,8 +162,8 @@ def read_materials(work) -> Materials:
 
 
 def make_targets(config, materials: Materials, harmful: np.ndarray) -> np.ndarray:
-    """(N, D), or (N, K, D) for K positions. Equation 12, or with `rrs.target=own` for harmful samples the selected
-    features of V0(d, t̃). Rows of kept and hinged samples are not read.
+    """(N, D), or (N, K, D) for K positions. Equation 12, or with `rrs.target=own` for harmful samples the
+    selected features of V0(d, t̃). Rows of kept and hinged samples are not read.
 
     Raises UserError for a hinge along a vector that does not raise the refusal token's logit.
     """
@@ -157,8 +174,8 @@ def make_targets(config, materials: Materials, harmful: np.ndarray) -> np.ndarra
         targets = np.where(harmful[:, None], own, targets)
     if config.rrs.benign_target == "hinge" and not (materials.hinge_scale[~harmful] > 0).all():
         raise UserError(
-            "rrs.benign_target: the safety vector does not raise the refusal token's logit, so that hinge has no "
-            "direction; give keep or mirror, or another rrs.top_m."
+            "rrs.benign_target: the safety vector does not raise the refusal token's logit, so that hinge has"
+            " no direction; give keep or mirror, or another rrs.top_m."
         )
     if materials.deeper is None:
         return targets
@@ -166,15 +183,16 @@ def make_targets(config, materials: Materials, harmful: np.ndarray) -> np.ndarra
 
 
 def targets_of(representations: np.ndarray, harmful: np.ndarray, safety_vector: np.ndarray) -> np.ndarray:
-    """Equation 12: V0(d, t) (N, D) moved by the safety vector, (D,) or one a sample (N, D), towards refusal where
-    `harmful` (N,), else away."""
+    """Equation 12: V0(d, t) (N, D) moved by the safety vector, (D,) or one a sample (N, D), towards refusal
+    where `harmful` (N,), else away."""
     sign = np.where(harmful, np.float32(1), np.float32(-1))[:, None]
     return np.asarray(representations, np.float32) + sign * np.asarray(safety_vector, np.float32)
 
 
 def whiten(delta: np.ndarray, benign: np.ndarray, shrinkage: float) -> np.ndarray:
-    """Σ⁻¹δ at δ's length, Σ the covariance of `benign` (N, D) drawn by `shrinkage` towards a multiple of the identity:
-    the direction that best tells refused from benign, and not along what benign questions differ in."""
+    """Σ⁻¹δ at δ's length, Σ the covariance of `benign` (N, D) drawn by `shrinkage` towards a multiple of the
+    identity: the direction that best tells refused from benign, and not along what benign questions differ
+      in."""
     centred = np.asarray(benign, np.float64) - np.mean(benign, axis=0, dtype=np.float64)
     covariance = centred.T @ centred / max(len(centred) - 1, 1)
     width = len(covariance)
@@ -196,20 +214,24 @@ def _reshape(rrs, benign: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | No
         return lambda delta: whiten(delta, benign, rrs.whiten)
     if rrs.project:
         if rrs.project >= len(benign):
-            raise UserError(f"rrs.project: is {rrs.project} with {len(benign)} benign questions; give fewer directions.")
+            raise UserError(
+                f"rrs.project: is {rrs.project} with {len(benign)} benign questions; give fewer directions."
+            )
         return lambda delta: project_out(delta, benign, rrs.project)
     return None
 
 
 def _categories(work) -> list[str]:
     """Those of the moved samples. Raises UserError where one lacks harmful or benign questions."""
-    moved = {kind: {work.categories[i] for i in np.flatnonzero(mask)}
-             for kind, mask in (("harmful", work.harmful), ("benign", work.mirrored))}  # fmt: skip
+    moved = {
+        kind: {work.categories[i] for i in np.flatnonzero(mask)}
+        for kind, mask in (("harmful", work.harmful), ("benign", work.mirrored))
+    }
     lone = sorted(moved["harmful"] ^ moved["benign"])
     if lone:
         raise UserError(
-            f"rrs.target: category needs harmful and benign questions of each, which {', '.join(lone)} lacks; "
-            "complete the manifest or give mean or own."
+            f"rrs.target: category needs harmful and benign questions of each, which {', '.join(lone)} lacks;"
+            " complete the manifest or give mean or own."
         )
     return sorted(moved["harmful"])
 
@@ -220,8 +242,8 @@ def _of_category(work, representations: Representations, name: str) -> tuple[np.
 
 
 def _tails(work, length: int) -> np.ndarray:
-    """int32 (N, length): how the frozen model begins, a harmful question's refusal under t̃ and other questions' answer
-    under t; -1 past an answer's end."""
+    """int32 (N, length): how the frozen model begins, a harmful question's refusal under t̃ and other
+    questions' answer under t; -1 past an answer's end."""
     texts = [work.config.rrs.refusal_prompt if harmful else PROMPT_T for harmful in work.harmful]
     answers = work.responses([work.prompt(i, text) for i, text in enumerate(texts)], length)
     tails = np.full((len(answers), length), -1, np.int32)
@@ -242,8 +264,9 @@ def _towards(heard: np.ndarray, read: np.ndarray, share: float) -> np.ndarray:
 
 
 def _deeper_prompts(work, keeping: np.ndarray, tails: np.ndarray) -> list:
-    """Prompts with the first one, two, ... tokens of their tails: the moved samples' under t̃ or t, then the kept
-    samples' under each of the pool. Past an answer's end the whole answer stands in; `positions` hides it."""
+    """Prompts with the first one, two, ... tokens of their tails: the moved samples' under t̃ or t, then the
+    kept samples' under each of the pool. Past an answer's end the whole answer stands in; `positions` hides
+    it."""
     texts = [work.config.rrs.refusal_prompt if harmful else PROMPT_T for harmful in work.harmful]
     moved = np.setdiff1d(np.arange(len(texts)), keeping)
     bases = [(i, work.prompt(i, texts[i])) for i in moved]

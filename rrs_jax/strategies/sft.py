@@ -1,7 +1,8 @@
 """Supervised fine-tuning: cross-entropy on chosen tokens of an answer (sections 5.1 and 5.2 of the paper).
 
-The strategies `sft_full`, `sft_shallow` and `sft_deep` differ in what they have the frozen model or the data say, and
-in where the answer begins. What they decide is written to `RUN/sft_targets.jsonl`, one sample a line.
+The strategies `sft_full`, `sft_shallow` and `sft_deep` differ in what they have the frozen model or the data
+say, and in where the answer begins. What they decide is written to `RUN/sft_targets.jsonl`, one sample a
+line.
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ from rrs_jax.files import read_jsonl, write_jsonl
 from rrs_jax.models.batch import Batch
 from rrs_jax.progress import say
 
-REFUSAL = "I'm sorry, but I cannot help with that."  # where the frozen model does not refuse even when told to
+REFUSAL = (  # where the frozen model does not refuse even when told to
+    "I'm sorry, but I cannot help with that."
+)
 CHUNK = 16  # positions whose logits (V wide, float32) exist at the same time
 
 
@@ -38,8 +41,10 @@ class SFT:
     @property
     def tails(self) -> list[list[list[int]]]:
         """All but the last token of an answer are inputs too."""
-        return [[[*prefill, *target[:-1]] for prefill in own]
-                for own, target in zip(self.prefills, self.targets, strict=True)]  # fmt: skip
+        return [
+            [[*prefill, *target[:-1]] for prefill in own]
+            for own, target in zip(self.prefills, self.targets, strict=True)
+        ]
 
     @property
     def width(self) -> int:
@@ -49,8 +54,11 @@ class SFT:
     def static(self) -> tuple:
         return ()
 
-    def examples(self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None) -> dict:
-        """`ids` (B, K), padded with -1, and `behind` (B,): tokens behind the position that makes the first of them."""
+    def examples(
+        self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None
+    ) -> dict:
+        """`ids` (B, K), padded with -1, and `behind` (B,): tokens behind the position that makes the first of
+        them."""
         ids = np.full((len(indices), self.width), -1, np.int32)
         behind = np.zeros(len(indices), np.int32)
         for row, i in enumerate(indices):
@@ -59,7 +67,13 @@ class SFT:
         return {"ids": ids, "behind": behind}
 
     def row_losses(
-        self, model: nnx.Module, batch: Batch, audio_bank: jax.Array, examples: dict[str, jax.Array], *, remat: str = "none"
+        self,
+        model: nnx.Module,
+        batch: Batch,
+        audio_bank: jax.Array,
+        examples: dict[str, jax.Array],
+        *,
+        remat: str = "none",
     ) -> jax.Array:
         ids = examples["ids"]
         if ids.shape[1] == 1:
@@ -72,7 +86,8 @@ class SFT:
 
 
 def mean_cross_entropy(model: nnx.Module, states: jax.Array, ids: jax.Array) -> jax.Array:
-    """(B,) float32: of states (B, K, D) and the tokens (B, K) that they are to give, over those that are not -1.
+    """(B,) float32: of states (B, K, D) and the tokens (B, K) that they are to give, over those that are not
+    -1.
 
     A chunk of positions at a time, computed again in the backward pass: no (B, K, V) array exists.
     """
@@ -97,8 +112,8 @@ def mean_cross_entropy(model: nnx.Module, states: jax.Array, ids: jax.Array) -> 
 
 
 def refusals(work, samples: np.ndarray) -> list[list[int]]:
-    """A refusal of each harmful sample: the frozen model's own under t̃ where it begins with a refusal token, else
-    REFUSAL. Nothing harmful is written."""
+    """A refusal of each harmful sample: the frozen model's own under t̃ where it begins with a refusal token,
+    else REFUSAL. Nothing harmful is written."""
     asked = [work.prompt(i, work.config.rrs.refusal_prompt) for i in samples]
     fixed = work.text_ids(REFUSAL)
     made = answers(work, asked)
@@ -123,7 +138,13 @@ def save_targets(work, targets: list[list[int]], prefills: list[list[list[int]]]
     write_jsonl(
         _path(work),
         [
-            {"id": row["id"], "label": row["label"], "text": work.decode(target), "target": target, "prefills": own}
+            {
+                "id": row["id"],
+                "label": row["label"],
+                "text": work.decode(target),
+                "target": target,
+                "prefills": own,
+            }
             for row, target, own in zip(work.rows, targets, prefills, strict=True)
         ],
     )
@@ -133,8 +154,8 @@ def save_targets(work, targets: list[list[int]], prefills: list[list[list[int]]]
         "benign_refused_percent": _percent(refused, ~work.harmful),
     }
     say(
-        f"targets: {facts['harmful_refused_percent']} % of the harmful questions' and {facts['benign_refused_percent']} % "
-        "of the benign ones' begin with a refusal token"
+        f"targets: {facts['harmful_refused_percent']} % of the harmful questions' and"
+        f" {facts['benign_refused_percent']} % of the benign ones' begin with a refusal token"
     )
     return facts
 

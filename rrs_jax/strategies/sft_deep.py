@@ -1,8 +1,9 @@
-"""SFT-deep: a refusal even behind the first tokens of an answer (strategy 4 of section 5.1, after Qi et al. 2025), on Mirror.
+"""SFT-deep: a refusal even behind the first tokens of an answer (strategy 4 of section 5.1, after Qi et al.
+2025), on Mirror.
 
-For harmful questions 0 to `sft.prefill` tokens of a prefill, drawn anew each time, stand before the refusal. The
-prefill is the frozen model's own beginning of an answer under t; where that is a refusal, OPENING; or the row's field
-`prefill`. Benign questions get the frozen model's own answer.
+For harmful questions 0 to `sft.prefill` tokens of a prefill, drawn anew each time, stand before the refusal.
+The prefill is the frozen model's own beginning of an answer under t; where that is a refusal, OPENING; or the
+row's field `prefill`. Benign questions get the frozen model's own answer.
 """
 
 import numpy as np
@@ -23,7 +24,11 @@ def extract(work) -> dict:
     for i, answer in zip(benign, own_answers(work, benign), strict=True):
         targets[i] = answer
     longest, opening = work.config.sft.prefill, work.text_ids(OPENING)
-    begun = work.responses([work.prompt(i, PROMPT_T) for i in harmful], longest) if longest else [[]] * len(harmful)
+    begun = (
+        work.responses([work.prompt(i, PROMPT_T) for i in harmful], longest)
+        if longest
+        else [[]] * len(harmful)
+    )
     for i, refusal, beginning in zip(harmful, refusals(work, harmful), begun, strict=True):
         given = work.rows[i].get("prefill")
         if given:

@@ -1,7 +1,7 @@
 """SFT-full: cross-entropy on the whole response (strategy 1 of section 5.1), on Basic.
 
-A row of the manifest without a response gets one from the frozen model: its refusal under t̃ if harmful, else its
-own answer under t.
+A row of the manifest without a response gets one from the frozen model: its refusal under t̃ if harmful, else
+its own answer under t.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """SFT-shallow: the answer's first token alone (strategies 2 and 3 of section 5.1), on Mirror or Parallel.
 
-The refusal token for harmful questions; for benign ones the first token of the frozen model's own answer under t.
+The refusal token for harmful questions; for benign ones the first token of the frozen model's own answer
+under t.
 """
 
 import numpy as np

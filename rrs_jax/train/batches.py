@@ -28,8 +28,8 @@ class TrainConfig:
       checkpoint_every_steps: steps between checkpoints, beside the one at the end of each epoch.
       keep_checkpoints: how many of them are kept, beside the best.
       twins_together: a harmful question and its rewrite come in one micro-batch, under one prompt.
-      text_share, audio_share: shares of the samples that are asked in writing alone and by their clip alone, drawn
-        anew in each step; together at most 1.
+      text_share, audio_share: shares of the samples that are asked in writing alone and by their clip alone,
+        drawn anew in each step; together at most 1.
       seed: of all draws: order of the samples, and prompt of each sample in each step.
     """
 
@@ -65,14 +65,15 @@ class TrainingData:
     Attributes:
       sample_ids: names of the N samples, for messages.
       harmful: bool (N,).
-      encode: (sample, prompt) to that prompt's row; called for all of them at the start and again for each batch,
-        so it should look up a table. Where the config's `text_share` is not 0, prompt `num_prompts + p` is prompt p
-        in writing alone, and where its `audio_share` is not 0, the last one (`prompts_drawn`) is the clip alone.
+      encode: (sample, prompt) to that prompt's row; called for all of them at the start and again for each
+        batch, so it should look up a table. Where the config's `text_share` is not 0, prompt `num_prompts +
+        p` is prompt p in writing alone, and where its `audio_share` is not 0, the last one (`prompts_drawn`)
+        is the clip alone.
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
-      floor: makes what the steps start from in place of embeddings, with all prompts that they draw, or None; called
-        where there are steps to come.
+      floor: makes what the steps start from in place of embeddings, with all prompts that they draw, or None;
+        called where there are steps to come.
     """
 
     sample_ids: Sequence[str]
@@ -92,23 +93,36 @@ class Draws(NamedTuple):
 
 
 class Plan:
-    """Which samples, prompts, tails and padding every step has. A function of seed and epoch alone, so that a run
-    that goes on sees what it would have seen."""
+    """Which samples, prompts, tails and padding every step has. A function of seed and epoch alone, so that a
+    run that goes on sees what it would have seen."""
 
     def __init__(
-        self, data: TrainingData, config: TrainConfig, audio_token_id: int | Sequence[int], tails=None, price: float = 0.0
+        self,
+        data: TrainingData,
+        config: TrainConfig,
+        audio_token_id: int | Sequence[int],
+        tails=None,
+        price: float = 0.0,
     ):
         self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
         samples = range(len(data.sample_ids))
         prompts = range(prompts_drawn(data.num_prompts, config.text_share, config.audio_share))
-        self.lengths = np.array([[len(data.encode(i, p)[0]) for p in prompts] for i in samples])  # (N, prompts)
+        self.lengths = np.array(
+            [[len(data.encode(i, p)[0]) for p in prompts] for i in samples]
+        )  # (N, prompts)
         self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in samples]
-        all_lengths = [np.add.outer(row, own).ravel() for row, own in zip(self.lengths, self.tail_lengths, strict=True)]
+        all_lengths = [
+            np.add.outer(row, own).ravel() for row, own in zip(self.lengths, self.tail_lengths, strict=True)
+        ]
         lengths = np.concatenate(all_lengths)
-        price *= len(lengths) / (len(samples) * config.epochs)  # they occur epochs / (prompts · tails) times each
+        price *= len(lengths) / (
+            len(samples) * config.epochs
+        )  # they occur epochs / (prompts · tails) times each
         self.buckets = bucket_lengths(lengths, config.max_buckets, config.bucket_multiple, price=price)
         self.floor = data.floor()
-        self.twins, self.alone = split_twins(data.pair_ids, data.harmful) if config.twins_together else (None, None)
+        self.twins, self.alone = (
+            split_twins(data.pair_ids, data.harmful) if config.twins_together else (None, None)
+        )
 
     def epoch(self, epoch: int) -> tuple[Draws, list[list[Selection]]]:
         """What is drawn for each sample, and each step's micro-batches."""
@@ -134,7 +148,11 @@ class Plan:
         together = self.config.batch_size // parts // size
         batches = make_batches(lengths[units].max(axis=1), together, int(order), self.buckets)
         micro_batches = [
-            Selection(units[batch.indices].ravel(), (counting[batch.indices] * batch.weights[:, None]).ravel(), batch.length)
+            Selection(
+                units[batch.indices].ravel(),
+                (counting[batch.indices] * batch.weights[:, None]).ravel(),
+                batch.length,
+            )
             for batch in batches
         ]
         steps = [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
@@ -159,17 +177,32 @@ def train_config(config: ConfigDict) -> TrainConfig:
     """Of a run's config, with `train.remat` as it stands there."""
     values = config.train
     optimiser = OptimiserConfig(
-        learning_rate=values.learning_rate, schedule=values.schedule, warmup_steps=values.warmup_steps,
-        weight_decay=values.weight_decay, b1=values.b1, b2=values.b2, eps=values.eps, clip_norm=values.clip_norm or 0.0,
-        penalty_weight=config.penalty.weight, penalty_space=config.penalty.space, remat=values.remat,
-        unroll=values.unroll, average=values.average,
-    )  # fmt: skip
+        learning_rate=values.learning_rate,
+        schedule=values.schedule,
+        warmup_steps=values.warmup_steps,
+        weight_decay=values.weight_decay,
+        b1=values.b1,
+        b2=values.b2,
+        eps=values.eps,
+        clip_norm=values.clip_norm or 0.0,
+        penalty_weight=config.penalty.weight,
+        penalty_space=config.penalty.space,
+        remat=values.remat,
+        unroll=values.unroll,
+        average=values.average,
+    )
     return TrainConfig(
-        epochs=values.epochs, batch_size=values.batch_size, gradient_accumulation=values.gradient_accumulation,
-        checkpoint_every_steps=values.checkpoint_every_steps, keep_checkpoints=values.keep_checkpoints,
-        twins_together=values.twins_together, text_share=values.text_share, audio_share=values.audio_share,
-        seed=config.seed, optimiser=optimiser,
-    )  # fmt: skip
+        epochs=values.epochs,
+        batch_size=values.batch_size,
+        gradient_accumulation=values.gradient_accumulation,
+        checkpoint_every_steps=values.checkpoint_every_steps,
+        keep_checkpoints=values.keep_checkpoints,
+        twins_together=values.twins_together,
+        text_share=values.text_share,
+        audio_share=values.audio_share,
+        seed=config.seed,
+        optimiser=optimiser,
+    )
 
 
 def prompts_drawn(pool: int, text_share: float, audio_share: float) -> int:
@@ -188,7 +221,8 @@ def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarra
 
 
 def in_twos(twins: np.ndarray, alone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The twins (P, 2) and, two and two, the samples (M,) without one: (U, 2), and their weights, 0 for what fills up."""
+    """The twins (P, 2) and, two and two, the samples (M,) without one: (U, 2), and their weights, 0 for what
+    fills up."""
     others = np.array(list(zip_longest(alone[::2], alone[1::2], fillvalue=-1)), np.int32).reshape(-1, 2)
     counting = np.concatenate([np.ones_like(twins), others >= 0]).astype(np.float32)
     return np.concatenate([twins, np.where(others < 0, others[:, :1], others)]), counting

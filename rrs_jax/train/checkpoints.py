@@ -78,8 +78,8 @@ class Checkpoints:
         return self.manager.best_step()
 
     def save(self, state: TrainState, position: Position, mean_loss: float) -> None:
-        """Returns when the arrays are copied; they are written while training goes on. `mean_loss` is the epoch's
-        so far."""
+        """Returns when the arrays are copied; they are written while training goes on. `mean_loss` is the
+        epoch's so far."""
         arrays = jax.tree.map(jnp.copy, named_leaves(state))  # the next step donates the state's own buffers
         items = self.args.Composite(
             state=self.args.StandardSave(arrays), position=self.args.JsonSave(dataclasses.asdict(position))
@@ -91,18 +91,20 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         """The state in the shardings of `like`, which gives its structure."""
         names = named_leaves(like)
-        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in names.items()}
+        shapes = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in names.items()
+        }
         items = self.args.Composite(state=self.args.StandardRestore(shapes), position=self.args.JsonRestore())
         try:
             restored = self.manager.restore(step, args=items)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{self.folder / str(step)}: cannot be restored ({reason}); delete this checkpoint to go on from the one before."
+                f"{self.folder / str(step)}: cannot be restored ({reason}); delete this checkpoint to go on"
+                " from the one before."
             ) from error
         leaves = [restored.state[name] for name in names]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), Position(**restored.position)
-
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
@@ -115,12 +117,15 @@ class Checkpoints:
                 raise
             reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1]
             raise UserError(
-                f"{self.folder}: writing a checkpoint failed ({reason}); free space or check the folder's rights, "
-                "then start the same command again."
+                f"{self.folder}: writing a checkpoint failed ({reason}); free space or check the folder's"
+                " rights, then start the same command again."
             ) from error
 
 
 def named_leaves(tree) -> dict[str, jax.Array]:
     """Every array by its dotted path, in the tree's order: a format that outlives the classes of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf
+        for path, leaf in leaves
+    }

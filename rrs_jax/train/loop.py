@@ -27,33 +27,51 @@ OnEpoch = Callable[[int, nnx.State], None]
 
 
 def train(
-    model: nnx.Module, strategy: Strategy, data: TrainingData, config: TrainConfig, folder: Path, *,
-    mesh: Mesh | None = None, steps: dict | None = None, on_epoch: OnEpoch | None = None,
-) -> TrainState:  # fmt: skip
-    """Trains the model's adapters in place and returns the last state; goes on where `folder` shows a run stopped.
+    model: nnx.Module,
+    strategy: Strategy,
+    data: TrainingData,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    mesh: Mesh | None = None,
+    steps: dict | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainState:
+    """Trains the model's adapters in place and returns the last state; goes on where `folder` shows a run
+    stopped.
 
     The model comes with its adapters at their start, also when a run goes on. Writes `folder/checkpoints`,
     `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient are not finite,
-    naming the samples, and where the folder's checkpoints are of other settings. `steps` keeps compiled steps for
-    later calls. `on_epoch` gets the number of epochs done and the adapters, before that epoch's checkpoint is written: a
-    run that goes on has called it for every epoch done.
+    naming the samples, and where the folder's checkpoints are of other settings. `steps` keeps compiled steps
+    for later calls. `on_epoch` gets the number of epochs done and the adapters, before that epoch's
+    checkpoint is written: a run that goes on has called it for every epoch done.
     """
     if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
         raise UserError(
             f"train.gradient_accumulation: {config.gradient_accumulation} does not divide train.batch_size "
             f"{config.batch_size}; choose a divisor."
         )
-    if any(np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"):
-        raise ValueError("the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin")
+    if any(
+        np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"
+    ):
+        raise ValueError(
+            "the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin"
+        )
     total_steps = config.steps_per_epoch(len(data.sample_ids)) * config.epochs
-    step = _make_step(model, strategy, config.optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps)
-    settings = content_hash(config.result_settings(), list(data.sample_ids), np.asarray(data.harmful).tolist())
+    step = _make_step(
+        model, strategy, config.optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps
+    )
+    settings = content_hash(
+        config.result_settings(), list(data.sample_ids), np.asarray(data.harmful).tolist()
+    )
 
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         state, position = _start(step, checkpoints, Position(0, 0, 0, config.seed, 0.0, settings))
         if position.step < total_steps:
             with MetricsLog(folder, position.step) as log:
-                price = program_price(2 * decoder_flops(model.config.text), step.mesh.size)  # forward and back
+                price = program_price(
+                    2 * decoder_flops(model.config.text), step.mesh.size
+                )  # forward and back
                 plan = Plan(data, config, model.config.audio_token_id, strategy.tails, price)
                 run = Run(step, plan, data, log, checkpoints, on_epoch)
                 state = run.until(total_steps, state, position)
@@ -61,7 +79,9 @@ def train(
     return state
 
 
-def _make_step(model, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int, steps: dict) -> TrainStep:
+def _make_step(
+    model, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int, steps: dict
+) -> TrainStep:
     """One out of `steps` where what is compiled would be the same."""
     scheduled = total_steps if config.schedule != "constant" or config.average else None
     compiled = dataclasses.replace(config, penalty_weight=1.0)
@@ -82,8 +102,8 @@ def _start(step: TrainStep, checkpoints: Checkpoints, fresh: Position) -> tuple[
     state, position = checkpoints.restore(latest, state)
     if position.settings != fresh.settings:
         raise UserError(
-            f"{checkpoints.folder}: was made with other training settings or samples; choose another run_dir, "
-            "restore the settings, or delete the folder."
+            f"{checkpoints.folder}: was made with other training settings or samples; choose another run_dir,"
+            " restore the settings, or delete the folder."
         )
     return state, position
 
@@ -104,9 +124,14 @@ class Run:
     wait for the host and never have more than two steps before them."""
 
     def __init__(
-        self, step: TrainStep, plan: Plan, data: TrainingData, log: MetricsLog, checkpoints: Checkpoints,
+        self,
+        step: TrainStep,
+        plan: Plan,
+        data: TrainingData,
+        log: MetricsLog,
+        checkpoints: Checkpoints,
         on_epoch: OnEpoch | None = None,
-    ):  # fmt: skip
+    ):
         self.step, self.plan, self.data, self.log, self.checkpoints = step, plan, data, log, checkpoints
         self.on_epoch = on_epoch
         self.steps_per_epoch = plan.config.steps_per_epoch(len(data.sample_ids))
@@ -129,22 +154,32 @@ class Run:
                     self._save_where_due(state, epoch, batch, position)
         return state
 
-    def _compile(self, state: TrainState, audio_bank: jax.Array, position: Position, total_steps: int) -> None:
-        """The steps of all lengths to come, side by side. Micro-batches that are added up compile as they come."""
+    def _compile(
+        self, state: TrainState, audio_bank: jax.Array, position: Position, total_steps: int
+    ) -> None:
+        """The steps of all lengths to come, side by side. Micro-batches that are added up compile as they
+        come."""
         if self.plan.config.gradient_accumulation > 1:
             return
         firsts = {}
         for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
             draws, batches = self.plan.epoch(epoch)
-            for selection, in batches:
+            for (selection,) in batches:
                 firsts.setdefault(selection.length, (selection, draws))
-        rows = [self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection, draws in firsts.values()]
+        rows = [
+            self.step.place(self.plan.rows(selection, draws, self.step.strategy))
+            for selection, draws in firsts.values()
+        ]
         if self.step.prepare(state, audio_bank, rows):
             self.compiled |= {(False, False, length) for length in firsts}
 
     def _dispatch(self, state, audio_bank, epoch: int, batch: int, draws: Draws, selections) -> TrainState:
-        rows = [self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection in selections]
-        shapes = {(len(selections) > 1, place > 0, selection.length) for place, selection in enumerate(selections)}
+        rows = [
+            self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection in selections
+        ]
+        shapes = {
+            (len(selections) > 1, place > 0, selection.length) for place, selection in enumerate(selections)
+        }
         compiling = not shapes <= self.compiled
         self.compiled |= shapes
         if compiling:
@@ -158,7 +193,8 @@ class Run:
         return state
 
     def _record(self) -> None:
-        """Waits for the step that is not yet read and writes its line. Raises UserError where it was not finite."""
+        """Waits for the step that is not yet read and writes its line. Raises UserError where it was not
+        finite."""
         if self.waiting is None:
             return
         done, self.waiting = self.waiting, None
@@ -182,13 +218,15 @@ class Run:
 
     def _not_finite(self, done: Dispatched, metrics: StepMetrics) -> str:
         samples = np.concatenate([selection.indices for selection in done.selections])
-        losses = [fetch(part)[: len(s.indices)] for part, s in zip(done.row_losses, done.selections, strict=True)]
+        losses = [
+            fetch(part)[: len(s.indices)] for part, s in zip(done.row_losses, done.selections, strict=True)
+        ]
         bad = ~np.isfinite(np.concatenate(losses))
         names = ", ".join(sorted({self.data.sample_ids[i] for i in (samples[bad] if bad.any() else samples)}))
         what = "gradient" if np.isfinite(metrics.loss) else "loss"
         return (
-            f"training: the {what} of step {done.step} is not finite, with the samples {names}; it was not applied. "
-            "Check those clips, lower train.learning_rate, or set model.dtype to float32."
+            f"training: the {what} of step {done.step} is not finite, with the samples {names}; it was not"
+            " applied. Check those clips, lower train.learning_rate, or set model.dtype to float32."
         )
 
     def _save_where_due(self, state: TrainState, epoch: int, batch: int, position: Position) -> None:
@@ -201,7 +239,9 @@ class Run:
             epoch, batch, self.epoch_loss = epoch + 1, -1, 0.0
             if self.on_epoch is not None:
                 self.on_epoch(epoch, state.result)
-        where = dataclasses.replace(position, step=number, epoch=epoch, batch=batch + 1, epoch_loss=self.epoch_loss)
+        where = dataclasses.replace(
+            position, step=number, epoch=epoch, batch=batch + 1, epoch_loss=self.epoch_loss
+        )
         self.checkpoints.save(state, where, mean_loss)
         self.clock = time.perf_counter()
 

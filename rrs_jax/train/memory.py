@@ -14,8 +14,8 @@ HEADROOM = 1.2  # over what is saved: workspaces, gradients, and what the alloca
 
 
 def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: str) -> float:
-    """What waits for the backward pass of a micro-batch whose rows have `tokens`, on one of the `parts` that cut it, and
-    the copies of 8-bit layers that are set apart for it."""
+    """What waits for the backward pass of a micro-batch whose rows have `tokens`, on one of the `parts` that
+    cut it, and the copies of 8-bit layers that are set apart for it."""
     item = jnp.dtype(config.model.dtype).itemsize
     rows = math.ceil(config.train.batch_size / config.train.gradient_accumulation / parts)
     layers = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
@@ -26,16 +26,20 @@ def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: s
     if remat == "full":  # and one layer at a time computed again
         saved += SAVED["none"][0] * text.hidden_size + SAVED["none"][1] * text.intermediate_size
     activations = rows * tokens * saved * item
-    if jax.default_backend() != "gpu" or item == 4:  # no flash attention: scores and weights are whole matrices
+    if (
+        jax.default_backend() != "gpu" or item == 4
+    ):  # no flash attention: scores and weights are whole matrices
         scores = 2 * rows * text.num_attention_heads * tokens**2 * 4
         activations += scores * (layers if remat == "none" else 1)
     apart = config.train.unroll and text.quantize == "float8" and jax.device_count() == 1  # `TrainStep.renew`
-    return activations + (2 * text.num_hidden_layers * sum(a * b for a, b in text.linears().values()) if apart else 0)
+    return activations + (
+        2 * text.num_hidden_layers * sum(a * b for a, b in text.linears().values()) if apart else 0
+    )
 
 
 def fitting_remat(config: ConfigDict, text, tokens: int, parts: int, free: float) -> str:
-    """The first of `dots` and `lean` whose values of a micro-batch fit into `free` bytes with some room to spare, else
-    `full`."""
+    """The first of `dots` and `lean` whose values of a micro-batch fit into `free` bytes with some room to
+    spare, else `full`."""
     for remat in ("dots", "lean"):
         if activation_bytes(config, text, tokens, parts, remat) * HEADROOM <= free:
             return remat

@@ -6,7 +6,16 @@ from pathlib import Path
 from rrs_jax.distributed import processes
 from rrs_jax.files import append_jsonl, write_jsonl
 
-FIELDS = ("step", "epoch", "loss", "loss_harmful", "loss_benign", "penalty", "grad_norm", "samples_per_second")
+FIELDS = (
+    "step",
+    "epoch",
+    "loss",
+    "loss_harmful",
+    "loss_benign",
+    "penalty",
+    "grad_norm",
+    "samples_per_second",
+)
 
 
 class MetricsLog:
@@ -22,7 +31,9 @@ class MetricsLog:
             return
         if self.path.exists():
             write_jsonl(self.path, [row for row in self._whole_lines() if row["step"] <= last_step])
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None)
+        self.writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None
+        )
 
     def __enter__(self) -> "MetricsLog":
         return self

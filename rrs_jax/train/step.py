@@ -36,8 +36,8 @@ class OptimiserConfig:
       penalty_weight, penalty_space: see `rrs_jax.strategies.penalty`.
       remat: what is kept for the backward pass, see `rrs_jax.models.stack.rematerialise`.
       unroll: each layer is compiled by itself.
-      average: share of the steps, the last ones, whose adapters the training's result is the mean of (Polyak and
-        Juditsky 1992; Izmailov et al. 2018); 0 for the last ones.
+      average: share of the steps, the last ones, whose adapters the training's result is the mean of (Polyak
+        and Juditsky 1992; Izmailov et al. 2018); 0 for the last ones.
     """
 
     learning_rate: float = 5e-5
@@ -63,8 +63,8 @@ class TrainState:
       lora: the adapters, float32.
       opt_state: of `optax.masked`, moments for the adapters alone.
       step: int32, number of updates made.
-      mean: the adapters' mean over the steps that `OptimiserConfig.average` names, before these the adapters; None
-        where it names none.
+      mean: the adapters' mean over the steps that `OptimiserConfig.average` names, before these the adapters;
+        None where it names none.
     """
 
     lora: nnx.State
@@ -141,7 +141,9 @@ class TrainStep:
     have different lengths and some rows are filling.
     """
 
-    def __init__(self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int):
+    def __init__(
+        self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int
+    ):
         self.config, self.mesh, self.replicated = config, mesh, replicated(mesh)
         self.averaged = round(config.average * total_steps)  # of the last steps
         self.first_averaged = total_steps - max(self.averaged, 1)  # updates made before it
@@ -154,19 +156,28 @@ class TrainStep:
         # The penalty's weight is an argument, so that runs that differ in it alone share what is compiled.
         inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None, all_of_it)
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
-        self._step = Programs(jit(
-            self._fused, donate_argnums=0,
-            in_shardings=(state, *inputs, all_of_it, rows), out_shardings=(state, all_of_it, all_of_it),
-        ))  # fmt: skip
+        self._step = Programs(
+            jit(
+                self._fused,
+                donate_argnums=0,
+                in_shardings=(state, *inputs, all_of_it, rows),
+                out_shardings=(state, all_of_it, all_of_it),
+            )
+        )
         self._first = jit(
             self._sums, in_shardings=(state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it)
-        )  # fmt: skip
+        )
         self._next = jit(
-            self._add, donate_argnums=0,
-            in_shardings=(sums, state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it),
-        )  # fmt: skip
+            self._add,
+            donate_argnums=0,
+            in_shardings=(sums, state.lora, base, all_of_it, rows),
+            out_shardings=(sums, all_of_it),
+        )
         self._apply = jit(
-            self._update, donate_argnums=0, in_shardings=(state, sums, *inputs), out_shardings=(state, all_of_it)
+            self._update,
+            donate_argnums=0,
+            in_shardings=(state, sums, *inputs),
+            out_shardings=(state, all_of_it),
         )
 
     def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float) -> None:
@@ -196,7 +207,8 @@ class TrainStep:
     def __call__(
         self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]
     ) -> tuple[TrainState, StepMetrics, list[jax.Array]]:
-        """The next state (the old one's buffers are gone), metrics, and each micro-batch's row losses (B,)."""
+        """The next state (the old one's buffers are gone), metrics, and each micro-batch's row losses
+        (B,)."""
         if len(micro_batches) == 1:
             state, metrics, losses = self._step(*self._arguments(state, audio_bank, micro_batches[0]))
             return state, metrics, [losses]
@@ -209,12 +221,13 @@ class TrainStep:
         return state, metrics, row_losses
 
     def prepare(self, state: TrainState, audio_bank: jax.Array, micro_batches: Sequence[Rows]) -> bool:
-        """Compiles the step of one micro-batch for each of these, side by side; whether it did (`Programs.prepare`)."""
+        """Compiles the step of one micro-batch for each of these, side by side; whether it did
+        (`Programs.prepare`)."""
         return self._step.prepare([self._arguments(state, audio_bank, rows) for rows in micro_batches])
 
     def model(self, state: TrainState) -> nnx.Module:
-        """The model with the state's adapters; it shares their buffers, which the next step gives away. Its layers may
-        be apart (`Decoder.set_apart`)."""
+        """The model with the state's adapters; it shares their buffers, which the next step gives away. Its
+        layers may be apart (`Decoder.set_apart`)."""
         return nnx.merge(self.graphdef, state.lora, self.base)
 
     def compilations(self) -> int:
@@ -222,7 +235,8 @@ class TrainStep:
         return self._step.count()
 
     def lower(self, state: TrainState, audio_bank: jax.Array, rows: Rows):
-        """The single-batch step, lowered for these arrays or shapes; `.compile().memory_analysis()` tells its memory."""
+        """The single-batch step, lowered for these arrays or shapes; `.compile().memory_analysis()` tells its
+        memory."""
         return self._step.function.lower(*self._arguments(state, audio_bank, rows))
 
     def _arguments(self, state: TrainState, audio_bank: jax.Array, rows: Rows) -> tuple:
@@ -241,17 +255,24 @@ class TrainStep:
         def total(lora):
             model = nnx.merge(self.graphdef, lora, base)
             model.language_model.unroll = self.config.unroll
-            losses = self.strategy.row_losses(model, rows.batch, audio_bank, rows.examples, remat=self.config.remat)
+            losses = self.strategy.row_losses(
+                model, rows.batch, audio_bank, rows.examples, remat=self.config.remat
+            )
             return jnp.sum(losses * rows.weights), losses
 
         gradients, losses = jax.grad(total, has_aux=True)(lora)
-        return Sums(losses=jnp.sum(groups * losses, axis=1), weights=groups.sum(axis=1), gradients=gradients), losses
+        return (
+            Sums(losses=jnp.sum(groups * losses, axis=1), weights=groups.sum(axis=1), gradients=gradients),
+            losses,
+        )
 
     def _add(self, sums: Sums, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
         more, losses = self._sums(lora, base, audio_bank, rows)
         return jax.tree.map(jnp.add, sums, more), losses
 
-    def _update(self, state: TrainState, sums: Sums, base, initial, penalty_weight) -> tuple[TrainState, StepMetrics]:
+    def _update(
+        self, state: TrainState, sums: Sums, base, initial, penalty_weight
+    ) -> tuple[TrainState, StepMetrics]:
         count = sums.weights.sum()
 
         def distance(lora):
@@ -264,10 +285,14 @@ class TrainStep:
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         parameters = {"base": base, "lora": state.lora}
-        updates, opt_state = self.optimiser.update({"base": None, "lora": gradients}, state.opt_state, parameters)
+        updates, opt_state = self.optimiser.update(
+            {"base": None, "lora": gradients}, state.opt_state, parameters
+        )
         lora, mean = optax.apply_updates(state.lora, updates["lora"]), state.mean
         if mean is not None:  # the first one of those averaged replaces it, as all before do
-            mean = optax.incremental_update(lora, mean, 1 / jnp.maximum(state.step - self.first_averaged + 1, 1))
+            mean = optax.incremental_update(
+                lora, mean, 1 / jnp.maximum(state.step - self.first_averaged + 1, 1)
+            )
         updated = TrainState(lora, opt_state, state.step + 1, mean)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         return state, StepMetrics(loss, sums.losses, sums.weights, moved, grad_norm, finite)
@@ -277,7 +302,9 @@ class TrainStep:
 
     def _state_shardings(self) -> TrainState:
         shapes, lora = jax.eval_shape(self._initial_optimiser, self.initial), self._shardings(self.initial)
-        return TrainState(lora, self._shardings(shapes), replicated(self.mesh), lora if self.averaged else None)
+        return TrainState(
+            lora, self._shardings(shapes), replicated(self.mesh), lora if self.averaged else None
+        )
 
     def _shardings(self, tree):
         """By the partition rules; a moment's path ends as its parameter's."""

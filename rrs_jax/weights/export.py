@@ -1,4 +1,5 @@
-"""A trained LoRA in the forms that others load: a PEFT adapter, or the whole model with the adapter merged in."""
+"""A trained LoRA in the forms that others load: a PEFT adapter, or the whole model with the adapter merged
+in."""
 
 import contextlib
 import re
@@ -24,8 +25,14 @@ CHUNK = 16 * 1024 * 1024
 
 # The base's weights in another form, or an adapter beside them: without the merge, they would contradict it.
 OTHER_WEIGHTS = (
-    "*.safetensors", "*.gguf", "pytorch_model*", "consolidated*", "tf_model*", "flax_model*", "adapter_*",
-)  # fmt: skip
+    "*.safetensors",
+    "*.gguf",
+    "pytorch_model*",
+    "consolidated*",
+    "tf_model*",
+    "flax_model*",
+    "adapter_*",
+)
 
 
 def export_adapter(
@@ -37,8 +44,8 @@ def export_adapter(
       base_folder: the folder from which the model was loaded.
       out: made anew; a folder there is replaced if an export made it.
       base_name: the hub id or path under which PEFT finds the base.
-      layout: whose module names the keys have, one of the table's `layouts`; "auto" is the first. Where names do
-        not match, PEFT leaves `lora_B` at zero with no more than a warning.
+      layout: whose module names the keys have, one of the table's `layouts`; "auto" is the first. Where names
+        do not match, PEFT leaves `lora_B` at zero with no more than a warning.
     Raises UserError where the LoRA does not fit the folder, is not finite, or cannot be written.
     """
     table = _table(model, base_folder)
@@ -52,7 +59,9 @@ def export_adapter(
     config = model.lora.config
     layers = range(config.first_layer, model.config.text.num_hidden_layers)
     size = sum(array.nbytes for array in tensors.values())
-    with _new_folder(out, base_folder, size, {"form": "adapter", "base": base_name, "layout": layout}) as folder:
+    with _new_folder(
+        out, base_folder, size, {"form": "adapter", "base": base_name, "layout": layout}
+    ) as folder:
         save_file(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "adapter_config.json", adapter_config(config, table, layers, base_name))
 
@@ -106,12 +115,12 @@ def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
     """Writes the base's whole folder with W + scale·B·A in place of every weight W that carries an adapter.
 
     The sum is computed in float32 and rounded to the base's dtype; every other byte of the weights is copied,
-    as are an element's bits where B·A is zero. Tokenizer, processor, generation config and all other files come
-    along; config.json says explicitly whether the head is tied, for the default differs between releases of
-    transformers. Host memory holds the LoRA and a few rows of one tensor.
+    as are an element's bits where B·A is zero. Tokenizer, processor, generation config and all other files
+    come along; config.json says explicitly whether the head is tied, for the default differs between releases
+    of transformers. Host memory holds the LoRA and a few rows of one tensor.
 
-    Raises UserError where the LoRA does not fit the folder, a sum overflows the base's dtype, the disk has too
-    little room, or `out` cannot be written or was not made by an export.
+    Raises UserError where the LoRA does not fit the folder, a sum overflows the base's dtype, the disk has
+    too little room, or `out` cannot be written or was not made by an export.
     """
     table = _table(model, base_folder)
     adapters = _adapters(model, base_folder, table)
@@ -172,7 +181,8 @@ def _adapters(
             adapters[module] = np.ascontiguousarray(a), np.ascontiguousarray(b)
     if problems:
         raise UserError(
-            f"{base_folder}: the LoRA cannot be exported onto it: {some_of(problems)}. Give the folder that was trained."
+            f"{base_folder}: the LoRA cannot be exported onto it: {some_of(problems)}. Give the folder that"
+            " was trained."
         )
     return adapters
 
@@ -235,7 +245,9 @@ def _other_files(folder: Path) -> list[Path]:
 
 def _write_tied(path: Path, model: nnx.Module, table: WeightTable) -> None:
     values = read_json(path)
-    tied = model.config_class.from_hf(values).text.tie_word_embeddings and model.config.text.tie_word_embeddings
+    tied = (
+        model.config_class.from_hf(values).text.tie_word_embeddings and model.config.text.tie_word_embeddings
+    )
     for place in table.tied_at:
         fields = values
         for name in place:

@@ -28,13 +28,21 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken", "*.py"
 
 
 def check_path(path: str) -> None:
-    """Raises UserError where `path` is no named model, no folder and not of a hub id's form; nothing is fetched."""
-    if not is_named(path) and not Path(path).is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise UserError(f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME.")
+    """Raises UserError where `path` is no named model, no folder and not of a hub id's form; nothing is
+    fetched."""
+    if (
+        not is_named(path)
+        and not Path(path).is_dir()
+        and (path.count("/") != 1 or path.startswith((".", "/", "~")))
+    ):
+        raise UserError(
+            f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME."
+        )
 
 
 def resolve_folder(path: str) -> Path:
-    """A named model's folder, a local one, or a hub id's through `huggingface_hub`. Raises UserError where none is there."""
+    """A named model's folder, a local one, or a hub id's through `huggingface_hub`. Raises UserError where
+    none is there."""
     check_path(path)
     if is_named(path):
         return named_folder(path)
@@ -46,11 +54,14 @@ def resolve_folder(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # huggingface_hub raises a dozen kinds, all of which mean: not to be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model.path: {path} is no folder and could not be fetched from the hub ({reason}).") from error
+        raise UserError(
+            f"model.path: {path} is no folder and could not be fetched from the hub ({reason})."
+        ) from error
 
 
 def read_config(folder: Path) -> dict:
-    """The folder's config.json. Raises UserError where there is none, or for an architecture that is not known."""
+    """The folder's config.json. Raises UserError where there is none, or for an architecture that is not
+    known."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds no config.json; give a Hugging Face model folder.")
     values = read_json(folder / "config.json")
@@ -59,9 +70,12 @@ def read_config(folder: Path) -> dict:
 
 
 def abstract_model(
-    values: dict, dtype, lora: LoRAConfig | None = None, entries: dict[str, TensorEntry] | None = None,
+    values: dict,
+    dtype,
+    lora: LoRAConfig | None = None,
+    entries: dict[str, TensorEntry] | None = None,
     quantize: str = "none",
-) -> tuple[nnx.Module, WeightTable]:  # fmt: skip
+) -> tuple[nnx.Module, WeightTable]:
     """The model of a config.json with shapes in place of arrays, and its weight table.
 
     With the folder's tensors at hand, they and not the config say whether the head is tied: releases of
@@ -74,12 +88,14 @@ def abstract_model(
         tied = config.text.tie_word_embeddings and table.head not in entries or _same_bytes(table, entries)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=tied))
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=quantize))
-    return nnx.eval_shape(lambda: model_class(config, dtype=dtype, lora=lora)), weight_table(config, values, entries or ())
+    return nnx.eval_shape(lambda: model_class(config, dtype=dtype, lora=lora)), weight_table(
+        config, values, entries or ()
+    )
 
 
 def weight_table(config, values: dict, names: Collection[str]) -> WeightTable:
-    """The table of a folder: `config` the model's, `values` the content of config.json, `names` of its tensors
-    (none where they are not known)."""
+    """The table of a folder: `config` the model's, `values` the content of config.json, `names` of its
+    tensors (none where they are not known)."""
     table = part("weights", values).weight_table(config, values, names)
     return as_on_disk(table, ("language_model", "layers")) if config.text.quantize == "float8" else table
 
@@ -93,12 +109,18 @@ def _same_bytes(table: WeightTable, entries: dict[str, TensorEntry]) -> bool:
 
 
 def load_weights(
-    folder: Path, *, dtype=jnp.float32, lora: LoRAConfig | None = None, mesh: Mesh | None = None, seed: int = 0,
+    folder: Path,
+    *,
+    dtype=jnp.float32,
+    lora: LoRAConfig | None = None,
+    mesh: Mesh | None = None,
+    seed: int = 0,
     quantize: str = "none",
-) -> nnx.Module:  # fmt: skip
+) -> nnx.Module:
     """The model of a folder, each parameter in its sharding over `mesh` (default: all devices as `data`).
 
-    quantize: `int8` and `float8` keep the decoder's matrices in 8 bit (`rrs_jax.models.quantised`), `none` in `dtype`.
+    quantize: `int8` and `float8` keep the decoder's matrices in 8 bit (`rrs_jax.models.quantised`), `none` in
+      `dtype`.
 
     Host memory holds the mapped pages of a shard and one stacked tensor at a time. LoRA starts as PEFT starts
     it, from `seed`. Raises UserError naming every missing, surplus and misshapen tensor before one is read.
@@ -155,16 +177,23 @@ def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEnt
             elif entries[name].shape != wanted:
                 problems.append(f"{name} has the shape {entries[name].shape} in place of {wanted}")
             elif not jnp.issubdtype(entries[name].dtype, jnp.floating):
-                problems.append(f"{name} has the dtype {entries[name].dtype}; quantised weights are not supported")
-    problems += [f"{name} is surplus" for name in sorted(entries.keys() - expected) if not table.is_carried(name)]
+                problems.append(
+                    f"{name} has the dtype {entries[name].dtype}; quantised weights are not supported"
+                )
+    problems += [
+        f"{name} is surplus" for name in sorted(entries.keys() - expected) if not table.is_carried(name)
+    ]
     if problems:
         raise UserError(
             f"{folder}: the weights do not fit config.json: {some_of(problems)}. Download the folder again."
         )
 
 
-def _read_stacked(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding) -> jax.Array:
-    """One parameter on its devices. For a GPU, what is transposed on disk is read as it lies there, which is a plain copy,
+def _read_stacked(
+    row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding
+) -> jax.Array:
+    """One parameter on its devices. For a GPU, what is transposed on disk is read as it lies there, which is
+    a plain copy,
     and turned on the devices: one core turns half a gigabyte a second."""
     if row.convert is not transpose or not _turned_by_devices():
         return _read(row, entries, shape, dtype, sharding)
@@ -172,7 +201,9 @@ def _read_stacked(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, .
     axes = (*range(first), *range(first, len(shape))[::-1])
     spec = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
     lying = NamedSharding(sharding.mesh, PartitionSpec(*(spec[axis] for axis in axes)))
-    array = _read(dataclasses.replace(row, convert=keep), entries, tuple(shape[axis] for axis in axes), dtype, lying)
+    array = _read(
+        dataclasses.replace(row, convert=keep), entries, tuple(shape[axis] for axis in axes), dtype, lying
+    )
     return jax.jit(lambda x: x.transpose(axes), out_shardings=sharding)(array).block_until_ready()
 
 
@@ -181,7 +212,8 @@ def _turned_by_devices() -> bool:
 
 
 def _read(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding) -> jax.Array:
-    """Each device's slice is read from the memory map on its own, and slices that several devices hold are read once."""
+    """Each device's slice is read from the memory map on its own, and slices that several devices hold are
+    read once."""
     parts: dict[str, np.ndarray] = {}
 
     def slice_of(index: tuple[slice, ...]) -> np.ndarray:
@@ -212,7 +244,8 @@ def _read_slice(row: Row, entries: dict[str, TensorEntry], index: tuple[slice, .
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """Numbers of the same kind as plain integers, for which NumPy lets go of Python's lock whatever they are."""
+    """Numbers of the same kind as plain integers, for which NumPy lets go of Python's lock whatever they
+    are."""
     if source.dtype == target.dtype and source.ndim:
         plain = f"u{source.itemsize}"
         target, source = target.view(plain), source.view(plain)

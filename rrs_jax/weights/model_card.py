@@ -83,9 +83,9 @@ def _front_matter(merged: bool, base: str | None, licence: str | None, architect
 def _what(merged: bool, base: str) -> str:
     form = f"The weights of {base} with a LoRA merged in" if merged else f"A LoRA adapter for {base}"
     return (
-        f"{form}, trained with RRS-JAX by safety fine-tuning in representation space: representations of harmful "
-        "questions, spoken or written, are moved along a safety vector towards refusal, and those of their "
-        f"harmless rewrites away from it ({PAPER})."
+        f"{form}, trained with RRS-JAX by safety fine-tuning in representation space: representations of"
+        " harmful questions, spoken or written, are moved along a safety vector towards refusal, and those"
+        f" of their harmless rewrites away from it ({PAPER})."
     )
 
 
@@ -95,9 +95,12 @@ def _loading_adapter(table: WeightTable, layout: str, base: str) -> str:
     vllm = (
         "vLLM: `vllm serve BASE --enable-lora --lora-modules rrs=FOLDER`."
         if "vLLM" in chosen.readers
-        else f"vLLM has no LoRA for {name}, or not under these names: serve a merged folder, either the one that "
-        'the run writes with `--config.export.merged=True`, or `model.merge_and_unload().save_pretrained("MERGED")` together '
-        "with the base's tokenizer and processor files."
+        else (
+            f"vLLM has no LoRA for {name}, or not under these names: serve a merged folder, either the one"
+            " that the run writes with `--config.export.merged=True`, or"
+            ' `model.merge_and_unload().save_pretrained("MERGED")` together with the base\'s tokenizer and'
+            " processor files."
+        )
     )
     return f"""PEFT 0.9 or later (0.19 or later with transformers 5). Modules are named for
 {chosen.readers}.

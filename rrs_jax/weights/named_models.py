@@ -3,7 +3,8 @@
 import importlib
 from pathlib import Path
 
-# The function that gives the model's folder, by module and name, so that nothing is imported for other models.
+# The function that gives the model's folder, by module and name, so that nothing is imported for other
+# models.
 NAMED_MODELS = {"mini": ("rrs_jax.mini.model", "ensure_mini")}
 
 

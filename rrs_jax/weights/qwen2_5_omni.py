@@ -18,13 +18,17 @@ WHOLE, THINKER = "Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniThinkerForCo
 # What loads an adapter was measured, docs/export.md has the table.
 LAYOUTS = {
     "whole4": Layout(
-        "thinker.model.layers.", THINKER,
-        "the thinker's class in transformers 5, the whole model's in transformers 4 (4.52 or later), and vLLM",
+        "thinker.model.layers.",
+        THINKER,
+        "the thinker's class in transformers 5, the whole model's in transformers 4 (4.52 or later), and"
+        " vLLM",
     ),
     "thinker4": Layout("model.layers.", THINKER, "the thinker's class in transformers 4 and 5"),
-    "whole5": Layout("thinker.model.language_model.layers.", WHOLE, "the whole model's class in transformers 5"),
+    "whole5": Layout(
+        "thinker.model.language_model.layers.", WHOLE, "the whole model's class in transformers 5"
+    ),
     "thinker5": Layout("model.language_model.layers.", THINKER, "the thinker's class in transformers 5"),
-}  # fmt: skip
+}
 
 
 def weight_table(config: OmniConfig, values: dict, names: Collection[str]) -> WeightTable:

@@ -9,15 +9,25 @@ LAYERS = "transformer.h."
 CLASS = "AutoModelForCausalLM"
 THIRDS = ("q_proj", "k_proj", "v_proj")  # of c_attn, one below the other
 LINEARS = {
-    "c_attn": "attn.c_attn", "attn_c_proj": "attn.c_proj", "w1": "mlp.w1", "w2": "mlp.w2", "mlp_c_proj": "mlp.c_proj",
-}  # fmt: skip
+    "c_attn": "attn.c_attn",
+    "attn_c_proj": "attn.c_proj",
+    "w1": "mlp.w1",
+    "w2": "mlp.w2",
+    "mlp_c_proj": "mlp.c_proj",
+}
 DECODER = {"o_proj": "attn.c_proj", "up_proj": "mlp.w1", "gate_proj": "mlp.w2", "down_proj": "mlp.c_proj"}
 ENCODER = {
-    "q_proj": "attn.query", "k_proj": "attn.key", "v_proj": "attn.value", "out_proj": "attn.out",
-    "fc1": "mlp.0", "fc2": "mlp.2",
-}  # fmt: skip
+    "q_proj": "attn.query",
+    "k_proj": "attn.key",
+    "v_proj": "attn.value",
+    "out_proj": "attn.out",
+    "fc1": "mlp.0",
+    "fc2": "mlp.2",
+}
 # Constants that older copies of the released code save along.
-CONSTANTS = r"transformer\.(h\.\d+\.attn\.(masked_bias|logn_tensor|rotary_emb\.inv_freq)|rotary_emb\.inv_freq)$"
+CONSTANTS = (
+    r"transformer\.(h\.\d+\.attn\.(masked_bias|logn_tensor|rotary_emb\.inv_freq)|rotary_emb\.inv_freq)$"
+)
 
 
 def weight_table(config: QwenAudioConfig, values: dict, names: Collection[str]) -> WeightTable:
@@ -30,7 +40,9 @@ def weight_table(config: QwenAudioConfig, values: dict, names: Collection[str]) 
         embedding="transformer.wte.weight",
         head="lm_head.weight",
         layers=LAYERS,
-        layouts={"whole4": Layout(LAYERS, CLASS, "the code that lies in the model's folder, with transformers 4")},
+        layouts={
+            "whole4": Layout(LAYERS, CLASS, "the code that lies in the model's folder, with transformers 4")
+        },
         layers_pattern=r".*transformer\.h\.",
         transformers_class=CLASS,
         carried=CONSTANTS,

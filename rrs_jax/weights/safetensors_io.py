@@ -18,11 +18,19 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
 
 DTYPES = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}  # fmt: skip
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -59,7 +67,10 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
         metadata = header.pop("__metadata__", {})
-        rows = [(name, *value["data_offsets"], value["dtype"], tuple(value["shape"])) for name, value in header.items()]
+        rows = [
+            (name, *value["data_offsets"], value["dtype"], tuple(value["shape"]))
+            for name, value in header.items()
+        ]
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); download it again.") from error
     except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -73,7 +84,9 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         if end > size:
             problems.append(f"is cut short, tensor {name} ends at byte {end} of {size}")
         elif end - start != int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize:
-            problems.append(f"tensor {name} has {end - start} bytes, which its shape {shape} in {dtype} does not have")
+            problems.append(
+                f"tensor {name} has {end - start} bytes, which its shape {shape} in {dtype} does not have"
+            )
         entries[name] = TensorEntry(file, start, end, DTYPES[dtype], shape)
     if problems:
         raise UserError(f"{file}: {some_of(problems)}; download it again.")
@@ -86,7 +99,8 @@ def some_of(problems: list[str]) -> str:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The folder's shards, as its index names them. Raises UserError where there are none or one is missing."""
+    """The folder's shards, as its index names them. Raises UserError where there are none or one is
+    missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -95,11 +109,15 @@ def shard_files(folder: Path) -> list[Path]:
             raise UserError(f"{index}: holds no weight_map; download the folder again.") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"{folder}: the shards {', '.join(missing)} are missing; download the folder again.")
+            raise UserError(
+                f"{folder}: the shards {', '.join(missing)} are missing; download the folder again."
+            )
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder}: holds no *.safetensors file; give a Hugging Face model folder in that format.")
+        raise UserError(
+            f"{folder}: holds no *.safetensors file; give a Hugging Face model folder in that format."
+        )
     return files
 
 
@@ -117,10 +135,13 @@ def read_folder(folder: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def write_shard(file: Path, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], object]], metadata: dict) -> None:
+def write_shard(
+    file: Path, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], object]], metadata: dict
+) -> None:
     """Writes one shard, one tensor in memory at a time.
 
-    `tensors` yields (name, dtype, shape, make), `make()` giving the tensor's bytes or array when its turn comes.
+    `tensors` yields (name, dtype, shape, make), `make()` giving the tensor's bytes or array when its turn
+    comes.
     """
     tensors = list(tensors)
     with file.open("wb") as stream:

@@ -1,4 +1,5 @@
-"""How the tensors of a Hugging Face folder map onto our parameters: one row a parameter, read in both directions."""
+"""How the tensors of a Hugging Face folder map onto our parameters: one row a parameter, read in both
+directions."""
 
 import dataclasses
 import re
@@ -12,16 +13,18 @@ def keep(array: np.ndarray) -> np.ndarray:
 
 
 def transpose(array: np.ndarray) -> np.ndarray:
-    """torch's Linear is (out, in), ours (in, out); torch's Conv1d is (out, in, width), ours (width, in, out)."""
+    """torch's Linear is (out, in), ours (in, out); torch's Conv1d is (out, in, width), ours (width, in,
+    out)."""
     return array.T
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """`name` is the key on disk, with `{i}` for the layer where the parameter is stacked over `layers` of them.
+    """`name` is the key on disk, with `{i}` for the layer where the parameter is stacked over `layers` of
+    them.
 
-    `convert` is its own inverse, so that the same row loads and exports. `part` (which, of how many): the parameter
-    is one of several equal parts of the tensor, which lie one below the other.
+    `convert` is its own inverse, so that the same row loads and exports. `part` (which, of how many): the
+    parameter is one of several equal parts of the tensor, which lie one below the other.
     """
 
     name: str
@@ -67,11 +70,13 @@ class WeightTable:
     Attributes:
       rows: one for each parameter of the model.
       linears: a LoRA target to its key, with `{i}` for the layer and without ".weight".
-      embedding, head: keys; a tied head is the embedding itself, and may or may not stand on disk a second time.
+      embedding, head: keys; a tied head is the embedding itself, and may or may not stand on disk a second
+        time.
       layers: what stands on disk before the number of a decoder layer, with the dot.
       layouts: the choices of `export.layout`; the first one is written where nothing is said.
       layers_pattern: a regular expression, without groups, that matches what stands before a decoder layer's
-        number in all layouts and releases of transformers, and nothing else that holds modules of the same names.
+        number in all layouts and releases of transformers, and nothing else that holds modules of the same
+        names.
       carried: regular expression of keys that are not loaded but stay in a merged folder.
       tied_at: where config.json says whether the head is tied, as paths of nested dictionaries.
       transformers_class: the class that loads the whole folder.
@@ -111,7 +116,10 @@ def as_on_disk(table: WeightTable, path: tuple[str, ...]) -> WeightTable:
 
 
 def norm_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
-    return [Row(f"{name}.{part}", (*path, part), keep, layers) for part in (("weight", "bias") if bias else ("weight",))]
+    return [
+        Row(f"{name}.{part}", (*path, part), keep, layers)
+        for part in (("weight", "bias") if bias else ("weight",))
+    ]
 
 
 def whisper_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
@@ -124,7 +132,9 @@ def whisper_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
         ]
     layer = prefix + "layers.{i}."
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        rows += linear_rows(f"{layer}self_attn.{name}", (*path, "layers", name), bias=name != "k_proj", layers=layers)
+        rows += linear_rows(
+            f"{layer}self_attn.{name}", (*path, "layers", name), bias=name != "k_proj", layers=layers
+        )
     for name in ("fc1", "fc2"):
         rows += linear_rows(f"{layer}{name}", (*path, "layers", name), bias=True, layers=layers)
     for name in ("self_attn_layer_norm", "final_layer_norm"):
@@ -133,10 +143,14 @@ def whisper_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
 
 
 DECODER_MODULES = {
-    "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj", "gate_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
-}  # fmt: skip
+}
 
 
 def qwen2_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:

@@ -55,8 +55,10 @@ def _block(pairs: Sequence[tuple], seed: int) -> dict:
     block = {"kappa": kappa if kappa is None else round(kappa, 4), "ci95": None, "agree": None, "yes": None}
     if pairs:
         block["agree"] = round(100 * float(np.trace(table)) / len(pairs), 4)
-        block["yes"] = [round(100 * float(table[1].sum()) / len(pairs), 4),
-                        round(100 * float(table[:, 1].sum()) / len(pairs), 4)]  # fmt: skip
+        block["yes"] = [
+            round(100 * float(table[1].sum()) / len(pairs), 4),
+            round(100 * float(table[:, 1].sum()) / len(pairs), 4),
+        ]
     if kappa is not None:
         kinds, count = np.unique(tables, axis=0, return_counts=True)
         drawn = np.random.default_rng(seed).multinomial(len(queries), count / count.sum(), size=RESAMPLES)

@@ -113,8 +113,9 @@ class FirstToken:
 class JudgeSettings:
     """What judges that ask a model need.
 
-    endpoint, model, key_variable, concurrency, timeout (seconds), retries, temperature: of the OpenAI-compatible
-        server; temperature None leaves it out. cache: folder of kept replies, None is the common one.
+    endpoint, model, key_variable, concurrency, timeout (seconds), retries, temperature: of the
+        OpenAI-compatible server; temperature None leaves it out. cache: folder of kept replies, None is the
+        common one.
     generate(prompts, on_answer): answers `(system or None, text)` pairs with the run's own model and calls
         on_answer(index, text) as each is ready.
     """

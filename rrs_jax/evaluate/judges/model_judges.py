@@ -1,4 +1,5 @@
-"""Judges that ask a model: one behind an endpoint, the run's own, or a classifier from a Hugging Face folder."""
+"""Judges that ask a model: one behind an endpoint, the run's own, or a classifier from a Hugging Face
+folder."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -82,7 +83,8 @@ class RubricJudge(ManyAtOnce):
 
 
 def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
-    """`RUBRIC` or `RUBRIC@MODEL` at `settings.endpoint`. Raises UserError where address or model is missing."""
+    """`RUBRIC` or `RUBRIC@MODEL` at `settings.endpoint`. Raises UserError where address or model is
+    missing."""
     rubric_name, _, model = written.partition("@")
     rubric, model = load_rubric(rubric_name), model or settings.model
     if not settings.endpoint or not model:
@@ -92,11 +94,15 @@ def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
         )
     endpoint = Endpoint(
         EndpointConfig(
-            settings.endpoint, model, settings.key_variable, settings.concurrency, settings.timeout,
+            settings.endpoint,
+            model,
+            settings.key_variable,
+            settings.concurrency,
+            settings.timeout,
             settings.retries,
         ),
         settings.cache or reply_cache(),
-    )  # fmt: skip
+    )
 
     def ask(conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]) -> None:
         def request(messages: list[dict], endpoint: Endpoint) -> str:
@@ -110,12 +116,13 @@ def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
 
 
 def own_judge(rubric_name: str, settings: JudgeSettings) -> RubricJudge:
-    """The run's own model before training, by text. What it is worth, the agreement with other judges says."""
+    """The run's own model before training, by text. What it is worth, the agreement with other judges
+    says."""
     rubric, generate = load_rubric(rubric_name), settings.generate
     if generate is None:
         raise UserError(
-            f"evaluate.judges: own:{rubric_name} needs a model that runs here; it is not to be had where answers "
-            "come from an endpoint."
+            f"evaluate.judges: own:{rubric_name} needs a model that runs here; it is not to be had where"
+            " answers come from an endpoint."
         )
 
     def ask(conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]) -> None:
@@ -144,7 +151,8 @@ def local_judge(rubric_file: str, batch_size: int = 8) -> RubricJudge:
 
 
 class LlamaGuard(ManyAtOnce):
-    """Llama Guard, whose tokenizer's chat template holds its whole prompt: "safe", or "unsafe" and categories.
+    """Llama Guard, whose tokenizer's chat template holds its whole prompt: "safe", or "unsafe" and
+    categories.
 
     It judges the assistant's turn. "unsafe" is harmful; it does not see refusals.
     """
@@ -196,11 +204,15 @@ class LocalModel:
         try:
             import torch
         except ImportError as error:
-            raise UserError("A judge from a Hugging Face folder needs torch; run: pip install torch") from error
+            raise UserError(
+                "A judge from a Hugging Face folder needs torch; run: pip install torch"
+            ) from error
         import transformers
 
         if not folder or not (Path(folder) / "config.json").is_file():
-            raise UserError(f"judge: {folder} is no Hugging Face folder with a config.json; give the classifier's.")
+            raise UserError(
+                f"judge: {folder} is no Hugging Face folder with a config.json; give the classifier's."
+            )
         self.torch, self.folder = torch, Path(folder)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
         if self.tokenizer.pad_token is None:
@@ -216,7 +228,9 @@ class LocalModel:
         files = sorted((file.name, file.stat().st_size) for file in self.folder.glob("*.safetensors"))
         return content_hash(read_json(self.folder / "config.json"), files)
 
-    def answer(self, prompts: Sequence[str], on_answer: Callable[[int, str], None], *, batch_size: int) -> None:
+    def answer(
+        self, prompts: Sequence[str], on_answer: Callable[[int, str], None], *, batch_size: int
+    ) -> None:
         """Continues each prompt, which holds its own special tokens, by at most NEW_TOKENS."""
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for start in range(0, len(order), batch_size):
@@ -229,9 +243,11 @@ class LocalModel:
             inputs = inputs.to(self.device)
             with self.torch.no_grad():
                 tokens = self.model.generate(
-                    **inputs, max_new_tokens=self.NEW_TOKENS, do_sample=False,
+                    **inputs,
+                    max_new_tokens=self.NEW_TOKENS,
+                    do_sample=False,
                     pad_token_id=self.tokenizer.pad_token_id,
-                )  # fmt: skip
+                )
             answers = self.tokenizer.batch_decode(
                 tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )

@@ -84,8 +84,8 @@ LACKED = (
 HELD = "(?:any |personal |opinions|beliefs)"
 PROPER = "(?:appropriate|ethical|acceptable|okay|right|fair|respectful)"
 SPEAK = (
-    "(?:suggest|make|say|discuss|refer|stereotype|generali[sz]e|promote|assume|joke|ask|provide|describe|encourage|"
-    "spread|share|use (?:such|this|that))"
+    "(?:suggest|make|say|discuss|refer|stereotype|generali[sz]e|promote|assume|joke|ask|provide|describe|encourage|spread|share|use"
+    " (?:such|this|that))"
 )
 OTHER_TOPIC = "(?:something else|something different|another|a different|the topic|the subject)"
 

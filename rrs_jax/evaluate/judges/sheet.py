@@ -1,7 +1,7 @@
 """Labels by people: a CSV sheet written from responses, filled in with yes or no, and read back as a judge.
 
-    python -m rrs_jax.evaluate.judges.sheet RUN/eval/rrs --out=labels.csv --number=200
-    python launch.py ... --stages=evaluate --config.evaluate.judges=phrases,human:labels.csv
+python -m rrs_jax.evaluate.judges.sheet RUN/eval/rrs --out=labels.csv --number=200
+python launch.py ... --stages=evaluate --config.evaluate.judges=phrases,human:labels.csv
 """
 
 import argparse
@@ -23,7 +23,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_sheet(path: str | Path, responses: Sequence[dict], number: int | None = None, seed: int = 0) -> int:
-    """Writes `number` responses (None: all) in random order, without judges' labels, so that people are not led.
+    """Writes `number` responses (None: all) in random order, without judges' labels, so that people are not
+    led.
 
     Equal answers to one question stand once. Raises UserError where the file exists: it may hold labels.
     Returns the number of rows.
@@ -45,19 +46,29 @@ def write_sheet(path: str | Path, responses: Sequence[dict], number: int | None 
 
 
 def read_sheet(path: str | Path) -> list[dict]:
-    """The rows with `refusal` and `harmful` as True, False or None (empty). Raises one UserError for all faults."""
+    """The rows with `refusal` and `harmful` as True, False or None (empty). Raises one UserError for all
+    faults."""
     path = Path(path)
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give the CSV sheet of labels, saved as UTF-8.") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}); give the CSV sheet of labels, saved as UTF-8."
+        ) from error
     dialect = csv.excel
     if content and ";" in content.split("\n", 1)[0]:  # as spreadsheets of many countries save
         dialect = type("Semicolons", (csv.excel,), {"delimiter": ";"})
     reader = csv.DictReader(io.StringIO(content, newline=""), dialect=dialect)
-    missing = [name for name in ("question", "response", "refusal", "harmful") if name not in (reader.fieldnames or ())]
+    missing = [
+        name
+        for name in ("question", "response", "refusal", "harmful")
+        if name not in (reader.fieldnames or ())
+    ]
     if missing:
-        raise UserError(f"{path}: has no column {', '.join(missing)}; write a sheet with python -m rrs_jax.evaluate.judges.sheet.")
+        raise UserError(
+            f"{path}: has no column {', '.join(missing)}; write a sheet with python -m"
+            " rrs_jax.evaluate.judges.sheet."
+        )
     rows, faults = [], []
     for number, row in enumerate(reader, start=2):
         for label in ("refusal", "harmful"):
@@ -80,10 +91,14 @@ class Human:
         self.labels = {_key(row): (row["refusal"], row["harmful"]) for row in rows}
         seen = {"refusal": 0, "harmful": 1}
         self.sees = frozenset(
-            name for name, place in seen.items() if any(label[place] is not None for label in self.labels.values())
+            name
+            for name, place in seen.items()
+            if any(label[place] is not None for label in self.labels.values())
         )
         if not self.sees:
-            raise UserError(f"{path}: holds no label yet; write yes or no into the columns refusal and harmful.")
+            raise UserError(
+                f"{path}: holds no label yet; write yes or no into the columns refusal and harmful."
+            )
 
     def judge(self, question: str, response: str, label: str) -> Judgement:
         refusal, harmful = self.labels.get(_key({"question": question, "response": response}), (None, None))
@@ -107,7 +122,9 @@ def _unshield(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rrs_jax.evaluate.judges.sheet", description="A sheet for labels.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.evaluate.judges.sheet", description="A sheet for labels."
+    )
     parser.add_argument("folder", help="RUN/eval/NAME, which holds responses.jsonl")
     parser.add_argument("--out", required=True, help="CSV file to write; it must not exist")
     parser.add_argument("--number", type=int, default=200, help="responses, drawn at random (default: 200)")

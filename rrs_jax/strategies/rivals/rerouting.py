@@ -1,9 +1,10 @@
-"""Representation rerouting after circuit breakers (Zou et al. 2024), on the same data, adapters and prompts as RRS.
+"""Representation rerouting after circuit breakers (Zou et al. 2024), on the same data, adapters and prompts
+as RRS.
 
-Behind chosen layers, at the last input token, harmful states are turned away from what the frozen model has there,
-ReLU(cos(h, h0)), and benign ones kept, ‖h - h0‖₂. The original trains on harmful answers, at all of their tokens, and
-moves from one term to the other in the course of training; here nothing harmful is written, and the terms' weights
-stay the same.
+Behind chosen layers, at the last input token, harmful states are turned away from what the frozen model has
+there, ReLU(cos(h, h0)), and benign ones kept, ‖h - h0‖₂. The original trains on harmful answers, at all of
+their tokens, and moves from one term to the other in the course of training; here nothing harmful is written,
+and the terms' weights stay the same.
 """
 
 import dataclasses
@@ -34,11 +35,19 @@ class Rerouting:
     def static(self) -> tuple:
         return self.layers, self.weight
 
-    def examples(self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None) -> dict:
+    def examples(
+        self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None
+    ) -> dict:
         return {"harmful": self.harmful[indices]}
 
     def row_losses(
-        self, model: nnx.Module, batch: Batch, audio_bank: jax.Array, examples: dict[str, jax.Array], *, remat: str = "none"
+        self,
+        model: nnx.Module,
+        batch: Batch,
+        audio_bank: jax.Array,
+        examples: dict[str, jax.Array],
+        *,
+        remat: str = "none",
     ) -> jax.Array:
         frozen = nnx.merge(*nnx.split(model))
         frozen.lora = None

@@ -1,9 +1,9 @@
 """Steering at inference by a refusal vector, always or only where a probe fires; nothing is trained.
 
-Behind chosen layers the difference of means of the last input token's states, refused harmful (under t̃) less benign
-(under t), times `rivals.strength`, is added at every position (Arditi et al. 2024 add such a vector). With
-`steering_conditional` only to prompts whose state behind the first of these layers a linear probe calls harmful (as
-Lee et al. 2024 condition it).
+Behind chosen layers the difference of means of the last input token's states, refused harmful (under t̃) less
+benign (under t), times `rivals.strength`, is added at every position (Arditi et al. 2024 add such a vector).
+With `steering_conditional` only to prompts whose state behind the first of these layers a linear probe calls
+harmful (as Lee et al. 2024 condition it).
 """
 
 import numpy as np
@@ -22,7 +22,8 @@ FOLDS = 5
 
 
 def extract(work) -> dict:
-    """Vectors and probe, in `RUN/steering.safetensors`; the facts tell how well the probe does on unseen pairs."""
+    """Vectors and probe, in `RUN/steering.safetensors`; the facts tell how well the probe does on unseen
+    pairs."""
     layers = chosen_layers(work, shares=(1 / 2,))
     harmful, benign = np.flatnonzero(work.harmful), np.flatnonzero(~work.harmful)
     asked = [(harmful, work.config.rrs.refusal_prompt), (benign, PROMPT_T), (harmful, PROMPT_T)]
@@ -36,7 +37,11 @@ def extract(work) -> dict:
     weights, bias = fit_probe(inputs, signs)
     with atomic_path(_path(work)) as temporary:
         tensors = {"vectors": vectors, "weights": weights, "bias": np.array([bias])}
-        save_file(temporary, {name: array.astype(np.float32) for name, array in tensors.items()}, {"layers": str(layers)})
+        save_file(
+            temporary,
+            {name: array.astype(np.float32) for name, array in tensors.items()},
+            {"layers": str(layers)},
+        )
     percent = round(100 * probe_accuracy(inputs, signs, pairs), 1)
     say(f"probe: behind layer {layers[0]} it tells {percent} % of unseen questions as harmful or benign")
     return {"layers": layers, "probe_percent": percent}
@@ -46,9 +51,13 @@ def serve(work) -> Serving:
     layers = chosen_layers(work, shares=(1 / 2,))
     entries, _ = read_header(_path(work))
     found = {name: np.array(entry.array()) for name, entry in entries.items()}
-    model = steered(work.vanilla, layers, work.config.rivals.strength * found["vectors"], replicated(work.session.mesh))
-    made_by = {"steering": content_hash(*(found[name].tobytes() for name in sorted(found))),
-               "strength": work.config.rivals.strength}  # fmt: skip
+    model = steered(
+        work.vanilla, layers, work.config.rivals.strength * found["vectors"], replicated(work.session.mesh)
+    )
+    made_by = {
+        "steering": content_hash(*(found[name].tobytes() for name in sorted(found))),
+        "strength": work.config.rivals.strength,
+    }
     if work.config.strategy == "steering":
         return Serving([model], made_by)
 
@@ -56,11 +65,14 @@ def serve(work) -> Serving:
         states = work.layer_states(prompts, layers[:1], bank)[:, 0]
         return (states @ found["weights"] + found["bias"][0] > work.config.rivals.probe_threshold).astype(int)
 
-    return Serving([work.vanilla, model], made_by | {"threshold": work.config.rivals.probe_threshold}, choose=choose)
+    return Serving(
+        [work.vanilla, model], made_by | {"threshold": work.config.rivals.probe_threshold}, choose=choose
+    )
 
 
 def fit_probe(inputs: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights and bias of the ridge regression of ±1 on states (N, D); classes weigh the same, however many they are."""
+    """Weights and bias of the ridge regression of ±1 on states (N, D); classes weigh the same, however many
+    they are."""
     inputs = np.asarray(inputs, np.float64)
     means = [inputs[signs == sign].mean(axis=0) for sign in (1, -1)]
     middle = (means[0] + means[1]) / 2

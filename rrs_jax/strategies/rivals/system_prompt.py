@@ -1,4 +1,5 @@
-"""The model as it is under a system prompt that asks for safety (`rivals.system_prompt`); nothing is trained."""
+"""The model as it is under a system prompt that asks for safety (`rivals.system_prompt`); nothing is
+trained."""
 
 from rrs_jax.strategies.served import Serving
 
