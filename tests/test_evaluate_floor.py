@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import relative_error
 from flax import nnx
-from test_floor import AUDIO, LAYERS, asked, changed, configured, make_floor, thinker
+from test_floor import AUDIO, LAYERS, asked, changed, configured, make_prefix_states, thinker
 from test_generate import EOS, expected_answer
 from test_models import FRAMES, audio_bank, clips  # noqa: F401 (a fixture)
 from test_pipeline import clips as sound_files  # noqa: F401 (a fixture)
@@ -20,7 +20,7 @@ from test_pipeline import folder as whole_folder  # noqa: F401 (a fixture)
 from rrs_jax.distributed import processes
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.files import read_json, read_jsonl
-from rrs_jax.frozen.prefix_states import Floor
+from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
@@ -38,17 +38,17 @@ from rrs_jax.weights.load import load_weights
 
 @pytest.mark.parametrize("most, devices", [(512, 1), (10, 8)])
 def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch, most, devices):  # noqa: F811
-    """Before and after training, on the same floor, by the same functions; with whole trees, and with cut
-    ones on a mesh."""
+    """Before and after training, above the same prefix states, by the same functions; with whole trees, and
+    with cut ones on a mesh."""
     mesh = make_mesh(devices=jax.devices()[:devices])
     vanilla = load_weights(folder, mesh=mesh)
     bank, offsets = audio_bank(vanilla, clips)
     # A clip of one token alone is what transformers takes for a prompt of its first version.
     rows, whose = zip(*[pair for pair in zip(*asked(offsets), strict=True) if pair[1] != [3]], strict=True)
-    _, floor = make_floor(vanilla, rows, bank, most, keys_values=True)
-    under, used = Floor.under, []
+    _, prefix_states = make_prefix_states(vanilla, rows, bank, most, keys_values=True)
+    attach, used = PrefixStates.attach, []
     monkeypatch.setattr(
-        Floor, "under", lambda self, batch, rows: (used.append(1), under(self, batch, rows))[1]
+        PrefixStates, "attach", lambda self, batch, rows: (used.append(1), attach(self, batch, rows))[1]
     )
     config = LoRAConfig(rank=3, alpha=5.0, first_layer=LAYERS)
     shared, sampling, found = Shared(), SamplingConfig(max_new_tokens=17, greedy=True), []
@@ -64,7 +64,7 @@ def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch
         answers = {}
         generator = shared.generator(model, sampling, EOS, 8, "auto")
         asked_for = [Prompt(key=i, row=row) for i, row in enumerate(rows)]
-        generator.generate(asked_for, jnp.asarray(bank), answers.__setitem__, floor)
+        generator.generate(asked_for, jnp.asarray(bank), answers.__setitem__, prefix_states)
         expected = [
             expected_answer(merged, ids, clips[own], FRAMES[own], max_new_tokens=17)
             for (ids, _, _), own in zip(rows, whose, strict=True)
@@ -75,15 +75,16 @@ def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch
     assert before != after and generator is other and 0 < 2 * prefills == both
     place, answers = whose.index([]), {}
     mixed = [asked_for[place], Prompt(key="other", row=(rows[place][0][:-1], [], []))]  # which is not in it
-    generator.generate(mixed, jnp.asarray(bank), answers.__setitem__, floor)
+    generator.generate(mixed, jnp.asarray(bank), answers.__setitem__, prefix_states)
     assert len(used) == both and answers[place] == after[place] and "other" in answers
 
 
 def compare_prefills(model, rows, length, cache_dtype=None):
-    """Logits, and keys and values of all layers, from the floor and from the embeddings; gives the logits."""
-    _, floor = make_floor(model, rows, jnp.zeros((2, 48)), keys_values=True)
+    """Logits, and keys and values of all layers, from the prefix states and from the embeddings; returns the
+    logits."""
+    _, prefix_states = make_prefix_states(model, rows, jnp.zeros((2, 48)), keys_values=True)
     batch = jax.tree.map(jnp.asarray, collate(rows, length, AUDIO))
-    started = floor.under(batch, rows).replace(
+    started = prefix_states.attach(batch, rows).replace(
         input_ids=jnp.ones_like(batch.input_ids)
     )  # no word is looked at
     (logits, positions, store), (whole, expected, whole_store) = (
@@ -112,7 +113,7 @@ def test_three_rotary_positions(tmp_path):
             assert relative_error(ours, reference(input_ids=torch.tensor([ids])).logits[0, -1]) < 1e-4
     with pytest.raises(ValueError, match="starts at layer 2 has no keys and values"):
         model.prefill(
-            make_floor(model, rows, jnp.zeros((2, 48)))[1].under(collate(rows, 20, AUDIO), rows),
+            make_prefix_states(model, rows, jnp.zeros((2, 48)))[1].attach(collate(rows, 20, AUDIO), rows),
             jnp.zeros((2, 48)),
         )
     model.lora = nnx.data(with_lora(model, LoRAConfig(rank=2, first_layer=1), make_mesh(), 0).lora)
@@ -149,13 +150,13 @@ def test_angles_of_the_prompts_length():
 
 def evaluated(evaluations, run) -> tuple[dict, list]:
     """The answers of both models in `run()`; and of each call, who was asked, what was compiled and whether
-    on a floor."""
+    above prefix states."""
     calls, clock, answer = [], compile_clock(), LocalEngine._answer
 
     def counted(self, which, *rest, **own):
         before = clock.programs
         answer(self, which, *rest, **own)
-        calls.append((which, clock.programs - before, self.floor is not None))
+        calls.append((which, clock.programs - before, self.prefix_states is not None))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalEngine, "_answer", counted)
@@ -188,12 +189,15 @@ def test_a_runs_answers_with_and_without(whole_folder, sound_files, tmp_path):  
     session = Session(changed(config, train__lower_states_gib=0.0), folder)
     plain, plain_calls = evaluated(folder.evaluations, lambda: evaluate_stage(session, pipeline.served))
     assert answers == plain and answers["vanilla"] != answers["rrs"] and len(answers["rrs"]) == 3 * 3 + 3
-    for made, on_floor in ((calls, True), (plain_calls, False)):
-        assert [(which, floor) for which, _, floor in made] == [(VANILLA, on_floor), (TUNED, on_floor)]
+    for made, kept in ((calls, True), (plain_calls, False)):
+        assert [(which, prefix_states) for which, _, prefix_states in made] == [
+            (VANILLA, kept),
+            (TUNED, kept),
+        ]
         assert made[0][1] > made[1][1] == 0
 
 
-def test_who_has_a_floor(whole_folder, sound_files, tmp_path, monkeypatch):  # noqa: F811
+def test_which_runs_keep_prefix_states(whole_folder, sound_files, tmp_path, monkeypatch):  # noqa: F811
     config = configured(whole_folder, sound_files, tmp_path)
     folder = RunFolder(config.run_dir, config)
 

@@ -20,7 +20,7 @@ from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.frozen.extraction import extract_all
-from rrs_jax.frozen.prefix_states import Floor, collate_trees, make_trees, opening_length, states_bytes
+from rrs_jax.frozen.prefix_states import PrefixStates, collate_trees, make_trees, opening_length, states_bytes
 from rrs_jax.inputs.batching import bucket_lengths, collate
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
@@ -59,9 +59,9 @@ def asked(offsets) -> tuple[list, list]:
     return [*rows, rows[1]], [*whose, whose[1]]
 
 
-def make_floor(model, rows, bank, most=512, **values):
+def make_prefix_states(model, rows, bank, most=512, **values):
     trees = make_trees(model, rows, most)
-    return trees, Floor(
+    return trees, PrefixStates(
         model, LAYERS, trees, bank, batch_size=3, buckets=lambda n: bucket_lengths(n, 2), **values
     )
 
@@ -90,19 +90,19 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
     model = load_weights(folder, mesh=make_mesh(2, 2, 2))
     bank, offsets = audio_bank(model, clips)
     rows, _ = asked(offsets)
-    trees, floor = make_floor(model, rows, bank, most)
+    trees, prefix_states = make_prefix_states(model, rows, bank, most)
     # The rows of one clip together, the two in writing each alone; cut where ends of more than ten tokens
     # come together.
     assert [len(tree.rows) for tree in trees] == (
         [3, 4, 1, 1, 1] if most == 512 else [2, 1, 1, 1, 2, 1, 1, 1]
     )
-    assert all(row in floor for row in rows) and (rows[0][0][:-1], *rows[0][1:]) not in floor
+    assert all(row in prefix_states for row in rows) and (rows[0][0][:-1], *rows[0][1:]) not in prefix_states
     assert trees[1].common == 5 + 2 + COUNTS[2] or most == 10
     assert (
         opening_length(model, trees) == 5 and opening_length(model, trees[:1]) == 0
     )  # the system prompt, and none of one
     expected = by_transformers(reference, rows, clips)
-    states, _ = floor.states(rows, 80)
+    states, _ = prefix_states.states(rows, 80)
     assert states.dtype == np.float32
     for ours, theirs in zip(states, expected, strict=True):
         assert (
@@ -110,7 +110,9 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
             and not ours[len(theirs[LAYERS]) :].any()
         )
     lengths = [len(ids) for ids, _, _ in rows]
-    reps = extract_all(model, rows, bank, batch_size=4, buckets=bucket_lengths(lengths, 2), under=floor.under)
+    reps = extract_all(
+        model, rows, bank, batch_size=4, buckets=bucket_lengths(lengths, 2), attach=prefix_states.attach
+    )
     assert relative_error(reps, np.stack([row[-1][-1] for row in expected])) < 1e-4
 
 
@@ -130,9 +132,9 @@ def thinker(tmp_path, asked):
 
 def test_three_rotary_positions(tmp_path):
     reference, model, rows = thinker(tmp_path, ((1, 6), (1, 3), (0, 8)))
-    trees, floor = make_floor(model, rows, jnp.zeros((2, 48)))
+    trees, prefix_states = make_prefix_states(model, rows, jnp.zeros((2, 48)))
     assert [len(tree.rows) for tree in trees] == [2, 1] and opening_length(model, trees) == 9
-    for (ids, _, _), ours in zip(rows, floor.states(rows, 20)[0], strict=True):
+    for (ids, _, _), ours in zip(rows, prefix_states.states(rows, 20)[0], strict=True):
         with torch.no_grad():
             theirs = reference(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[
                 LAYERS
@@ -194,7 +196,7 @@ def test_losses_and_gradients_are_those_of_the_whole_step(folder, clips):  # noq
     vanilla = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:1]))
     bank, offsets = audio_bank(vanilla, clips)
     rows, _ = asked(offsets)
-    _, floor = make_floor(vanilla, rows, bank)
+    _, prefix_states = make_prefix_states(vanilla, rows, bank)
     rng = np.random.default_rng(1)
     for target in model.lora.config.targets:  # as in the midst of a training: B at zero has no gradient for A
         pair = model.lora.pair(target)
@@ -205,7 +207,7 @@ def test_losses_and_gradients_are_those_of_the_whole_step(folder, clips):  # noq
     batch = collate(rows, 72, AUDIO)
     harmful, weights = np.arange(size) % 2 == 0, np.ones(size, np.float32)
     found = []
-    for one in (batch, floor.under(batch, rows)):
+    for one in (batch, prefix_states.attach(batch, rows)):
         placed = step.place(Rows(one, strategy.examples(np.arange(size)), harmful, weights))
         sums, losses = step._first(step.initial, step.base, jnp.asarray(bank), placed)
         found.append(([np.asarray(losses)], [np.asarray(leaf) for leaf in jax.tree.leaves(sums.gradients)]))
@@ -220,9 +222,9 @@ def test_other_readings_of_the_last_layers_start_there_too(folder, clips):  # no
     model = load_weights(folder, lora=LoRAConfig(rank=2, first_layer=LAYERS))
     bank, offsets = audio_bank(model, clips)
     rows, _ = asked(offsets)
-    _, floor = make_floor(model, rows, bank)
+    _, prefix_states = make_prefix_states(model, rows, bank)
     batch = collate(rows, 72, AUDIO)
-    started = floor.under(batch, rows).replace(input_ids=np.ones_like(batch.input_ids))
+    started = prefix_states.attach(batch, rows).replace(input_ids=np.ones_like(batch.input_ids))
     real = np.arange(72) < batch.lengths[:, None]
     assert (
         relative_error(model.hidden_states(started, bank)[real], model.hidden_states(batch, bank)[real])
@@ -251,20 +253,24 @@ def configured(whole_folder, sound_files, path, **fields):  # noqa: F811
 def adapters(config) -> list[np.ndarray]:
     session = pipeline.Session(config, pipeline.RunFolder(config.run_dir, config))
     model = pipeline.trained_model(session)
-    assert not session.floors  # all steps are done: only the checkpoint is read
+    assert not session.prefix_states  # all steps are done: only the checkpoint is read
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, LoRAParam))]
+
+
+def counting(compute, calls: list):
+    """`compute`, which adds to `calls` each time."""
+    return lambda self, *rest: (calls.append(1), compute(self, *rest))
 
 
 @pytest.fixture(scope="module")
 def finished(whole_folder, sound_files, tmp_path_factory):  # noqa: F811
-    """Two runs, with and without; also how often a floor was made in each."""
+    """Two runs, with and without; also how often prefix states were made in each."""
     runs = []
     for gib in (4.0, 0.0):
-        made, path = [], tmp_path_factory.mktemp("floor")
+        made, path = [], tmp_path_factory.mktemp("prefix_states")
         config = configured(whole_folder, sound_files, path, **{"train.lower_states_gib": gib})
         with pytest.MonkeyPatch.context() as patch:
-            compute = Floor._compute
-            patch.setattr(Floor, "_compute", lambda self, *rest: (made.append(1), compute(self, *rest)))  # noqa: B023
+            patch.setattr(PrefixStates, "_compute", counting(PrefixStates._compute, made))
             pipeline.run(config, ("data", "extract", "train"))
         runs.append((config, path / "run", len(made)))
     return runs
@@ -328,18 +334,18 @@ def changed(config, **fields):
     return other
 
 
-def test_who_has_no_floor(finished, capsys):
+def test_which_runs_keep_no_prefix_states(finished, capsys):
     config, _, _ = finished[0]
     work = work_of(config)
-    assert work.floor is not None and work.floor is Work(work.session).floor
+    assert work.prefix_states is not None and work.prefix_states is Work(work.session).prefix_states
     trees = make_trees(work.vanilla, work._extracted_and_drawn())
     held = sum(tree.length for tree in trees) * 48 * 4
     assert states_bytes(work.vanilla, trees) == held
 
-    def floor_of(**fields):
+    def prefix_states_of(**fields):
         session = pipeline.Session(changed(config, **fields), work.session.folder)
         session.vanilla, session.training_bank = work.vanilla, work.session.training_bank
-        return Work(session).floor, capsys.readouterr().err.count("train.lower_states_gib")
+        return Work(session).prefix_states, capsys.readouterr().err.count("train.lower_states_gib")
 
     for fields in (
         {"train__lower_states_gib": 0.0},
@@ -350,9 +356,9 @@ def test_who_has_no_floor(finished, capsys):
         {"strategy": "vanilla"},
         {"rrs__positions": 2},
     ):
-        assert floor_of(**fields) == (None, 0)
-    assert floor_of(train__lower_states_gib=0.99 * held / 2**30) == (None, 1)
-    found, told = floor_of(train__lower_states_gib=1.01 * held / 2**30)
+        assert prefix_states_of(**fields) == (None, 0)
+    assert prefix_states_of(train__lower_states_gib=0.99 * held / 2**30) == (None, 1)
+    found, told = prefix_states_of(train__lower_states_gib=1.01 * held / 2**30)
     assert found is not None and not told
 
 
@@ -360,4 +366,4 @@ def test_a_first_layer_above_the_last_is_a_sentence(finished):
     config, path, _ = finished[0]
     session = pipeline.Session(changed(config, lora__layers=3), pipeline.RunFolder(path, config))
     with pytest.raises(UserError, match="lora.layers: 3 leaves no layer"):
-        _ = Work(session).floor
+        _ = Work(session).prefix_states

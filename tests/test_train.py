@@ -21,7 +21,7 @@ from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.strategies.rrs import RRS
-from rrs_jax.train.batches import Plan, TrainConfig, TrainingData, in_twos
+from rrs_jax.train.batches import Schedule, TrainConfig, TrainingData, units_of_two
 from rrs_jax.train.checkpoints import Checkpoints, Position, named_leaves
 from rrs_jax.train.loop import train
 from rrs_jax.train.step import OptimiserConfig, TrainState, TrainStep, make_optimiser
@@ -251,19 +251,19 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path):
 
 def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():
     data, _ = make_data()
-    plan = Plan(data, replace(CONFIG, gradient_accumulation=2), AUDIO)
-    assert len(plan.buckets) <= 2
+    schedule = Schedule(data, replace(CONFIG, gradient_accumulation=2), AUDIO)
+    assert len(schedule.buckets) <= 2
     drawn = []
     for epoch in range(30):
-        (chosen, _), batches = plan.epoch(epoch)
-        assert len(batches) == plan.config.steps_per_epoch(SAMPLES) == 3
+        (chosen, _), batches = schedule.epoch(epoch)
+        assert len(batches) == schedule.config.steps_per_epoch(SAMPLES) == 3
         seen = np.concatenate([s.indices[s.weights > 0] for batch in batches for s in batch])
         assert sorted(seen) == list(range(SAMPLES))
         drawn.append(chosen)
     counts = [np.count_nonzero(np.array(drawn) == prompt) for prompt in range(PROMPTS)]
     assert min(counts) > 70  # of 300 draws, 100 expected
     assert len({tuple(chosen) for chosen in drawn}) == 30
-    np.testing.assert_array_equal(plan.epoch(7)[0].prompts, drawn[7])
+    np.testing.assert_array_equal(schedule.epoch(7)[0].prompts, drawn[7])
 
 
 def test_twins_come_in_one_micro_batch_under_one_prompt():
@@ -273,11 +273,11 @@ def test_twins_come_in_one_micro_batch_under_one_prompt():
     harmful = np.array([True, False, False, True, True, True, True, False, False, False])
     data = replace(data, pair_ids=pairs, harmful=harmful)
     twins = [{0, 1}, {2, 4}, {5, 8}]
-    plan = Plan(data, replace(CONFIG, twins_together=True), AUDIO)
+    schedule = Schedule(data, replace(CONFIG, twins_together=True), AUDIO)
     beside = set()
     for epoch in range(20):
-        draws, batches = plan.epoch(epoch)
-        assert len(batches) == plan.config.steps_per_epoch(SAMPLES) == 3
+        draws, batches = schedule.epoch(epoch)
+        assert len(batches) == schedule.config.steps_per_epoch(SAMPLES) == 3
         counted = np.concatenate([s.indices[s.weights > 0] for (s,) in batches])
         assert sorted(counted) == list(range(SAMPLES))
         for (selection,) in batches:
@@ -288,14 +288,32 @@ def test_twins_come_in_one_micro_batch_under_one_prompt():
                 assert held in ([], [{one, other}])
                 if not held:
                     beside.add(frozenset((one, other)))
-            assert plan.rows(selection, draws, strategy).batch.input_ids.shape == (4, selection.length)
+            assert schedule.rows(selection, draws, strategy).batch.input_ids.shape == (4, selection.length)
     assert len(beside) > 5  # those without a twin meet others in every epoch
 
 
+def test_the_example_of_the_schedule():
+    """The steps that the docstring of `Schedule.epoch` shows."""
+    lengths = [[10, 13, 9], [12, 11, 8], [23, 20, 18], [31, 30, 29], [17, 15, 22]]
+    data = TrainingData(
+        sample_ids="abcde",
+        harmful=np.array([True, False, True, False, True]),
+        encode=lambda sample, prompt: ([1] * lengths[sample][prompt], [], []),
+        num_prompts=3,
+        audio_bank=jnp.zeros((1, 4)),
+        pair_ids="ppqrs",
+    )
+    config = TrainConfig(epochs=1, batch_size=4, gradient_accumulation=2, twins_together=True)
+    draws, steps = Schedule(data, config, AUDIO).epoch(0)
+    assert draws.prompts.tolist() == [0, 0, 1, 2, 2] and draws.tails.tolist() == [0] * 5
+    found = [[(one.indices.tolist(), one.weights.tolist(), one.length) for one in step] for step in steps]
+    assert found == [[([0, 1], [1, 1], 16), ([2, 2], [1, 0], 24)], [([3, 4], [1, 1], 32)]]
+
+
 def test_the_last_sample_without_a_twin_is_filled_up_by_itself():
-    units, counting = in_twos(np.array([[4, 7]]), np.array([5, 2, 9]))
+    units, counting = units_of_two(np.array([[4, 7]]), np.array([5, 2, 9]))
     assert units.tolist() == [[4, 7], [5, 2], [9, 9]] and counting.tolist() == [[1, 1], [1, 1], [1, 0]]
-    units, counting = in_twos(np.array([[4, 7]]), np.array([], np.int32))
+    units, counting = units_of_two(np.array([[4, 7]]), np.array([], np.int32))
     assert units.tolist() == [[4, 7]] and counting.tolist() == [[1, 1]]
 
 
@@ -304,18 +322,20 @@ def test_written_prompts_and_tails_are_drawn_too():
     data, _ = make_data()
     twice = replace(data, encode=lambda sample, prompt: data.encode(sample, prompt % PROMPTS))
     tails = [[[1] * n for n in range(1 + sample % 4)] for sample in range(SAMPLES)]
-    plan = Plan(twice, replace(CONFIG, text_share=0.3, audio_share=0.2), AUDIO, tails)
-    plain = Plan(data, CONFIG, AUDIO)
-    prompts, drawn = (np.array(x) for x in zip(*(plan.epoch(epoch)[0] for epoch in range(200)), strict=True))
+    schedule = Schedule(twice, replace(CONFIG, text_share=0.3, audio_share=0.2), AUDIO, tails)
+    plain = Schedule(data, CONFIG, AUDIO)
+    prompts, drawn = (
+        np.array(x) for x in zip(*(schedule.epoch(epoch)[0] for epoch in range(200)), strict=True)
+    )
     alone, written = prompts == 2 * PROMPTS, (PROMPTS <= prompts) & (prompts < 2 * PROMPTS)
     assert 0.27 < written.mean() < 0.33 and 0.17 < alone.mean() < 0.23 and prompts.max() == 2 * PROMPTS
     as_before = [plain.epoch(epoch)[0].prompts for epoch in range(200)]
     np.testing.assert_array_equal(np.where(alone, as_before, prompts % PROMPTS), as_before)
     for sample in range(SAMPLES):
         assert set(drawn[:, sample]) == set(range(1 + sample % 4))
-    draws, steps = plan.epoch(3)
+    draws, steps = schedule.epoch(3)
     for (selection,) in steps:
-        rows = plan.rows(selection, draws, make_data()[1])
+        rows = schedule.rows(selection, draws, make_data()[1])
         wanted = [
             [*twice.encode(i, draws.prompts[i])[0], *tails[i][draws.tails[i]]] for i in selection.indices
         ]

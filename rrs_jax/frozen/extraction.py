@@ -113,14 +113,15 @@ def extract_all(
     buckets: Sequence[int],
     mesh: Mesh | None = None,
     layers: tuple[int, ...] | None = None,
-    under: Callable[[Batch, Sequence[EncodedPrompt]], Batch] | None = None,
+    attach: Callable[[Batch, Sequence[EncodedPrompt]], Batch] | None = None,
     progress=None,
 ) -> np.ndarray:
     """Representations of many prompts, (N, D) float32 in the order given; with `layers` as `extract_reps`
     gives them.
 
-    Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `under` puts the lower
-    layers' states into a batch of these rows (`rrs_jax.frozen.prefix_states.Floor.under`). `progress` is a
+    Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `attach` adds the
+    lower layers' states to a batch of these rows (`rrs_jax.frozen.prefix_states.PrefixStates.attach`).
+    `progress` is a
     `rrs_jax.progress.Progress` over prompts, or None.
     """
     selections = batches_in_buckets([len(ids) for ids, _, _ in rows], batch_size, buckets)
@@ -128,7 +129,7 @@ def extract_all(
     def batch_of(selection: Selection) -> Batch:
         chosen = [rows[i] for i in selection.indices]
         batch = collate(chosen, selection.length, model.config.audio_token_id)
-        return batch if under is None else under(batch, chosen)
+        return batch if attach is None else attach(batch, chosen)
 
     firsts = {selection.length: selection for selection in selections}.values()
     calls = [_call(model, batch_of(selection), audio_bank, mesh, layers) for selection in firsts]

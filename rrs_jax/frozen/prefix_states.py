@@ -66,7 +66,8 @@ def make_trees(model: nnx.Module, rows: Sequence[EncodedPrompt], most: int = MOS
 
 
 def states_bytes(model: nnx.Module, trees: Sequence[Tree], kept_layers: int = 0) -> int:
-    """What a `Floor` of these takes of the host's memory, with the keys and values of so many layers."""
+    """Bytes of host memory that the `PrefixStates` of these trees take, with `kept_layers` layers' keys and
+    values."""
     return (
         sum(tree.length for tree in trees) * state_size(model.config.text, kept_layers) * model.dtype.itemsize
     )
@@ -85,7 +86,7 @@ def opening_length(model: nnx.Module, trees: Sequence[Tree]) -> int:
     return int(audio[0]) if len(audio) else shared
 
 
-class Floor:
+class PrefixStates:
     """Hidden states behind the layers below the first adapter, of many prompts, on the host in the model's
     dtype; with `keys_values` these layers' keys and values too, which answers need to begin here.
 
@@ -140,10 +141,10 @@ class Floor:
                 target[place, common : common + end - start] = tree[start:end]
         return found
 
-    def under(self, batch: Batch, rows: Sequence[EncodedPrompt]) -> Batch:
+    def attach(self, batch: Batch, rows: Sequence[EncodedPrompt]) -> Batch:
         """The batch of these rows, to start from here."""
         states, store = self.states(rows, batch.input_ids.shape[1])
-        return batch.replace(below=states, below_store=store, below_layers=self.layers)
+        return batch.replace(lower_states=states, lower_store=store, lower_layers=self.layers)
 
     def _compute(
         self, model: nnx.Module, trees: Sequence[Tree], audio_bank, batch_size: int, buckets, mesh: Mesh

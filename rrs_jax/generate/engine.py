@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, rows_multiple
-from rrs_jax.frozen.prefix_states import Floor
+from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate.sampling import SamplingConfig, next_tokens
 from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
@@ -99,14 +99,14 @@ class Generator:
         prompts: Sequence[Prompt],
         audio_bank: jax.Array,
         on_finished: Callable[[object, list[int]], None],
-        floor: Floor | None = None,
+        prefix_states: PrefixStates | None = None,
     ) -> None:
         """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token.
-        `floor`: where to start, with keys and values, if all prompts are in it."""
+        `prefix_states`: where to start, with keys and values, if all prompts are in it."""
         if not prompts:
             return
-        if floor is not None and not all(prompt.row in floor for prompt in prompts):
-            floor = None
+        if prefix_states is not None and not all(prompt.row in prefix_states for prompt in prompts):
+            prefix_states = None
         pending = group_prompts(prompts, self.sampling.max_new_tokens)
         pending.sort(key=lambda group: len(group[0].row[0]))
         buckets = bucket_lengths([len(group[0].row[0]) for group in pending], 4, 8)
@@ -120,7 +120,7 @@ class Generator:
                 taken = min(prefill_size, free)
                 new, pending = pending[:taken], pending[taken:]
                 width = bucket_of(len(new[-1][0].row[0]), buckets)
-                entered = self._run_prefill(new, audio_bank, width, prefill_size, samples, floor)
+                entered = self._run_prefill(new, audio_bank, width, prefill_size, samples, prefix_states)
                 state = self._insert(state, entered, places, new)
             state = resize_to_need(state, places, self.slot_growth)
             state, tokens = self._decode(self.state, state)
@@ -145,14 +145,14 @@ class Generator:
         return queries, round_up(-(-queries // PREFILLS))
 
     def _run_prefill(
-        self, new, audio_bank, width: int, size: int, samples: int, floor: Floor | None
+        self, new, audio_bank, width: int, size: int, samples: int, prefix_states: PrefixStates | None
     ) -> Entered:
         """Surplus prompts repeat the last one, surplus answers are never active."""
         filled = [*new, *[new[-1]] * (size - len(new))]
         rows = [group[0].row for group in filled]
         batch = collate(rows, width, self.audio_token_id)
-        if floor is not None:
-            batch = floor.under(batch, rows)
+        if prefix_states is not None:
+            batch = prefix_states.attach(batch, rows)
         seeds = np.asarray(
             [[prompt.seed for prompt in group] + [0] * (samples - len(group)) for group in filled]
         )

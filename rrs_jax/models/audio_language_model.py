@@ -125,8 +125,8 @@ class AudioLanguageModel(nnx.Module):
 
     def _entering(self, batch: Batch, audio_bank: jax.Array) -> tuple[jax.Array, int]:
         """What goes into the first layer that is computed, (B, T, D), and that layer's number."""
-        if batch.below is not None:
-            return batch.below, batch.below_layers
+        if batch.lower_states is not None:
+            return batch.lower_states, batch.lower_layers
         return self.embed(batch.input_ids, batch.audio_index, audio_bank), 0
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -142,7 +142,7 @@ class AudioLanguageModel(nnx.Module):
         (L, B, K, T, H) of `cache_dtype` (None: the model's). Raises ValueError for a start above the first
         adapter, or without the keys and values below."""
         x, start = self._entering(batch, audio_bank)
-        if start and batch.below_store is None:
+        if start and batch.lower_store is None:
             raise ValueError(
                 f"a pass that starts at layer {start} has no keys and values of the layers below"
             )
@@ -153,7 +153,7 @@ class AudioLanguageModel(nnx.Module):
             )
         adapters = self.adapters(all_layers=True)
         hidden, store = self.language_model.prefill(
-            x, batch.lengths, adapters, cache_dtype, batch.below_store
+            x, batch.lengths, adapters, cache_dtype, batch.lower_store
         )
         return self.logits(hidden), batch.lengths, store
 

@@ -18,18 +18,18 @@ class Batch:
       input_ids: int32 (B, T), padded on the right.
       lengths: int32 (B,), the number of real tokens.
       audio_index: int32 (B, T), the bank's row that replaces the word embedding, -1 for text.
-      below: (B, T, D) hidden states behind the first `below_layers` layers, from which a pass that reads no
-        layer below starts in place of the embeddings (`rrs_jax.frozen.prefix_states`); None starts from
-        these.
-      below_store: these layers' keys and values, (B, T, n, K, H), which `prefill` needs to start from there.
+      lower_states: (B, T, D) hidden states behind the first `lower_layers` layers, from which a pass that
+        reads no layer below starts in place of the embeddings (`rrs_jax.frozen.prefix_states`); None starts
+        from these.
+      lower_store: these layers' keys and values, (B, T, n, K, H), which `prefill` needs to start from there.
     """
 
     input_ids: jax.Array
     lengths: jax.Array
     audio_index: jax.Array
-    below: jax.Array | None = None
-    below_store: Store | None = None
-    below_layers: int = flax.struct.field(pytree_node=False, default=0)
+    lower_states: jax.Array | None = None
+    lower_store: Store | None = None
+    lower_layers: int = flax.struct.field(pytree_node=False, default=0)
 
 
 @flax.struct.dataclass

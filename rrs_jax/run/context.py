@@ -17,7 +17,7 @@ from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.frozen.audio_bank import AudioBank
-from rrs_jax.frozen.prefix_states import Floor, make_trees, states_bytes
+from rrs_jax.frozen.prefix_states import PrefixStates, make_trees, states_bytes
 from rrs_jax.inputs.batching import EncodedPrompt, bucket_lengths, fixed_lengths
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.flops import decoder_flops, program_price
@@ -95,9 +95,8 @@ class Session:
 
     def __init__(self, config: ConfigDict, folder: RunFolder, shared: Shared | None = None):
         self.config, self.folder, self.shared = config, folder, shared or Shared()
-        self.floors: dict[
-            int, Floor | None
-        ] = {}  # by its layers, from extraction to training, see `rrs_jax.run.training_set.Work.floor`
+        # By number of layers, from extraction to training: `rrs_jax.run.training_set.Work.prefix_states`.
+        self.prefix_states: dict[int, PrefixStates | None] = {}
 
     @functools.cached_property
     def model_folder(self) -> Path:
@@ -154,9 +153,9 @@ class Session:
         price = program_price(decoder_flops(self.vanilla.config.text, layers), self.mesh.size)
         return bucket_lengths(lengths, price=price)
 
-    def make_floor(
+    def make_prefix_states(
         self, layers: int, rows: Sequence[EncodedPrompt], bank: AudioBank, *, keys_values: bool = False
-    ) -> Floor | None:
+    ) -> PrefixStates | None:
         """The states of these prompts behind so many layers, or None, and a sentence, where they are too
         large."""
         trees, limit = make_trees(self.vanilla, rows), self.config.train.lower_states_gib
@@ -168,7 +167,7 @@ class Session:
                 f" {needed:.2f} GiB, more than {limit:g}; these layers are computed anew each time"
             )
             return None
-        return Floor(
+        return PrefixStates(
             self.vanilla,
             layers,
             trees,

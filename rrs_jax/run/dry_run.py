@@ -55,7 +55,7 @@ MINI_CONFIG = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DryRun:
     """`done` and `seconds` by stage; parameter counts; `memory` and `memory_there` in bytes of one device."""
 
     done: dict[str, bool]
@@ -84,7 +84,7 @@ def print_plan(config: ConfigDict, stages: Sequence[str]) -> None:
     print(format_plan(make_plan(config, stages), config))
 
 
-def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None = None) -> Plan:
+def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None = None) -> DryRun:
     """Reads small files: the model's config.json (fetched for a hub id), manifests, the run folder's marks.
 
     rate: of the device; measured where it is None.
@@ -115,7 +115,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
     rate = rate or measure_device(dtype)
     seconds = stage_seconds(config, model.config, sizes, responses, rate, mesh.size)
-    return Plan(
+    return DryRun(
         done={name: stage_is_done(folder, name, flatten(config)) for name in stages},
         seconds={name: seconds[name] for name in stages},
         sizes=sizes,
@@ -154,7 +154,7 @@ def model_config(path: str) -> dict:
     return read_config(Path(file).parent)
 
 
-def format_plan(plan: Plan, config: ConfigDict) -> str:
+def format_plan(plan: DryRun, config: ConfigDict) -> str:
     sizes, rate = plan.sizes, plan.rate
     sets = f"{sizes.harmful} harmful, {sizes.benign} benign and {sizes.borderline} borderline"
     lines = [

@@ -16,7 +16,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.run import GenerationRequest, OnFinished
 from rrs_jax.files import content_hash
 from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank, make_audio_bank
-from rrs_jax.frozen.prefix_states import Floor
+from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import EncodedPrompt
 from rrs_jax.run.context import Session, lora_config, with_lora
@@ -36,7 +36,7 @@ class LocalEngine:
     def __init__(self, session: Session, served: Callable[[Session], Serving]):
         self.session, self.config, self.served = session, session.config, served
         self.servings: dict[str, Serving] = {}
-        self.floor: tuple[tuple[str, ...], Floor | None] | None = None  # with its bank's clips
+        self.prefix_states: tuple[tuple[str, ...], PrefixStates | None] | None = None  # with its bank's clips
         # A sweep's vanilla model answers once for all runs, whatever they train.
         self.alike = answers_alike(session.config) and session.shared.folder is None
         self.shared_layers = shared_layers(session.config) if self.alike and not processes.several() else 0
@@ -99,7 +99,7 @@ class LocalEngine:
             seed = int(content_hash(self.config.seed, list(key))[:8], 16)
             prompts.append(Prompt(key=i, row=session.encode(bank, clips, text, serving.system), seed=seed))
         decode = session.processor.decode
-        floor = self._floor(which, [prompt.row for prompt in prompts], bank)
+        prefix_states = self._prefix_states(which, [prompt.row for prompt in prompts], bank)
         chosen = (
             serving.choose([prompt.row for prompt in prompts], bank.array)
             if serving.choose
@@ -108,19 +108,21 @@ class LocalEngine:
         for place, model in enumerate(serving.models):
             own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
             generator = self._generator(model, self._sampling())
-            generator.generate(own, bank.array, lambda i, tokens: on_answer(i, decode(tokens)), floor)
+            generator.generate(own, bank.array, lambda i, tokens: on_answer(i, decode(tokens)), prefix_states)
 
-    def _floor(self, which: str, rows: Sequence[EncodedPrompt], bank: AudioBank) -> Floor | None:
+    def _prefix_states(
+        self, which: str, rows: Sequence[EncodedPrompt], bank: AudioBank
+    ) -> PrefixStates | None:
         """The layers that all models share, computed when the first of them, VANILLA, is asked, and kept for
         the others; None for other clips."""
         if which == VANILLA and self.shared_layers and rows:
-            self.floor = None  # two at once may not fit
-            self.floor = (
+            self.prefix_states = None  # two at once may not fit
+            self.prefix_states = (
                 bank.prints,
-                self.session.make_floor(self.shared_layers, rows, bank, keys_values=True),
+                self.session.make_prefix_states(self.shared_layers, rows, bank, keys_values=True),
             )
-        clips, floor = self.floor or (None, None)
-        return floor if clips == bank.prints else None
+        clips, prefix_states = self.prefix_states or (None, None)
+        return prefix_states if clips == bank.prints else None
 
     def _answer_texts(
         self, prompts: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None

@@ -186,7 +186,7 @@ def train_adapter(session: Session) -> dict:
     """Section 4.2, from the last checkpoint where there is one."""
     config, work = session.config, Work(session)
     strategy = load_strategy(config.strategy).build(work)
-    data = dataclasses.replace(work.training_data, floor=lambda: work.floor)
+    data = dataclasses.replace(work.training_data, prefix_states=lambda: work.prefix_states)
     longest = max(len(ids) for prompts in work.pool for ids, _, _ in prompts)
     longest += max((len(tail) for tails in strategy.tails or () for tail in tails), default=0)
     train(
@@ -199,7 +199,7 @@ def train_adapter(session: Session) -> dict:
         steps=session.shared.steps,
         on_epoch=lambda epoch, lora: keep_adapter(session, epoch, lora),
     )
-    session.floors.clear()
+    session.prefix_states.clear()
     record_representations(session)
     return {"adapter": adapter_hash(session.model)}
 

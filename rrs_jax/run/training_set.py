@@ -10,13 +10,13 @@ from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T, written_prompt
 from rrs_jax.distributed import processes
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.frozen.extraction import extract_all
-from rrs_jax.frozen.prefix_states import Floor
+from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.batching import EncodedPrompt
 from rrs_jax.progress import Progress
 from rrs_jax.run.context import Session
 from rrs_jax.run.lower_layers import lower_layers
-from rrs_jax.train.batches import Plan, TrainingData, prompts_drawn, train_config
+from rrs_jax.train.batches import Schedule, TrainingData, prompts_drawn, train_config
 
 
 class Work:
@@ -95,7 +95,7 @@ class Work:
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
-        """What training draws from, without a floor."""
+        """What training draws from, without prefix states."""
         return TrainingData(
             sample_ids=[row["id"] for row in self.rows],
             harmful=self.harmful,
@@ -106,21 +106,23 @@ class Work:
         )
 
     @property
-    def floor(self) -> Floor | None:
+    def prefix_states(self) -> PrefixStates | None:
         """The lower layers' states of the prompts that extraction asks and training draws, made once for
         both; None where the run has none or they are too large. Always of the same prompts in the same order:
         a run that goes on and computes them in another stage finds the same numbers."""
-        layers, floors = lower_layers(self.config), self.session.floors
-        if layers and layers not in floors:
+        layers, prefix_states = lower_layers(self.config), self.session.prefix_states
+        if layers and layers not in prefix_states:
             _ = self.session.model  # which refuses adapters above the last layer
-            floors[layers] = self.session.make_floor(
+            prefix_states[layers] = self.session.make_prefix_states(
                 layers, self._extracted_and_drawn(), self.session.training_bank
             )
-        return floors.get(layers)
+        return prefix_states.get(layers)
 
     def _extracted_and_drawn(self) -> list[EncodedPrompt]:
-        plan = Plan(self.training_data, train_config(self.config), self.vanilla.config.audio_token_id)
-        drawn = np.stack([plan.epoch(epoch)[0].prompts for epoch in range(self.config.train.epochs)], axis=1)
+        schedule = Schedule(self.training_data, train_config(self.config), self.vanilla.config.audio_token_id)
+        drawn = np.stack(
+            [schedule.epoch(epoch)[0].prompts for epoch in range(self.config.train.epochs)], axis=1
+        )
         rows, kept = [], kept_as_they_are(self)
         for sample, places in enumerate(drawn):
             texts = [PROMPT_T, self.config.rrs.refusal_prompt] if self.harmful[sample] else [PROMPT_T]
@@ -141,12 +143,14 @@ class Work:
         return np.stack([known[key] for key in keys])
 
     def _representations(self, prompts: dict[str, EncodedPrompt]) -> dict[str, np.ndarray]:
-        floor = self.floor
-        above = {key: row for key, row in prompts.items() if floor is not None and row in floor}
+        prefix_states = self.prefix_states
+        above = {
+            key: row for key, row in prompts.items() if prefix_states is not None and row in prefix_states
+        }
         whole = {key: row for key, row in prompts.items() if key not in above}
         made = {}
         with Progress(len(prompts), "representations", "prompts") as progress:
-            for rows, under in ((above, floor and floor.under), (whole, None)):
+            for rows, attach in ((above, prefix_states and prefix_states.attach), (whole, None)):
                 if not rows:
                     continue
                 lengths = [len(ids) for ids, _, _ in rows.values()]
@@ -156,7 +160,7 @@ class Work:
                     self.session.training_bank.array,
                     batch_size=self.config.extract.batch_size,
                     buckets=self.session.buckets(lengths),
-                    under=under,
+                    attach=attach,
                     progress=progress,
                 )
                 made |= zip(rows, values, strict=True)

@@ -1,4 +1,4 @@
-"""What every step of a training gets: samples, their prompts, and the length they are padded to."""
+"""The schedule of a training: each step's samples, their prompts, and the length they are padded to."""
 
 import dataclasses
 from collections import defaultdict
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rrs_jax.frozen.prefix_states import Floor
+from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import EncodedPrompt, Selection, bucket_lengths, collate, make_batches
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.step import OptimiserConfig, Rows
@@ -47,20 +47,21 @@ class TrainConfig:
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
 
     def result_settings(self) -> dict:
-        """What shapes the adapters; the rest may change while a run is under way."""
+        """The settings that shape the adapters; the rest may change while a run is under way."""
         values = dataclasses.asdict(self)
         del values["checkpoint_every_steps"], values["keep_checkpoints"]
         del values["optimiser"]["remat"], values["optimiser"]["unroll"]
         return values
 
     def steps_per_epoch(self, samples: int) -> int:
+        """Number of updates in which so many samples are seen once."""
         micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))
         return -(-micro_batches // self.gradient_accumulation)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The samples.
+    """What a schedule draws from: the samples, their prompts and clips.
 
     Attributes:
       sample_ids: names of the N samples, for messages.
@@ -72,8 +73,8 @@ class TrainingData:
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
-      floor: makes what the steps start from in place of embeddings, with all prompts that they draw, or None;
-        called where there are steps to come.
+      prefix_states: makes the lower layers' states of all prompts that the steps draw, from which these start
+        in place of embeddings, or None; called where there are steps to come.
     """
 
     sample_ids: Sequence[str]
@@ -82,84 +83,140 @@ class TrainingData:
     num_prompts: int
     audio_bank: jax.Array
     pair_ids: Sequence[str] = ()
-    floor: Callable[[], Floor | None] = lambda: None
+    prefix_states: Callable[[], PrefixStates | None] = lambda: None
 
 
 class Draws(NamedTuple):
-    """What an epoch drew for each of the N samples: its prompt and its tail."""
+    """An epoch's draws for each of the N samples: the number of its prompt and of its tail, int64 (N,)."""
 
     prompts: np.ndarray
     tails: np.ndarray
 
 
-class Plan:
-    """Which samples, prompts, tails and padding every step has. A function of seed and epoch alone, so that a
-    run that goes on sees what it would have seen."""
+class Units(NamedTuple):
+    """Samples that stay in one micro-batch: one sample by itself, or two.
+
+    Attributes:
+      samples: int (U, 1) or (U, 2).
+      weights: float32 of the same shape, 1 for a sample and 0 for a repetition that fills up a unit.
+    """
+
+    samples: np.ndarray
+    weights: np.ndarray
+
+
+class Schedule:
+    """Every step's samples, prompts, tails and padded lengths.
+
+    A function of seed and epoch alone, so that a resumed run sees what it would have seen.
+
+    Args:
+      audio_token_id: the ids whose places the clips' embeddings take.
+      tails: token ids that may stand behind each sample's prompts (`rrs_jax.strategies.Strategy.tails`).
+      price: positions of padding that each further padded length has to save, per pass over the samples.
+    """
 
     def __init__(
         self,
         data: TrainingData,
         config: TrainConfig,
         audio_token_id: int | Sequence[int],
-        tails=None,
+        tails: Sequence[Sequence[Sequence[int]]] | None = None,
         price: float = 0.0,
     ):
         self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
-        samples = range(len(data.sample_ids))
+        samples = len(data.sample_ids)
         prompts = range(prompts_drawn(data.num_prompts, config.text_share, config.audio_share))
         self.lengths = np.array(
-            [[len(data.encode(i, p)[0]) for p in prompts] for i in samples]
-        )  # (N, prompts)
-        self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in samples]
-        all_lengths = [
-            np.add.outer(row, own).ravel() for row, own in zip(self.lengths, self.tail_lengths, strict=True)
-        ]
-        lengths = np.concatenate(all_lengths)
-        price *= len(lengths) / (
-            len(samples) * config.epochs
-        )  # they occur epochs / (prompts · tails) times each
-        self.buckets = bucket_lengths(lengths, config.max_buckets, config.bucket_multiple, price=price)
-        self.floor = data.floor()
+            [[len(data.encode(i, p)[0]) for p in prompts] for i in range(samples)]
+        )  # (N, P)
+        self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in range(samples)]
+        self.buckets = self._buckets(price)
+        self.prefix_states = data.prefix_states()
         self.twins, self.alone = (
             split_twins(data.pair_ids, data.harmful) if config.twins_together else (None, None)
         )
 
+    def _buckets(self, price: float) -> tuple[int, ...]:
+        """The lengths to which prompts with their tails are padded."""
+        pairs = zip(self.lengths, self.tail_lengths, strict=True)
+        lengths = np.concatenate([np.add.outer(prompts, tails).ravel() for prompts, tails in pairs])
+        # Each of these lengths occurs epochs / (prompts · tails) times in the whole training.
+        price *= len(lengths) / (len(self.lengths) * self.config.epochs)
+        return bucket_lengths(lengths, self.config.max_buckets, self.config.bucket_multiple, price=price)
+
     def epoch(self, epoch: int) -> tuple[Draws, list[list[Selection]]]:
-        """What is drawn for each sample, and each step's micro-batches."""
-        samples = len(self.lengths)
-        order, draw = np.random.SeedSequence([self.config.seed, epoch]).generate_state(2)
-        random = np.random.default_rng(draw)
+        """What is drawn for each sample, and each step's micro-batches.
+
+        Example: five samples, of which 1 is the rewrite of 0, and a pool of three prompts; `twins_together`,
+        seed 0, two micro-batches of two rows a step. Epoch 0 then has
+
+            prompts        [0 1 1 2 0]              one of the pool for each sample
+            units          [0 1]  [3 4]  [2 2]      the twins, then the others in random order, two by two
+              weights      [1 1]  [1 1]  [1 0]      the last one fills up its unit by itself
+            prompts        [0 0 1 2 2]              a unit's second sample takes the first one's prompt
+            tails          [0 0 0 0 0]              nothing is drawn where no sample has several
+            lengths        [10 12 20 29 22]         of each sample's prompt with its tail
+              padded        16     32     24        a unit's longest, in the buckets 16, 24 and 32
+            micro-batches  [0 1]  [2 2]  [3 4]      a unit each here, in random order
+            steps          [0 1]  [2 2] | [3 4]
+        """
+        order_seed, draw_seed = np.random.SeedSequence([self.config.seed, epoch]).generate_state(2)
+        random = np.random.default_rng(draw_seed)  # prompts, units and tails draw from it, in this order
+        prompts = self._draw_prompts(random)
+        units = self._draw_units(random)
+        if self.twins is not None:
+            first, second = units.samples.T
+            prompts[second] = prompts[first]
+        tails = self._draw_tails(random)
+        micro_batches = self._micro_batches(units, self._lengths_of(prompts, tails), int(order_seed))
+        parts = self.config.gradient_accumulation
+        steps = [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
+        return Draws(prompts, tails), steps
+
+    def _draw_prompts(self, random: np.random.Generator) -> np.ndarray:
+        """Each sample's prompt (N,): spoken, or by the config's shares written or the clip alone."""
+        samples, prompts_of_each = self.lengths.shape
         prompts = random.integers(self.data.num_prompts, size=samples)
         written, heard = self.config.text_share, self.config.audio_share
         if written or heard:
             drawn = random.random(samples)
             prompts += self.data.num_prompts * (drawn < written)
-            prompts[(written <= drawn) & (drawn < written + heard)] = self.lengths.shape[1] - 1
+            prompts[(written <= drawn) & (drawn < written + heard)] = prompts_of_each - 1
+        return prompts
+
+    def _draw_units(self, random: np.random.Generator) -> Units:
+        """The samples one by one; with `twins_together` twins together, and the others two by two."""
         if self.twins is None:
-            units, counting = np.arange(samples)[:, None], np.ones((samples, 1), np.float32)
-        else:
-            units, counting = in_twos(self.twins, random.permutation(self.alone))
-            prompts[units[:, 1]] = prompts[units[:, 0]]
-        several = np.array([len(own) for own in self.tail_lengths])
-        tails = random.integers(several) if (several > 1).any() else np.zeros(samples, np.int64)
-        lengths = self.lengths[np.arange(samples), prompts]
-        lengths = lengths + [own[tail] for own, tail in zip(self.tail_lengths, tails, strict=True)]
-        parts, size = self.config.gradient_accumulation, units.shape[1]
-        together = self.config.batch_size // parts // size
-        batches = make_batches(lengths[units].max(axis=1), together, int(order), self.buckets)
-        micro_batches = [
+            samples = np.arange(len(self.lengths))[:, None]
+            return Units(samples, np.ones(samples.shape, np.float32))
+        return units_of_two(self.twins, random.permutation(self.alone))
+
+    def _draw_tails(self, random: np.random.Generator) -> np.ndarray:
+        """Each sample's tail (N,)."""
+        choices = np.array([len(lengths) for lengths in self.tail_lengths])
+        return random.integers(choices) if (choices > 1).any() else np.zeros(len(choices), np.int64)
+
+    def _lengths_of(self, prompts: np.ndarray, tails: np.ndarray) -> np.ndarray:
+        """Tokens of each sample's prompt with its tail, (N,)."""
+        own_tails = [lengths[tail] for lengths, tail in zip(self.tail_lengths, tails, strict=True)]
+        return self.lengths[np.arange(len(prompts)), prompts] + own_tails
+
+    def _micro_batches(self, units: Units, lengths: np.ndarray, seed: int) -> list[Selection]:
+        """All units in micro-batches of one padded length each, in random order."""
+        rows = self.config.batch_size // self.config.gradient_accumulation
+        longest, units_together = lengths[units.samples].max(axis=1), rows // units.samples.shape[1]
+        return [
             Selection(
-                units[batch.indices].ravel(),
-                (counting[batch.indices] * batch.weights[:, None]).ravel(),
+                units.samples[batch.indices].ravel(),
+                (units.weights[batch.indices] * batch.weights[:, None]).ravel(),
                 batch.length,
             )
-            for batch in batches
+            for batch in make_batches(longest, units_together, seed, self.buckets)
         ]
-        steps = [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
-        return Draws(prompts, tails), steps
 
     def rows(self, selection: Selection, draws: Draws, strategy: Strategy) -> Rows:
-        """One micro-batch as host arrays."""
+        """One micro-batch as arrays on the host."""
         indices = selection.indices
         prompts, tails = draws.prompts[indices], draws.tails[indices]
         encoded = []
@@ -167,14 +224,14 @@ class Plan:
             ids, offsets, counts = self.data.encode(int(i), int(prompt))
             encoded.append(([*ids, *self.tails[i][tail]] if self.tails else ids, offsets, counts))
         batch = collate(encoded, selection.length, self.audio_token_id)
-        if self.floor is not None:
-            batch = self.floor.under(batch, encoded)
+        if self.prefix_states is not None:
+            batch = self.prefix_states.attach(batch, encoded)
         examples = strategy.examples(indices, prompts, tails)
         return Rows(batch, examples, np.asarray(self.data.harmful)[indices], selection.weights)
 
 
 def train_config(config: ConfigDict) -> TrainConfig:
-    """Of a run's config, with `train.remat` as it stands there."""
+    """The training settings of a run's config, with `train.remat` as it stands there."""
     values = config.train
     optimiser = OptimiserConfig(
         learning_rate=values.learning_rate,
@@ -206,23 +263,30 @@ def train_config(config: ConfigDict) -> TrainConfig:
 
 
 def prompts_drawn(pool: int, text_share: float, audio_share: float) -> int:
-    """How many prompts a question has, of a pool of `pool` texts: spoken, written, and its clip alone."""
+    """Number of prompts that a question has with a pool of `pool` texts: spoken, written, and its clip
+    alone."""
     return pool * (2 if text_share else 1) + (1 if audio_share else 0)
 
 
 def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 2) samples, a harmful one and its rewrite, and the samples without a twin, (M,)."""
+    """Twins, int32 (P, 2), a harmful sample and its rewrite, and the samples without a twin, int32 (M,).
+
+    Example: pairs "a" "a" "b" "c" of which the first and third are harmful are twins [[0 1]] and alone [2 3].
+    """
     members: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for i, (pair, harm) in enumerate(zip(pair_ids, harmful, strict=True)):
         members[pair][int(not harm)].append(i)
-    twins = [both for one, other in members.values() for both in zip(one, other, strict=False)]
+    twins = [both for harms, rewrites in members.values() for both in zip(harms, rewrites, strict=False)]
     alone = set(range(len(pair_ids))).difference(*twins)
     return np.array(twins, np.int32).reshape(-1, 2), np.array(sorted(alone), np.int32)
 
 
-def in_twos(twins: np.ndarray, alone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The twins (P, 2) and, two and two, the samples (M,) without one: (U, 2), and their weights, 0 for what
-    fills up."""
+def units_of_two(twins: np.ndarray, alone: np.ndarray) -> Units:
+    """Units of the twins (P, 2) and then of the samples (M,) without one, two by two; a last one by itself is
+    repeated with weight 0.
+
+    Example: twins [[4 7]] and alone [5 2 9] are units [4 7] [5 2] [9 9] with weights [1 1] [1 1] [1 0].
+    """
     others = np.array(list(zip_longest(alone[::2], alone[1::2], fillvalue=-1)), np.int32).reshape(-1, 2)
-    counting = np.concatenate([np.ones_like(twins), others >= 0]).astype(np.float32)
-    return np.concatenate([twins, np.where(others < 0, others[:, :1], others)]), counting
+    weights = np.concatenate([np.ones_like(twins), others >= 0]).astype(np.float32)
+    return Units(np.concatenate([twins, np.where(others < 0, others[:, :1], others)]), weights)

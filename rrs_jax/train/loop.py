@@ -18,7 +18,7 @@ from rrs_jax.models.flops import decoder_flops, program_price
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress
 from rrs_jax.strategies import Strategy
-from rrs_jax.train.batches import Draws, Plan, TrainConfig, TrainingData
+from rrs_jax.train.batches import Draws, Schedule, TrainConfig, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import MetricsLog
 from rrs_jax.train.step import OptimiserConfig, StepMetrics, TrainState, TrainStep
@@ -72,8 +72,8 @@ def train(
                 price = program_price(
                     2 * decoder_flops(model.config.text), step.mesh.size
                 )  # forward and back
-                plan = Plan(data, config, model.config.audio_token_id, strategy.tails, price)
-                run = Run(step, plan, data, log, checkpoints, on_epoch)
+                schedule = Schedule(data, config, model.config.audio_token_id, strategy.tails, price)
+                run = Run(step, schedule, data, log, checkpoints, on_epoch)
                 state = run.until(total_steps, state, position)
     nnx.update(model, jax.tree.map(lambda array: array.copy(), state.result))
     return state
@@ -126,15 +126,21 @@ class Run:
     def __init__(
         self,
         step: TrainStep,
-        plan: Plan,
+        schedule: Schedule,
         data: TrainingData,
         log: MetricsLog,
         checkpoints: Checkpoints,
         on_epoch: OnEpoch | None = None,
     ):
-        self.step, self.plan, self.data, self.log, self.checkpoints = step, plan, data, log, checkpoints
+        self.step, self.schedule, self.data, self.log, self.checkpoints = (
+            step,
+            schedule,
+            data,
+            log,
+            checkpoints,
+        )
         self.on_epoch = on_epoch
-        self.steps_per_epoch = plan.config.steps_per_epoch(len(data.sample_ids))
+        self.steps_per_epoch = schedule.config.steps_per_epoch(len(data.sample_ids))
         self.compiled: set[tuple[int, ...]] = set()
         self.waiting: Dispatched | None = None
         self.clock = time.perf_counter()  # since when the devices work on the step that is read next
@@ -147,7 +153,7 @@ class Run:
         self.epoch_loss = position.epoch_loss
         with Progress(total_steps - position.step, "training", unit="steps") as self.progress:
             for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
-                draws, batches = self.plan.epoch(epoch)
+                draws, batches = self.schedule.epoch(epoch)
                 first = position.batch if epoch == position.epoch else 0
                 for batch in range(first, self.steps_per_epoch):
                     state = self._dispatch(state, audio_bank, epoch, batch, draws, batches[batch])
@@ -159,15 +165,15 @@ class Run:
     ) -> None:
         """The steps of all lengths to come, side by side. Micro-batches that are added up compile as they
         come."""
-        if self.plan.config.gradient_accumulation > 1:
+        if self.schedule.config.gradient_accumulation > 1:
             return
         firsts = {}
         for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
-            draws, batches = self.plan.epoch(epoch)
+            draws, batches = self.schedule.epoch(epoch)
             for (selection,) in batches:
                 firsts.setdefault(selection.length, (selection, draws))
         rows = [
-            self.step.place(self.plan.rows(selection, draws, self.step.strategy))
+            self.step.place(self.schedule.rows(selection, draws, self.step.strategy))
             for selection, draws in firsts.values()
         ]
         if self.step.prepare(state, audio_bank, rows):
@@ -175,7 +181,8 @@ class Run:
 
     def _dispatch(self, state, audio_bank, epoch: int, batch: int, draws: Draws, selections) -> TrainState:
         rows = [
-            self.step.place(self.plan.rows(selection, draws, self.step.strategy)) for selection in selections
+            self.step.place(self.schedule.rows(selection, draws, self.step.strategy))
+            for selection in selections
         ]
         shapes = {
             (len(selections) > 1, place > 0, selection.length) for place, selection in enumerate(selections)
@@ -231,7 +238,7 @@ class Run:
 
     def _save_where_due(self, state: TrainState, epoch: int, batch: int, position: Position) -> None:
         number, epoch_ends = epoch * self.steps_per_epoch + batch + 1, batch + 1 == self.steps_per_epoch
-        if not epoch_ends and number % self.plan.config.checkpoint_every_steps:
+        if not epoch_ends and number % self.schedule.config.checkpoint_every_steps:
             return
         self._record()  # what a checkpoint holds is also in metrics.jsonl, and was finite
         mean_loss = self.epoch_loss / (batch + 1)
