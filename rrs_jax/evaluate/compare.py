@@ -18,7 +18,7 @@ import scipy.stats
 
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.evaluate.finished_evaluation import Judged, PastJudge, read_judged
+from rrs_jax.evaluate.finished_evaluation import FinishedEvaluation, RecordedJudge, read_evaluation
 from rrs_jax.evaluate.rates import RESAMPLES
 from rrs_jax.evaluate.summary import attack_succeeded
 
@@ -30,7 +30,7 @@ def compare_folders(first: str | Path, second: str | Path) -> dict:
 
     Raises UserError where a folder is no finished evaluation or the two share no judge of the same version.
     """
-    a, b = read_judged(first), read_judged(second)
+    a, b = read_evaluation(first), read_evaluation(second)
     versions = {judge.name: judge.version for judge in a.judges}
     shared = [judge for judge in b.judges if versions.get(judge.name) == judge.version]
     if not shared:
@@ -105,11 +105,13 @@ def _sign_flips(differences: np.ndarray, rng: np.random.Generator) -> float:
     return float(test.pvalue)
 
 
-def _paired(a: Judged, b: Judged, judge: PastJudge, question_set: str, mode: str) -> dict | None:
+def _paired(
+    a: FinishedEvaluation, b: FinishedEvaluation, judge: RecordedJudge, question_set: str, mode: str
+) -> dict | None:
     counts = []
-    for judged in (a, b):
+    for evaluation in (a, b):
         events, responses = Counter(), Counter()
-        for row in judged.rows:
+        for row in evaluation.rows:
             if (row["judge"], row["set"], row["mode"]) == (judge.name, question_set, mode):
                 event = attack_succeeded(row, judge) if question_set == "harmful" else row["refusal"]
                 responses[row["id"]] += event is not None

@@ -18,7 +18,7 @@ import scipy.stats
 
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.evaluate.finished_evaluation import read_judged
+from rrs_jax.evaluate.finished_evaluation import read_evaluation
 from rrs_jax.evaluate.summary import summarise
 from rrs_jax.files import write_json
 
@@ -29,7 +29,7 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
     vanilla: the pooled summary of the models before training, for NSI. Raises UserError where judges,
     versions or questions differ.
     """
-    parts = [read_judged(folder) for folder in folders]
+    parts = [read_evaluation(folder) for folder in folders]
     first = parts[0]
     for other in parts[1:]:
         if other.judges != first.judges:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rrs_jax.files import content_hash, read_json
 from rrs_jax.report.plots import Axis, Plot, axis_over, cloud
-from rrs_jax.report.results import TITLES, Recipe, Results, Run
+from rrs_jax.report.results import TITLES, FinishedRun, Recipe, Results
 from rrs_jax.report.separation import Figure2
 from rrs_jax.report.table import MODES
 from rrs_jax.weights.safetensors_io import read_header
@@ -89,7 +89,7 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
     )
 
 
-def _epoch_summaries(run: Run, results: Results) -> dict[int, dict]:
+def _epoch_summaries(run: FinishedRun, results: Results) -> dict[int, dict]:
     """Summaries by epoch: 0 is the model before training, the last one the run's own evaluation."""
     found = {}
     for path in run.path.glob("eval/epochs/*"):
@@ -171,7 +171,7 @@ def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis
     )
 
 
-def loss_curves(run: Run, title: str) -> str | None:
+def loss_curves(run: FinishedRun, title: str) -> str | None:
     """Loss of harmful and of benign questions, and the penalty where there is one; None without metrics."""
     path = run.path / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []

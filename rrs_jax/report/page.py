@@ -21,7 +21,7 @@ from rrs_jax.files import read_jsonl, write_atomic
 from rrs_jax.report import figures
 from rrs_jax.report.details import details as all_details
 from rrs_jax.report.paper_tables import csv_table, html_table, latex_table, markdown_table, paper_tables
-from rrs_jax.report.results import Recipe, Results, Run, read_paper, read_results
+from rrs_jax.report.results import FinishedRun, Recipe, Results, read_paper, read_results
 from rrs_jax.report.samples import choose_samples, html_samples
 from rrs_jax.report.separation import Figure2
 from rrs_jax.report.separation import figures as all_figures
@@ -270,7 +270,7 @@ def _separations(entries: Sequence[tuple[str, Figure2]]) -> str:
     return figures.table_of(rows)
 
 
-def _questions_of(run: Run, figure: Figure2) -> list[str]:
+def _questions_of(run: FinishedRun, figure: Figure2) -> list[str]:
     manifest = run.path / "data" / "eval" / "manifest.jsonl"
     rows = {row["id"]: row["question"] for row in (read_jsonl(manifest) if manifest.is_file() else [])}
     return [f"{label}: {rows.get(name, name)}" for name, label in zip(figure.ids, figure.labels, strict=True)]

@@ -47,7 +47,7 @@ OF_THE_DATA = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One run folder. `config` by dotted names; `sessions` say where it ran; `seconds` by stage."""
 
     path: Path
@@ -83,7 +83,7 @@ class Recipe:
     """
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
     key: str | None
     summary: dict | None
     hs: float | None
@@ -122,7 +122,7 @@ class Results:
         )
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path) -> FinishedRun:
     """Raises UserError where the folder is no run."""
     folder = Path(folder)
     record = read_json(folder / "config.json")
@@ -130,13 +130,13 @@ def read_run(folder: str | Path) -> Run:
         raise UserError(f"{folder / 'config.json'}: is no run's config; give the run_dir of a run.")
     marks = {path.stem: read_json(path) for path in sorted((folder / ".done").glob("*.json"))}
     seconds = {name: mark["seconds"] for name, mark in marks.items() if "seconds" in mark}
-    return Run(folder, flatten(record["config"]), record.get("sessions", []), seconds)
+    return FinishedRun(folder, flatten(record["config"]), record.get("sessions", []), seconds)
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:
     """Raises UserError where a folder is no run, or seeds were evaluated by different judges."""
     runs = [read_run(folder) for folder in folders]
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(recipe_of(run.name) if len(runs) > 1 else run.name, []).append(run)
     tuned = {name: group for name, group in groups.items() if group[0].strategy != "vanilla"}
@@ -164,7 +164,7 @@ def paper_of(model_path: str) -> dict | None:
     )
 
 
-def paper_key(run: Run, base: Run | None) -> str | None:
+def paper_key(run: FinishedRun, base: FinishedRun | None) -> str | None:
     """The row of the paper's tables that a run is: its strategy, and for RRS what distinguishes it from
     `base`."""
     if run.strategy != "rrs":
@@ -181,7 +181,7 @@ def top_key(top_m: object) -> str:
     return "top51" if top_m == "positive" else f"top{float(top_m):g}"
 
 
-def recipe_differences(run: Run, other: Run) -> set[str]:
+def recipe_differences(run: FinishedRun, other: FinishedRun) -> set[str]:
     """Fields that make two runs different recipes."""
     return {
         field
@@ -190,7 +190,7 @@ def recipe_differences(run: Run, other: Run) -> set[str]:
     } | {field for field in OF_THE_DATA if run.config.get(field) != other.config.get(field)}
 
 
-def _base(tuned: dict[str, list[Run]]) -> Run | None:
+def _base(tuned: dict[str, list[FinishedRun]]) -> FinishedRun | None:
     """The RRS run that the others vary: the one so named, else the first with a penalty, else the first."""
     of_rrs = {name: group[0] for name, group in tuned.items() if group[0].strategy == "rrs"}
     if "rrs" in of_rrs:
@@ -200,7 +200,7 @@ def _base(tuned: dict[str, list[Run]]) -> Run | None:
     )
 
 
-def _vanilla(groups: dict[str, list[Run]], tuned: dict[str, list[Run]]) -> Recipe | None:
+def _vanilla(groups: dict[str, list[FinishedRun]], tuned: dict[str, list[FinishedRun]]) -> Recipe | None:
     """From the runs of the strategy vanilla, else from the recipe with the most seeds that evaluated it."""
     own = [group for group in groups.values() if group[0].strategy == "vanilla"]
     candidates = own or sorted(tuned.values(), key=len, reverse=True)
@@ -210,7 +210,7 @@ def _vanilla(groups: dict[str, list[Run]], tuned: dict[str, list[Run]]) -> Recip
     return None
 
 
-def _summary(group: list[Run], strategy: str) -> dict | None:
+def _summary(group: list[FinishedRun], strategy: str) -> dict | None:
     """One run's summary; of several seeds the pooled one, over those that are evaluated."""
     folders = [folder for run in group if (folder := run.evaluation(strategy))]
     if len(folders) < 2:
@@ -220,7 +220,7 @@ def _summary(group: list[Run], strategy: str) -> dict | None:
     return pool(folders, vanilla)
 
 
-def _helpfulness(group: list[Run], strategy: str) -> float | None:
+def _helpfulness(group: list[FinishedRun], strategy: str) -> float | None:
     found = [run.path / "eval" / strategy / "air_bench" / "summary.json" for run in group]
     scores = [read_json(path)["hs"] for path in found if path.is_file()]
     scores = [score for score in scores if score is not None]

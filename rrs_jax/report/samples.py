@@ -9,7 +9,7 @@ from pathlib import Path
 
 import soundfile
 
-from rrs_jax.evaluate.finished_evaluation import read_judged
+from rrs_jax.evaluate.finished_evaluation import read_evaluation
 from rrs_jax.files import read_jsonl
 from rrs_jax.report.figures import details
 from rrs_jax.report.results import Recipe, Results
@@ -116,11 +116,11 @@ def _answers(recipe: Recipe) -> dict[tuple[str, str], dict]:
     folder = recipe.runs[0].evaluation("vanilla" if recipe.key == "vanilla" else recipe.runs[0].strategy)
     if folder is None:
         return {}
-    judged = read_judged(folder)
+    evaluation = read_evaluation(folder)
     verdicts = {
         (row["set"], row["id"], row["mode"], row["sample"]): row["refusal"]
-        for row in judged.rows
-        if row["judge"] == judged.summary["judge"]
+        for row in evaluation.rows
+        if row["judge"] == evaluation.summary["judge"]
     }
     found: dict[tuple[str, str], dict] = {}
     order = list(MODES)
