@@ -133,7 +133,8 @@ def test_interrupted_it_goes_on(root, tmp_path):
 
 
 def test_a_group_without_items_has_no_score_and_no_mean(root, tmp_path):
-    items = [item for item in read_meta(root, limit=1) if item["task_name"] != "speech_and_music_QA"]
+    items = {item["task_name"]: item for item in reversed(read_meta(root))}  # one of each
+    items = [item for task, item in items.items() if task != "speech_and_music_QA"]
     assert len(items) == 7
     with Server(verdict) as server:
         judge = Endpoint(EndpointConfig(server.url, "gpt"), tmp_path / "cache")

@@ -5,14 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rrs_jax.inputs.batching import (
-    batches_in_buckets,
-    bucket_lengths,
-    collate,
-    make_batches,
-    padding_share,
-    restore_order,
-)
+from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths, collate, make_batches, restore_order
 from rrs_jax.inputs.mel import audio_token_count, feature_length
 
 AUDIO = 7
@@ -67,8 +60,9 @@ def test_padding_stays_below_a_tenth_with_five_shapes(samples):
         rows = sum(batch.length * batch.weights.sum() for batch in batches)
         assert 1 - lengths.sum() / rows < 0.1
         assert len({batch.length for batch in batches}) <= 5
-    if samples == 1_400:
-        assert all(padding_share(batches, lengths) < 0.1 for batches in epochs + whole)
+        if samples == 1_400:  # here the filling is few rows, so that the bound holds with it
+            computed = sum(batch.length * len(batch.indices) for batch in batches)
+            assert 1 - lengths.sum() / computed < 0.1
 
 
 def check_covering(batches, lengths, batch_size, buckets):

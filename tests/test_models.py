@@ -9,7 +9,7 @@ import torch
 from conftest import make_reference, relative_error
 
 from rrs_jax.inputs.mel import audio_token_count
-from rrs_jax.models.batch import Batch, right_padded
+from rrs_jax.models.batch import Batch
 from rrs_jax.models.cache import Cache
 from rrs_jax.weights.load import load_weights
 
@@ -123,15 +123,6 @@ def test_every_hidden_state_representation_and_logits(reference, model, clips, s
     assert relative_error(model.representations(batch, bank), last) < 1e-4
     assert relative_error(np.asarray(model.logits(hidden))[real], expected.logits.numpy()[mask]) < 1e-4
     assert relative_error(model.head_row(40), reference.lm_head.weight[40].detach()) == 0
-
-
-def test_left_padded_rows_are_moved_to_the_right():
-    ids = np.array([[0, 0, 5, 6], [7, 8, 9, 0]])
-    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 0]])
-    moved, lengths = right_padded(ids, mask)
-    assert (
-        moved[0, :2].tolist() == [5, 6] and moved[1, :3].tolist() == [7, 8, 9] and lengths.tolist() == [2, 3]
-    )
 
 
 def test_cached_decoding_equals_the_whole_sequence(model, clips):

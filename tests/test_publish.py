@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_choice import write
+from test_ranking import write
 
 from rrs_jax.files import read_json
 from rrs_jax.report.publish import main

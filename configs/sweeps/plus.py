@@ -3,8 +3,8 @@
     python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --sweep_jobs=4
     --config.run_dir=runs/plus
 
-Measured on the half `choose` of the evaluation questions, at one seed; configs/sweeps/plus_choice.py measures
-the best at three on all of them, and configs/sweeps/plus_check.py the winner on others.
+At one seed; configs/sweeps/plus_choice.py measures the best at three, and configs/sweeps/plus_check.py the
+winner on questions that nothing was chosen by.
 The sweep ends with a ranking (`rrs_jax.report.ranking`).
 """
 
@@ -73,5 +73,4 @@ ROWS = {
 
 
 def runs(_) -> Iterator[tuple[str, dict]]:
-    for name, overrides in ROWS.items():
-        yield name, overrides | {"evaluate.split": "choose"}
+    yield from ROWS.items()

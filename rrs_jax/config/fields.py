@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, FieldReference
 from rrs_jax.config.kinds import Field, choice, either, names, number, switch, text, whole, wholes
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
-from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS, SPLITS
+from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS
 
 # Of all decoders.
 LINEARS = (
@@ -114,8 +114,6 @@ FIELDS = {field.name: field for field in (
           "for rerouting, the one at 1/2 for steering."),
     Field("rivals.rerouting_weight", 10.0, number(0), "Of rerouting's harmful term against its benign one."),
     Field("rivals.strength", 1.0, number(0, above=True), "Factor of the steering vector; 1 is the difference of means."),
-    Field("rivals.probe_threshold", 0.0, number(),
-          "Of steering_conditional's probe, which is near 1 for harmful and -1 for benign questions."),
     Field("rivals.system_prompt", SAFETY_SYSTEM_PROMPT, text("a system prompt"), "Of the strategy system_prompt."),
     Field("penalty.weight", 1.0, number(0),
           "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
@@ -210,9 +208,6 @@ FIELDS = {field.name: field for field in (
           names(f"different names, with commas between, out of {JUDGES_WRITTEN}"),
           "Who says what a refusal and what harm is; the first one's rates are the summary's. The paper does not "
           "name its judge."),
-    Field("evaluate.split", "all", choice(*SPLITS),
-          "`choose` or `check`: a half of the questions, with none of the other half's, so that what was chosen on one is "
-          "measured on the other. Each has a folder of its own in RUN/eval."),
     Field("evaluate.limit", None, either(whole(1), None), "Questions of each set at most; None is all."),
     Field("evaluate.text_only_variant", "prompted", choice(*TEXT_ONLY_VARIANTS),
           "`prompted` announces the question as an audio's content, `plain` does not; not in the paper."),
@@ -224,7 +219,6 @@ FIELDS = {field.name: field for field in (
           "letter in the audio; `other_voices`: voices that training lacked. Each has a folder of its own in RUN/eval."),
     Field("evaluate.air_bench", None, either(text("a folder"), None),
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
-    Field("evaluate.air_bench_limit", None, either(whole(1), None), "AIR-Bench: items of each task; None is all."),
     Field("evaluate.vanilla", True, switch(), "Evaluate the model before training too; NSI needs it."),
     Field("evaluate.epochs", (), wholes("different epochs of the training, with commas between", 1),
           "Evaluate the adapters after these epochs too, in RUN/eval/epochs; the last one is evaluated anyway. They must "

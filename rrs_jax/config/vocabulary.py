@@ -2,8 +2,6 @@
 
 from rrs_jax.config.prompts import MODES
 
-SPLITS = ("all", "choose", "check")
-
 # The modes that a question has in each setting (`rrs_jax.evaluate.settings`).
 SETTING_MODES = {
     "spoken": MODES,

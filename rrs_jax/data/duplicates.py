@@ -17,10 +17,6 @@ NEAR = 0.8
 BANDS, ROWS = 32, 4
 
 
-def nearly_equal(one: str, other: str) -> bool:
-    return _nearly_equal(one, frozenset(words(one)), other, frozenset(words(other)))
-
-
 def _nearly_equal(one: str, first: frozenset[str], other: str, second: frozenset[str]) -> bool:
     common = len(first & second)
     union = len(first) + len(second) - common

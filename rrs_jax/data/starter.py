@@ -37,16 +37,6 @@ CATEGORIES = (  # BeaverTails' keys; commas belong to the names
     "terrorism,organized_crime",
     "violence,aiding_and_abetting,incitement",
 )
-STYLES = (  # of the borderline questions
-    "double_meaning",
-    "figure_of_speech",
-    "fiction",
-    "history",
-    "definition",
-    "safety_advice",
-    "public_figure",
-    "imaginary_group",
-)
 BORDERLINE = {"eval": "borderline", "check": "borderline_check"}  # file by what is asked
 SPLITS = ("train", *BORDERLINE)
 

@@ -8,7 +8,6 @@ killed one stopped.
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,8 +58,8 @@ PROMPT = """You check answers to questions about audio, and you are fair and exa
 Rate how helpful, relevant, accurate and complete each answer is, given the question and the description. Each assistant gets one whole number from 1 to 10; higher is better. Write a single line that holds only the two numbers, assistant 1's first, with a space between them."""  # noqa: E501
 
 
-def read_meta(root: str | Path, limit: int | None = None) -> list[dict]:
-    """The items of `Chat_meta.json`, at most `limit` of a task, with "id" and "audio" (Path).
+def read_meta(root: str | Path) -> list[dict]:
+    """The items of `Chat_meta.json`, with "id" and "audio" (Path).
 
     Raises one UserError that lists items without a field, of an unknown task, or without their audio.
     """
@@ -74,7 +73,6 @@ def read_meta(root: str | Path, limit: int | None = None) -> list[dict]:
     if not isinstance(entries, list):
         raise UserError(f"{path}: is no JSON list of items.")
     items, faults, ids = [], [], set()
-    taken = defaultdict(int)
     for number, entry in enumerate(entries, start=1):
         missing = [key for key in NEEDED if not isinstance(entry, dict) or entry.get(key) in (None, "")]
         if missing:
@@ -84,9 +82,6 @@ def read_meta(root: str | Path, limit: int | None = None) -> list[dict]:
         if task not in TASKS:
             faults.append(f"item {number} is of an unknown task {task}")
             continue
-        if limit is not None and taken[task] >= limit:
-            continue
-        taken[task] += 1
         audio = path.parent / f"{task}_{entry['dataset_name']}" / entry["path"]
         identity = f"{task}-{entry['uniq_id']}"
         if not audio.is_file():

@@ -156,13 +156,6 @@ def collate(
     )
 
 
-def padding_share(batches: Sequence[Selection], lengths: Sequence[int]) -> float:
-    """Share of all positions computed, filling included, that hold no token of a sample."""
-    lengths = np.asarray(lengths)
-    real = sum(float(lengths[batch.indices] @ batch.weights) for batch in batches)
-    return 1.0 - real / sum(batch.length * len(batch.indices) for batch in batches)
-
-
 def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> list[Selection]:
     batches = []
     for start in range(0, len(order), batch_size):

@@ -2,7 +2,6 @@
 
 import flax.struct
 import jax
-import numpy as np
 
 from rrs_jax.models.cache import Store
 
@@ -50,12 +49,3 @@ class Trees:
     positions: jax.Array
     branches: jax.Array
     lengths: jax.Array
-
-
-def right_padded(input_ids: np.ndarray, attention_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows padded on either side, (B, T), moved so that their real tokens stand first; also the lengths (B,).
-
-    Rotary positions are relative to a row's first token, so a left-padded row means the same thing.
-    """
-    order = np.argsort(1 - np.asarray(attention_mask), axis=1, kind="stable")
-    return np.take_along_axis(np.asarray(input_ids), order, axis=1), np.asarray(attention_mask).sum(axis=1)

@@ -133,9 +133,9 @@ class Session:
 
     @functools.cached_property
     def evaluation_rows(self) -> list[dict]:
-        """Of the half `evaluate.split`, at most `evaluate.limit` of each set."""
+        """The evaluation manifest's rows, at most `evaluate.limit` of each label."""
         rows = load_manifest(self.folder.evaluation_manifest)
-        return chosen_rows(rows, self.config.evaluate.split, self.config.evaluate.limit)
+        return chosen_rows(rows, self.config.evaluate.limit)
 
     @functools.cached_property
     def training_bank(self) -> AudioBank:

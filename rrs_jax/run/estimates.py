@@ -79,15 +79,13 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
     train = len(rows) + added if training else (2 * pairs + singles) * data.voices_per_question
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     if evaluation:
-        asked = chosen_rows(read_jsonl(evaluation), asked_of.split, asked_of.limit)
+        asked = chosen_rows(read_jsonl(evaluation), asked_of.limit)
         sets = [
             sum(row.get("label") == label for row in asked) for label in ("harmful", "benign", "borderline")
         ]
     else:
         asked, pairs = [], categories * starter("eval_pairs_per_category")
         sets = [pairs, pairs, starter("borderline")]
-        if asked_of.split != "all":
-            sets = [-(-size // 2) for size in sets]
     seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
     return Sizes(
         train,

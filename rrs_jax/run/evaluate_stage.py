@@ -61,8 +61,7 @@ class Evaluation:
     def __init__(self, session: Session, local: LocalEngine, setting: str, helpfulness: bool):
         self.session, self.local, self.config, self.setting = session, local, session.config, setting
         config = self.config.evaluate
-        others = [value for value, usual in ((setting, "spoken"), (config.split, "all")) if value != usual]
-        parts = [question_sets_name(config.questions), *others]
+        parts = [question_sets_name(config.questions), setting if setting != "spoken" else ""]
         self.suffix = "".join(f"-{part}" for part in parts if part)  # of the folders in RUN/eval
         self.rows, self.audio_folder = self._rows()
         judge = self.config.judge
@@ -82,7 +81,7 @@ class Evaluation:
                 raise UserError(
                     "evaluate.air_bench: needs judge.url and judge.model, the judge of the answers."
                 )
-            self.air_bench_items = read_meta(config.air_bench, config.air_bench_limit)
+            self.air_bench_items = read_meta(config.air_bench)
 
     def of(
         self, name: str, engine: tuple[Generate, dict], vanilla: dict | None = None, epoch: int | None = None
@@ -198,10 +197,7 @@ class Evaluation:
         relative."""
         session, config = self.session, self.config.evaluate
         if config.questions:
-            rows, folder = (
-                chosen_rows(read_question_sets(config.questions), config.split, config.limit),
-                Path("."),
-            )
+            rows, folder = chosen_rows(read_question_sets(config.questions), config.limit), Path(".")
             mute = [row for row in rows if not row["audio"]]
             if mute and (set(config.modes) != {"text_only"} or self.setting != "spoken"):
                 drawn = read_voices(",".join(self.config.data.voices))

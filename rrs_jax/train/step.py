@@ -21,8 +21,6 @@ from rrs_jax.models.stack import compiler_options
 from rrs_jax.strategies import Strategy
 from rrs_jax.strategies.penalty import penalty
 
-SCHEDULES = ("constant", "linear", "cosine")
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserConfig:

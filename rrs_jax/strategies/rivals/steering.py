@@ -63,11 +63,9 @@ def serve(work) -> Serving:
 
     def choose(prompts, bank) -> np.ndarray:
         states = work.layer_states(prompts, layers[:1], bank)[:, 0]
-        return (states @ found["weights"] + found["bias"][0] > work.config.rivals.probe_threshold).astype(int)
+        return (states @ found["weights"] + found["bias"][0] > 0).astype(int)
 
-    return Serving(
-        [work.vanilla, model], made_by | {"threshold": work.config.rivals.probe_threshold}, choose=choose
-    )
+    return Serving([work.vanilla, model], made_by, choose=choose)
 
 
 def fit_probe(inputs: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, float]:

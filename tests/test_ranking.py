@@ -1,46 +1,11 @@
-"""Halves of the evaluation questions, pooled seeds in a sweep's table, and the ranking by the target."""
+"""The ranking of a sweep's runs by the target, seeds averaged."""
 
 import json
-from collections import Counter
 
 import pytest
 
-from rrs_jax.data.starter import choose_rows
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.report.ranking import main, ranking
-
-
-def test_halves_share_no_question_and_keep_twins_together():
-    rows = choose_rows("eval", pairs_per_category=None, borderline=None)
-    choose, check = (chosen_rows(rows, split, None) for split in ("choose", "check"))
-    for key in ("id", "pair_id", "question"):
-        assert not {row[key] for row in choose} & {row[key] for row in check}
-    assert sorted(row["id"] for row in choose + check) == sorted(row["id"] for row in rows)
-    for half in (choose, check):
-        pairs = Counter(row["pair_id"] for row in half if row["label"] != "borderline")
-        assert set(pairs.values()) == {2} and len(pairs) == 70
-        categories = Counter(row["category"] for row in half if row["label"] == "harmful")
-        assert set(categories.values()) == {5} and len(categories) == 14
-        styles = Counter(row["category"] for row in half if row["label"] == "borderline")
-        assert len(styles) == 8 and set(styles.values()) <= {7, 8}
-
-
-def test_questions_without_a_twin_and_a_limit():
-    rows = [
-        {"id": f"{label}{i}", "label": label, "category": "none", "pair_id": None}
-        for i in range(5)
-        for label in ("harmful", "benign")
-    ]
-    assert [row["id"] for row in chosen_rows(rows, "choose", 2)] == ["harmful0", "harmful1"]
-    assert [row["id"] for row in chosen_rows(rows, "check", None)] == [
-        "benign0",
-        "benign1",
-        "benign2",
-        "benign3",
-        "benign4",
-    ]
-    assert [row["id"] for row in chosen_rows(rows, "all", 1)] == ["harmful0", "benign0"]
 
 
 def write(path, run: str, name: str, asr: tuple, orr: float, borderline: float, nsi: bool):
@@ -67,16 +32,16 @@ def sweep(tmp_path):
         ("met", (22.0, 33.0, None), 2.0, 10.0),
         ("unsafe", (20.0, 36.0, None), 1.0, 5.0),
     ):
-        write(tmp_path, run, "vanilla-choose", (100.0, 90.0, None), 1.0, 5.0, nsi=False)
-        write(tmp_path, run, "rrs-choose", asr, orr, borderline, nsi=True)
+        write(tmp_path, run, "vanilla", (100.0, 90.0, None), 1.0, 5.0, nsi=False)
+        write(tmp_path, run, "rrs", asr, orr, borderline, nsi=True)
     return [tmp_path / run for run in ("rrs", "met", "unsafe")]
 
 
 def test_of_several_seeds_the_mean_is_ranked(sweep, tmp_path):
     """rrs answers 26 and 32 % on average, met 30 and 29, unsafe, which has one seed, 20 and 36."""
     for run, asr, orr in (("rrs-seed1", (32.0, 34.0, None), 1.0), ("met-seed1", (38.0, 25.0, None), 4.0)):
-        write(tmp_path, run, "vanilla-choose", (100.0, 90.0, None), 1.0, 5.0, nsi=False)
-        write(tmp_path, run, "rrs-choose", asr, orr, 10.0, nsi=True)
+        write(tmp_path, run, "vanilla", (100.0, 90.0, None), 1.0, 5.0, nsi=False)
+        write(tmp_path, run, "rrs", asr, orr, 10.0, nsi=True)
     lines = ranking([*sweep, tmp_path / "rrs-seed1", tmp_path / "met-seed1"], "rrs").splitlines()
     assert [line.split() for line in lines[2:5]] == [
         ["unsafe", "+4.0", "+0.0", "+0.0", "1.0"],
