@@ -85,9 +85,9 @@ def swept(base):
     made = {"generators": 0, "steps": 0, "models": 0}
     with pytest.MonkeyPatch.context() as patch:
         counted = {
-            "shared.Generator": "generators",
+            "run.sweep_cache.Generator": "generators",
             "train.loop.TrainStep": "steps",
-            "shared.load_weights": "models",
+            "run.sweep_cache.load_weights": "models",
         }
         for place, kind in counted.items():
             whole = pkgutil.resolve_name(f"rrs_jax.{place}")

@@ -28,11 +28,11 @@ STRATEGY_TABLE = {
     "sft_deep": Entry("refusals also behind a prefill (Qi et al. 2025)", "sft_deep"),
     "rrs": Entry("reshapes the representation space (section 4)", "rrs"),
     "rrs_plus": Entry("rrs with the values of PLUS where a field has its default", "rrs"),
-    "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rerouting"),
-    "steering": Entry("a refusal vector added at inference", "steering", trains=False),
-    "steering_conditional": Entry("the same where a probe fires", "steering", trains=False),
+    "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rivals.rerouting"),
+    "steering": Entry("a refusal vector added at inference", "rivals.steering", trains=False),
+    "steering_conditional": Entry("the same where a probe fires", "rivals.steering", trains=False),
     "system_prompt": Entry(
-        "a system prompt that asks for safety", "system_prompt", trains=False, extracts=False
+        "a system prompt that asks for safety", "rivals.system_prompt", trains=False, extracts=False
     ),
 }
 
