@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
-import pytest
 import torch
 from conftest import relative_error
 from test_models import FRAMES, audio_bank, make_batch, prompts, torch_inputs
@@ -15,7 +14,6 @@ from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.steering import steered
 from rrs_jax.strategies.rivals.rerouting import Rerouting
-from rrs_jax.strategies.rivals.steering import fit_probe, probe_accuracy
 from rrs_jax.weights.load import load_weights
 
 
@@ -144,27 +142,3 @@ def test_a_steered_models_answers(reference, folder, clips):  # noqa: F811
     assert all(2 not in row for row in expected)  # no answer ends early
     assert [list(map(int, row)) for row in answers["steered"]] == expected
     assert answers["plain"] != answers["steered"]
-
-
-def test_probe():
-    """Ridge regression of ±1 with classes of equal weight, written as a weighted least-squares problem."""
-    rng = np.random.default_rng(0)
-    harmful, benign = rng.normal(size=(30, 5)) + [1, 0, 0, 0, 0], rng.normal(size=(70, 5))
-    inputs, signs = np.concatenate([harmful, benign]), np.repeat([1.0, -1.0], [30, 70])
-    weights, bias = fit_probe(inputs, signs)
-    middle = (harmful.mean(0) + benign.mean(0)) / 2
-    importance = np.where(signs > 0, 0.5 / 30, 0.5 / 70)
-    centred = inputs - middle
-    ridge = 0.1 * np.trace((centred * importance[:, None]).T @ centred) / 5
-    stacked = np.concatenate([centred * np.sqrt(importance)[:, None], np.sqrt(ridge) * np.eye(5)])
-    expected, *_ = np.linalg.lstsq(
-        stacked, np.concatenate([signs * np.sqrt(importance), np.zeros(5)]), rcond=None
-    )
-    np.testing.assert_allclose(weights, expected, rtol=1e-6)
-    assert bias == pytest.approx(-middle @ expected)
-    pairs = [f"p{i}" for i in range(30)] * 2 + [f"q{i}" for i in range(40)]
-    assert 0.55 < probe_accuracy(inputs, signs, pairs) < 0.9
-    noise = rng.normal(size=(100, 5))
-    assert abs(probe_accuracy(noise, signs, pairs) - 0.5) < 0.15
-    far = inputs + 20 * (signs > 0)[:, None]
-    assert probe_accuracy(far, signs, pairs) == 1.0

@@ -11,14 +11,12 @@ import numpy as np
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.distributed.mesh import replicated
 from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.frozen.probe import fit_probe, probe_accuracy
 from rrs_jax.models.steering import steered
 from rrs_jax.progress import say
 from rrs_jax.strategies.rivals.layers import chosen_layers
 from rrs_jax.strategies.served import Serving
 from rrs_jax.weights.safetensors_io import read_header, save_file
-
-SHRINKAGE = 0.1
-FOLDS = 5
 
 
 def extract(work) -> dict:
@@ -66,34 +64,6 @@ def serve(work) -> Serving:
         return (states @ found["weights"] + found["bias"][0] > 0).astype(int)
 
     return Serving([work.vanilla, model], made_by, choose=choose)
-
-
-def fit_probe(inputs: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights and bias of the ridge regression of ±1 on states (N, D); classes weigh the same, however many
-    they are."""
-    inputs = np.asarray(inputs, np.float64)
-    means = [inputs[signs == sign].mean(axis=0) for sign in (1, -1)]
-    middle = (means[0] + means[1]) / 2
-    share = np.where(signs > 0, np.sum(signs > 0), np.sum(signs < 0))
-    centred = (inputs - middle) / np.sqrt(2 * share)[:, None]
-    covariance = centred.T @ centred
-    ridge = SHRINKAGE * np.trace(covariance) / len(covariance)
-    weights = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), (means[0] - means[1]) / 2)
-    return weights, float(-middle @ weights)
-
-
-def probe_accuracy(inputs: np.ndarray, signs: np.ndarray, pairs: list[str]) -> float:
-    """Of probes fitted without the pair that they judge, 0 to 1; both classes weigh the same."""
-    folds = {name: i % FOLDS for i, name in enumerate(dict.fromkeys(pairs))}
-    fold = np.array([folds[name] for name in pairs])
-    right = np.zeros(len(signs))
-    for held in range(FOLDS):
-        rest = fold != held
-        if len(set(signs[rest])) < 2:
-            continue
-        weights, bias = fit_probe(inputs[rest], signs[rest])
-        right[~rest] = (inputs[~rest] @ weights + bias) * signs[~rest] > 0
-    return float(np.mean([right[signs == sign].mean() for sign in (1, -1)]))
 
 
 def _path(work):
