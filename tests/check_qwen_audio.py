@@ -21,8 +21,8 @@ import numpy as np
 import peft
 import soundfile
 import torch
-from qwen_audio_folder import END, PAD, START, small_values, write_folder
 
+from helpers.qwen_audio_folder import END, PAD, START, small_values, write_folder
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.data.starter import choose_rows
 from rrs_jax.inputs.batching import collate

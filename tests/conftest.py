@@ -1,4 +1,4 @@
-"""Small random Qwen2-Audio folders, written by transformers with every size odd or unequal."""
+"""The tests' environment, and the fixtures that several test files share."""
 
 import atexit
 import os
@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 
-from xla_flags import UNOPTIMISED
+from helpers.xla_flags import UNOPTIMISED
 
 # Eight devices on the CPU, and no optimisation: the tests' time is compilation. For the same reason all
 # tests, and the processes that they start, share what is compiled; pytest's first process makes the folder
@@ -20,81 +20,19 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import numpy as np
 import pytest
 import torch
-import transformers
+from selenium import webdriver
+
+from helpers.clip_prompts import clip_features
+from helpers.manifests import write_sound_files
+from helpers.qwen2_audio import make_reference, write_whole_folder
 
 torch.set_num_threads(1)
 
 # A shell has what it starts in the background ignore Ctrl-C, and the processes that tests start and interrupt
 # with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def small_config(**text) -> transformers.Qwen2AudioConfig:
-    values = (
-        dict(
-            hidden_size=48,
-            intermediate_size=72,
-            num_hidden_layers=3,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            vocab_size=136,
-            rms_norm_eps=1e-5,
-            max_position_embeddings=512,
-            rope_theta=1000.0,
-            tie_word_embeddings=False,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        | text
-    )
-    return transformers.Qwen2AudioConfig(
-        audio_config=dict(
-            d_model=24,
-            encoder_layers=2,
-            encoder_attention_heads=3,
-            encoder_ffn_dim=40,
-            num_mel_bins=12,
-            max_source_positions=1500,
-        ),
-        text_config=dict(model_type="qwen2", **values),
-        audio_token_index=130,
-        tie_word_embeddings=values["tie_word_embeddings"],
-    )
-
-
-def twin_rows(clips) -> list[dict]:
-    """A manifest's rows, harmful and benign by turns, one for each clip."""
-    return [
-        {
-            "id": f"q{i}",
-            "pair_id": f"p{i // 2}",
-            "label": ("harmful", "benign")[i % 2],
-            "category": "c",
-            "question": f"How do I answer you {i}?",
-            "audio": str(clip),
-        }
-        for i, clip in enumerate(clips)
-    ]
-
-
-def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Every parameter random, norms and biases too: an unused one would show."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            sample = torch.randn(parameter.shape, generator=generator)
-            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
-            parameter.copy_(sample * scale + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
-
-
-def make_reference(**text) -> transformers.Qwen2AudioForConditionalGeneration:
-    model = transformers.Qwen2AudioForConditionalGeneration(small_config(**text)).float().eval()
-    randomise(model)
-    model.tie_weights()
-    return model
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +49,50 @@ def folder(reference, tmp_path_factory):
     return path
 
 
-def relative_error(value, expected) -> float:
-    value, expected = np.asarray(value, np.float64), np.asarray(expected, np.float64)
-    return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
+@pytest.fixture(scope="module")
+def clips():
+    """Features of four clips."""
+    return clip_features()
+
+
+@pytest.fixture(scope="session")
+def whole_folder(tmp_path_factory):
+    """A whole model folder as a user has it; no test changes it."""
+    path = tmp_path_factory.mktemp("whole")
+    write_whole_folder(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sound_files(tmp_path_factory):
+    """Eight clips as WAV files; no test changes them."""
+    return write_sound_files(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.fail(
+            "the page's tests need Chromium; run: apt-get install -y chromium chromium-driver", pytrace=False
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--autoplay-policy=no-user-gesture-required",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()

@@ -3,33 +3,28 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
 import xml.etree.ElementTree
-from pathlib import Path
 
+import common
 import numpy as np
+import ours
+import peer
 import pytest
+import side_by_side
 import torch
+from comparison import compare
+from folders import write_random_weights, write_small_files
+from parts import each_part, failure_told, interruptible
+from performance_page import comparison_table, profiles, scaling, variants_table
+from released_sizes import small
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
-import common  # noqa: E402
-import ours  # noqa: E402
-import peer  # noqa: E402
-import side_by_side  # noqa: E402
-from comparison import compare  # noqa: E402
-from folders import write_random_weights, write_small_files  # noqa: E402
-from parts import each_part, failure_told, interruptible  # noqa: E402
-from performance_page import comparison_table, profiles, scaling, variants_table  # noqa: E402
-from released_sizes import small  # noqa: E402
-
-from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T  # noqa: E402
-from rrs_jax.inputs.processor import Processor  # noqa: E402
-from rrs_jax.models.architectures import part  # noqa: E402
-from rrs_jax.models.released import RELEASED  # noqa: E402
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
+from rrs_jax.inputs.processor import Processor
+from rrs_jax.models.architectures import part
+from rrs_jax.models.released import RELEASED
 
 
 def options(*more: str):

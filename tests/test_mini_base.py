@@ -17,12 +17,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from conftest import randomise, relative_error
 from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from helpers.tensors import randomise, relative_error
 from rrs_jax.errors import UserError
 from rrs_jax.mini import base, gguf_reader, model, sources
 from rrs_jax.mini.ctranslate2_reader import CTranslate2Encoder

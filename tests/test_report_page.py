@@ -13,11 +13,10 @@ import threading
 import numpy as np
 import pytest
 import scipy.spatial.distance
-from report_runs import HOSTILE, REFUSAL, write_recorded, write_run
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
-from test_show import browser  # noqa: F401 (fixture)
 
+from helpers.report_runs import HOSTILE, REFUSAL, write_recorded, write_run
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool
 from rrs_jax.files import read_json
@@ -379,7 +378,7 @@ def test_answers_that_changed_come_first(sweep):
 
 
 @pytest.fixture
-def opened(browser, sweep, request):  # noqa: F811
+def opened(browser, sweep, request):
     width = getattr(request, "param", 1200)
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -427,7 +426,7 @@ def test_text_from_outside_stays_text(opened, sweep):
         assert opened.find_element(By.ID, table.get_attribute("aria-labelledby")).text.startswith("Table ")
 
 
-def hover(browser, element, x: int = 0, y: int = 0):  # noqa: F811
+def hover(browser, element, x: int = 0, y: int = 0):
     """The pointer on the element's middle, moved by x and y; after scrolling, of which the page is told late
     and which takes a tip away."""
     left, top = browser.execute_async_script(

@@ -1,0 +1,422 @@
+"""Two processes that do one run together, against one process with as many devices; and what goes wrong
+between them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+from helpers.manifests import twin_rows
+from helpers.tensors import relative_error
+from helpers.xla_flags import UNOPTIMISED
+from rrs_jax.config import command_line, default_config, flatten
+from rrs_jax.distributed import processes
+from rrs_jax.distributed.join import Joining, joined
+from rrs_jax.distributed.rendezvous import meet
+from rrs_jax.errors import UserError
+from rrs_jax.files import read_jsonl, write_jsonl
+from rrs_jax.weights.safetensors_io import read_header
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+from rrs_jax.config import default_config
+def get_config():
+    config = default_config()
+    config.update_from_flattened_dict(%r)
+    return config
+"""
+STEPS = 5  # and as many epochs: batches of one length compile once
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(arguments: list[str], devices: int, log: Path) -> subprocess.Popen:
+    flags_ = f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}"
+    environment = os.environ | {"XLA_FLAGS": flags_, "PYTHONPATH": str(ROOT)}
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file
+        )
+
+
+def start_both(arguments: list[str], devices: int, logs: Path) -> list[subprocess.Popen]:
+    joining = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--join_seconds=60"]
+    return [
+        start([*arguments, *joining, f"--process_id={i}"], devices, logs.with_suffix(f".{i}"))
+        for i in range(2)
+    ]
+
+
+GLOO = (
+    "[Gloo] Rank ",
+    " is connected to ",
+    " peer ranks. ",
+    "Expected number of connected peer ranks is : ",
+    "\n",
+)
+
+
+def without_gloo(text: str) -> str:
+    """What is left without the lines that XLA's CPU collectives print. They write a line in eight pieces, so
+    that those of two devices' threads may stand within one another: then nothing may be left over but all of
+    their pieces and numbers.
+    """
+    text = re.sub(
+        rf"{re.escape(GLOO[0])}\d{GLOO[1]}\d{GLOO[2]}{GLOO[3]}\d\n", "", text
+    )  # not two lines' numbers in one
+    tangled = len(re.findall(re.escape(GLOO[0]), text))
+    if not tangled:
+        return text
+    start = text.index(GLOO[0])
+    for piece in GLOO:
+        assert text.count(piece, start) >= tangled, text
+        text = text[:start] + text[start:].replace(piece, "", tangled)
+    numbers = re.match(rf"\d{{{3 * tangled}}}", text[start:])  # ranks of one digit each
+    assert numbers, text
+    return text[:start] + text[start + numbers.end() :]
+
+
+@pytest.fixture(scope="module")
+def runs(whole_folder, sound_files, tmp_path_factory):
+    """`two`: by two processes with two devices each, both killed in the middle and started again; `one`: by
+    one with four."""
+    path = tmp_path_factory.mktemp("hosts")
+    rows = twin_rows(sound_files)
+    write_jsonl(path / "manifest.jsonl", rows)
+    config = default_config()
+    config.model.path, config.model.dtype = str(whole_folder), "float32"
+    config.data.manifest = config.data.eval_manifest = str(path / "manifest.jsonl")
+    config.train.epochs, config.train.batch_size, config.train.learning_rate = STEPS, 8, 1e-3
+    config.evaluate.samples, config.generate.max_new_tokens, config.evaluate.modes = 2, 4, ("audio_text",)
+    config.report.representation_epochs = (STEPS,)
+    config.mesh.data, config.mesh.fsdp = 2, 2
+    (path / "config.py").write_text(CONFIG % flatten(config))
+    command = ["launch.py", f"--config={path / 'config.py'}", "--stages=data,extract,train,evaluate,export"]
+
+    one = start([*command, f"--config.run_dir={path / 'one'}"], 4, path / "one.log")
+    assert one.wait(300) == 0, (path / "one.log").read_text()
+
+    command += [f"--config.run_dir={path / 'two'}"]
+    processes = start_both(command, 2, path / "killed")
+    while not (path / "two" / "checkpoints" / "2").exists() and all(
+        process.poll() is None for process in processes
+    ):
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+        process.wait(60)
+    done = len((path / "two" / "metrics.jsonl").read_text().splitlines())
+    assert 2 <= done < STEPS, (path / "killed.0").read_text()
+
+    processes = start_both(command, 2, path / "two")
+    assert [process.wait(300) for process in processes] == [0, 0], [
+        (path / f"two.{i}").read_text() for i in range(2)
+    ]
+    return path
+
+
+def test_losses_and_adapter_equal_those_of_one_process(runs):
+    ours, expected = (read_jsonl(runs / name / "metrics.jsonl") for name in ("two", "one"))
+    assert [row["step"] for row in ours] == [row["step"] for row in expected] == list(range(1, STEPS + 1))
+    for field in ("loss", "grad_norm"):
+        np.testing.assert_allclose([row[field] for row in ours], [row[field] for row in expected], rtol=1e-5)
+    assert ours[-1]["penalty"] > 0
+    files = [runs / name / "export" / "adapter" / "adapter_model.safetensors" for name in ("two", "one")]
+    (ours, _), (expected, _) = map(read_header, files)
+    assert ours.keys() == expected.keys()
+    for name in ours:
+        assert relative_error(ours[name].array(), expected[name].array()) < 1e-4, name
+
+
+@pytest.mark.parametrize("name", ["vanilla", "rrs"])
+def test_answers_and_rates_equal_those_of_one_process(runs, name):
+    def read(run):
+        rows = read_jsonl(runs / run / "eval" / name / "responses.jsonl")
+        return {(row["set"], row["id"], row["mode"], row["sample"]): row["response"] for row in rows}
+
+    assert read("two") == read("one") and len(read("one")) == 8 * 2
+    summaries = [(runs / run / "eval" / name / "summary.json").read_text() for run in ("two", "one")]
+    assert summaries[0] == summaries[1]
+
+
+def test_the_first_process_alone_writes_and_talks(runs):
+    def files(run):
+        found = {str(file.relative_to(runs / run)) for file in (runs / run).rglob("*") if file.is_file()}
+        return {name for name in found if not name.startswith(("checkpoints", "tensorboard"))}
+
+    assert files("two") == files("one")
+    assert without_gloo((runs / "two.1").read_text()).split() == []
+    assert (
+        "training: done already" not in (runs / "two.0").read_text()
+        and "seconds: data" in (runs / "two.0").read_text()
+    )
+    assert json.loads((runs / "two" / "config.json").read_text())["sessions"][0]["processes"] == 2
+
+
+MESSAGES = """
+import json, sys
+from pathlib import Path
+from rrs_jax.distributed import processes
+from rrs_jax.errors import UserError
+from rrs_jax.distributed.join import Joining, joined
+
+def sentence(act):
+    try:
+        act()
+    except UserError as error:
+        return str(error)
+
+def wrong(where):
+    def act():
+        with processes.in_step():
+            if index == where:
+                raise UserError("it is wrong")
+    return act
+
+def refused():
+    raise UserError("no")
+
+index = int(sys.argv[1])
+with joined(Joining(sys.argv[2], 2, index, 60)):
+    seen = []
+    lead = processes.Lead({"add": lambda a, b: seen.append(a + b)})
+    def work():
+        lead.call("add", 1, 2)
+        lead.call("add", "x" * 3_000_000, "y")
+        return len(seen)
+    told = {
+        "gather": processes.gather(str(index)),
+        "by_first": processes.by_first(lambda: [index, "é"]),
+        "refused": sentence(lambda: processes.by_first(refused)),
+        "wrong0": sentence(wrong(0)),
+        "wrong1": sentence(wrong(1)),
+        "alike": sentence(lambda: processes.check_alike({"a": 1, "seed": index})),
+        "shared": sentence(lambda: processes.check_shared(Path(sys.argv[3]))),
+        "own": sentence(lambda: processes.check_shared(Path(sys.argv[3]) / str(index))),
+        "lead": lead.run(work),
+        "failed lead": sentence(lambda: lead.run(refused)),
+        "seen": [seen[0], len(seen[1])],
+    }
+    print("TOLD " + json.dumps(told))
+"""
+
+
+def test_what_processes_tell_one_another(tmp_path):
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+    (tmp_path / "messages.py").write_text(MESSAGES)
+    port = free_port()
+    arguments = [
+        [str(tmp_path / "messages.py"), str(i), f"127.0.0.1:{port}", str(tmp_path)] for i in range(2)
+    ]
+    processes = [start(own, 1, tmp_path / f"log{i}") for i, own in enumerate(arguments)]
+    assert [process.wait(120) for process in processes] == [0, 0], (tmp_path / "log0").read_text()
+    for i in range(2):
+        told = next(
+            line for line in (tmp_path / f"log{i}").read_text().splitlines() if line.startswith("TOLD ")
+        )
+        assert json.loads(told.removeprefix("TOLD ")) == {
+            "gather": ["0", "1"],
+            "by_first": [0, "é"],
+            "refused": "no",
+            "wrong0": "it is wrong",
+            "wrong1": "process 1: it is wrong",
+            "alike": (
+                "the processes are not started alike (seed 0 in process 0 and 1 in process 1); give all the"
+                " same command and program."
+            ),
+            "shared": None,
+            # Each has its own folder here, so each names its own.
+            "own": (
+                f"run_dir: {tmp_path / str(i)} is not the same folder in all processes (process 1 does not"
+                " see what process 0 writes); give a --config.run_dir on a file system that all hosts share."
+            ),
+            "lead": 2,
+            "failed lead": "no",
+            "seen": [3, 3_000_001],
+        }
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1", "log0", "log1", "messages.py"]
+
+
+ENDINGS = """
+import sys, time
+from rrs_jax.config import command_line
+from rrs_jax.distributed import processes
+from rrs_jax.errors import UserError
+from rrs_jax.distributed.join import Joining, joined
+
+index, how = int(sys.argv[1]), sys.argv[3]
+with command_line.exit_status(), joined(Joining(sys.argv[2], 2, index, 60)):
+    print("READY", flush=True)
+    if index == 1 and how == "mistake":
+        raise UserError("this host has no model")
+    if how == "waits":
+        time.sleep(100)
+    processes.gather("")
+"""
+
+
+@pytest.mark.parametrize(
+    "how, sent, status, first_says",
+    [
+        ("mistake", None, 2, "process 1: this host has no model"),
+        ("waits", signal.SIGTERM, 1, "interrupted; the same command resumes"),
+    ],
+)
+def test_all_end_where_one_ends(tmp_path, how, sent, status, first_says):
+    """After a mistake of one, and after a signal to one while the other is busy."""
+    (tmp_path / "endings.py").write_text(ENDINGS)
+    port = free_port()
+    arguments = [[str(tmp_path / "endings.py"), str(i), f"127.0.0.1:{port}", how] for i in range(2)]
+    logs = [tmp_path / f"log{i}" for i in range(2)]
+    processes = [start(own, 1, log) for own, log in zip(arguments, logs, strict=True)]
+    if sent:
+        while not all("READY" in log.read_text() for log in logs):
+            assert all(process.poll() is None for process in processes), logs[0].read_text()
+            time.sleep(0.05)
+        processes[0].send_signal(sent)
+    assert [process.wait(60) for process in processes] == [status, status], (
+        logs[0].read_text() + logs[1].read_text()
+    )
+    assert without_gloo(logs[0].read_text()).split("\n") == ["READY", first_says, ""]
+    assert "Traceback" not in logs[1].read_text()
+
+
+def together(calls) -> list[str | None]:
+    """What each of some calls of `meet`, made at the same time, says."""
+
+    def sentence(arguments):
+        try:
+            meet(*arguments)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(sentence, calls))
+
+
+def test_processes_meet_in_any_order_and_strangers_are_passed_over():
+    port = free_port()
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(meet, f"127.0.0.1:{port}", 3, i, 30.0) for i in (2, 0)]
+        with connection(port) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        waiting.append(pool.submit(meet, f"127.0.0.1:{port}", 3, 1, 30.0))
+        assert [one.result(60) for one in waiting] == [None] * 3
+
+
+def connection(port: int) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=5)
+        except OSError:  # nobody listens yet
+            time.sleep(0.05)
+
+
+def test_who_does_not_come_is_named():
+    port = free_port()
+    absent = "--num_processes: process 1, 3 did not come in 2 s; start all 4, or give more --join_seconds."
+    assert together([(f"127.0.0.1:{port}", 4, 0, 2.0), (f"127.0.0.1:{port}", 4, 2, 2.0)]) == [absent, absent]
+    said = together([(f"127.0.0.1:{port}", 2, 1, 1.0)])
+    assert said == [
+        f"--coordinator: no process 0 answers at 127.0.0.1:{port} in 1 s (Connection refused); start it"
+        " there, check name, port and firewall, or give more --join_seconds."
+    ]
+
+
+def test_processes_that_contradict_one_another():
+    where = f"127.0.0.1:{free_port()}"
+    twice = "--process_id: 1 was given to two processes; give each its own."
+    assert together([(where, 3, 0, 20.0), (where, 3, 1, 20.0), (where, 3, 1, 20.0)]) == [twice] * 3
+    other = "--num_processes: is 2 in process 0 and 3 in process 1; give all the same."
+    assert together([(where, 2, 0, 20.0), (where, 3, 1, 20.0)]) == [other] * 2
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert together([(f"127.0.0.1:{port}", 2, 0, 1.0)]) == [
+            f"--coordinator: port {port} cannot be used (Address already in use); give another one."
+        ]
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            ["--process_id=0"],
+            "--process_id: has no meaning without --coordinator; give both, or --distributed alone.",
+        ),
+        (["--coordinator=here"], "--coordinator: 'here' is no HOST:PORT, such as node01:7890."),
+        (["--coordinator=a:99999"], "--coordinator: 'a:99999' is no HOST:PORT, such as node01:7890."),
+        (
+            ["--coordinator=a:1", "--num_processes=2"],
+            "--coordinator: needs --process_id too; give how many processes there are and which this is.",
+        ),
+        (
+            ["--coordinator=a:1", "--num_processes=2", "--process_id=2"],
+            "--process_id: is 2; with --num_processes=2 give 0 to 1.",
+        ),
+        (
+            ["--coordinator=a:1", "--num_processes=0", "--process_id=0"],
+            "--num_processes: is 0; give 1 or more.",
+        ),
+        (["--distributed", "--join_seconds=0"], "--join_seconds: is 0; give 1 or more."),
+        (
+            ["--distributed", "--coordinator=a:1"],
+            (
+                "--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not"
+                " both."
+            ),
+        ),
+        (
+            ["--distributed", "--dry_run"],
+            "--dry_run: needs one process; leave out --distributed and --coordinator.",
+        ),
+        (
+            ["--distributed", "--sweep=a.py"],
+            (
+                "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by"
+                " --sweep_index, without --distributed and --coordinator."
+            ),
+        ),
+    ],
+)
+def test_mistakes_in_the_flags(arguments, sentence):
+    values = flags.FlagValues()
+    command_line.define_flags(values, arguments)
+    values(["launch.py", *arguments])
+    with pytest.raises(UserError) as error:
+        command_line.joining(values)
+    assert str(error.value) == sentence
+
+
+def test_without_flags_a_process_is_alone():
+    values = flags.FlagValues()
+    command_line.define_flags(values, [])
+    values(["launch.py"])
+    assert command_line.joining(values) is None
+    with joined(None):
+        assert processes.is_first() and not processes.several()
+
+
+def test_schedulers_variables_are_missed(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError) as error, joined(Joining()):
+        raise AssertionError
+    assert (
+        str(error.value)
+        == "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun,"
+        " or give --coordinator, --num_processes and --process_id."
+    )

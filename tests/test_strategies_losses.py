@@ -1,0 +1,146 @@
+"""Every other loss against the same written down in torch with PEFT, float64: tokens, hinge, kept samples,
+positions."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.clip_prompts import prompts
+from helpers.dense_step import compare
+from rrs_jax.strategies.rrs import RRS, Hinge
+from rrs_jax.strategies.sft import SFT
+
+TOKENS = (40, 7, 99)  # refusal tokens
+TAILS = [[11, 12], [13], [], [14, 15]]
+
+
+@pytest.fixture
+def asked():
+    return prompts(np.random.default_rng(5))
+
+
+def with_tails(rows, tails):
+    return [[*row, *tail] for row, tail in zip(rows, tails, strict=True)]
+
+
+def draw(*shape):
+    return np.random.default_rng(3).normal(size=shape).astype(np.float32)
+
+
+def log_odds(logits):
+    """Of any refusal token, against all others."""
+    chance = torch.softmax(logits, -1)[list(TOKENS)].sum()
+    return torch.log(chance) - torch.log1p(-chance)
+
+
+class DrawsPrompts(RRS):
+    """As in a step in which the four samples drew these prompts of the pool."""
+
+    def examples(self, indices, prompts=None, tails=None):
+        return super().examples(indices, np.array([1, 0, 2, 1])[indices], tails)
+
+
+def test_kept_samples_have_their_own_state_under_the_prompt_drawn(
+    reference, folder, clips, monkeypatch, asked
+):
+    rows, row_clips = asked
+    targets, kept = draw(4, 48), draw(2, 3, 48) + 1
+    weights, drawn = np.ones((4, 3), np.float32), np.array([1, 2.5, 1, 4], np.float32)
+    weights[np.arange(4), [1, 0, 2, 1]] = drawn  # under the prompts that the samples draw
+    place = np.array([-1, 0, -1, 1], np.int32)
+    strategy = DrawsPrompts(targets, "sum", kept=kept, kept_place=place, weights=weights)
+    wanted = torch.tensor(np.stack([targets[0], kept[0, 0], targets[2], kept[1, 1]]), dtype=torch.float64)
+
+    def expected(hidden, _):
+        last = torch.stack([hidden[r, len(row) - 1] for r, row in enumerate(rows)])
+        return ((last - wanted) ** 2).sum(1) * torch.tensor(drawn)
+
+    compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_hinge(reference, folder, clips, monkeypatch, asked, reduction):
+    """One hinged row above its margin, and one far below, of which nothing is left."""
+    rows, row_clips = asked
+    targets, scale = draw(4, 48), np.array([0, 1.7, 0, 0.6], np.float32)
+    for margin, vanishes in ((30.0, False), (-30.0, True)):
+        strategy = RRS(targets, reduction, hinge=Hinge(TOKENS, margin), hinge_scale=scale)
+        seen = []
+
+        def expected(hidden, head, margin=margin, seen=seen):
+            losses = []
+            for r, row in enumerate(rows):
+                state = hidden[r, len(row) - 1]
+                squares = (state - torch.tensor(targets[r], dtype=torch.float64)) ** 2
+                loss = squares.sum() if reduction == "sum" else squares.mean()
+                if scale[r]:
+                    pull = torch.relu(log_odds(head @ state) + margin) * float(scale[r])
+                    loss = pull**2 / (1 if reduction == "sum" else 48)
+                    seen.append(loss.item() == 0)
+                losses.append(loss)
+            return torch.stack(losses)
+
+        compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
+        assert seen == [vanishes, vanishes]
+
+
+def test_several_positions(reference, folder, clips, monkeypatch, asked):
+    """Tails of unequal length, one of them empty; the first position of one row is hinged."""
+    rows, row_clips = asked
+    whole = with_tails(rows, TAILS)
+    targets = draw(4, 3, 48)
+    real = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]], bool)
+    scale = np.array([0, 1.1, 0, 0], np.float32)
+    strategy = RRS(
+        targets,
+        "mean",
+        tails=[[tail] for tail in TAILS],
+        positions=real,
+        hinge=Hinge(TOKENS, 4.0),
+        hinge_scale=scale,
+    )
+
+    def expected(hidden, head):
+        losses = []
+        for r, row in enumerate(rows):
+            each = []
+            for k in range(1 + len(TAILS[r])):
+                state = hidden[r, len(row) - 1 + k]
+                loss = ((state - torch.tensor(targets[r, k], dtype=torch.float64)) ** 2).mean()
+                if r == 1 and k == 0:
+                    loss = (torch.relu(log_odds(head @ state) + 4.0) * 1.1) ** 2 / 48
+                each.append(loss)
+            losses.append(torch.stack(each).mean())
+        return torch.stack(losses)
+
+    compare(strategy, expected, whole, row_clips, reference, folder, clips, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [[40], [5], [99], [7]],
+        [[40, 41, 42], [5, 6], [7], [8, 9, 10, 11]],
+        [list(range(30, 50)), [5, 6], [7, 1, 2], list(range(60, 77))],  # more than a chunk of positions
+    ],
+)
+def test_cross_entropy_on_the_answer_alone(reference, folder, clips, monkeypatch, asked, answers):
+    """Behind prefills of unequal length, which are not learned."""
+    rows, row_clips = asked
+    prefills = [[], [21], [], [22, 23, 24]]
+    strategy = SFT(answers, [[prefill] for prefill in prefills])
+    whole = with_tails(rows, [tails[0] for tails in strategy.tails])
+    assert [len(row) for row in whole] == [
+        len(row) + len(prefill) + len(answer) - 1
+        for row, prefill, answer in zip(rows, prefills, answers, strict=True)
+    ]
+
+    def expected(hidden, head):
+        losses = []
+        for r, row in enumerate(rows):
+            first = len(row) + len(prefills[r]) - 1
+            logits = hidden[r, first : first + len(answers[r])] @ head.T
+            losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(answers[r])))
+        return torch.stack(losses)
+
+    compare(strategy, expected, whole, row_clips, reference, folder, clips, monkeypatch)
