@@ -17,9 +17,9 @@ from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, r
 Table = tuple[str, list[tuple[str, ...]]]  # title; header and rows
 
 
-def details(runs: Sequence[str | Path], markdown: bool = False) -> str:
-    """All tables of these runs, each under its title. Raises UserError as `read_summaries` does."""
-    summaries = read_summaries(runs)
+def details(runs: Sequence[str | Path], markdown: bool = False, vanilla_once: bool = False) -> str:
+    """Joins all tables of these runs, each under its title; arguments and errors as in `read_summaries`."""
+    summaries = read_summaries(runs, vanilla_once)
     tables = [
         judges_table(summaries),
         agreement_table(summaries),

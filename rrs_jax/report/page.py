@@ -21,6 +21,7 @@ from rrs_jax.files import read_jsonl, write_atomic
 from rrs_jax.report import figures
 from rrs_jax.report.details import details as all_details
 from rrs_jax.report.paper_tables import csv_table, html_table, latex_table, markdown_table, paper_tables
+from rrs_jax.report.plots import by_label
 from rrs_jax.report.results import FinishedRun, Recipe, Results, read_paper, read_results
 from rrs_jax.report.samples import choose_samples, html_samples
 from rrs_jax.report.separation import Figure2
@@ -180,7 +181,8 @@ def _tables(results: Results, folders: Sequence[str | Path]) -> str:
     parts.append(figures.details("All evaluations", f"<pre>{html.escape(text)}</pre>"))
     parts.append(
         figures.details(
-            "Judges, paired tests, categories", f"<pre>{html.escape(all_details(evaluated))}</pre>"
+            "Judges, paired tests, categories",
+            f"<pre>{html.escape(all_details(evaluated, vanilla_once=True))}</pre>",
         )
     )
     notes_shown = "".join(f"<li>{html.escape(note)}</li>" for note in notes(summaries))
@@ -243,9 +245,7 @@ def _figure_2(results: Results, questions: list[str]) -> str:
     ]
     for place, recipe in enumerate(shown):
         figure = made[recipe.runs[0].path]
-        inner = _located(
-            figures.panels(figure, recipe.title), _questions_of(recipe.runs[0], figure), questions
-        )
+        inner = _located(figure, recipe, questions)
         heading = f"<h3>{html.escape(recipe.title)}</h3>"
         parts.append(heading + inner if place == 0 else figures.details(recipe.title, inner))
     if len(recipes) > 1:
@@ -276,13 +276,22 @@ def _questions_of(run: FinishedRun, figure: Figure2) -> list[str]:
     return [f"{label}: {rows.get(name, name)}" for name, label in zip(figure.ids, figure.labels, strict=True)]
 
 
-def _located(panels: str, own: list[str], questions: list[str]) -> str:
-    """The panels with the place on the page's list at which their questions begin."""
+def _located(figure: Figure2, recipe: Recipe, questions: list[str]) -> str:
+    """Wraps a run's figure 2 in an element that says which questions its points are.
+
+    `data-start` is the place on the page's list at which the run's questions begin. `data-LABEL` has, for
+    that label's points in the order in which they are drawn, their places counted from there. Questions that
+    are not on the list yet are added.
+    """
+    own = _questions_of(recipe.runs[0], figure)
     start = next((i for i in range(len(questions)) if questions[i : i + len(own)] == own), None)
     if start is None:
         start = len(questions)
         questions += own
-    return f'<div class="located" data-start="{start}">{panels}</div>'
+    members = by_label(figure.labels).items()
+    places = " ".join(f'data-{label}="{" ".join(map(str, own))}"' for label, own in members)
+    panels = figures.panels(figure, recipe.title)
+    return f'<div class="located" data-start="{start}" {places}>{panels}</div>'
 
 
 def _by_epoch(results: Results) -> str:

@@ -174,19 +174,23 @@ class Plot:
 
 
 def cloud(points: Sequence[Sequence[int]], labels: Sequence[str], title: str, size: int = 1000) -> str:
-    """A panel of points without axes, one path a label; the page finds the point under the pointer by its
-    place in `data-ids`, which are places in the page's list of questions."""
+    """Draws a panel of points without axes, one path a label, in the order of `by_label`."""
     parts = []
-    for label in dict.fromkeys(sorted(labels, key=("borderline", "benign", "harmful").index)):
-        members = [i for i, other in enumerate(labels) if other == label]
-        path = "".join(f"M{points[i][0]} {size - points[i][1]}h0" for i in members)
-        parts.append(f'<path class="points {label}" d="{path}" data-ids="{" ".join(map(str, members))}"/>')
+    for label, members in by_label(labels).items():
+        path = "".join(f"M{points[i][0]} {size - points[i][1]}z" for i in members)
+        parts.append(f'<path class="points {label}" d="{path}"/>')
     margin = size // 25
     box = f"{-margin} {-margin} {size + 2 * margin} {size + 2 * margin}"
     return (
         f'<svg class="cloud" viewBox="{box}" role="img"'
         f' aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
     )
+
+
+def by_label(labels: Sequence[str]) -> dict[str, list[int]]:
+    """Places of the points of each label, in the order in which labels are drawn."""
+    present = dict.fromkeys(sorted(labels, key=("borderline", "benign", "harmful").index))
+    return {label: [i for i, other in enumerate(labels) if other == label] for label in present}
 
 
 def tip_of(tip: str, focus: bool = True) -> str:
