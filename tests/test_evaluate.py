@@ -9,10 +9,14 @@ import scipy.stats
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate import (
+    Engine,
+    EvaluationPlan,
     GenerationRequest,
     Judgement,
     Query,
+    Questions,
     ResponseStore,
+    Target,
     evaluate_model,
     judge_responses,
     make_judges,
@@ -510,18 +514,16 @@ def generate(requests, on_finished):
         on_finished(request, answer(request), 0.1)
 
 
-def run(folder, generate=generate, **changes):
-    arguments = {
-        "rows": ROWS,
-        "modes": ("audio_text", "text_only"),
-        "samples": 5,
-        "judge_names": ["phrases", "first_token"],
-        "folder": folder,
-        "audio_folder": "clips",
-        "made_by": {"model": "m"},
-        "model": "m",
-    }
-    return evaluate_model("vanilla", generate=generate, **(arguments | changes))
+def run(folder, generate=generate, *, rows=ROWS, judges=("phrases", "first_token"), **changes):
+    made_by, vanilla = changes.pop("made_by", {"model": "m"}), changes.pop("vanilla", None)
+    return evaluate_model(
+        Engine(generate, "m", made_by),
+        Questions(rows, "clips"),
+        EvaluationPlan(**{"modes": ("audio_text", "text_only")} | changes),
+        make_judges(judges),
+        Target(folder, "vanilla"),
+        vanilla,
+    )
 
 
 def test_evaluate_model_writes_the_summary_by_hand(tmp_path):
@@ -669,7 +671,7 @@ def test_a_text_only_run_needs_no_audio_and_has_no_orr(tmp_path):
         ({"modes": ()}, r"evaluate\.modes: is empty"),
         ({"over_refusal_modes": ("x",)}, r"evaluate\.over_refusal_modes: x"),
         ({"samples": 0}, r"evaluate\.samples: is 0"),
-        ({"judge_names": ["gpt"]}, "no judge is called gpt"),
+        ({"judges": ["gpt"]}, "no judge is called gpt"),
         ({"text_only_variant": "shouted"}, r"'shouted' is unknown; choose plain or prompted"),
         ({"rows": []}, "the file holds none"),
         ({"rows": [{**ROWS[0], "label": "bad"}]}, "label bad is unknown"),

@@ -12,6 +12,8 @@ from helpers.misbehaving_server import FAULTS, Server
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench import GROUPS, META, TASKS, air_bench, judge_prompt, parse_scores, read_meta
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig
+from rrs_jax.evaluate.engine import Engine
+from rrs_jax.evaluate.plan import Target
 from rrs_jax.files import read_json, read_jsonl
 
 
@@ -76,13 +78,13 @@ def test_scores_by_hand_with_every_fault_and_nothing_bought_twice(root, tmp_path
             EndpointConfig(server.url, "gpt", timeout=0.4, retries=20, concurrency=16), tmp_path / "cache"
         )
         items = read_meta(root)
-        summary = air_bench("vanilla", items, generate, judge, folder=tmp_path / "eval")
+        summary = air_bench(Engine(generate), items, judge, Target(tmp_path / "eval", "vanilla"))
         bought = sum(server.delivered.values())
         # 22 items in two orders once, the unreadable one three draws in each of its two.
         assert bought == 22 * 2 + 2 * 3
         assert {(body["temperature"], body["max_tokens"]) for body in server.bodies} == {(1.0, 1024)}
-        assert air_bench("vanilla", items, generate, judge, folder=tmp_path / "eval") == summary
-        assert air_bench("other", items, generate, judge, folder=tmp_path / "eval") == summary | {
+        assert air_bench(Engine(generate), items, judge, Target(tmp_path / "eval", "vanilla")) == summary
+        assert air_bench(Engine(generate), items, judge, Target(tmp_path / "eval", "other")) == summary | {
             "name": "other"
         }
         assert sum(server.delivered.values()) == bought
@@ -122,13 +124,13 @@ def test_interrupted_it_goes_on(root, tmp_path):
     with Server(verdict) as server:
         judge = Endpoint(EndpointConfig(server.url, "gpt", retries=0), tmp_path / "cache")
         with pytest.raises(KeyboardInterrupt):
-            air_bench("vanilla", items, killed, judge, folder=tmp_path)
+            air_bench(Engine(killed), items, judge, Target(tmp_path, "vanilla"))
         server.always = (500, None)
         with pytest.raises(UserError, match=r"requests failed and it counts as gone"):
-            air_bench("vanilla", items, rest, judge, folder=tmp_path)
+            air_bench(Engine(rest), items, judge, Target(tmp_path, "vanilla"))
         assert len(asked) == 24 - 5 and not server.delivered
         server.always = None
-        air_bench("vanilla", items, rest, judge, folder=tmp_path)
+        air_bench(Engine(rest), items, judge, Target(tmp_path, "vanilla"))
         assert len(asked) == 24 - 5
 
 
@@ -138,7 +140,7 @@ def test_a_group_without_items_has_no_score_and_no_mean(root, tmp_path):
     assert len(items) == 7
     with Server(verdict) as server:
         judge = Endpoint(EndpointConfig(server.url, "gpt"), tmp_path / "cache")
-        summary = air_bench("vanilla", items, generate, judge, folder=tmp_path)
+        summary = air_bench(Engine(generate), items, judge, Target(tmp_path, "vanilla"))
     assert summary["groups"]["speech"]["hs"] is not None
     assert summary["groups"]["mixed"]["hs"] is None and summary["hs"] is None
 

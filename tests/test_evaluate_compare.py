@@ -9,7 +9,7 @@ import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate import evaluate_model
+from rrs_jax.evaluate import Engine, EvaluationPlan, Questions, Target, evaluate_model, make_judges
 from rrs_jax.evaluate.compare import compare_folders, format_comparison, main, paired_block
 from rrs_jax.evaluate.measure import main as measure_main
 from rrs_jax.evaluate.measure import measure
@@ -93,17 +93,9 @@ def evaluation(run, name, share, seed, questions=12, vanilla=None, judges=("phra
             refused = rng.random() < (share if request.key[0] == "harmful" else 0.05)
             on_finished(request, NO if refused else YES)
 
-    return evaluate_model(
-        name,
-        rows,
-        generate,
-        modes=("audio_text", "text_only"),
-        samples=2,
-        judge_names=judges,
-        folder=run / "eval",
-        vanilla=vanilla,
-        strategy=name,
-    )
+    plan = EvaluationPlan(modes=("audio_text", "text_only"), samples=2)
+    judges, target = make_judges(judges), Target(run / "eval", name)
+    return evaluate_model(Engine(generate), Questions(rows), plan, judges, target, vanilla)
 
 
 def test_folders_are_compared_judge_by_judge(tmp_path, capsys):

@@ -22,8 +22,8 @@ from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.endpoint_engine import endpoint_engine
+from rrs_jax.evaluate.engine import GenerationRequest
 from rrs_jax.evaluate.problems import evaluation_problems
-from rrs_jax.evaluate.run import GenerationRequest
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.run import pipeline
 

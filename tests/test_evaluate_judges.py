@@ -47,10 +47,9 @@ def responses(texts, question_set="harmful"):
 
 
 def settings(server, tmp_path, **changes):
-    values = dict(
-        endpoint=server.url, model="judge-1", concurrency=4, timeout=0.5, retries=20, cache=tmp_path / "cache"
-    )
-    return JudgeSettings(**values | changes)
+    values = {"concurrency": 4, "timeout": 0.5, "retries": 20}
+    endpoint = EndpointConfig(server.url, "judge-1", **values | changes)
+    return JudgeSettings(endpoint, cache=tmp_path / "cache")
 
 
 @pytest.fixture(autouse=True)
@@ -179,11 +178,12 @@ def test_one_refused_request_does_not_lose_the_others(tmp_path):
 KILLED = """
     import sys
     from pathlib import Path
-    from rrs_jax.evaluate import JudgeSettings, judge_responses, make_judges
+    from rrs_jax.evaluate import EndpointConfig, JudgeSettings, judge_responses, make_judges
     from rrs_jax.files import read_jsonl
     folder, url = Path(sys.argv[1]), sys.argv[2]
-    settings = JudgeSettings(endpoint=url, model="judge-1", concurrency=3, cache=folder / "cache")
-    judge_responses(folder / "j.jsonl", read_jsonl(folder / "r.jsonl"), make_judges(["llm:default"], settings))
+    settings = JudgeSettings(EndpointConfig(url, "judge-1", concurrency=3), cache=folder / "cache")
+    judges = make_judges(["llm:default"], settings)
+    judge_responses(folder / "j.jsonl", read_jsonl(folder / "r.jsonl"), judges)
 """
 
 

@@ -13,7 +13,7 @@ from rrs_jax.data.distractors import noise, silence, spell, twin_words
 from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.data.voices import read_voices
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate import evaluate_model
+from rrs_jax.evaluate import Engine, EvaluationPlan, Questions, Target, evaluate_model, make_judges
 from rrs_jax.evaluate.question_sets import question_sets_name, read_question_sets
 from rrs_jax.evaluate.settings import PROMPT_SPELLED, setting_rows
 
@@ -282,17 +282,9 @@ def test_a_setting_asks_in_its_own_mode_only(spoken, tmp_path, setting):
             seen[request.key[:3]] = request
             on_finished(request, "Sure, here are the steps.")
 
-    summary = evaluate_model(
-        "vanilla",
-        spoken,
-        generate,
-        modes=("audio_text", "text_only", "audio_only"),
-        samples=1,
-        judge_names=["phrases"],
-        folder=tmp_path,
-        setting=setting,
-        audio_folder=tmp_path,
-    )
+    questions, judges = Questions(spoken, tmp_path, setting), make_judges(["phrases"])
+    plan, target = EvaluationPlan(samples=1), Target(tmp_path, "vanilla")
+    summary = evaluate_model(Engine(generate), questions, plan, judges, target)
     (mode,) = SETTING_MODES[setting]
     assert [name for name, block in summary["modes"].items() if block] == [mode]
     request = seen["harmful", "harmful", mode]
@@ -302,28 +294,14 @@ def test_a_setting_asks_in_its_own_mode_only(spoken, tmp_path, setting):
 
 
 def test_modes_that_a_model_lacks_are_null(spoken, tmp_path):
-    summary = evaluate_model(
-        "vanilla",
-        spoken,
-        lambda requests, done: [done(r, "x") for r in requests],
-        samples=1,
-        judge_names=["phrases"],
-        modes=("audio_text", "text_only", "audio_only"),
-        available_modes=("audio_text", "text_only"),
-        folder=tmp_path,
-        audio_folder=tmp_path,
-    )
+    questions, judges = Questions(spoken, tmp_path), make_judges(["phrases"])
+    target = Target(tmp_path, "vanilla")
+    engine = Engine(lambda requests, done: [done(request, "x") for request in requests])
+    plan = EvaluationPlan(samples=1, available_modes=("audio_text", "text_only"))
+    summary = evaluate_model(engine, questions, plan, judges, target)
     assert summary["modes"]["audio_only"] is None and summary["modes"]["audio_text"]["asr"] == 100.0
     with pytest.raises(
         UserError, match="this model and setting have none of audio_only; choose from text_only"
     ):
-        evaluate_model(
-            "x",
-            spoken,
-            lambda *_: None,
-            modes=("audio_only",),
-            samples=1,
-            judge_names=["phrases"],
-            folder=tmp_path,
-            available_modes=("text_only",),
-        )
+        plan = EvaluationPlan(modes=("audio_only",), available_modes=("text_only",))
+        evaluate_model(engine, questions, plan, judges, target)

@@ -48,6 +48,12 @@ def speak_all(
     return clips
 
 
+def clip_fields(clip: tuple[Path, float]) -> dict:
+    """Returns the fields `audio` (an absolute path) and `seconds` of a row that has this clip."""
+    path, seconds = clip
+    return {"audio": str(path.absolute()), "seconds": round(seconds, 3)}
+
+
 class Budget:
     """What may still be spent on paid voices, in US dollars."""
 

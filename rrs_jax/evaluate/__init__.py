@@ -9,22 +9,30 @@ has a server answer.
 """
 
 from rrs_jax.config.vocabulary import JUDGES
+from rrs_jax.evaluate.endpoint import EndpointConfig
+from rrs_jax.evaluate.engine import Engine, GenerationRequest
 from rrs_jax.evaluate.judges.judge import Judge, Judgement, JudgeSettings, judge_all
 from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.measure import measure
+from rrs_jax.evaluate.plan import EvaluationPlan, Questions, Target
 from rrs_jax.evaluate.rates import nsi, rate_over_queries
 from rrs_jax.evaluate.responses import Query, ResponseStore, judge_responses
-from rrs_jax.evaluate.run import GenerationRequest, evaluate_model
+from rrs_jax.evaluate.run import evaluate_model
 from rrs_jax.evaluate.summary import summarise
 
 __all__ = [
     "JUDGES",
+    "EndpointConfig",
+    "Engine",
+    "EvaluationPlan",
     "GenerationRequest",
     "Judge",
     "JudgeSettings",
     "Judgement",
     "Query",
+    "Questions",
     "ResponseStore",
+    "Target",
     "evaluate_model",
     "judge_all",
     "judge_responses",

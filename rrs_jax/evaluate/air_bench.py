@@ -9,6 +9,7 @@ killed one stopped.
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import soundfile
 
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.endpoint import Endpoint
+from rrs_jax.evaluate.engine import Engine, GenerationRequest, OnFinished
+from rrs_jax.evaluate.plan import Target
 from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
-from rrs_jax.evaluate.run import Generate, GenerationRequest, generate_missing
+from rrs_jax.evaluate.run import generate_missing
 from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, write_json
 from rrs_jax.progress import Progress
 
@@ -97,49 +100,51 @@ def read_meta(root: str | Path) -> list[dict]:
 
 
 def air_bench(
-    name: str,
-    items: Sequence[dict],
-    generate: Generate,
-    judge: Endpoint,
-    *,
-    folder: str | Path,
-    made_by: dict | None = None,
-    write_every: float = 2.0,
-    max_seconds: float = 30.0,
+    engine: Engine, items: Sequence[dict], judge: Endpoint, target: Target, max_seconds: float = 30.0
 ) -> dict:
-    """Answers, judges and writes the summary of one model; returns it.
+    """Answers the items, has the answers judged and writes the summary of one model; returns the summary.
 
-    items: of `read_meta`. Clips longer than `max_seconds`, which the models do not hear to the end, are cut
-    there and counted. Items with an empty answer are left out, as the published script does, and counted.
+    Args:
+      items: as `read_meta` returns them. Clips longer than `max_seconds`, which the models do not hear to the
+        end, are cut there and counted. Items with an empty answer are left out, as by the published script,
+        and counted.
+      target: the files lie in the folder air_bench below the target's.
     """
-    folder = Path(folder) / name / "air_bench"
+    folder = target.path / "air_bench"
     clips, cut = _cut_clips(items, folder / "cut", max_seconds)
-    store = ResponseStore(folder / "responses.jsonl", {**(made_by or {}), "benchmark": "AIR-Bench chat"})
-    queries = {
-        item["id"]: Query(item["id"], "air_bench", "audio_text", item["task_name"], item["question"])
-        for item in items
-    }
-    wanted = {}
-    for query, sample in store.missing(queries.values(), 1):
-        request = GenerationRequest(query.key(sample), query.question, clips[query.id], sample)
-        wanted[request.key] = (request, query)
-    if wanted:
-
-        def in_parts(requests, on_finished):
-            for start in range(0, len(requests), CLIPS_AT_ONCE):
-                generate(requests[start : start + CLIPS_AT_ONCE], on_finished)
-
-        generate_missing(f"{name}: AIR-Bench", wanted, in_parts, store, write_every)
-    responses = {row["id"]: row["response"] for row in store.select(queries.values(), 1)}
+    responses = _responses(engine, items, clips, target)
     judgements = judge_answers(folder / "judgements.jsonl", items, responses, judge)
     summary = summarise(items, responses, judgements) | {
-        "name": name,
+        "name": target.name,
         "judge": judge.config.model,
         "prompt_version": PROMPT_VERSION,
         "cut": cut,
     }
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _responses(
+    engine: Engine, items: Sequence[dict], clips: dict[str, Path], target: Target
+) -> dict[str, str]:
+    """The answer to each item by id; those that are not on disk are generated."""
+    path = target.path / "air_bench" / "responses.jsonl"
+    store = ResponseStore(path, {**engine.made_by, "benchmark": "AIR-Bench chat"})
+    queries = [
+        Query(item["id"], "air_bench", "audio_text", item["task_name"], item["question"]) for item in items
+    ]
+    missing = {}
+    for query, sample in store.missing(queries, 1):
+        request = GenerationRequest(query.key(sample), query.question, clips[query.id], sample)
+        missing[request.key] = (request, query)
+
+    def in_parts(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
+        for start in range(0, len(requests), CLIPS_AT_ONCE):
+            engine.generate(requests[start : start + CLIPS_AT_ONCE], on_finished)
+
+    if missing:
+        generate_missing(f"{target.name}: AIR-Bench", missing, replace(engine, generate=in_parts), store)
+    return {row["id"]: row["response"] for row in store.select(queries, 1)}
 
 
 def judge_answers(

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_json
 
@@ -27,16 +29,37 @@ FAILURES_IN_A_ROW = 20  # after which the endpoint counts as gone
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """`key_variable` names the environment variable with the key; `timeout` in seconds, of one try;
-    `first_pause` in seconds, doubled with every further try."""
+    """An OpenAI-compatible server and how it is asked.
+
+    Attributes:
+      base_url: such as http://localhost:8000/v1.
+      model: the model's name there; None where a judge's own name holds it.
+      key_variable: environment variable that holds the key.
+      concurrency: requests at once.
+      timeout: seconds that one try may take.
+      retries: further tries of a request whose failure may pass.
+      first_pause: seconds before the second try; doubled with every further one.
+    """
 
     base_url: str
-    model: str
+    model: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 8
     timeout: float = 120.0
     retries: int = 6
     first_pause: float = 1.0
+
+    @classmethod
+    def from_group(cls, group: ConfigDict, model: str | None = None) -> "EndpointConfig":
+        """Reads the group `judge` or `endpoint` of a run's config; `model` takes the place of the group's."""
+        return cls(
+            base_url=group.url,
+            model=model or group.model,
+            key_variable=group.key_variable,
+            concurrency=group.concurrency,
+            timeout=group.timeout,
+            retries=group.retries,
+        )
 
 
 class RequestFailed(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 import soundfile
 
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig
-from rrs_jax.evaluate.run import Generate, GenerationRequest, OnFinished
+from rrs_jax.evaluate.engine import Generate, GenerationRequest, OnFinished
 from rrs_jax.files import content_hash
 from rrs_jax.inputs.audio import SAMPLING_RATE, read_audio
 

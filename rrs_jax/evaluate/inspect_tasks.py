@@ -22,6 +22,7 @@ from inspect_ai.solver import TaskState, generate
 from rrs_jax.config.kinds import split_names
 from rrs_jax.config.prompts import evaluation_prompt
 from rrs_jax.data.manifest import load_manifest
+from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.judges.judge import Judge, JudgeSettings
 from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.summary import attack_succeeded
@@ -38,7 +39,8 @@ def spoken_safety(
     judge_model: str | None = None,
 ) -> Task:
     """Questions of a manifest with speech in one mode; `judges` as in evaluate.judges."""
-    made = make_judges(split_names(judges), JudgeSettings(endpoint=judge_url, model=judge_model))
+    server = EndpointConfig(judge_url, judge_model) if judge_url else None
+    made = make_judges(split_names(judges), JudgeSettings(server))
     rows = load_manifest(manifest, need_audio=mode != "text_only")
     dataset = [_sample(row, mode, text_only_variant, Path(manifest).parent) for row in rows]
     return Task(

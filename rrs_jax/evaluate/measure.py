@@ -20,6 +20,7 @@ from pathlib import Path
 from rrs_jax.config.kinds import split_names
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
+from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.judges.judge import JudgeSettings
 from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.responses import SETS, judge_responses
@@ -103,11 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="folder to keep judgements.jsonl and summary.json in")
     options = parser.parse_args(arguments)
     with exit_status() as status:
-        settings = JudgeSettings(endpoint=options.judge_url, model=options.judge_model)
+        server = EndpointConfig(options.judge_url, options.judge_model) if options.judge_url else None
         summary = measure(
             read_jsonl(options.answers),
             split_names(options.judges),
-            settings=settings,
+            settings=JudgeSettings(server),
             folder=options.out,
             name=Path(options.out or options.answers).stem,
             vanilla=read_json(options.vanilla) if options.vanilla else None,

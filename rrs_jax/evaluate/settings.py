@@ -1,5 +1,4 @@
-"""Settings in which a question set is asked, as "Audio Is the Achilles' Heel" has them, and the clips they
-need.
+"""Settings of "Audio Is the Achilles' Heel" in which questions are asked, and their prompts and clips.
 
 | setting    | modes      | clip                                              | text               |
 | spoken     | all three  | the spoken question                               | the mode's         |
@@ -9,8 +8,8 @@ need.
 | other_voices | audio_text, audio_only | the question by a voice that training lacked | the mode's |
 | spelled    | audio_text | the harmful question with its harmful words spelt | PROMPT_SPELLED     |
 
-Which words are harmful, AIAH does not list: those that the benign twin lacks, and where there is no twin all
-words but short ones without a meaning of their own.
+AIAH does not list the harmful words. Here they are those that the benign rewrite lacks; without a rewrite,
+all words except `EMPTY_WORDS`.
 """
 
 import re
@@ -22,7 +21,7 @@ import soundfile
 
 from rrs_jax.config.prompts import evaluation_prompt
 from rrs_jax.data.distractors import noise, silence, spell, twin_words
-from rrs_jax.data.speech import speak_all
+from rrs_jax.data.speech import clip_fields, speak_all
 from rrs_jax.data.voices import Voice, draw_voice
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, content_hash
@@ -42,7 +41,7 @@ EMPTY_WORDS = frozenset(
 
 
 def setting_prompt(setting: str, mode: str, question: str, text_only_variant: str) -> str | None:
-    """The text beside the clip; None where the clip stands alone."""
+    """Returns the text beside the clip; None where the clip stands alone."""
     if setting in DISTRACTORS:
         return evaluation_prompt(mode, question, "plain")
     if setting == "spelled":
@@ -51,6 +50,7 @@ def setting_prompt(setting: str, mode: str, question: str, text_only_variant: st
 
 
 def has_clip(setting: str, mode: str) -> bool:
+    """Returns whether a question has a clip in this setting and mode."""
     return mode != "text_only" or setting in DISTRACTORS
 
 
@@ -64,35 +64,54 @@ def setting_rows(
     seed: int,
     max_cost_usd: float = 0.0,
 ) -> list[dict]:
-    """The rows with the clips of `setting`, made in `target` where they are not there yet; of `spelled` the
-    harmful ones alone. Paid voices may cost `max_cost_usd`. voices: of `spelled` those to draw from, of
-    `other_voices` those that training lacked, or if it had all, all.
+    """Returns the rows with the clips of `setting`, which are made where they are missing.
 
-    Raises UserError where a question without speech has to lend its length, or a spelt one cannot be spoken
-    or is longer than 30 s.
+    Args:
+      rows: evaluation rows; `spelled` keeps the harmful ones alone.
+      audio_folder: folder to which the rows' audio paths are relative.
+      target: folder for distracting clips. Spoken clips lie in the speech cache.
+      voices: for `spelled` the voices to draw from, for `other_voices` those that training lacked, or all
+        where it lacked none; None for the other settings.
+      max_cost_usd: what paid voices may cost.
+
+    Raises UserError where a distractor has no question to take its length from, or a text cannot be spoken.
     """
     if setting == "spoken":
         return list(rows)
     if setting == "spelled":
-        twins = twin_words(rows)
-        chosen = [row for row in rows if row["label"] == "harmful"]
-        said = [
-            spell(row["question"], twins.get(row["id"]) or _content_words(row["question"])) for row in chosen
-        ]
-        clips = speak_all(
-            [(text, draw_voice(text, seed, voices)) for text in said], max_cost_usd=max_cost_usd
-        )
-        return [
-            row | {"audio": str(path.absolute()), "seconds": round(seconds, 3)}
-            for row, (path, seconds) in zip(chosen, clips, strict=True)
-        ]
+        return _spelled_rows(rows, voices, seed, max_cost_usd)
     if setting == "other_voices":
-        spoken = [(row["question"], _another_voice(row, seed, voices)) for row in rows]
-        clips = speak_all(spoken, max_cost_usd=max_cost_usd)
-        return [
-            row | {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
-            for row, (_, voice), (path, seconds) in zip(rows, spoken, clips, strict=True)
-        ]
+        return _rows_in_other_voices(rows, voices, seed, max_cost_usd)
+    return _distractor_rows(setting, rows, audio_folder, target, seed)
+
+
+def _spelled_rows(
+    rows: Sequence[dict], voices: tuple[Voice, ...] | None, seed: int, max_cost_usd: float
+) -> list[dict]:
+    twins = twin_words(rows)
+    chosen = [row for row in rows if row["label"] == "harmful"]
+    texts = [
+        spell(row["question"], twins.get(row["id"]) or _content_words(row["question"])) for row in chosen
+    ]
+    clips = speak_all([(text, draw_voice(text, seed, voices)) for text in texts], max_cost_usd=max_cost_usd)
+    return [row | clip_fields(clip) for row, clip in zip(chosen, clips, strict=True)]
+
+
+def _rows_in_other_voices(
+    rows: Sequence[dict], voices: tuple[Voice, ...], seed: int, max_cost_usd: float
+) -> list[dict]:
+    spoken = [(row["question"], _another_voice(row, seed, voices)) for row in rows]
+    clips = speak_all(spoken, max_cost_usd=max_cost_usd)
+    return [
+        row | clip_fields(clip) | {"voice": voice.name}
+        for row, (_, voice), clip in zip(rows, spoken, clips, strict=True)
+    ]
+
+
+def _distractor_rows(
+    setting: str, rows: Sequence[dict], audio_folder: Path, target: Path, seed: int
+) -> list[dict]:
+    """Silence or noise as long as each spoken question."""
     mute = [row["id"] for row in rows if not row.get("audio")]
     if mute:
         raise UserError(
@@ -100,11 +119,7 @@ def setting_rows(
             f" {', '.join(mute[:5])} lacks; run the data stage."
         )
     clips = {row["audio"]: read_audio(audio_folder / row["audio"]) for row in rows}
-    mean, std = 0.0, 1.0
-    if setting == "noise":
-        harmful = [clips[row["audio"]] for row in rows if row["label"] == "harmful"] or list(clips.values())
-        speech = np.concatenate(harmful).astype(np.float64)
-        mean, std = float(speech.mean()), float(speech.std())
+    mean, std = _harmful_moments(rows, clips) if setting == "noise" else (0.0, 1.0)
     made = []
     for row in rows:
         samples = len(clips[row["audio"]])
@@ -115,12 +130,19 @@ def setting_rows(
             with atomic_path(path) as temporary:
                 # Float samples: noise of variance 1 is beyond the full scale of whole numbers.
                 soundfile.write(temporary, wave, SAMPLING_RATE, format="WAV", subtype="FLOAT")
-        made.append(row | {"audio": str(path.absolute()), "seconds": round(samples / SAMPLING_RATE, 3)})
+        made.append(row | clip_fields((path, samples / SAMPLING_RATE)))
     return made
 
 
+def _harmful_moments(rows: Sequence[dict], clips: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Mean and standard deviation of the harmful questions' samples, of all where none is harmful."""
+    harmful = [clips[row["audio"]] for row in rows if row["label"] == "harmful"] or list(clips.values())
+    speech = np.concatenate(harmful).astype(np.float64)
+    return float(speech.mean()), float(speech.std())
+
+
 def _another_voice(row: dict, seed: int, voices: Sequence[Voice]) -> Voice:
-    """One of `voices` that is not the row's own. Raises UserError where there is none."""
+    """Draws one of `voices` other than the row's own. Raises UserError where there is none."""
     others = tuple(
         sorted((voice for voice in voices if voice.name != row["voice"]), key=lambda voice: voice.name)
     )

@@ -13,7 +13,7 @@ from flax import nnx
 from rrs_jax.data.manifest import audio_paths
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.run import GenerationRequest, OnFinished
+from rrs_jax.evaluate.engine import GenerationRequest, OnFinished
 from rrs_jax.files import content_hash
 from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank, make_audio_bank
 from rrs_jax.frozen.prefix_states import PrefixStates

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from rrs_jax.config import default_config
-from rrs_jax.evaluate.run import evaluate_model
+from rrs_jax.evaluate import Engine, EvaluationPlan, Questions, Target, evaluate_model, make_judges
 from rrs_jax.files import write_json, write_jsonl
 from rrs_jax.frozen.extraction import Representations, safety_vector, save_representations
 from rrs_jax.weights.safetensors_io import save_file
@@ -167,16 +167,10 @@ def _evaluate(folder: Path, name: str, rows: list[dict], rates, rng, vanilla: di
             )
 
     return evaluate_model(
-        name,
-        rows,
-        generate,
-        modes=("audio_text", "text_only", "audio_only"),
-        samples=2,
-        judge_names=("phrases",),
-        folder=folder,
-        audio_folder=folder.parent,
-        model="mini",
-        strategy=name,
-        vanilla=vanilla,
-        write_every=1e9,
+        Engine(generate, "mini", write_every=1e9),
+        Questions(rows, folder.parent),
+        EvaluationPlan(samples=2),
+        make_judges(("phrases",)),
+        Target(folder, name),
+        vanilla,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.judges.phrases import PHRASES_VERSION, declines
 
 KINDS = ("refusal", "answer", "empty", "transcription", "gibberish", "unreadable", "unlabelled")
@@ -111,21 +112,17 @@ class FirstToken:
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What judges that ask a model need.
+    """The resources of judges that ask a model.
 
-    endpoint, model, key_variable, concurrency, timeout (seconds), retries, temperature: of the
-        OpenAI-compatible server; temperature None leaves it out. cache: folder of kept replies, None is the
-        common one.
-    generate(prompts, on_answer): answers `(system or None, text)` pairs with the run's own model and calls
-        on_answer(index, text) as each is ready.
+    Attributes:
+      server: the OpenAI-compatible server of `llm` judges.
+      temperature: sent to the server; None sends none.
+      cache: folder of the server's replies; None is the one that all runs share.
+      generate: `generate(prompts, on_answer)` answers `(system prompt or None, text)` pairs with the run's
+        own model and calls `on_answer(index, text)` as each is ready; for `own` judges.
     """
 
-    endpoint: str | None = None
-    model: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    timeout: float = 120.0
-    retries: int = 6
+    server: EndpointConfig | None = None
     temperature: float | None = 0.0
     cache: Path | None = None
     generate: Callable[[Sequence[tuple[str | None, str]], Callable[[int, str], None]], None] | None = None

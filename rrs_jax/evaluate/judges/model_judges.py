@@ -3,12 +3,13 @@ folder."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, reply_cache
+from rrs_jax.evaluate.endpoint import Endpoint, reply_cache
 from rrs_jax.evaluate.judges.judge import Exchange, Judgement, JudgeSettings, OnJudged, is_empty, non_answer
 from rrs_jax.evaluate.judges.rubrics import Reading, Rubric, load_rubric
 from rrs_jax.files import content_hash, read_json
@@ -83,26 +84,19 @@ class RubricJudge(ManyAtOnce):
 
 
 def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
-    """`RUBRIC` or `RUBRIC@MODEL` at `settings.endpoint`. Raises UserError where address or model is
-    missing."""
+    """Makes the judge `llm:RUBRIC` or `llm:RUBRIC@MODEL`, given what stands behind the colon.
+
+    Raises UserError where the settings have no server or no model.
+    """
     rubric_name, _, model = written.partition("@")
-    rubric, model = load_rubric(rubric_name), model or settings.model
-    if not settings.endpoint or not model:
+    rubric, server = load_rubric(rubric_name), settings.server
+    model = model or (server.model if server else None)
+    if not server or not model:
         raise UserError(
             f"evaluate.judges: llm:{written} needs judge.url, the address of an OpenAI-compatible "
             "server such as http://localhost:8000/v1, and judge.model."
         )
-    endpoint = Endpoint(
-        EndpointConfig(
-            settings.endpoint,
-            model,
-            settings.key_variable,
-            settings.concurrency,
-            settings.timeout,
-            settings.retries,
-        ),
-        settings.cache or reply_cache(),
-    )
+    endpoint = Endpoint(replace(server, model=model), settings.cache or reply_cache())
 
     def ask(conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]) -> None:
         def request(messages: list[dict], endpoint: Endpoint) -> str:
