@@ -239,9 +239,11 @@ def test_index_and_file_are_checked(base, tmp_path):
         read_sweep(str(tmp_path / "absent.py"), config)
 
 
-@pytest.mark.parametrize(
-    "file", sorted(Path(__file__).parent.parent.glob("configs/sweeps/*.py")), ids=lambda f: f.stem
-)
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted([*ROOT.glob("configs/sweeps/*.py"), *ROOT.glob("benchmarks/research/*.py")])
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_the_shipped_sweeps_are_right(file):
     config = default_config()
     config.model.path = "mini"

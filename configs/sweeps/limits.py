@@ -1,10 +1,9 @@
 """Where the method fails: sounds beside written questions, words spelt letter by letter, other voices.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/limits.py
-    --config.run_dir=runs/paper \\
-        --stages=evaluate,report
+    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/limits.py \\
+        --config.run_dir=runs/paper --stages=evaluate,report
 
-In the folder of configs/sweeps/paper.py, whose adapters it takes: it evaluates alone, with the same config.
+It only evaluates the adapters in the folder of configs/sweeps/paper.py, with the same config.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
-"""The paper's strategies and ablations (tables 2, 3 and 4), then the rivals; whatever is trained at three
-seeds.
+"""The paper's strategies and ablations (tables 2, 3 and 4), then the rivals; what is trained has three seeds.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/paper.py --sweep_jobs=8
-    --config.run_dir=runs/paper
+    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/paper.py --sweep_jobs=8 \\
+        --config.run_dir=runs/paper
 
 A seed changes LoRA's start, the order of the samples, their prompts t' and sampled answers, and nothing of
 the data. So what is not trained differs by seed where answers are sampled and has one run otherwise.

@@ -1,7 +1,7 @@
-"""What `rrs_plus` was chosen from, at three seeds, on all evaluation questions.
+"""Settings from which `rrs_plus` was chosen, at three seeds, on all evaluation questions.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus_choice.py --sweep_jobs=8 \\
-        --config.run_dir=runs/plus_choice
+    python launch.py --config=configs/mini_rrs.py:full --sweep=benchmarks/research/plus_choice.py \\
+        --sweep_jobs=8 --config.run_dir=runs/plus_choice
 
 One seed moves a rate by five to ten points, so it is chosen by means. A row's name says what its losses
 count: harmful questions, behind `rewrites` their rewrites, behind `heard` harmful questions by audio alone.

@@ -1,7 +1,7 @@
-"""What configs/sweeps/plus_choice.py led to, on questions that nothing was chosen by, at three seeds.
+"""The preset `rrs_plus`, chosen by `plus_choice.py`, on questions that nothing was chosen by, at three seeds.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus_check.py --sweep_jobs=4 \\
-        --config.run_dir=runs/plus_check
+    python launch.py --config=configs/mini_rrs.py:full --sweep=benchmarks/research/plus_check.py \\
+        --sweep_jobs=4 --config.run_dir=runs/plus_check
 
 To check another row, give its fields: they win over those of `PLUS` in rrs_jax/config/strategy_table.py.
 """

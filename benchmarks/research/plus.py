@@ -1,11 +1,10 @@
-"""RRS with each addition of docs/strategies.md: what lessens over-refusal, and what it costs in safety.
+"""Each addition to RRS by itself, at one seed: what lessens over-refusal, and what it costs in safety.
 
-    python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/plus.py --sweep_jobs=4
-    --config.run_dir=runs/plus
+    python launch.py --config=configs/mini_rrs.py:full --sweep=benchmarks/research/plus.py --sweep_jobs=4 \\
+        --config.run_dir=runs/plus
 
-At one seed; configs/sweeps/plus_choice.py measures the best at three, and configs/sweeps/plus_check.py the
-winner on questions that nothing was chosen by.
-The sweep ends with a ranking (`rrs_jax.report.ranking`).
+`plus_choice.py` measures the best of them at three seeds, `plus_check.py` the winner on questions that
+nothing was chosen by. The sweep ends with a ranking (`rrs_jax.report.ranking`).
 """
 
 from collections.abc import Iterator

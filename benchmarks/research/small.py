@@ -1,8 +1,9 @@
-"""The short training of configs/mini_rrs.py: layers, rate, passes, batch, and what steadies it.
+"""Settings of the short training of configs/mini_rrs.py: layers, rate, passes, batch, and what steadies it.
 
-    python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/small.py --config.run_dir=runs/small
+    python launch.py --config=configs/mini_rrs.py --sweep=benchmarks/research/small.py \\
+        --config.run_dir=runs/small
 
-Asked are the questions that README's run does not ask (`data.eval_set=check`), all of them.
+The questions are all those that the README's run does not ask (`data.eval_set=check`).
 """
 
 from collections.abc import Iterator
