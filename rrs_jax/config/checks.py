@@ -45,7 +45,9 @@ def unknown_field(name: str) -> str:
 def _contradictions(values: dict[str, object]) -> Iterable[str]:
     """What is wrong although every field is right by itself."""
     for name in (*DATA.values(), "data.eval_manifest"):
-        if values[name] is not None and not Path(values[name]).is_file():
+        path = None if values[name] is None else Path(values[name])
+        is_folder = name == "data.manifest" and path is not None and path.is_dir()  # the authors' questions
+        if path is not None and not path.is_file() and not is_folder:
             yield f"{name} is {values[name]!r} and there is no such file"
     for path in values["data.exclude"]:
         if not Path(path).is_file():

@@ -28,8 +28,9 @@ FIELDS = {field.name: field for field in (
           "Of the decoder's frozen matrices: `int8` and `float8` keep them in 8 bit with a scale for each output, half "
           "of bfloat16's memory; `float8` multiplies in 8 bit too, by activations that are rounded token by token. "
           "docs/training_step.md states the errors; adapters and export stay exact."),
-    Field("data.manifest", None, either(text("a JSON-lines file"), None),
-          "Training questions; None takes the starter set. Audio paths in it are relative to its folder."),
+    Field("data.manifest", None, either(text("a JSON-lines file or a clone of the authors' repository"), None),
+          "Training questions; None takes the starter set. Audio paths in it are relative to its folder. A folder is "
+          "read as the authors' questions (docs/authors.md)."),
     Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),
           "The same for sft_full: questions with safe responses; None takes the starter set, answered by the model itself."),
     Field("data.parallel_manifest", None, either(text("a JSON-lines file"), None),

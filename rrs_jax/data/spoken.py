@@ -35,19 +35,24 @@ class SpeechOptions:
 def speak_rows(
     out: Path, rows: dict[str, list[dict]], voices: tuple[Voice, ...], seed: int, options: SpeechOptions
 ) -> tuple[dict[str, Path], dict]:
-    """Completes the rows of each set with `audio`, `voice` and `seconds` and writes its manifest; a text has
-    one clip.
+    """Completes the rows of each set with `audio`, `voice` and `seconds` and writes its manifest.
 
-    Raises UserError that lists every text that no voice could speak; all other clips are kept.
+    A text has one clip; a row whose `audio` names a recording keeps that one. Returns the manifests' paths,
+    and counts of what was spoken. Raises UserError that lists every text that no voice could speak; all other
+    clips are kept.
     """
-    texts = sorted({row["question"] for members in rows.values() for row in members})
-    clips, again = _speak(texts, voices, seed, options, out / "heard.jsonl")
+    texts = sorted({row["question"] for members in rows.values() for row in members if not row.get("audio")})
+    clips, again = _speak(texts, voices, seed, options, out / "heard.jsonl") if texts else ({}, {})
     manifests = {}
     for name, members in rows.items():
         for row in members:
-            path, seconds, voice = clips[row["question"]]
-            row |= {"audio": f"audio/{row['id']}.flac", "voice": voice.name, "seconds": round(seconds, 3)}
-            place_clip(path, out / name / row["audio"])
+            if row.get("audio"):
+                clip, spoken = Path(row["audio"]), {}
+            else:
+                clip, seconds, voice = clips[row["question"]]
+                spoken = {"voice": voice.name, "seconds": round(seconds, 3)}
+            row |= {"audio": f"audio/{row['id']}{clip.suffix}"} | spoken
+            place_clip(clip, out / name / row["audio"])
         manifests[name] = out / name / "manifest.jsonl"
         write_jsonl(manifests[name], members)
     return (
@@ -91,5 +96,5 @@ def _speak(
     listed = "\n".join(f"  {reason}" for text in open_texts for reason in reasons[text])
     raise UserError(
         f"{len(open_texts)} of {len(texts)} texts could be spoken by none of {min(VOICES_TRIED, len(voices))}"
-        f" voices; give other --voices, or leave the questions out by --edits:\n{listed}"
+        f" voices; give other --voices, or leave the questions out:\n{listed}"
     )

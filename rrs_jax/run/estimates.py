@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rrs_jax.data.authors_questions import manifest_rows, read_authors
 from rrs_jax.distributed.mesh import parameter_sharding
 from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.files import read_jsonl
@@ -72,7 +73,7 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
 
     categories = starter("categories")
     training = written if written.is_file() else data.manifest
-    rows = read_jsonl(training) if training else []
+    rows = _rows(Path(training)) if training else []
     pairs = categories * starter("pairs_per_category")
     singles = starter("everyday") + starter("contrast")
     added = singles if data.manifest and not written.is_file() else 0
@@ -93,6 +94,10 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
         seconds=sum(seconds) / len(seconds) if seconds else CLIP_SECONDS,
         spoken=bool(rows) and bool(asked) and not added and all(row.get("audio") for row in rows + asked),
     )
+
+
+def _rows(manifest: Path) -> list[dict]:
+    return manifest_rows(read_authors(manifest).pairs) if manifest.is_dir() else read_jsonl(manifest)
 
 
 def stage_seconds(

@@ -27,6 +27,7 @@ from rrs_jax.config.stages import (
     needs_of,
 )
 from rrs_jax.config.strategy_table import DATA
+from rrs_jax.data.authors_questions import folder_hash
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_json
@@ -237,7 +238,7 @@ def source_commit() -> str | None:
 
 def _file_hash(field: str, path: str) -> str:
     try:
-        return content_hash(Path(path).read_bytes())
+        return folder_hash(path) if Path(path).is_dir() else content_hash(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{field}: {path} cannot be read ({error.strerror}).") from error
 

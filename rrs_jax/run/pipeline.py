@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import flatten, with_preset
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE, load_strategy
+from rrs_jax.data.authors import training_rows
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
@@ -155,9 +156,12 @@ def make_data(session: Session) -> dict:
 
 
 def _take_manifest(source: Path, added: list[dict], target: Path, voices: str, config: ConfigDict) -> None:
-    """The user's rows, with `added` behind them, with absolute clip paths. Raises UserError that lists every
-    bad row and every bad clip."""
-    rows = load_manifest(source, need_audio=False)
+    """Writes the user's rows, or those of the authors' folder, with `added` behind them and absolute clip
+    paths. Raises UserError that lists every bad row and every bad clip."""
+    if source.is_dir():
+        rows = training_rows(source, config.data.exclude, config.data.eval_manifest)
+    else:
+        rows = load_manifest(source, need_audio=False)
     if taken := {row["id"] for row in rows} & {row["id"] for row in added}:
         raise UserError(
             f"{source}: the id {min(taken)!r} is that of a question which data.everyday or data.contrast"
