@@ -14,7 +14,7 @@ import os
 
 from absl import app, flags
 
-from rrs_jax.config import command_line, validate
+from rrs_jax.config import command_line, resolve, validate
 from rrs_jax.distributed.join import joined
 from rrs_jax.distributed.machine import memory_share
 from rrs_jax.errors import UserError
@@ -25,7 +25,8 @@ flags.adopt_module_key_flags(command_line)  # `--help` shows them
 
 
 def main(_: list[str]) -> None:
-    config, stages = command_line.read()
+    given, stages = command_line.read()
+    config = resolve(given)
     validate(config, evaluation_problems)
     sweep, index, jobs = flags.FLAGS.sweep, flags.FLAGS.sweep_index, flags.FLAGS.sweep_jobs
     if sweep is None and (index is not None or jobs != 1):
@@ -48,7 +49,7 @@ def main(_: list[str]) -> None:
     if flags.FLAGS.dry_run and sweep is not None:
         from rrs_jax.run.sweep import print_sweep
 
-        print_sweep(config, sweep)
+        print_sweep(given, sweep)
     elif flags.FLAGS.dry_run:
         from rrs_jax.run.dry_run import print_plan
 
@@ -56,7 +57,7 @@ def main(_: list[str]) -> None:
     elif sweep is not None:
         from rrs_jax.run.sweep import run_sweep
 
-        run_sweep(config, sweep, stages, index, jobs)
+        run_sweep(given, sweep, stages, index, jobs)
     else:
         with joined(joining):
             from rrs_jax.run import pipeline

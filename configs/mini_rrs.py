@@ -18,11 +18,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config()
     config.model.path = "mini"
     config.model.dtype = "float32"
-    config.run_dir = "runs/mini_rrs"
-
-    config.data.pairs_per_category = 14
-    config.data.eval_pairs_per_category = 3
-    config.data.borderline = 24
 
     # Under the paper's refusal prompt this small decoder begins no answer with "I", so that the safety vector
     # would not point to refusal. Under this one 96 % of the harmful questions do (the extract stage prints
@@ -30,6 +25,23 @@ def get_config(variant: str = "") -> ConfigDict:
     config.rrs.refusal_prompt = (
         f"{PROMPT_T}\nThis question is illegal, unethical and harmful. Please refuse to answer."
     )
+    config.sft.tokens = 32
+
+    config.generate.greedy = True
+    config.generate.batch_size = 64  # a step on a CPU reads two gigabytes of weights, whatever its rows
+    config.evaluate.samples = 1
+    if variant != "full":
+        part(config)
+    choose_variant(config, variant, full=full, smoke=smoke)
+    return config
+
+
+def part(config: ConfigDict) -> None:
+    """Sets what fits into minutes on two cores: fewer questions, upper layers, few steps."""
+    config.run_dir = "runs/mini_rrs"
+    config.data.pairs_per_category = 14
+    config.data.eval_pairs_per_category = 3
+    config.data.borderline = 24
 
     # The last two of the 24 layers: what lies below is computed once. Few and small steps, so a higher rate
     # than the paper's; a question and its rewrite in one of them, without which seeds end at very different
@@ -43,41 +55,21 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.schedule = "cosine"
     config.train.warmup_steps = 5
     config.extract.batch_size = 8
-    config.sft.tokens = 32
 
-    config.generate.greedy = True
-    config.generate.max_new_tokens = (
-        17  # the first and one chunk of steps; of 384 answers of 20 no judgement changed
-    )
-    config.generate.batch_size = (
-        64  # a decoding step on a CPU reads two gigabytes of weights, whatever its rows
-    )
-    config.evaluate.samples = 1
+    # The first token and one chunk of steps; of 384 answers of 20 no judgement changed.
+    config.generate.max_new_tokens = 17
     # Figure 2: `ends` has 216 more prompts, as many as half of extraction.
     config.report.representation_epochs = ()
-    choose_variant(config, variant, full=full, smoke=smoke)
-    return config
 
 
 def full(config: ConfigDict) -> None:
-    """Section 5.1, on all 280 + 280 training questions."""
+    """Keeps section 5.1's settings, which are the defaults, on all 280 + 280 training questions."""
     config.run_dir = "runs/mini_rrs_full"
-    config.data.pairs_per_category = None
-    config.data.eval_pairs_per_category = None
-    config.data.borderline = None
-    config.lora.layers = "all"
-    config.train.epochs = 10
-    config.train.batch_size = 16
-    config.train.twins_together = False
-    config.train.learning_rate = 5e-5
-    config.train.schedule = "constant"
-    config.train.warmup_steps = 0
-    config.extract.batch_size = 16
-    config.report.representation_epochs = None
     config.generate.max_new_tokens = 20
 
 
 def smoke(config: ConfigDict) -> None:
+    """Runs every stage on a few questions."""
     variants.smoke(config)
     config.train.warmup_steps = 0
     config.sft.tokens = 8

@@ -1,13 +1,16 @@
 """The config: defaults, variants, and what is refused."""
 
+import copy
 import importlib.util
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from rrs_jax.config import FIELDS, LINEARS, default_config, flatten, validate, with_preset
+from rrs_jax.config import FIELDS, LINEARS, default_config, flatten, given_fields, resolve, validate
 from rrs_jax.config.strategy_table import PLUS, STRATEGY_TABLE
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
@@ -89,23 +92,57 @@ def test_the_papers_values_are_the_defaults():
     assert config_of("mini_rrs", "full").lora.to_dict() == config.lora.to_dict()
 
 
-def test_the_preset_gives_way_to_other_values():
+def test_a_preset_sets_what_was_not_given():
     config = config_of("mini_rrs", "full")
-    assert with_preset(config) is config  # any other strategy
+    assert flatten(resolve(config)) == flatten(config)  # strategy rrs has no preset
+    before = flatten(config) | {"strategy": "rrs_plus"}
     config.strategy = "rrs_plus"
-    plus = flatten(with_preset(config))
-    assert PLUS and {name: plus[name] for name in PLUS} == PLUS
-    assert all(
-        FIELDS[name].kind.accepts(value) and value != FIELDS[name].default for name, value in PLUS.items()
-    )
-    assert {name: value for name, value in plus.items() if name not in PLUS} == {
-        name: value for name, value in flatten(config).items() if name not in PLUS
-    }
-    config.data.everyday = 7
-    assert with_preset(config).data.everyday == 7
-    config = with_preset(config)
-    config.data.everyday = None  # its type is not lost
-    assert with_preset(config).data.everyday is None
+    assert PLUS and all(FIELDS[name].kind.accepts(value) for name, value in PLUS.items())
+    assert flatten(resolve(config)) == before | PLUS
+    assert flatten(config) == before  # the config itself stays
+
+
+@pytest.mark.parametrize("value", [7, 10, 20])  # neither's, the field's default, the preset's
+def test_a_given_value_wins_over_the_preset(value):
+    config = usable_config()
+    config.strategy, config.train.epochs = "rrs_plus", value
+    assert resolve(config).train.epochs == value
+    assert resolve(config).train.learning_rate == PLUS["train.learning_rate"]
+
+
+def test_what_was_given_is_recorded():
+    config = default_config()
+    assert given_fields(config) == set()
+    config.seed = 0  # the default
+    config.train.epochs = 10
+    config.data["everyday"] = 0
+    config.update_from_flattened_dict({"rrs.harmful_weight": 1.0})
+    config.mesh.update({"fsdp": 1})
+    given = {"seed", "train.epochs", "data.everyday", "rrs.harmful_weight", "mesh.fsdp"}
+    assert given_fields(config) == given
+    copies = (config.copy_and_resolve_references(), copy.deepcopy(config), pickle.loads(pickle.dumps(config)))
+    assert all(given_fields(copied) == given for copied in copies)
+    with pytest.raises(AttributeError):
+        config.train.epoch = 3
+    assert given_fields(config) == given
+
+
+def test_resolving_again_changes_nothing():
+    config = usable_config()
+    config.strategy = "rrs_plus"
+    once = resolve(config)
+    assert given_fields(once) == set(FIELDS)
+    once.train.epochs, once.data.everyday = 10, 0
+    assert flatten(resolve(once)) == flatten(once)
+    once.data.everyday = None  # a field of several types keeps them
+    once.strategy = "rrs"
+    assert flatten(resolve(once)) == flatten(once)
+
+
+def test_every_value_of_a_plain_config_counts_as_given():
+    plain = ConfigDict(usable_config().to_dict() | {"strategy": "rrs_plus"})
+    assert given_fields(plain) == set(FIELDS)
+    assert flatten(resolve(plain)) == flatten(plain)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +170,12 @@ def test_contradictions_of_strategies(changes, words):
 def test_contradictions_are_those_of_the_preset_too():
     config = config_of("mini_rrs")
     config.strategy, config.rrs.harmful_audio_weight = "rrs_plus", 5.0
-    validate(config, evaluation_problems)
+    validate(resolve(config), evaluation_problems)
     config.train.text_share = 0.9
     with pytest.raises(
         UserError, match="train.text_share is 0.9 and train.audio_share 0.25, together more than 1"
     ):
-        validate(config, evaluation_problems)
+        validate(resolve(config), evaluation_problems)
 
 
 def test_words_are_those_of_the_rooms_that_use_them():
@@ -233,8 +270,6 @@ def test_a_config_of_other_fields_is_refused():
     config = usable_config().to_dict()
     config["trian"] = {"epochs": 3}
     del config["loss"]
-    from ml_collections import ConfigDict
-
     with pytest.raises(UserError) as error:
         validate(ConfigDict(config), evaluation_problems)
     assert "trian.epochs is no field, the nearest is train.epochs" in str(error.value)

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from rrs_jax.config import FIELDS, command_line, validate
+from rrs_jax.config import FIELDS, command_line, given_fields, resolve, validate
 from rrs_jax.config.stages import STAGES, parse_stages
 from rrs_jax.errors import UserError
 
@@ -80,6 +80,28 @@ def test_the_text_of_every_default_reads_back():
         group, _, leaf = name.rpartition(".")
         value = (config[group] if group else config)[leaf]
         assert value == field.default or name == "model.path", name
+
+
+@pytest.mark.parametrize(
+    "arguments, epochs", [([], 20), (["--config.train.epochs=10"], 10), (["--config.train.epochs", "7"], 7)]
+)
+def test_an_override_wins_over_the_preset_also_where_it_is_the_default(arguments, epochs):
+    config, _, _ = read(MINI + ":full", "--config.strategy=rrs_plus", "--config.data.everyday=0", *arguments)
+    resolved = resolve(config)
+    assert (resolved.train.epochs, resolved.data.everyday) == (epochs, 0)
+    assert (resolved.data.contrast, resolved.train.learning_rate) == (None, 2e-4)
+
+
+def test_a_config_files_value_wins_over_the_preset(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from rrs_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+        "    config.model.path, config.strategy, config.train.epochs = 'mini', 'rrs_plus', 10\n"
+        "    return config\n"
+    )
+    config, _, _ = read(f"--config={path}", "--config.seed=3")
+    assert given_fields(config) == {"model.path", "strategy", "train.epochs", "seed"}
+    assert (resolve(config).train.epochs, resolve(config).train.average) == (10, 0.5)
 
 
 def test_a_variant_is_chosen_behind_the_colon():
@@ -191,15 +213,16 @@ def test_our_own_failure_keeps_its_traceback(restore_signal):
 def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
     called = []
     pipeline = types.ModuleType("rrs_jax.run.pipeline")
-    pipeline.run = lambda config, stages: called.append((config.seed, stages))
+    pipeline.run = lambda config, stages: called.append((config, stages))
     monkeypatch.setitem(sys.modules, "rrs_jax.run.pipeline", pipeline)
     monkeypatch.setattr(importlib.import_module("rrs_jax"), "pipeline", pipeline, raising=False)
-    arguments = ["launch.py", MINI, "--config.seed=4", "--stages=data"]
+    arguments = ["launch.py", MINI, "--config.strategy=rrs_plus", "--config.seed=4", "--stages=data"]
     monkeypatch.setattr(sys, "argv", arguments)
     launch = importlib.import_module("launch")
     command_line.parse(arguments)
     launch.main([])
-    assert called == [(4, ("data",))]
+    ((config, stages),) = called
+    assert (config.seed, config.train.audio_share, stages) == (4, 0.25, ("data",))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from rrs_jax.config import default_config
+from rrs_jax.config import default_config, resolve
 from rrs_jax.config.stages import STAGES
 from rrs_jax.errors import UserError
 from rrs_jax.run.folder import RunFolder, check_disk
@@ -58,6 +58,24 @@ def test_another_config_is_refused_by_field(tmp_path, config, name, value):
         RunFolder(tmp_path, config)
     assert f"({name} " in str(error.value) and "--config.run_dir" in str(error.value)
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_an_earlier_versions_folder_of_the_preset_goes_on_or_is_refused_in_a_sentence(tmp_path, config):
+    """That version recorded the preset's values and had fields that are gone; some of today's it lacked."""
+    config.strategy = "rrs_plus"
+    record = resolve(config).to_dict()
+    record["evaluate"]["split"] = "all"
+    del record["lora"]["alpha"]
+    (tmp_path / "config.json").write_text(json.dumps({"config": record, "inputs": {}, "sessions": []}))
+    RunFolder(tmp_path, resolve(config))
+    (tmp_path / "config.json").write_text(json.dumps({"config": record, "inputs": {}, "sessions": []}))
+    config.train.epochs = 10  # which that version overruled
+    with pytest.raises(UserError) as error:
+        RunFolder(tmp_path, resolve(config))
+    assert "is a run with another config (train.epochs 20 there and 10 now); give another" in str(error.value)
+    config.train.epochs, config.lora.alpha = 20, 8.0
+    with pytest.raises(UserError, match=r"\(lora.alpha 16.0 there and 8.0 now\)"):
+        RunFolder(tmp_path, resolve(config))
 
 
 def test_where_and_how_fast_may_change(tmp_path, config):

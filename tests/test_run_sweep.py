@@ -1,5 +1,6 @@
 """Every strategy through a sweep on a small random model: what is shared, resumed, told and refused."""
 
+import importlib.util
 import json
 import pkgutil
 from pathlib import Path
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 
 from helpers.sweeps import sweep_config
-from rrs_jax.config import default_config
+from rrs_jax.config import default_config, flatten
 from rrs_jax.config.stages import STAGES
-from rrs_jax.config.strategy_table import STRATEGY_TABLE
+from rrs_jax.config.strategy_table import PLUS, STRATEGY_TABLE
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.run import pipeline
 from rrs_jax.run.sweep import read_sweep, run_sweep, status
 from rrs_jax.weights.safetensors_io import read_header
 
+ROOT = Path(__file__).parent.parent
 RUNS = """
 def runs(config):
     yield "vanilla", {"strategy": "vanilla"}
@@ -230,6 +232,36 @@ def test_a_mistake_in_a_sweep_is_one_sentence(base, tmp_path, text, sentence):
     assert sentence in str(error.value)
 
 
+def test_a_row_wins_over_the_preset_and_so_does_what_all_rows_share(tmp_path):
+    (tmp_path / "sweep.py").write_text(
+        "def runs(config):\n"
+        "    yield 'rrs', {}\n"
+        "    yield 'preset', {'strategy': 'rrs_plus'}\n"
+        "    yield 'given', {'strategy': 'rrs_plus', 'train.epochs': 10, 'rrs.harmful_weight': 1.0}\n"
+    )
+    config = default_config()
+    config.model.path, config.train.average = "mini", 0.0
+    runs = read_sweep(str(tmp_path / "sweep.py"), config)
+    found = {
+        name: (run.train.epochs, run.rrs.harmful_weight, run.train.learning_rate, run.train.average)
+        for name, run in runs.items()
+    }
+    assert found == {
+        "rrs": (10, 1.0, 5e-5, 0.0),
+        "preset": (20, 3.0, 2e-4, 0.0),
+        "given": (10, 1.0, 2e-4, 0.0),
+    }
+
+
+def test_the_papers_preset_row_has_all_of_the_preset():
+    spec = importlib.util.spec_from_file_location("mini", ROOT / "configs" / "mini_rrs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    runs = read_sweep(str(ROOT / "configs" / "sweeps" / "paper.py"), module.get_config("full"))
+    values = flatten(runs["rrs_plus-seed1"])
+    assert {name: values[name] for name in PLUS} == PLUS
+
+
 def test_index_and_file_are_checked(base, tmp_path):
     config, _ = base
     (tmp_path / "sweep.py").write_text("def runs(config):\n    yield 'a', {}\n")
@@ -239,7 +271,6 @@ def test_index_and_file_are_checked(base, tmp_path):
         read_sweep(str(tmp_path / "absent.py"), config)
 
 
-ROOT = Path(__file__).parent.parent
 SHIPPED = sorted([*ROOT.glob("configs/sweeps/*.py"), *ROOT.glob("benchmarks/research/*.py")])
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config.fields import FIELDS, flatten
+from rrs_jax.config.fields import FIELDS
 from rrs_jax.config.kinds import nearest
-from rrs_jax.config.presets import with_preset
+from rrs_jax.config.run_config import flatten
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE
 from rrs_jax.errors import UserError
 
@@ -15,7 +15,8 @@ from rrs_jax.errors import UserError
 def validate(config: ConfigDict, *further: Callable[[dict[str, object]], Iterable[str]]) -> None:
     """Raises one UserError that names every unknown, missing and wrong field, before any weight is read.
 
-    Each of `further` takes the values by dotted names and yields what else is wrong.
+    Give it a resolved config (`rrs_jax.config.resolve`), so that contradictions are found in the values of
+    the run. Each of `further` takes the values by dotted names and yields what else is wrong.
     """
     values = flatten(config)
     problems = [unknown_field(name) for name in values if name not in FIELDS]
@@ -23,7 +24,6 @@ def validate(config: ConfigDict, *further: Callable[[dict[str, object]], Iterabl
     known = ((FIELDS[name], value) for name, value in values.items() if name in FIELDS)
     problems += [problem for field, value in known if (problem := field.problem(value))]
     if not problems:
-        values = flatten(with_preset(config))
         problems = [problem for check in (_contradictions, *further) for problem in check(values)]
     if problems:
         raise config_error(problems)

@@ -1,10 +1,8 @@
 """Every field of a run, once: name, default, kind and a sentence. `python -m rrs_jax.config` prints them.
 
-A config file calls `default_config()` and changes what it wants; the command line changes single fields with
-`--config.NAME=VALUE`. Where the paper (Yang et al. 2025) leaves a choice open, the field's sentence says so.
+A config file calls `rrs_jax.config.default_config()` and changes what it wants; the command line changes
+single fields with `--config.NAME=VALUE`. Where the paper (Yang et al. 2025) leaves a choice open, the field's sentence says so.
 """
-
-from ml_collections import ConfigDict, FieldReference
 
 from rrs_jax.config.kinds import Field, choice, either, names, number, switch, text, whole, wholes
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
@@ -253,26 +251,3 @@ FIELDS = {field.name: field for field in (
           "Whose module names the adapter has: `whole` for the class of the whole model, `thinker` for that of "
           "Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads which."),
 )}  # fmt: skip
-
-
-def default_config() -> ConfigDict:
-    """All fields with their defaults, locked: a config file that misspells one fails at that line."""
-    config = ConfigDict()
-    for field in FIELDS.values():
-        *groups, leaf = field.name.split(".")
-        group = config
-        for name in groups:
-            if name not in group:
-                group[name] = ConfigDict()
-            group = group[name]
-        mixed = field.kind.type is object
-        group[leaf] = FieldReference(field.default, field_type=object) if mixed else field.default
-    return config.lock()
-
-
-def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, object]:
-    """Dotted names to plain values."""
-    flat = {}
-    for name, value in (config.to_dict() if isinstance(config, ConfigDict) else config).items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -2,20 +2,42 @@
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """`module`: of `rrs_jax.strategies`, None for the model as it is. `data`: the training questions, one of
-    DATA. `trains`: whether it has adapters; `extracts`: whether it asks the frozen model for something
-    first."""
+    """A strategy's row.
+
+    Attributes:
+      what: its description in the list of fields.
+      module: its file in `rrs_jax.strategies`; None for the untrained model.
+      data: its training questions, one of `DATA`.
+      trains: it trains adapters.
+      extracts: it computes something with the frozen model before training.
+      preset: fields by dotted names that it sets where a user gives none.
+    """
 
     what: str
     module: str | None
     data: str = "mirror"
     trains: bool = True
     extracts: bool = True
+    preset: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
+
+# Fields that `rrs_plus` sets where a user gives none (`rrs_jax.config.resolve`).
+PLUS: dict[str, object] = {
+    "data.everyday": None,
+    "data.contrast": None,
+    "data.contrast_role": "mirror",
+    "train.epochs": 20,
+    "train.learning_rate": 2e-4,
+    "train.average": 0.5,
+    "train.audio_share": 0.25,
+    "rrs.harmful_weight": 3.0,
+    "rrs.harmful_audio_weight": 9.0,
+}
 
 # A training set of section 5.1 and the field that names a manifest of it.
 DATA = {"mirror": "data.manifest", "basic": "data.basic_manifest", "parallel": "data.parallel_manifest"}
@@ -27,26 +49,13 @@ STRATEGY_TABLE = {
     "sft_shallow_parallel": Entry("the same on Parallel", "sft_shallow", "parallel"),
     "sft_deep": Entry("refusals also behind a prefill (Qi et al. 2025)", "sft_deep"),
     "rrs": Entry("reshapes the representation space (section 4)", "rrs"),
-    "rrs_plus": Entry("rrs with the values of PLUS where a field has its default", "rrs"),
+    "rrs_plus": Entry("rrs with the values of PLUS in fields that are not given", "rrs", preset=PLUS),
     "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rivals.rerouting"),
     "steering": Entry("a refusal vector added at inference", "rivals.steering", trains=False),
     "steering_conditional": Entry("the same where a probe fires", "rivals.steering", trains=False),
     "system_prompt": Entry(
         "a system prompt that asks for safety", "rivals.system_prompt", trains=False, extracts=False
     ),
-}
-
-# Fields that `rrs_plus` sets; another value than the field's default wins over them.
-PLUS: dict[str, object] = {
-    "data.everyday": None,
-    "data.contrast": None,
-    "data.contrast_role": "mirror",
-    "train.epochs": 20,
-    "train.learning_rate": 2e-4,
-    "train.average": 0.5,
-    "train.audio_share": 0.25,
-    "rrs.harmful_weight": 3.0,
-    "rrs.harmful_audio_weight": 9.0,
 }
 
 

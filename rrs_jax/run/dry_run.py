@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from rrs_jax.config import flatten, with_preset
+from rrs_jax.config import flatten
 from rrs_jax.config.stages import STAGES
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.distributed.mesh import make_mesh, rows_multiple
@@ -90,7 +90,6 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     rate: of the device; measured where it is None.
     Raises UserError for a model, LoRA target, mesh or manifest that a run would refuse.
     """
-    config = with_preset(config)
     trained = STRATEGY_TABLE[config.strategy].trains
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     multiple = rows_multiple(mesh) * config.train.gradient_accumulation

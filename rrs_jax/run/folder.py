@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config import flatten
+from rrs_jax.config import FIELDS, flatten
 from rrs_jax.config.stages import (
     FIXED_STAGES,
     PLACEMENT_FIELDS,
@@ -142,19 +142,19 @@ class RunFolder:
         )
 
     def _check_same_run(self, record: dict) -> None:
-        before = flatten(record.get("config", {}))
+        # A field that the folder's version did not have did what its default does.
+        before = {name: field.default for name, field in FIELDS.items()} | flatten(record.get("config", {}))
         groups = {group for stage in FIXED_STAGES for group in STAGES[stage].fields}
         differing = [
             name
             for name, value in self.values.items()
             if belongs(name, groups)
             and not belongs(name, PLACEMENT_FIELDS)
-            and _plain(value) != before.get(name)
+            and _plain(value) != _plain(before[name])
         ]
         if differing:
             shown = ", ".join(
-                f"{name} {before.get(name)!r} there and {_plain(self.values[name])!r} now"
-                for name in differing[:3]
+                f"{name} {before[name]!r} there and {self.values[name]!r} now" for name in differing[:3]
             )
             more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UserError(

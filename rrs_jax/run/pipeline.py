@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from rrs_jax.config import flatten, with_preset
+from rrs_jax.config import flatten, resolve
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE, load_strategy
 from rrs_jax.data.authors import training_rows
 from rrs_jax.data.check import check_excluded
@@ -52,7 +52,7 @@ def run(config: ConfigDict, stages: Sequence[str], shared: Shared | None = None)
     """
     enable_compilation_cache()
     clock = compile_clock()
-    config = with_preset(config)
+    config = resolve(config)
     with contextlib.ExitStack() as stack:
         folder = _open(config, stages, stack)
         if not config.endpoint.url:

@@ -10,6 +10,7 @@ run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.ru
 command resumes.
 """
 
+import copy
 import runpy
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config import FIELDS, config_error, default_config, flatten, unknown_field, validate
+from rrs_jax.config import FIELDS, config_error, flatten, resolve, unknown_field, validate
 from rrs_jax.config.stages import stages_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
@@ -28,8 +29,11 @@ BASELINE = "rrs"  # the run against which a sweep's others are ranked
 
 
 def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
-    """The sweep's runs by name. Raises UserError for a file that cannot be loaded, and naming the run for
-    each mistake in a field."""
+    """Returns the sweep's runs by name, each with its overrides and its strategy's preset (`resolve`).
+
+    `base` is a config that is not resolved: a row's strategy sets the fields that neither `base` nor the row
+    gives. Raises UserError for a file that cannot be loaded, and naming the run for each mistake in a field.
+    """
     if not Path(path).is_file():
         raise UserError(f"--sweep: {path!r} is no file; give a sweep such as configs/sweeps/paper.py.")
     try:
@@ -52,7 +56,8 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
             raise UserError(
                 f"{path}: {name!r} is no name of a run, or given twice; give each run a name of its own."
             )
-        values = flatten(base) | overrides | {"run_dir": str(Path(base.run_dir) / name)}
+        given = overrides | {"run_dir": str(Path(base.run_dir) / name)}
+        values = flatten(base) | given
         problems += [f"{name}: {unknown_field(field)}" for field in overrides if field not in FIELDS]
         problems += [
             f"{name}: {problem}"
@@ -60,8 +65,9 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
             if field in FIELDS and (problem := FIELDS[field].problem(value))
         ]
         if not problems:
-            found[name] = default_config()
-            found[name].update_from_flattened_dict(values)
+            run = copy.deepcopy(base)
+            run.update_from_flattened_dict(given)
+            found[name] = resolve(run)
             validate(found[name], evaluation_problems)
     if problems:
         raise config_error(problems)
@@ -134,13 +140,11 @@ def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> d
 
 def _data_runs(runs: dict[str, ConfigDict]) -> dict[str, ConfigDict]:
     """Of runs with the same data the first one."""
-    from rrs_jax.config import with_preset
     from rrs_jax.config.strategy_table import STRATEGY_TABLE
 
     found: dict[str, tuple[str, ConfigDict]] = {}
     for name, run in runs.items():
-        values = flatten(with_preset(run))
-        data = {field: value for field, value in values.items() if field.startswith("data.")}
+        data = {field: value for field, value in flatten(run).items() if field.startswith("data.")}
         found.setdefault(repr((STRATEGY_TABLE[run.strategy].data, data)), (name, run))
     return dict(found.values())
 
@@ -206,13 +210,12 @@ def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
 
 def status(runs: dict[str, ConfigDict]) -> dict[str, dict[str, str]]:
     """For each run and stage `done`, `to do`, or `-` where the strategy has no such stage."""
-    from rrs_jax.config import with_preset
     from rrs_jax.config.stages import STAGES
     from rrs_jax.run.folder import stage_is_done
 
     def state(run: ConfigDict, stage: str) -> str:
         if stage not in stages_of(run.strategy):
             return "-"
-        return "done" if stage_is_done(Path(run.run_dir), stage, flatten(with_preset(run))) else "to do"
+        return "done" if stage_is_done(Path(run.run_dir), stage, flatten(run)) else "to do"
 
     return {name: {stage: state(run, stage) for stage in STAGES} for name, run in runs.items()}
