@@ -76,7 +76,7 @@ def test_a_service_that_is_down_ends_the_work_and_nothing_is_lost(tmp_path):
         ledger = Ledger(tmp_path / "ledger.jsonl", writer(server, tries=2, concurrency=1))
         with pytest.raises(UserError) as error:
             ledger.ask(PROMPTS)
-        assert "gave no answer in 2 tries, at last: status 500: " in str(error.value)
+        assert "gave no answer in 2 tries, at last: HTTP 500: " in str(error.value)
         assert str(error.value).endswith("What was answered is kept; the same command goes on from there.")
         assert len(read_jsonl(tmp_path / "ledger.jsonl")) == 5
         server.plan = lambda n, name: "ok"
@@ -145,7 +145,8 @@ def test_a_cut_last_line_of_the_ledger_is_asked_for_again(tmp_path):
 
 
 def test_waits_double_and_a_service_may_ask_for_its_own(monkeypatch):
-    service = Service("it", tries=5, first_wait=1.0, longest_wait=5.0)
+    service = Service("it", tries=5, first_wait=1.0)
+    service.longest_wait = 5.0
     waits = []
     monkeypatch.setattr(service._stop, "wait", lambda seconds: waits.append(seconds))
     answers = iter([Busy("a"), Busy("b"), Busy("c", seconds=3.0), Busy("d", seconds=99.0)])
@@ -306,7 +307,7 @@ def test_one_text_that_a_voice_refuses_spoils_no_other(google):
         sum(len(t) * prices[kind] for t, kind in zip(TEXTS, kinds, strict=True)) / 1e6
     )
     assert [i for i, clip in enumerate(clips) if isinstance(clip, str)] == [2]
-    assert "status 400: " in clips[2] and TEXTS[2] in clips[2]
+    assert "HTTP 400: " in clips[2] and TEXTS[2] in clips[2]
     assert set(server.calls.values()) == {1}
 
 

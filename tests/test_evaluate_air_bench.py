@@ -69,7 +69,7 @@ def generate(requests, on_finished):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("rrs_jax.evaluate.endpoint.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("rrs_jax.data.service.Service.longest_wait", 0.02)
 
 
 def test_scores_by_hand_with_every_fault_and_nothing_bought_twice(root, tmp_path):

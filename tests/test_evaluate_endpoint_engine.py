@@ -91,7 +91,7 @@ def answer(body):
 
 
 def test_all_modes_against_a_server_with_every_fault(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr("rrs_jax.evaluate.endpoint.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("rrs_jax.data.service.Service.longest_wait", 0.02)
     with Server(answer, faults=FAULTS, slow=1.5) as server:
         config = settings(manifest, tmp_path / "run", server.url)
         validate(config, evaluation_problems)

@@ -17,9 +17,10 @@ from statsmodels.stats.inter_rater import cohens_kappa as reference_kappa
 
 from helpers.misbehaving_server import FAULTS, Server
 from helpers.tokenizer import write_tokenizer
+from rrs_jax.data.service import Refused, Service
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate import Judgement, JudgeSettings, judge_responses, make_judges, summarise
-from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, RequestFailed
+from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig
 from rrs_jax.evaluate.judges.agreement import agreement, cohens_kappa
 from rrs_jax.evaluate.judges.judge import Exchange
 from rrs_jax.evaluate.judges.model_judges import LocalModel
@@ -54,7 +55,7 @@ def settings(server, tmp_path, **changes):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("rrs_jax.evaluate.endpoint.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("rrs_jax.data.service.Service.longest_wait", 0.02)
 
 
 def verdict(body):
@@ -99,6 +100,15 @@ def test_the_request_holds_model_key_and_temperature(tmp_path, monkeypatch):
         assert "[answer begins]\n{question} {response}\n[answer ends]" in body["messages"][-1]["content"]
 
 
+def test_a_request_that_is_told_to_wait_pauses_all_requests(tmp_path, monkeypatch):
+    paused = []
+    monkeypatch.setattr(Service, "pause", lambda self, seconds: paused.append(seconds))
+    with Server(verdict, faults=("429", "500")) as server:
+        (judge,) = make_judges(["llm:default"], settings(server, tmp_path))
+        judge.judge(QUESTION, "step one", "harmful")
+    assert paused == [0.01]  # the Retry-After of the 429; a 500 says nothing about other requests
+
+
 def test_requests_run_at_the_same_time_but_not_more_than_asked(tmp_path):
     with Server(verdict, delay=0.05) as server:
         (judge,) = make_judges(["llm:default"], settings(server, tmp_path, concurrency=5))
@@ -129,7 +139,8 @@ def test_unreadable_verdicts_are_asked_again_then_counted_and_never_safe(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(401, "invalid_api_key"), (404, "model_not_found"), (429, "insufficient_quota")]
+    ("status", "code"),
+    [(401, "invalid_api_key"), (402, None), (404, "model_not_found"), (429, "insufficient_quota")],
 )
 def test_what_cannot_succeed_ends_at_once(tmp_path, status, code):
     with Server(verdict, always=(status, code)) as server:
@@ -156,14 +167,14 @@ def test_one_refused_request_does_not_lose_the_others(tmp_path):
     config = EndpointConfig("", "m", concurrency=2, retries=0)
     with Server(verdict, always=(400, "too_long")) as server:
         endpoint = Endpoint(EndpointConfig(server.url, "m", retries=3), None)
-        with pytest.raises(RequestFailed, match="HTTP 400: no"):
+        with pytest.raises(Refused, match="HTTP 400: no"):
             endpoint.ask([{"role": "user", "content": "x"}])
         assert sum(server.received.values()) == 1
     got = {}
 
     def request(i, endpoint):
         if i == 3:
-            raise RequestFailed("HTTP 400: too long")
+            raise Refused("HTTP 400: too long")
         return str(i)
 
     endpoint = Endpoint(EndpointConfig("http://127.0.0.1:9/v1", "m", concurrency=config.concurrency), None)

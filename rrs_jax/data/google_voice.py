@@ -160,12 +160,12 @@ class Google:
                     f"Google Text-to-Speech refuses the credentials or the project ({_said(error)})."
                 ) from error
             except errors.GoogleAPICallError as error:
-                said = f"status {error.code}: {_said(error)}"
+                said = f"HTTP {error.code}: {_said(error)}"
                 if error.code == 429 or error.code == 408 or (error.code or 0) >= 500:
                     raise Busy(said, _retry_after(error), everyone=error.code == 429) from error
                 raise Refused(said) from error
             except requests.exceptions.RequestException as error:
-                raise Busy(f"the connection broke ({type(error).__name__})") from error
+                raise Busy(f"the connection failed ({type(error).__name__})") from error
             except self.malformed as error:
                 raise Busy(f"the answer is not what the protocol says ({type(error).__name__})") from error
 

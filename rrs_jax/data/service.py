@@ -1,5 +1,8 @@
-"""Calls to a paid service: several side by side, repeated where that may help, one pause for all where it
-asks for one."""
+"""Retries for every remote service: judges, endpoints that answer, rewriters and voices.
+
+Calls run side by side. One that may succeed later is repeated after a growing pause, and where the service asks
+for a pause all calls keep it.
+"""
 
 import random
 import re
@@ -13,13 +16,16 @@ from rrs_jax.errors import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-GIVEN_UP_IN_A_ROW = 5  # items after which the service counts as down
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 class Busy(Exception):
-    """The same call may succeed later. `seconds`: how long the service asks to wait, None where it does not
-    say; `everyone`: until then other calls would fail as well."""
+    """A try failed and the same call may succeed later.
+
+    Attributes:
+      seconds: how long the service asks to wait; None where it does not say.
+      everyone: other calls would fail as well until then.
+    """
 
     def __init__(self, reason: str, seconds: float | None = None, everyone: bool = False):
         super().__init__(reason)
@@ -27,20 +33,37 @@ class Busy(Exception):
 
 
 class Refused(Exception):
-    """This call will never succeed, others may."""
+    """A call will never succeed; others may. `reason` is what the service said."""
+
+    def __init__(self, message: str, reason: str | None = None):
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class GaveUp(Refused):
-    """All tries of a call were used up."""
+    """All tries of a call are used up; `reason` is that of the last one."""
 
 
 class Stopped(Refused):
     """The work ended while this call waited for its next try."""
 
 
+class ServiceDown(UserError):
+    """So many calls in a row failed that the service counts as down; `reason` is that of the last one."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 class Service:
-    """`name` stands in messages. A call has `tries` tries, between them waits that double from `first_wait`
-    seconds."""
+    """Repeats and paces the calls to one service, whose `name` stands in messages.
+
+    A call has `tries` tries and waits between them, first about `first_wait` seconds, then twice as long each
+    time. `each` gives up after `down_after` calls in a row that failed with `down_by`.
+    """
+
+    longest_wait = 60.0  # seconds
 
     def __init__(
         self,
@@ -49,16 +72,20 @@ class Service:
         concurrency: int = 8,
         tries: int = 6,
         first_wait: float = 1.0,
-        longest_wait: float = 60.0,
+        down_after: int = 5,
+        down_by: type[Refused] = GaveUp,
     ):
-        self.name, self.concurrency, self.tries = name, concurrency, tries
-        self.first_wait, self.longest_wait = first_wait, longest_wait
-        self._open_again = 0.0  # time.monotonic() before which nobody calls
+        self.name, self.concurrency, self.tries, self.first_wait = name, concurrency, tries, first_wait
+        self.down_after, self.down_by = down_after, down_by
+        self._open_again = 0.0  # time.monotonic() before which no call starts
         self._stop = threading.Event()
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """The function's result. It raises Busy to be called again; other exceptions go through. Raises
-        Refused."""
+        """Returns the function's result.
+
+        The function raises Busy to be called again; other exceptions pass through. Raises GaveUp after the last
+        try and Stopped where the work ends meanwhile.
+        """
         for attempt in range(self.tries):
             self._wait_until(self._open_again)
             try:
@@ -71,22 +98,22 @@ class Service:
                     self.pause(seconds)
                 if attempt + 1 < self.tries:
                     self._wait_until(time.monotonic() + seconds)
-        raise GaveUp(f"{self.name} gave no answer in {self.tries} tries, at last: {reason}")
+        raise GaveUp(f"{self.name} gave no answer in {self.tries} tries, at last: {reason}", reason)
 
     def pause(self, seconds: float) -> None:
-        """No call starts in the next seconds."""
+        """Lets no call start in the next seconds."""
         self._open_again = max(self._open_again, time.monotonic() + min(seconds, self.longest_wait))
 
     def each(
         self, function: Callable[[Item], Result], items: Sequence[Item]
     ) -> Iterator[tuple[Item, Result | Refused]]:
-        """Every item with its result, or with why it was refused, as they come.
+        """Yields every item with its result, or with why it was refused, in the order in which they finish.
 
-        `function` itself keeps what it paid for: on an error or an interruption the calls under way are
-        finished, then it goes on. Raises UserError where several items in a row were given up.
+        `function` itself keeps what it paid for: on an error or an interruption the calls in flight are
+        finished before it passes on. Raises ServiceDown where too many items in a row failed.
         """
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
-        waiting, running, given_up = iter(items), {}, 0
+        waiting, running, failed = iter(items), {}, 0
         try:
             while True:
                 while len(running) < self.concurrency and (item := next(waiting, None)) is not None:
@@ -100,10 +127,11 @@ class Service:
                         result = future.result()
                     except Refused as refused:
                         result = refused
-                    given_up = given_up + 1 if isinstance(result, GaveUp) else 0
-                    if given_up == GIVEN_UP_IN_A_ROW:
-                        raise UserError(
-                            f"{result}. What was answered is kept; the same command goes on from there."
+                    failed = failed + 1 if isinstance(result, self.down_by) else 0
+                    if failed == self.down_after:
+                        raise ServiceDown(
+                            f"{result}. What was answered is kept; the same command goes on from there.",
+                            result.reason,
                         )
                     yield item, result
         finally:
@@ -117,8 +145,10 @@ class Service:
 
 
 def seconds_of(text: str | None) -> float | None:
-    """The seconds that a header asks for: "2", "1.5", "20ms", "6m0s"; None for anything else, dates among
-    them."""
+    """Returns the seconds that a header asks for: "2", "1.5", "20ms", "6m0s"; None for anything else.
+
+    A date, which few servers send, is among the rest.
+    """
     text = (text or "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)

@@ -1,9 +1,4 @@
-"""Language models that are asked while a data set is built, and the ledger that keeps every answer.
-
-A writer has a `name`, which stands in the ledger, and `ask(requests, on_answer)`: it calls
-`on_answer(request, answer)` for each request as it is answered, and Refused in place of an answer that will
-never come.
-"""
+"""Language models that are asked while a data set is built, and the ledger that keeps every answer."""
 
 import os
 import threading
@@ -12,15 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rrs_jax.data.service import Busy, Refused, Service, seconds_of
+from rrs_jax.data.chat_client import ChatClient, Rejected
+from rrs_jax.data.service import Busy, Refused, Service
 from rrs_jax.errors import UserError
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.progress import Progress
 
+# What a user can do, by the cause for which a server refuses every request.
+ADVICE = {
+    "key": "refuses the key ({}); check OPENAI_API_KEY",
+    "model": "no such model or address ({}); check --writer and --writer_url",
+    "quota": "the account's quota is used up ({}); what was answered is kept",
+}
+
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a writer; another `attempt` is another try of the same prompt."""
+    """One question to a writer; a higher `attempt` asks the same prompt anew."""
 
     prompt: str
     attempt: int = 0
@@ -30,14 +33,19 @@ OnAnswer = Callable[[Request, "str | Refused"], None]
 
 
 class Writer(Protocol):
+    """A language model that answers requests; `name` stands in the ledger."""
+
     name: str
 
-    def ask(self, requests: Sequence[Request], on_answer: OnAnswer) -> None: ...
+    def ask(self, requests: Sequence[Request], on_answer: OnAnswer) -> None:
+        """Calls `on_answer(request, answer)` as each request is answered; Refused is an answer for good."""
 
 
 class Ledger:
-    """Answers in a JSON-lines file, each written to disk before anything uses it, so none is asked for
-    twice."""
+    """Keeps a writer's answers in a JSON-lines file, so that none is asked for twice.
+
+    Each answer is on disk before anything uses it.
+    """
 
     def __init__(self, path: str | Path, writer: Writer):
         self.path, self.writer = Path(path), writer
@@ -45,7 +53,10 @@ class Ledger:
         self._answers = {row["key"]: row["answer"] for row in read_growing_jsonl(self.path)}
 
     def ask(self, requests: Sequence[Request]) -> list[str | None]:
-        """The answers in the requests' order; None where the writer refuses for good."""
+        """Returns the answers in the requests' order; None where the writer refuses for good.
+
+        Raises UserError where answers are lacking; those that came are kept.
+        """
         missing = [request for request in dict.fromkeys(requests) if self._key(request) not in self._answers]
         if missing:
             self.writer.ask(missing, self._keep)
@@ -74,10 +85,13 @@ class Ledger:
 
 
 class OpenAIWriter:
-    """A model behind any endpoint that speaks OpenAI's chat completions, by the client `openai`.
+    """A model behind an OpenAI-compatible endpoint.
 
-    base_url and key: None takes $OPENAI_BASE_URL and $OPENAI_API_KEY, as the client does. `temperature` None
-      sends none.
+    Args:
+      base_url, key: None takes $OPENAI_BASE_URL and $OPENAI_API_KEY, as the client `openai` does.
+      tries, first_wait: of one request, as for `Service`.
+      timeout: seconds that one try may take.
+      temperature: None sends none.
     """
 
     def __init__(
@@ -92,13 +106,7 @@ class OpenAIWriter:
         first_wait: float = 1.0,
         temperature: float | None = None,
     ):
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError(
-                "A writer behind an endpoint needs the package openai; run: pip install 'rrs-jax[data]'"
-            ) from error
-        self.openai, self.model, self.name = openai, model, f"openai:{model}"
+        self.model, self.name = model, f"openai:{model}"
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         key = key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         if key is None:
@@ -106,14 +114,14 @@ class OpenAIWriter:
                 "OPENAI_API_KEY is not set; set it, or name the endpoint of a server of your own by"
                 " --writer_url."
             )
-        # Repeats are this project's: the client's own do not pause its other calls, nor read a broken answer
-        # as a failure.
-        self.client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)
         self.settings = {} if temperature is None else {"temperature": temperature}
-        where = f"{self.name} at {self.client.base_url}"
+        where = f"{self.name} at {base_url or 'api.openai.com'}"
         self.service = Service(where, concurrency=concurrency, tries=tries, first_wait=first_wait)
+        self.client = ChatClient(base_url, key, timeout, self.service)
 
     def ask(self, requests: Sequence[Request], on_answer: OnAnswer) -> None:
+        """Asks for all answers, several at once. Raises UserError where the service is down."""
+
         def one(request: Request) -> None:
             # In the thread that paid: an interruption elsewhere cannot come between an answer and the disk.
             on_answer(request, self.service.call(lambda: self._once(request)))
@@ -125,50 +133,13 @@ class OpenAIWriter:
                 progress.update()
 
     def _once(self, request: Request) -> str:
-        openai = self.openai
-        messages = [{"role": "user", "content": request.prompt}]
         try:
-            raw = self.client.chat.completions.with_raw_response.create(
-                model=self.model, messages=messages, **self.settings
-            )
-            completion = raw.parse()
-            choice = completion.choices[0]
-            answer, finish = choice.message.content, choice.finish_reason
-        except openai.APITimeoutError as error:
-            raise Busy("no answer in time") from error
-        except openai.APIConnectionError as error:
-            raise Busy(f"the connection broke ({error.__cause__ or error})") from error
-        except openai.APIStatusError as error:
-            raise self._status_error(error) from error
-        except (openai.APIError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise Busy(f"the answer is not what the protocol says ({type(error).__name__})") from error
-        if raw.headers.get("x-ratelimit-remaining-requests") == "0":
-            self.service.pause(seconds_of(raw.headers.get("x-ratelimit-reset-requests")) or 0.0)
-        if finish == "content_filter":
+            messages = [{"role": "user", "content": request.prompt}]
+            reply = self.client.complete(self.model, messages, **self.settings)
+        except Rejected as rejected:
+            raise UserError(f"{self.service.name}: {ADVICE[rejected.cause].format(rejected)}.") from rejected
+        if reply.filtered:
             raise Refused("the service's content filter stopped the answer")
-        if not isinstance(answer, str) or not answer.strip() or finish == "length":
+        if not (reply.text or "").strip() or reply.finish == "length":
             raise Busy("the answer is empty or cut short")
-        return answer
-
-    def _status_error(self, error) -> Exception:
-        status, headers = error.status_code, error.response.headers
-        said = " ".join(str(error.message).split())[:200]
-        if status in (401, 403):
-            return UserError(
-                f"{self.service.name}: refuses the key (status {status}: {said}); check OPENAI_API_KEY."
-            )
-        if status == 404:
-            return UserError(
-                f"{self.service.name}: no such model or address ({said}); check --writer and --writer_url."
-            )
-        if getattr(error, "code", None) == "insufficient_quota":
-            return UserError(
-                f"{self.service.name}: the account's quota is used up ({said}); what was answered is kept."
-            )
-        if status in (408, 409, 429) or status >= 500:
-            waits = (headers.get("retry-after"), headers.get("x-ratelimit-reset-requests"))
-            milliseconds = seconds_of(headers.get("retry-after-ms"))
-            asked = [seconds for text in waits if (seconds := seconds_of(text)) is not None]
-            seconds = milliseconds / 1000 if milliseconds is not None else (asked or [None])[0]
-            return Busy(f"status {status}: {said}", seconds, everyone=status == 429)
-        return Refused(f"status {status}: {said}")
+        return reply.text
