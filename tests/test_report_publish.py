@@ -88,6 +88,7 @@ def test_a_line_has_the_rates_without_what_follows_from_them(sweep):
     summary["modes"]["text_only"] |= {"responses": 50, "any_asr": 40.0, "compliance": 60.0}
     summary["orr_by_mode"] = {
         "audio_text": {"orr": summary["orr"], "borderline_orr": summary["borderline_orr"]},
+        "text_only": {"orr": summary["orr"], "borderline_orr": summary["borderline_orr"]},
         "audio_only": {"orr": {"rate": 7.0}, "borderline_orr": None},
     }
     judged = {field: summary[field] for field in ("modes", "orr", "borderline_orr")}
@@ -102,7 +103,10 @@ def test_a_line_has_the_rates_without_what_follows_from_them(sweep):
     }  # fmt: skip
     assert line["modes"]["audio_only"] is None and line["orr"]["rate"] == 2.0
     assert line["nsi"] == {"average": 1.0} and line["seconds"] == {"train": 12.5}
-    assert line["orr_by_mode"] == {"audio_only": {"orr": {"rate": 7.0}, "borderline_orr": None}}
+    assert line["orr_by_mode"] == {
+        "text_only": {"orr": line["orr"], "borderline_orr": line["borderline_orr"]},
+        "audio_only": {"orr": {"rate": 7.0}, "borderline_orr": None},
+    }
     assert line["other_judges"] == {
         "first_token": {"audio_text": 20.0, "text_only": 30.0, "audio_only": None, "borderline_orr": 6.0}
     }

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rrs_jax.config import FIELDS, flatten
 from rrs_jax.errors import UserError, exit_status
+from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.report.table import markdown_table, paste, read_summaries
 
@@ -196,9 +197,9 @@ def _not_the_defaults(config: dict) -> dict[str, object]:
 
 
 def _other_modes(summary: dict) -> dict:
-    """Over-refusal in the modes whose rates are not the summary's own `orr` and `borderline_orr`."""
-    own = {"orr": summary["orr"], "borderline_orr": summary["borderline_orr"]}
-    return {mode: rates for mode, rates in (summary.get("orr_by_mode") or {}).items() if rates != own}
+    """Over-refusal in the modes that `orr` and `borderline_orr` are not about."""
+    by_mode = summary.get("orr_by_mode") or {}
+    return {mode: rates for mode, rates in by_mode.items() if mode != ORR_MODE}
 
 
 def _rates(value: object) -> object:
