@@ -1,11 +1,11 @@
-"""Tables and plots of docs/performance.md from the lines of `side_by_side.py` and `train_step.py`.
+"""Tables and plots of the pages about speed from the lines of `side_by_side.py` and `train_step.py`.
 
     python benchmarks/performance_page.py docs/performance/h100.jsonl --name=h100
 
-replaces what stands between `<!-- table:NAME -->` and `<!-- /table -->`, and likewise, where the page has
-them, for NAME-variants (each variant of each part), NAME-scaling (curves, drawn into
+replaces what stands between `<!-- table:NAME -->` and `<!-- /table -->` in the page that has the marker, and
+likewise for NAME-variants (each variant of each part), NAME-scaling (curves, drawn into
 docs/performance/NAME-MODEL-batch.svg and likewise for length and rank) and NAME-profile (kernels). Of lines
-that measure the same thing the last call's count. Several files are read as one.
+that measure the same thing, those of the last call count. Several files are read as one.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from curves import LABELS, curve
 from rrs_jax.files import read_jsonl, write_atomic
 from rrs_jax.report.table import paste
 
-PAGE = Path("docs/performance.md")
+PAGES = (Path("docs/performance.md"), Path("docs/research/performance.md"))
+PLOTS = Path("docs/performance")
 COLUMNS = (
     "model",
     "part",
@@ -252,21 +253,21 @@ def main() -> None:
     )
     parser.add_argument("files", nargs="+", type=Path, help="JSON lines of side_by_side.py and train_step.py")
     parser.add_argument("--name", required=True, help="of the tables in the page and of the plots")
-    parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     lines = [line for file in arguments.files for line in read_jsonl(file)]
-    text = arguments.page.read_text(encoding="utf-8")
-    curves, drawn = scaling(lines, arguments.page.parent / "performance", arguments.name)
+    curves, drawn = scaling(lines, PLOTS, arguments.name)
     tables = {
         "": comparison_table(lines),
         "-variants": variants_table(lines),
         "-scaling": curves,
         "-profile": profiles(lines),
     }
-    for ending, table in tables.items():
-        if not ending or f"<!-- table:{arguments.name}{ending} -->" in text:
-            paste(arguments.page, arguments.name + ending, table or "Not measured yet.\n")
-            print(f"{arguments.page}: {arguments.name}{ending} replaced")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for ending, table in tables.items():
+            if f"<!-- table:{arguments.name}{ending} -->" in text:
+                paste(page, arguments.name + ending, table or "Not measured yet.\n")
+                print(f"{page}: {arguments.name}{ending} replaced")
     for file in drawn:
         print(f"{file}: written")
 
