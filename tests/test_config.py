@@ -1,6 +1,7 @@
 """The config: defaults, variants, and what is refused."""
 
 import copy
+import dataclasses
 import importlib.util
 import pickle
 import subprocess
@@ -12,8 +13,10 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import FIELDS, LINEARS, default_config, flatten, given_fields, resolve, validate
 from rrs_jax.config.strategy_table import PLUS, STRATEGY_TABLE
+from rrs_jax.config.training import train_config
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
+from rrs_jax.files import content_hash
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = {"qwen2_rrs": ("", "smoke"), "mini_rrs": ("", "full", "smoke")}
@@ -100,6 +103,48 @@ def test_a_preset_sets_what_was_not_given():
     assert PLUS and all(FIELDS[name].kind.accepts(value) for name, value in PLUS.items())
     assert flatten(resolve(config)) == before | PLUS
     assert flatten(config) == before  # the config itself stays
+
+
+def test_every_training_field_reaches_the_training():
+    given = {
+        "seed": 3,
+        "penalty.weight": 2.0,
+        "penalty.space": "lora",
+        "train.epochs": 4,
+        "train.batch_size": 6,
+        "train.gradient_accumulation": 3,
+        "train.learning_rate": 0.25,
+        "train.twins_together": True,
+        "train.text_share": 0.125,
+        "train.audio_share": 0.375,
+        "train.schedule": "linear",
+        "train.average": 0.5,
+        "train.warmup_steps": 7,
+        "train.clip_norm": 1.5,
+        "train.weight_decay": 0.01,
+        "train.b1": 0.8,
+        "train.b2": 0.95,
+        "train.eps": 1e-6,
+        "train.checkpoint_every_steps": 11,
+        "train.keep_checkpoints": 5,
+        "train.remat": "full",
+        "train.unroll": True,
+    }
+    of_training = {name for name in FIELDS if name.split(".")[0] in ("train", "penalty", "seed")}
+    assert of_training - set(given) == {"train.lower_states_gib"}  # the context's, see `PrefixStates`
+    assert not any(FIELDS[name].default == value for name, value in given.items())
+    config = default_config()
+    config.update_from_flattened_dict(given)
+    taken = dataclasses.asdict(train_config(config))
+    taken |= taken.pop("optimiser")
+    assert (taken.pop("max_buckets"), taken.pop("bucket_multiple")) == (5, 8)
+    names = {"penalty.weight": "penalty_weight", "penalty.space": "penalty_space"}
+    assert taken == {names.get(name, name.rpartition(".")[2]): value for name, value in given.items()}
+
+
+def test_an_earlier_versions_checkpoints_are_of_the_same_settings():
+    """The hash of the default settings, by which a run knows whether a checkpoint is its own."""
+    assert content_hash(train_config(default_config()).result_settings()) == "f5d196f8d04011cc"
 
 
 @pytest.mark.parametrize("value", [7, 10, 20])  # neither's, the field's default, the preset's

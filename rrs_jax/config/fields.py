@@ -7,6 +7,7 @@ single fields with `--config.NAME=VALUE`. Where the paper (Yang et al. 2025) lea
 from rrs_jax.config.kinds import Field, choice, either, names, number, switch, text, whole, wholes
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
+from rrs_jax.config.training import SEED, training_fields
 from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS
 
 # Of all decoders.
@@ -61,17 +62,16 @@ FIELDS = {field.name: field for field in (
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.max_cost_usd", 0.0, number(0),
-          "US dollars that paid voices (`google`) may cost in this run; the estimate is said before anything is bought."),
+          "US dollars that paid voices (`google`) may cost in this run; the estimate is said before anything is bought.", placement=True),
     Field("data.exclude", (), names("different files, with commas between", empty=True),
           "Files of evaluation questions (CSV, JSON, JSON lines, Parquet, text); a run with one of them, exact or nearly, "
           "among the training questions ends in the data stage."),
     Field("data.audio_max_seconds", 30.0, number(0.1, 30),
           "Seconds; longer clips are refused, since the encoder hears 30 s at most."),
-    Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here."),
+    Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here.", placement=True),
     Field("strategy", "rrs", choice(*STRATEGY_TABLE),
           "; ".join(f"`{name}`: {entry.what}" for name, entry in STRATEGY_TABLE.items()) + "."),
-    Field("seed", 0, whole(0, 2**31 - 1),
-          "Of training and answers: LoRA's start, data order, prompts t', sampled answers. Not of the data."),
+    SEED,
 
     Field("rrs.top_m", 51.0, either(number(0, 100, above=True), "positive"),
           "Percent of features kept in the safety vector (section 4.1), by contribution to the refusal "
@@ -114,12 +114,7 @@ FIELDS = {field.name: field for field in (
     Field("rivals.rerouting_weight", 10.0, number(0), "Of rerouting's harmful term against its benign one."),
     Field("rivals.strength", 1.0, number(0, above=True), "Factor of the steering vector; 1 is the difference of means."),
     Field("rivals.system_prompt", SAFETY_SYSTEM_PROMPT, text("a system prompt"), "Of the strategy system_prompt."),
-    Field("penalty.weight", 1.0, number(0),
-          "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
-          "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md)."),
-    Field("penalty.space", "weights", choice("weights", "lora"),
-          "`weights`: squared distance of the adapted matrices from the base, as written in the paper; "
-          "`lora`: squared distance of the LoRA arrays from their start."),
+    *training_fields("penalty"),
     Field("loss.reduction", "sum", choice("sum", "mean"),
           "Over features, of the squared distance to the target: `sum` is the equation as written. "
           "Its scale against the penalty is not in the paper; `mean` makes that hidden_size times heavier."),
@@ -132,55 +127,21 @@ FIELDS = {field.name: field for field in (
     Field("lora.layers", "all", either(whole(0), "all"),
           "`all`, or the first layer with an adapter: layers below it have none and need no backward pass."),
 
-    Field("train.epochs", 10, whole(1), "Passes over the training questions (section 5.1)."),
-    Field("train.batch_size", 16, whole(1), "Questions a step, over all devices (section 5.1)."),
-    Field("train.gradient_accumulation", 1, whole(1),
-          "Parts that a step's batch is cut into to save memory; must divide train.batch_size."),
-    Field("train.learning_rate", 5e-5, number(0, above=True), "AdamW's highest rate (section 5.1)."),
-    Field("train.twins_together", False, switch(),
-          "A harmful question and its rewrite come in one batch under one prompt, so that what both move cancels. Not in the "
-          "paper."),
-    Field("train.text_share", 0.0, number(0, 1),
-          "Share of the questions that a step asks in writing alone; the paper has none."),
-    Field("train.audio_share", 0.0, number(0, 1),
-          "Share of the questions that a step asks by their clip alone; the paper has none. At most 1 with train.text_share."),
-    Field("train.schedule", "constant", choice("constant", "cosine", "linear"),
-          "After the warm-up; cosine and linear fall to 0 at the last step. Not in the paper."),
-    Field("train.average", 0.0, number(0, 1),
-          "Share of the steps, the last ones, whose adapters the result is the mean of; with 0 it is the last step's. Not "
-          "in the paper."),
-    Field("train.warmup_steps", 0, whole(0), "Steps in which the rate rises from 0. Not in the paper."),
-    Field("train.clip_norm", None, either(number(0, above=True), None),
-          "Highest global norm of the gradient; None does not clip. Not in the paper."),
-    Field("train.weight_decay", 0.0, number(0),
-          "AdamW's; not in the paper, whose penalty already holds the weights."),
-    Field("train.b1", 0.9, number(0, 0.999999), "AdamW's decay of the gradient's mean."),
-    Field("train.b2", 0.999, number(0, 0.999999), "AdamW's decay of the gradient's square."),
-    Field("train.eps", 1e-8, number(0, above=True), "AdamW's term in the denominator."),
-    Field("train.checkpoint_every_steps", 200, whole(1),
-          "Steps between checkpoints, beside the one at each epoch's end; a killed run loses at most these."),
-    Field("train.keep_checkpoints", 2, whole(1), "Latest checkpoints kept, beside the best."),
-    Field("train.remat", "auto", choice("auto", "none", "dots", "lean", "full"),
-          "Activations computed again in the backward pass: none; all but products and attention (dots); these and the "
-          "MLP's first two products (lean); all (full). `auto` is the first of the last three that fits into the device's "
-          "memory."),
-    Field("train.unroll", False, switch(),
-          "Compile each layer by itself: 6 % fewer milliseconds a step on an H100, with model.quantize=float8 20 % fewer for "
-          "twice the layers' memory more; four times the compilation, once for each padded length (docs/training_step.md)."),
+    *training_fields("train"),
     Field("train.lower_states_gib", 4.0, number(0),
           "GiB of the host's memory for the hidden states behind the layers below lora.layers, computed once for all prompts "
           "of extraction and training (strategies rrs and rrs_plus, rrs.positions=1), and on a CPU, with these layers' keys "
           "and values, for the evaluated answers before and after training. Where they need more, or with 0, these layers "
           "are computed each time."),
-    Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient."),
+    Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient.", placement=True),
 
     Field("mesh.data", -1, either(whole(1), -1),
-          "Devices along which batches are cut; -1 is all that are left."),
-    Field("mesh.fsdp", 1, either(whole(1), -1), "Devices over which batches and weights are cut."),
-    Field("mesh.tensor", 1, either(whole(1), -1), "Devices over which heads and mlp columns are cut."),
+          "Devices along which batches are cut; -1 is all that are left.", placement=True),
+    Field("mesh.fsdp", 1, either(whole(1), -1), "Devices over which batches and weights are cut.", placement=True),
+    Field("mesh.tensor", 1, either(whole(1), -1), "Devices over which heads and mlp columns are cut.", placement=True),
 
     Field("generate.batch_size", 16, whole(1),
-          "Answers in flight at once; the samples of one question are in flight together and share its prompt."),
+          "Answers in flight at once; the samples of one question are in flight together and share its prompt.", placement=True),
     Field("generate.cache_dtype", "auto", choice("auto", "bfloat16", "float32", "int8"),
           "Of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` halves bfloat16's "
           "memory at a relative error of about 1 % in a layer's attention (docs/generation.md)."),
@@ -227,19 +188,19 @@ FIELDS = {field.name: field for field in (
     Field("judge.model", None, either(text("a model's name"), None), "The judge, as that server calls it."),
     Field("judge.temperature", 0.0, either(number(0), None),
           "Of `llm` judges; None leaves it out, as some models ask. AIR-Bench has its own, 1."),
-    Field("judge.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key."),
-    Field("judge.concurrency", 8, whole(1), "Requests at once."),
-    Field("judge.timeout", 120.0, number(0, above=True), "Seconds that one try may take."),
-    Field("judge.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies."),
+    Field("judge.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key.", placement=True),
+    Field("judge.concurrency", 8, whole(1), "Requests at once.", placement=True),
+    Field("judge.timeout", 120.0, number(0, above=True), "Seconds that one try may take.", placement=True),
+    Field("judge.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.", placement=True),
     Field("endpoint.url", None, either(text("an address"), None),
           "Evaluate what an OpenAI-compatible server that hears answers, in place of the model here."),
     Field("endpoint.model", None, either(text("a model's name"), None), "The model to evaluate, as that server calls it."),
     Field("endpoint.vanilla_model", None, either(text("a model's name"), None),
           "The same before training; NSI needs it."),
-    Field("endpoint.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key."),
-    Field("endpoint.concurrency", 16, whole(1), "Requests at once."),
-    Field("endpoint.timeout", 300.0, number(0, above=True), "Seconds that one try may take."),
-    Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies."),
+    Field("endpoint.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key.", placement=True),
+    Field("endpoint.concurrency", 16, whole(1), "Requests at once.", placement=True),
+    Field("endpoint.timeout", 300.0, number(0, above=True), "Seconds that one try may take.", placement=True),
+    Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.", placement=True),
     Field("report.representation_epochs", None,
           either(either(wholes("different epochs, with commas between, 0 for the model before training", 0), "ends"), None),
           "Figure 2: epochs whose adapters the training keeps (RUN/epochs) and of whose models it writes down the "

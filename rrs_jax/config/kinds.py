@@ -20,12 +20,17 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One line of the config: dotted name, default, kind, and a sentence with unit and meaning."""
+    """One line of the config: dotted name, default, kind, and a sentence with unit and meaning.
+
+    placement: it changes where and how fast a run is done, not what it gives, so that a run may go on with
+      another value.
+    """
 
     name: str
     default: object
     kind: Kind
     sentence: str
+    placement: bool = False
 
     def problem(self, value: object) -> str | None:
         """None, or what is wrong with `value` and what to give instead."""

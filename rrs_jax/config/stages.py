@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
+from rrs_jax.config.fields import FIELDS
 from rrs_jax.config.kinds import nearest, split_names
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.errors import UserError
@@ -28,13 +29,8 @@ STAGES = {stage.name: stage for stage in (
     Stage("report", "tables and page", ("evaluate",), ()),
 )}  # fmt: skip
 
-# They change where and how fast a run is done, not what it gives, so a run may go on with other values.
-PLACEMENT_FIELDS = (
-    "run_dir", "mesh", "data.max_cost_usd", "extract.batch_size", "generate.batch_size", "train.remat",
-    "train.unroll", "train.checkpoint_every_steps", "train.keep_checkpoints", "judge.key_variable", "judge.concurrency",
-    "judge.timeout", "judge.retries", "endpoint.key_variable", "endpoint.concurrency", "endpoint.timeout",
-    "endpoint.retries",
-)  # fmt: skip
+# A run may go on with other values of these, which decide only where and how fast it is done.
+PLACEMENT_FIELDS = tuple(field.name for field in FIELDS.values() if field.placement)
 
 # Later stages may be repeated with other values in the same run folder; what these fix, a run folder keeps.
 FIXED_STAGES = ("data", "extract", "train")
@@ -92,5 +88,5 @@ def fields_of(name: str, values: dict[str, object], strategy: str) -> dict[str, 
     return {
         field: value
         for field, value in values.items()
-        if belongs(field, groups) and not belongs(field, PLACEMENT_FIELDS)
+        if belongs(field, groups) and field not in PLACEMENT_FIELDS
     }

@@ -149,7 +149,7 @@ class RunFolder:
             name
             for name, value in self.values.items()
             if belongs(name, groups)
-            and not belongs(name, PLACEMENT_FIELDS)
+            and name not in PLACEMENT_FIELDS
             and _plain(value) != _plain(before[name])
         ]
         if differing:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import flatten, resolve
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE, load_strategy
+from rrs_jax.config.training import TrainConfig, train_config
 from rrs_jax.data.authors import training_rows
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
@@ -35,7 +36,6 @@ from rrs_jax.run.recorded_epochs import adapter_hash, keep_adapter, record_repre
 from rrs_jax.run.sweep_cache import Shared
 from rrs_jax.run.training_set import Work
 from rrs_jax.strategies.served import Serving
-from rrs_jax.train.batches import TrainConfig, train_config
 from rrs_jax.train.loop import train
 from rrs_jax.train.memory import fitting_remat, free_memory
 from rrs_jax.weights.export import export_adapter, export_merged

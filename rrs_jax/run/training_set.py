@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T, written_prompt
+from rrs_jax.config.training import train_config
 from rrs_jax.distributed import processes
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.frozen.extraction import extract_all
@@ -16,7 +17,7 @@ from rrs_jax.inputs.batching import EncodedPrompt
 from rrs_jax.progress import Progress
 from rrs_jax.run.context import Session
 from rrs_jax.run.lower_layers import lower_layers
-from rrs_jax.train.batches import Schedule, TrainingData, prompts_drawn, train_config
+from rrs_jax.train.batches import Schedule, TrainingData, prompts_drawn
 
 
 class Work:

@@ -8,55 +8,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from rrs_jax.config.training import TrainConfig
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import EncodedPrompt, Selection, bucket_lengths, collate, make_batches
 from rrs_jax.strategies import Strategy
-from rrs_jax.train.step import OptimiserConfig, Rows
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The training half of a run's config.
-
-    Attributes:
-      epochs, batch_size: the paper's are 10 and 16; a batch is what one update sees.
-      gradient_accumulation: micro-batches a batch is cut into.
-      max_buckets: most lengths to which prompts are padded, and so most compilations.
-      bucket_multiple: lengths are multiples of this.
-      checkpoint_every_steps: steps between checkpoints, beside the one at the end of each epoch.
-      keep_checkpoints: how many of them are kept, beside the best.
-      twins_together: a harmful question and its rewrite come in one micro-batch, under one prompt.
-      text_share, audio_share: shares of the samples that are asked in writing alone and by their clip alone,
-        drawn anew in each step; together at most 1.
-      seed: of all draws: order of the samples, and prompt of each sample in each step.
-    """
-
-    epochs: int = 10
-    batch_size: int = 16
-    gradient_accumulation: int = 1
-    max_buckets: int = 5
-    bucket_multiple: int = 8
-    checkpoint_every_steps: int = 200
-    keep_checkpoints: int = 2
-    twins_together: bool = False
-    text_share: float = 0.0
-    audio_share: float = 0.0
-    seed: int = 0
-    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
-
-    def result_settings(self) -> dict:
-        """The settings that shape the adapters; the rest may change while a run is under way."""
-        values = dataclasses.asdict(self)
-        del values["checkpoint_every_steps"], values["keep_checkpoints"]
-        del values["optimiser"]["remat"], values["optimiser"]["unroll"]
-        return values
-
-    def steps_per_epoch(self, samples: int) -> int:
-        """Number of updates in which so many samples are seen once."""
-        micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))
-        return -(-micro_batches // self.gradient_accumulation)
+from rrs_jax.train.step import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,38 +185,6 @@ class Schedule:
             batch = self.prefix_states.attach(batch, encoded)
         examples = strategy.examples(indices, prompts, tails)
         return Rows(batch, examples, np.asarray(self.data.harmful)[indices], selection.weights)
-
-
-def train_config(config: ConfigDict) -> TrainConfig:
-    """The training settings of a run's config, with `train.remat` as it stands there."""
-    values = config.train
-    optimiser = OptimiserConfig(
-        learning_rate=values.learning_rate,
-        schedule=values.schedule,
-        warmup_steps=values.warmup_steps,
-        weight_decay=values.weight_decay,
-        b1=values.b1,
-        b2=values.b2,
-        eps=values.eps,
-        clip_norm=values.clip_norm or 0.0,
-        penalty_weight=config.penalty.weight,
-        penalty_space=config.penalty.space,
-        remat=values.remat,
-        unroll=values.unroll,
-        average=values.average,
-    )
-    return TrainConfig(
-        epochs=values.epochs,
-        batch_size=values.batch_size,
-        gradient_accumulation=values.gradient_accumulation,
-        checkpoint_every_steps=values.checkpoint_every_steps,
-        keep_checkpoints=values.keep_checkpoints,
-        twins_together=values.twins_together,
-        text_share=values.text_share,
-        audio_share=values.audio_share,
-        seed=config.seed,
-        optimiser=optimiser,
-    )
 
 
 def prompts_drawn(pool: int, text_share: float, audio_share: float) -> int:

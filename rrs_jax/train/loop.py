@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax.config.training import TrainConfig
 from rrs_jax.distributed.mesh import fetch, mesh_of, put
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
@@ -18,7 +19,7 @@ from rrs_jax.models.flops import decoder_flops, program_price
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress
 from rrs_jax.strategies import Strategy
-from rrs_jax.train.batches import Draws, Schedule, TrainConfig, TrainingData
+from rrs_jax.train.batches import Draws, Schedule, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import MetricsLog
 from rrs_jax.train.step import OptimiserConfig, StepMetrics, TrainState, TrainStep

@@ -1,6 +1,5 @@
 """One optimiser step as one jitted function over a mesh."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax.config.training import OptimiserConfig
 from rrs_jax.distributed.mesh import batch_sharding, parameter_sharding, put, replicated, rows_multiple
 from rrs_jax.inputs.batching import pad_rows
 from rrs_jax.models.ahead_of_time import Programs
@@ -20,37 +20,6 @@ from rrs_jax.models.lora import LoRAParam
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.strategies import Strategy
 from rrs_jax.strategies.penalty import penalty
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimiserConfig:
-    """AdamW and what it minimises.
-
-    Attributes:
-      learning_rate: highest rate; the paper's is 5e-5.
-      schedule: `constant`, or `linear` or `cosine` down to 0 at the last step.
-      warmup_steps: steps in which the rate rises linearly from 0.
-      clip_norm: largest norm of the adapters' gradient, None for no clipping.
-      penalty_weight, penalty_space: see `rrs_jax.strategies.penalty`.
-      remat: what is kept for the backward pass, see `rrs_jax.models.stack.rematerialise`.
-      unroll: each layer is compiled by itself.
-      average: share of the steps, the last ones, whose adapters the training's result is the mean of (Polyak
-        and Juditsky 1992; Izmailov et al. 2018); 0 for the last ones.
-    """
-
-    learning_rate: float = 5e-5
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float | None = None
-    penalty_weight: float = 1.0
-    penalty_space: str = "weights"
-    remat: str = "dots"
-    unroll: bool = False
-    average: float = 0.0
 
 
 @flax.struct.dataclass

@@ -1,0 +1,196 @@
+"""The settings of training. Each is written once, here: `FIELDS` has its row from the same line.
+
+To add one, give a dataclass below an attribute made by `setting`. It is then a field of the config with a
+default, a kind and a sentence, checked, listed by `python -m rrs_jax.config`, and filled by `train_config`.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rrs_jax.config.kinds import Field, Kind, choice, either, number, switch, whole
+
+SEED = Field(
+    "seed", 0, whole(0, 2**31 - 1),
+    "Seed of training and answers: LoRA's start, data order, prompts t', sampled answers. The data has its own.",
+)  # fmt: skip
+
+
+def setting(name: str, default: Any, kind: Kind, sentence: str, **further: Any) -> Any:
+    """Returns a dataclass field that is also the config's field `name`.
+
+    `own_default` is the dataclass's default where that differs from the config's; `placement` is the field's.
+    """
+    own_default = further.pop("own_default", default)
+    metadata = {"field": Field(name, default, kind, sentence, **further)}
+    return dataclasses.field(default=own_default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW and the penalty of equation 13."""
+
+    learning_rate: float = setting(
+        "train.learning_rate", 5e-5, number(0, above=True), "AdamW's highest rate (section 5.1)."
+    )
+    schedule: str = setting(
+        "train.schedule",
+        "constant",
+        choice("constant", "cosine", "linear"),
+        "Course of the rate after the warm-up; cosine and linear fall to 0 at the last step. Not in the paper.",
+    )
+    average: float = setting(
+        "train.average",
+        0.0,
+        number(0, 1),
+        "Share of the steps, the last ones, whose adapters are averaged (Polyak and Juditsky 1992; Izmailov et "
+        "al. 2018); with 0 the result is the last step's adapters. Not in the paper.",
+    )
+    warmup_steps: int = setting(
+        "train.warmup_steps", 0, whole(0), "Steps in which the rate rises linearly from 0. Not in the paper."
+    )
+    clip_norm: float | None = setting(
+        "train.clip_norm",
+        None,
+        either(number(0, above=True), None),
+        "Highest global norm of the gradient; None does not clip. Not in the paper.",
+    )
+    weight_decay: float = setting(
+        "train.weight_decay",
+        0.0,
+        number(0),
+        "AdamW's decay of the adapters; not in the paper, whose penalty already holds the weights.",
+    )
+    b1: float = setting("train.b1", 0.9, number(0, 0.999999), "AdamW's decay of the gradient's mean.")
+    b2: float = setting("train.b2", 0.999, number(0, 0.999999), "AdamW's decay of the gradient's square.")
+    eps: float = setting("train.eps", 1e-8, number(0, above=True), "AdamW's term in the denominator.")
+    penalty_weight: float = setting(
+        "penalty.weight",
+        1.0,
+        number(0),
+        "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
+        "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md).",
+    )
+    penalty_space: str = setting(
+        "penalty.space",
+        "weights",
+        choice("weights", "lora"),
+        "`weights`: squared distance of the adapted matrices from the base, as written in the paper; "
+        "`lora`: squared distance of the LoRA arrays from their start.",
+    )
+    # A step takes what `auto` was resolved to (`rrs_jax.train.memory.fitting_remat`).
+    remat: str = setting(
+        "train.remat",
+        "auto",
+        choice("auto", "none", "dots", "lean", "full"),
+        "Activations computed again in the backward pass: none; all but products and attention (dots); these "
+        "and the MLP's first two products (lean); all (full). `auto` is the first of the last three that fits "
+        "into the device's memory.",
+        placement=True,
+        own_default="dots",
+    )
+    unroll: bool = setting(
+        "train.unroll",
+        False,
+        switch(),
+        "Compile each layer by itself: 6 % fewer milliseconds a step on an H100, with model.quantize=float8 "
+        "20 % fewer for twice the layers' memory more; four times the compilation, once for each padded length "
+        "(docs/training_step.md).",
+        placement=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Batches, draws, checkpoints and the optimiser. Prompts are padded to at most `max_buckets` lengths, which
+    are multiples of `bucket_multiple`; each length is compiled once."""
+
+    epochs: int = setting("train.epochs", 10, whole(1), "Passes over the training questions (section 5.1).")
+    batch_size: int = setting(
+        "train.batch_size", 16, whole(1), "Questions a step, over all devices (section 5.1)."
+    )
+    gradient_accumulation: int = setting(
+        "train.gradient_accumulation",
+        1,
+        whole(1),
+        "Parts that a step's batch is cut into to save memory; must divide train.batch_size.",
+    )
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+    twins_together: bool = setting(
+        "train.twins_together",
+        False,
+        switch(),
+        "Put a harmful question and its rewrite into one batch under one prompt, so that what both move "
+        "cancels. Not in the paper.",
+    )
+    text_share: float = setting(
+        "train.text_share",
+        0.0,
+        number(0, 1),
+        "Share of the questions that a step asks in writing alone; the paper has none.",
+    )
+    audio_share: float = setting(
+        "train.audio_share",
+        0.0,
+        number(0, 1),
+        "Share of the questions that a step asks by their clip alone; the paper has none. At most 1 with "
+        "train.text_share.",
+    )
+    checkpoint_every_steps: int = setting(
+        "train.checkpoint_every_steps",
+        200,
+        whole(1),
+        "Steps between checkpoints, beside the one at each epoch's end; a killed run loses at most these.",
+        placement=True,
+    )
+    keep_checkpoints: int = setting(
+        "train.keep_checkpoints", 2, whole(1), "Latest checkpoints kept, beside the best.", placement=True
+    )
+    max_buckets: int = 5
+    bucket_multiple: int = 8
+    seed: int = dataclasses.field(default=SEED.default, metadata={"field": SEED})
+
+    def result_settings(self) -> dict:
+        """Returns the settings that shape the adapters; the others may change while a run is under way."""
+        values = dataclasses.asdict(self)
+        for settings, own in ((self, values), (self.optimiser, values["optimiser"])):
+            for name, field in _fields(settings):
+                if field.placement:
+                    del own[name]
+        values["optimiser"]["clip_norm"] = self.optimiser.clip_norm or 0.0  # as checkpoints name no clipping
+        return values
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Returns the number of updates in which so many samples are seen once."""
+        micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))
+        return -(-micro_batches // self.gradient_accumulation)
+
+
+def training_fields(group: str) -> Iterator[Field]:
+    """Yields the config's fields in a group, such as `train`, that training takes."""
+    for _, field in (*_fields(TrainConfig), *_fields(OptimiserConfig)):
+        if field.name.startswith(f"{group}."):
+            yield field
+
+
+def train_config(config: ConfigDict) -> TrainConfig:
+    """Returns the training settings of a run's config, with `train.remat` as it stands there."""
+
+    def values(settings: type) -> dict[str, object]:
+        return {
+            name: functools.reduce(operator.getitem, field.name.split("."), config)
+            for name, field in _fields(settings)
+        }
+
+    return TrainConfig(**values(TrainConfig), optimiser=OptimiserConfig(**values(OptimiserConfig)))
+
+
+def _fields(settings: Any) -> Iterator[tuple[str, Field]]:
+    """Yields the attributes of a settings class that are fields of the config, with that field."""
+    for attribute in dataclasses.fields(settings):
+        if "field" in attribute.metadata:
+            yield attribute.name, attribute.metadata["field"]
