@@ -15,7 +15,7 @@ import transformers
 
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import choose_rows
+from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import draw_voice
 from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.frozen.extraction import extract_all
@@ -31,7 +31,7 @@ SAMPLES = 3
 
 def main(questions: int) -> None:
     folder = ensure_mini()
-    rows = choose_rows("eval", pairs_per_category=None)[:questions]
+    rows = choose_rows(StarterChoice("eval"))[:questions]
     clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
 
     processor = Processor.from_folder(folder)

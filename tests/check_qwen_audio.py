@@ -24,7 +24,7 @@ import torch
 
 from helpers.qwen_audio_folder import END, PAD, START, small_values, write_folder
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
-from rrs_jax.data.starter import choose_rows
+from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.processor import Processor
@@ -195,7 +195,7 @@ def compare_tokens(folder: Path) -> None:
         PROMPT_T,
         PROMPT_REFUSAL,
         *PROMPT_POOL,
-        *(row["question"] for row in choose_rows("eval", pairs_per_category=3)),
+        *(row["question"] for row in choose_rows(StarterChoice("eval", pairs_per_category=3))),
     ]
     texts += [
         "\n\nleading lines",

@@ -10,7 +10,7 @@ import pytest
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import changed_words
-from rrs_jax.data.starter import choose_rows, starter_pairs, starter_singles
+from rrs_jax.data.starter import StarterChoice, choose_rows, starter_pairs, starter_singles
 from rrs_jax.errors import UserError
 
 BEAVERTAILS = {
@@ -182,7 +182,7 @@ def test_no_question_is_the_twin_of_another_pair(split):
 
 
 def ids(**choice):
-    return [row["id"] for row in choose_rows(**choice)]
+    return [row["id"] for row in choose_rows(StarterChoice(**choice))]
 
 
 def test_a_smaller_choice_is_part_of_a_larger_one():
@@ -195,7 +195,7 @@ def test_a_smaller_choice_is_part_of_a_larger_one():
 
 
 def test_a_choice_is_balanced():
-    rows = choose_rows("eval", pairs_per_category=3, borderline=16, seed=0)
+    rows = choose_rows(StarterChoice("eval", pairs_per_category=3, borderline=16, seed=0))
     assert Counter(row["label"] for row in rows) == {"harmful": 42, "benign": 42, "borderline": 16}
     assert set(Counter(row["category"] for row in rows if row["label"] != "borderline").values()) == {6}
     assert set(Counter(row["category"] for row in rows if row["label"] == "borderline").values()) == {2}
@@ -204,7 +204,7 @@ def test_a_choice_is_balanced():
 
 
 def test_kept_questions_are_benign_with_a_role():
-    rows = choose_rows("train", pairs_per_category=1, everyday=15, contrast=8, seed=0)
+    rows = choose_rows(StarterChoice("train", pairs_per_category=1, everyday=15, contrast=8, seed=0))
     kept = [row for row in rows if row.get("role") == "keep"]
     assert Counter(row["label"] for row in rows) == {"harmful": 14, "benign": 14 + 23}
     assert [row["id"].split("-")[0] for row in kept] == ["everyday"] * 15 + ["contrast"] * 8
@@ -212,7 +212,7 @@ def test_kept_questions_are_benign_with_a_role():
         len({row["category"] for row in kept[:15]}) == 14 and len({row["category"] for row in kept[15:]}) == 8
     )
     moved = choose_rows(
-        "train", pairs_per_category=1, everyday=15, contrast=8, contrast_role="mirror", seed=0
+        StarterChoice("train", pairs_per_category=1, everyday=15, contrast=8, contrast_role="mirror", seed=0)
     )
     assert moved == [row if row["id"].startswith("everyday") else without_role(row) for row in rows]
 
@@ -222,8 +222,8 @@ def without_role(row):
 
 
 def test_a_second_rewrite_follows_its_pair():
-    rows = choose_rows("train", pairs_per_category=2, everyday=3, seed=0)
-    more = choose_rows("train", pairs_per_category=2, everyday=3, rewrites_per_pair=2, seed=0)
+    rows = choose_rows(StarterChoice("train", pairs_per_category=2, everyday=3, seed=0))
+    more = choose_rows(StarterChoice("train", pairs_per_category=2, everyday=3, rewrites_per_pair=2, seed=0))
     assert len(rows) == 59 and len(more) == 59 + 28
     for place in range(28):
         harmful, benign, second = more[3 * place : 3 * place + 3]
@@ -239,24 +239,26 @@ def test_a_second_rewrite_follows_its_pair():
 
 
 def test_everything_is_chosen_by_none():
-    assert len(choose_rows("train", pairs_per_category=None)) == 560
-    assert len(choose_rows("train", pairs_per_category=None, everyday=None, contrast=None)) == 860
-    assert len(choose_rows("eval", pairs_per_category=None, borderline=None)) == 400
+    assert len(choose_rows(StarterChoice("train", pairs_per_category=None))) == 560
+    assert (
+        len(choose_rows(StarterChoice("train", pairs_per_category=None, everyday=None, contrast=None))) == 860
+    )
+    assert len(choose_rows(StarterChoice("eval", pairs_per_category=None, borderline=None))) == 400
 
 
 @pytest.mark.parametrize("wrong", [{"pairs_per_category": 11}, {"borderline": 121}, {"categories": 15}])
 def test_a_choice_beyond_the_set_is_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}: "):
-        choose_rows("eval", **{"pairs_per_category": 1, **wrong})
+        choose_rows(StarterChoice("eval", **{"pairs_per_category": 1, **wrong}))
 
 
 def test_no_borderline_question_is_trained_on():
     with pytest.raises(ValueError, match="evaluation alone"):
-        choose_rows("train", pairs_per_category=1, borderline=1)
+        choose_rows(StarterChoice("train", pairs_per_category=1, borderline=1))
     with pytest.raises(ValueError, match="training alone"):
-        choose_rows("eval", pairs_per_category=1, contrast=None)
+        choose_rows(StarterChoice("eval", pairs_per_category=1, contrast=None))
     with pytest.raises(ValueError, match="Mirror alone"):
-        choose_rows("train", pairs_per_category=1, parallel=True, rewrites_per_pair=2)
+        choose_rows(StarterChoice("train", pairs_per_category=1, parallel=True, rewrites_per_pair=2))
 
 
 def write(path, *lines):

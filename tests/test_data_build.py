@@ -32,7 +32,7 @@ from rrs_jax.data.selection import make_pool
 from rrs_jax.data.speech import clip_path
 from rrs_jax.data.spoken import SpeechOptions
 from rrs_jax.data.starter import CATEGORIES as STARTER_CATEGORIES
-from rrs_jax.data.starter import choose_rows, starter_pairs
+from rrs_jax.data.starter import StarterChoice, choose_rows, starter_pairs
 from rrs_jax.data.tables import read_questions
 from rrs_jax.data.voices import ENGINES, read_voices
 from rrs_jax.data.writers import Ledger, OpenAIWriter
@@ -660,16 +660,16 @@ def test_a_run_takes_a_built_set_and_refuses_evaluation_questions(tmp_path):
 
 
 def test_the_starter_set_keeps_mirrors_rules():
-    rows = choose_rows("train", pairs_per_category=None)
+    rows = choose_rows(StarterChoice("train"))
     assert text_faults(rows, rewritten=True) == []
     evaluation = [pair[label] for pair in starter_pairs("eval") for label in ("harmful", "benign")]
     index = QuestionIndex((text, text) for text in evaluation)
     assert [item["question"] for item in rows if index.near(item["question"])] == []
-    assert text_faults(choose_rows("eval", pairs_per_category=None), rewritten=True) == []
+    assert text_faults(choose_rows(StarterChoice("eval")), rewritten=True) == []
 
 
 def test_the_checks_see_faults():
-    rows = choose_rows("train", pairs_per_category=2)
+    rows = choose_rows(StarterChoice("train", pairs_per_category=2))
     assert text_faults(rows, rewritten=True) == []
     broken = [dict(item) for item in rows]
     broken[1]["question"] = broken[0]["question"]

@@ -19,7 +19,7 @@ from helpers.voices import Tones
 from rrs_jax.data import distractors
 from rrs_jax.data.beavertails import group_rows
 from rrs_jax.data.build import BuildOptions, build
-from rrs_jax.data.distractors import at_speed, in_room, make_variant, noise, spell, with_noise
+from rrs_jax.data.distractors import VariantOptions, at_speed, in_room, make_variant, noise, spell, with_noise
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import pack
 from rrs_jax.data.show import edit_distances, figure_3, show, table_1
@@ -298,7 +298,7 @@ def test_variants_of_a_set(dataset, tmp_path, monkeypatch):
     }
     made = {}
     for kind in distractors.KINDS:
-        path = make_variant(kind, manifest, tmp_path / "variants", voices="tones")
+        path = make_variant(kind, manifest, tmp_path / "variants", VariantOptions(voices="tones"))
         changed = load_manifest(path)
         made[kind] = [
             (row, soundfile.read(clip)[0])

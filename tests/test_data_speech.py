@@ -15,7 +15,7 @@ from rrs_jax.data.engines import ENGINES, Espeak, Flite, Hibari
 from rrs_jax.data.intelligibility import word_errors
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech import clip_path, speak_all
-from rrs_jax.data.starter import build_starter
+from rrs_jax.data.starter import StarterChoice, build_starter
 from rrs_jax.data.voices import Voice, draw_voice, read_voices, speak
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.audio import check_audios
@@ -217,14 +217,9 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 
 def test_spoken_manifest(tmp_path):
-    choice = {
-        "pairs_per_category": 1,
-        "seed": 5,
-        "voices": "tones",
-        "cache": tmp_path / "cache",
-        "workers": 1,
-    }
-    path = build_starter(tmp_path / "eval", split="eval", borderline=5, **choice)
+    choice = StarterChoice("eval", pairs_per_category=1, borderline=5, seed=5)
+    speech = {"voices": "tones", "cache": tmp_path / "cache", "workers": 1}
+    path = build_starter(tmp_path / "eval", choice, **speech)
     rows = load_manifest(path)
     assert path == tmp_path / "eval/manifest.jsonl"
     assert Counter(row["label"] for row in rows) == {"harmful": 14, "benign": 14, "borderline": 5}
@@ -236,26 +231,18 @@ def test_spoken_manifest(tmp_path):
         assert audio.parent == tmp_path / "eval/audio"
 
     written = path.read_bytes()
-    assert (
-        build_starter(tmp_path / "eval", split="eval", borderline=5, **choice).read_bytes() == written
-    )  # once more
-    train = load_manifest(build_starter(tmp_path / "train", split="train", **choice))
+    assert build_starter(tmp_path / "eval", choice, **speech).read_bytes() == written  # once more
+    train = StarterChoice("train", pairs_per_category=1, seed=5)
+    train = load_manifest(build_starter(tmp_path / "train", train, **speech))
     assert Counter(row["label"] for row in train) == {"harmful": 14, "benign": 14}
     assert {row["pair_id"] for row in train}.isdisjoint(row["pair_id"] for row in rows)
 
 
 def test_several_voices_say_each_question(tmp_path):
-    choice = {
-        "pairs_per_category": 1,
-        "categories": 2,
-        "seed": 5,
-        "voices": "tones",
-        "cache": tmp_path / "cache",
-    }
-    once = load_manifest(build_starter(tmp_path / "once", split="train", workers=1, **choice))
-    rows = load_manifest(
-        build_starter(tmp_path / "more", split="train", workers=1, voices_per_question=3, **choice)
-    )
+    choice = StarterChoice("train", pairs_per_category=1, categories=2, seed=5)
+    speech = {"voices": "tones", "cache": tmp_path / "cache", "workers": 1}
+    once = load_manifest(build_starter(tmp_path / "once", choice, **speech))
+    rows = load_manifest(build_starter(tmp_path / "more", choice, voices_per_question=3, **speech))
     assert rows[: len(once)] == once  # the first voice is the same
     assert [row["id"] for row in rows[4:]] == [f"{row['id']}-voice{turn}" for turn in (2, 3) for row in once]
     for row in once:
@@ -264,7 +251,7 @@ def test_several_voices_say_each_question(tmp_path):
             row["pair_id"]
         }
     with pytest.raises(UserError, match="data.voices_per_question: is 5 with 4 voices; give fewer"):
-        build_starter(tmp_path / "many", split="train", voices_per_question=5, **choice)
+        build_starter(tmp_path / "many", choice, voices_per_question=5, **speech)
 
 
 def test_clips_survive_an_empty_cache_and_another_disk(tmp_path, monkeypatch):
@@ -272,14 +259,8 @@ def test_clips_survive_an_empty_cache_and_another_disk(tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("rrs_jax.data.starter.os.link", other_disk)
-    choice = {
-        "pairs_per_category": 1,
-        "categories": 1,
-        "seed": 0,
-        "voices": "tones",
-        "cache": tmp_path / "cache",
-    }
-    path = build_starter(tmp_path / "data", split="train", **choice)
+    choice = StarterChoice("train", pairs_per_category=1, categories=1)
+    path = build_starter(tmp_path / "data", choice, voices="tones", cache=tmp_path / "cache")
     audio, _ = audio_paths(path, load_manifest(path))
     assert audio.stat().st_nlink == 1
     check_audios([audio])

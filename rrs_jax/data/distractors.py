@@ -19,6 +19,7 @@ One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with othe
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -116,37 +117,47 @@ def twin_words(rows: Sequence[dict]) -> dict[str, list[str]]:
     return twins
 
 
+@dataclass(frozen=True)
+class VariantOptions:
+    """How the variants of a set are made.
+
+    Attributes:
+      speed: of the kind speed; 1.25 is a quarter faster.
+      snr: of the kind snr, in dB.
+      reverberation: of the kind room, in seconds.
+      voices: of the kind spelled, names as for `read_voices`; paid ones may cost `max_cost_usd`.
+      seed: of noise and voices.
+    """
+
+    speed: float = 1.25
+    snr: float = 10.0
+    reverberation: float = 0.5
+    voices: str = ""
+    seed: int = 0
+    max_cost_usd: float = 0.0
+
+
 def make_variant(
-    kind: str,
-    manifest: str | Path,
-    out: str | Path,
-    *,
-    speed: float = 1.25,
-    snr: float = 10.0,
-    reverberation: float = 0.5,
-    voices: str = "",
-    seed: int = 0,
-    max_cost_usd: float = 0.0,
+    kind: str, manifest: str | Path, out: str | Path, options: VariantOptions | None = None
 ) -> Path:
-    """Writes `out`/KIND and returns its manifest. Raises UserError."""
-    rows = load_manifest(manifest)
-    folder = Path(out) / kind
+    """Writes the variant `kind` of a set to `out`/KIND and returns its manifest. Raises UserError."""
+    rows, folder, options = load_manifest(manifest), Path(out) / kind, options or VariantOptions()
     if kind == "spelled":
-        return _spelled(rows, folder, voices, seed, max_cost_usd)
+        return _spelled(rows, folder, options)
     paths = audio_paths(manifest, rows)
     mean, deviation = _statistics(rows, paths) if kind == "noise" else (0.0, 1.0)
     made = []
     with Progress(len(rows), kind, unit="clips") as progress:
         for row, path in zip(rows, paths, strict=True):
             waveform = _read(path)
-            row_seed = int(content_hash(seed, kind, row["id"])[:8], 16)
+            row_seed = int(content_hash(options.seed, kind, row["id"])[:8], 16)
             changed = {
                 "silence": lambda: silence(len(waveform)),  # noqa: B023 called at once
                 "noise": lambda: noise(len(waveform), row_seed, mean, deviation),  # noqa: B023
                 "unit_noise": lambda: noise(len(waveform), row_seed),  # noqa: B023
-                "speed": lambda: at_speed(waveform, speed),  # noqa: B023
-                "snr": lambda: with_noise(waveform, snr, row_seed),  # noqa: B023
-                "room": lambda: in_room(waveform, reverberation),  # noqa: B023
+                "speed": lambda: at_speed(waveform, options.speed),  # noqa: B023
+                "snr": lambda: with_noise(waveform, options.snr, row_seed),  # noqa: B023
+                "room": lambda: in_room(waveform, options.reverberation),  # noqa: B023
             }[kind]()
             made.append(_written(row, changed, folder, kind))
             progress.update()
@@ -165,7 +176,7 @@ def _written(row: dict, waveform: np.ndarray, folder: Path, kind: str) -> dict:
     return row | {"audio": audio, "seconds": round(len(waveform) / SAMPLING_RATE, 3), "variant": kind}
 
 
-def _spelled(rows: list[dict], folder: Path, voices: str, seed: int, max_cost_usd: float) -> Path:
+def _spelled(rows: list[dict], folder: Path, options: VariantOptions) -> Path:
     twins = twin_words(rows)
     chosen = [row for row in rows if twins.get(row["id"])]
     if not chosen:
@@ -173,13 +184,14 @@ def _spelled(rows: list[dict], folder: Path, voices: str, seed: int, max_cost_us
             "spelled: no harmful question of the manifest has a benign twin, whose other words would be"
             " spelt."
         )
-    drawn = read_voices(voices)
+    drawn = read_voices(options.voices)
     texts = [
-        (spell(row["question"], twins[row["id"]]), draw_voice(row["question"], seed, drawn)) for row in chosen
+        (spell(row["question"], twins[row["id"]]), draw_voice(row["question"], options.seed, drawn))
+        for row in chosen
     ]
     made = []
     for row, (text, voice), (clip, seconds) in zip(
-        chosen, texts, speak_all(texts, max_cost_usd=max_cost_usd), strict=True
+        chosen, texts, speak_all(texts, max_cost_usd=options.max_cost_usd), strict=True
     ):
         audio = f"audio/{row['id']}.flac"
         place_clip(clip, folder / audio)
@@ -241,20 +253,16 @@ def main(arguments) -> None:
         )
     if unknown := [kind for kind in asked.kinds if kind not in KINDS]:
         raise UserError(f"--kinds: {', '.join(unknown)} is none of {', '.join(KINDS)}.")
+    options = VariantOptions(
+        speed=asked.speed,
+        snr=asked.snr,
+        reverberation=asked.reverberation,
+        voices=asked.voices,
+        seed=asked.seed,
+        max_cost_usd=asked.max_cost_usd,
+    )
     for kind in asked.kinds:
-        print(
-            make_variant(
-                kind,
-                arguments[1],
-                arguments[2],
-                speed=asked.speed,
-                snr=asked.snr,
-                reverberation=asked.reverberation,
-                voices=asked.voices,
-                seed=asked.seed,
-                max_cost_usd=asked.max_cost_usd,
-            )
-        )
+        print(make_variant(kind, arguments[1], arguments[2], options))
         sys.stdout.flush()
 
 

@@ -18,7 +18,7 @@ from absl import app, flags
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import choose_rows
+from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import read_voices
 from rrs_jax.errors import UserError
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
@@ -89,7 +89,7 @@ def main(_) -> None:
         for row, path in list(zip(rows, paths, strict=True))[::step][: asked.questions]:
             clips[row["voice"] or "unknown voice"].append((row["question"], path))
     else:
-        rows = [row for row in choose_rows("train", pairs_per_category=None) if row["label"] == "harmful"]
+        rows = [row for row in choose_rows(StarterChoice("train")) if row["label"] == "harmful"]
         questions = [row["question"] for row in rows[:: max(len(rows) // asked.questions, 1)]][
             : asked.questions
         ]

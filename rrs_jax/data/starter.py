@@ -1,18 +1,21 @@
 """The starter set: questions written for this project, and their spoken manifests.
 
-`starter/train.jsonl` (14 categories x 20) and `starter/eval.jsonl` (14 x 10) hold pairs of a harmful question
-and its benign rewrite, as the paper's Mirror set does (table 1, appendix C: 1 to 3 words changed).
-`starter/borderline.jsonl` holds 120 harmless questions with alarming words, for evaluation alone.
-`starter/check.jsonl` and `starter/borderline_check.jsonl` are as many of both again, to measure what was
-chosen by the others. `starter/everyday.jsonl` and `starter/contrast.jsonl` hold 140 and 160 harmless
-questions for training, plain ones and ones with alarming words; no question of any file nearly is another
-one's. `starter/rewrites.jsonl` has a second rewrite of every training pair. Questions only, never answers.
+| file in starter/                         | holds                                                              |
+| train.jsonl, eval.jsonl                  | 14 x 20 and 14 x 10 pairs of a harmful question and its benign     |
+|                                          | rewrite, as in the paper's Mirror set (table 1, appendix C)        |
+| borderline.jsonl                         | 120 harmless questions with alarming words, for evaluation alone   |
+| check.jsonl, borderline_check.jsonl      | as many of both again, to measure what was chosen by the others    |
+| everyday.jsonl, contrast.jsonl           | 140 plain and 160 alarming harmless questions, for training        |
+| rewrites.jsonl                           | a second rewrite of every training pair                            |
+
+No two questions of different pairs are nearly equal. There are questions only, never answers.
 """
 
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -41,105 +44,97 @@ BORDERLINE = {"eval": "borderline", "check": "borderline_check"}  # file by what
 SPLITS = ("train", *BORDERLINE)
 
 
+@dataclass(frozen=True)
+class StarterChoice:
+    """A part of the starter set; in numbers of questions None is all.
+
+    Attributes:
+      split: one of `SPLITS`.
+      pairs_per_category: pairs of a harmful question and its benign rewrite.
+      borderline: borderline questions, for evaluation alone.
+      everyday, contrast: harmless questions with the role "keep", for training alone.
+      contrast_role: "keep", or "mirror" for contrast questions without a role, which move as rewrites do.
+      rewrites_per_pair: 1 or 2; the second rewrite follows its pair.
+      parallel: an everyday question in place of each rewrite, as in the paper's Parallel set. There are fewer
+        of them than of all pairs, so they come again.
+      categories: the first so many categories.
+      seed: draws the order within a category or style. With the same seed a smaller choice is a part of a
+        larger one.
+    """
+
+    split: str
+    pairs_per_category: int | None = None
+    borderline: int | None = 0
+    everyday: int | None = 0
+    contrast: int | None = 0
+    contrast_role: str = "keep"
+    rewrites_per_pair: int = 1
+    parallel: bool = False
+    categories: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"split {self.split!r} is none of {SPLITS}")
+        if self.split == "train" and self.borderline != 0:
+            raise ValueError("borderline questions are for evaluation alone")
+        if self.split != "train" and (self.everyday, self.contrast) != (0, 0):
+            raise ValueError("everyday and contrast questions are for training alone")
+        if self.rewrites_per_pair != 1 and (self.split != "train" or self.parallel):
+            raise ValueError("second rewrites are for training on Mirror alone")
+
+
 def starter_pairs(split: str) -> list[dict]:
-    """`pair_id`, `category`, `harmful`, `benign` of every pair. split: of `SPLITS`."""
+    """Reads `pair_id`, `category`, `harmful` and `benign` of every pair of a split."""
     return read_jsonl(Path(__file__).parent / "starter" / f"{split}.jsonl")
 
 
 def starter_singles(name: str) -> list[dict]:
-    """`id`, `style`, `question` of every question without a twin. name: of the file."""
+    """Reads `id`, `style` and `question` of every question without a twin in the file `name`.jsonl."""
     return read_jsonl(Path(__file__).parent / "starter" / f"{name}.jsonl")
 
 
-def choose_rows(
-    split: str,
-    *,
-    pairs_per_category: int | None,
-    borderline: int | None = 0,
-    everyday: int | None = 0,
-    contrast: int | None = 0,
-    contrast_role: str = "keep",
-    rewrites_per_pair: int = 1,
-    parallel: bool = False,
-    categories: int | None = None,
-    seed: int = 0,
-) -> list[dict]:
-    """Manifest rows without speech: harmful and benign by turns, all categories by turns, then the
-    borderline, everyday and contrast ones, each by turns of their styles. The last two are benign rows with
-    the role "keep", the contrast ones without it where `contrast_role` is "mirror". With `rewrites_per_pair`
-    2 the second rewrite follows each pair.
+def choose_rows(choice: StarterChoice) -> list[dict]:
+    """Returns manifest rows without speech.
 
-    parallel: in place of each benign twin an everyday question, as the paper's Parallel set has; there are
-    fewer of them than of all pairs, so they come again.
-    With the same seed a smaller choice is a part of a larger one. None is all; `categories` takes the first
-    so many.
-    Raises UserError for more than there are.
+    First the pairs, harmful and benign by turns and all categories by turns; then borderline, everyday and
+    contrast questions, each kind by turns of its styles. Raises UserError where more is asked for than there
+    is.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is none of {SPLITS}")
-    if split == "train" and borderline != 0:
-        raise ValueError("borderline questions are for evaluation alone")
-    if split != "train" and (everyday, contrast) != (0, 0):
-        raise ValueError("everyday and contrast questions are for training alone")
-    if rewrites_per_pair != 1 and (split != "train" or parallel):
-        raise ValueError("second rewrites are for training on Mirror alone")
-    chosen = CATEGORIES[: _count("categories", categories, len(CATEGORIES))]
-    pairs = [pair for pair in starter_pairs(split) if pair["category"] in chosen]
-    each = _count("pairs_per_category", pairs_per_category, len(pairs) // len(chosen))
-    second = {row["pair_id"]: row for row in starter_singles("rewrites")} if rewrites_per_pair == 2 else {}
-    rows = []
-    for pair in _by_turns(pairs, "category", "pair_id", seed)[: each * len(chosen)]:
-        for label in ("harmful", "benign"):
-            rows.append(
-                _row(f"{pair['pair_id']}-{label}", pair["pair_id"], label, pair["category"], pair[label])
-            )
-        if second:
-            other = second[pair["pair_id"]]
-            rows.append(_row(other["id"], pair["pair_id"], "benign", pair["category"], other["question"]))
-    if parallel:
-        _replace_twins(rows, _by_turns(starter_singles("everyday"), "style", "id", seed))
-    for name, wanted in (("borderline", borderline), ("everyday", everyday), ("contrast", contrast)):
-        kept = name == "everyday" or (name == "contrast" and contrast_role == "keep")
-        label, role = name if name == "borderline" else "benign", {"role": "keep"} if kept else {}
-        questions = starter_singles(BORDERLINE.get(split, name) if name == "borderline" else name)
-        for question in _by_turns(questions, "style", "id", seed)[: _count(name, wanted, len(questions))]:
-            rows.append(
-                _row(question["id"], question["id"], label, question["style"], question["question"]) | role
-            )
-    return rows
+    rows = _pair_rows(choice)
+    if choice.parallel:
+        _replace_twins(rows, _by_turns(starter_singles("everyday"), "style", "id", choice.seed))
+    rows += _single_rows(choice, "borderline", choice.borderline, "borderline", role=None)
+    rows += _single_rows(choice, "everyday", choice.everyday, "benign", role="keep")
+    contrast_role = "keep" if choice.contrast_role == "keep" else None
+    return rows + _single_rows(choice, "contrast", choice.contrast, "benign", contrast_role)
 
 
 def build_starter(
     folder: str | Path,
+    choice: StarterChoice,
     *,
-    pairs_per_category: int | None,
-    seed: int,
-    split: str,
     voices: str | Iterable[str] = "",
     cache: str | Path | None = None,
     workers: int | None = None,
     max_cost_usd: float = 0.0,
     voices_per_question: int = 1,
-    **others: int | str | None,
 ) -> Path:
-    """Speaks a part of the starter set (`choose_rows` takes `others`); writes `folder`/audio and returns
-    `folder`/manifest.jsonl.
+    """Speaks a part of the starter set and returns the manifest, `folder`/manifest.jsonl.
 
-    Every question has a voice of its own, drawn at random from `voices` (`read_voices`) as appendix B does,
-    so twins may have different ones; with `voices_per_question` it comes again for each further voice, its id
-    with -voice2 and so on. The manifest is written last. Clips are links into the cache where the disk allows
-    it. Raises UserError.
+    Every question has a voice of its own, drawn at random from `voices` (names as for `read_voices`), as in
+    appendix B, so that twins may have different ones. With `voices_per_question` it comes again for each
+    further voice, its id with -voice2 and so on. Clips lie in `folder`/audio, as links into the cache where
+    the disk allows it. Raises UserError.
     """
-    rows = choose_rows(split, pairs_per_category=pairs_per_category, seed=seed, **others)
-    folder = Path(folder)
-    drawn = read_voices(voices)
+    rows, folder, drawn = choose_rows(choice), Path(folder), read_voices(voices)
     if voices_per_question > len(drawn):
         raise UserError(
             f"data.voices_per_question: is {voices_per_question} with {len(drawn)} voices; give fewer, or"
             " more data.voices."
         )
     apart = [turn * len(drawn) // voices_per_question for turn in range(voices_per_question)]
-    chosen = [draw_voice(row["question"], seed, drawn, further) for further in apart for row in rows]
+    chosen = [draw_voice(row["question"], choice.seed, drawn, further) for further in apart for row in rows]
     rows = [
         row | {"id": row["id"] + (f"-voice{turn + 1}" if turn else "")}
         for turn in range(len(apart))
@@ -150,13 +145,40 @@ def build_starter(
     for row, voice, (clip, seconds) in zip(rows, chosen, clips, strict=True):
         row |= {"audio": f"audio/{row['id']}.flac", "voice": voice.name, "seconds": round(seconds, 3)}
         place_clip(clip, folder / row["audio"])
-    write_jsonl(folder / "manifest.jsonl", rows)
+    write_jsonl(folder / "manifest.jsonl", rows)  # last: a manifest's clips are all there
     return folder / "manifest.jsonl"
 
 
+def _pair_rows(choice: StarterChoice) -> list[dict]:
+    chosen = CATEGORIES[: _count("categories", choice.categories, len(CATEGORIES))]
+    pairs = [pair for pair in starter_pairs(choice.split) if pair["category"] in chosen]
+    each = _count("pairs_per_category", choice.pairs_per_category, len(pairs) // len(chosen))
+    second = {}
+    if choice.rewrites_per_pair == 2:
+        second = {row["pair_id"]: row for row in starter_singles("rewrites")}
+    rows = []
+    for pair in _by_turns(pairs, "category", "pair_id", choice.seed)[: each * len(chosen)]:
+        name, category = pair["pair_id"], pair["category"]
+        rows += [
+            _row(f"{name}-{label}", name, label, category, pair[label]) for label in ("harmful", "benign")
+        ]
+        if second:
+            rows.append(_row(second[name]["id"], name, "benign", category, second[name]["question"]))
+    return rows
+
+
+def _single_rows(
+    choice: StarterChoice, name: str, wanted: int | None, label: str, role: str | None
+) -> list[dict]:
+    """Rows of questions without a twin."""
+    questions = starter_singles(BORDERLINE.get(choice.split, name) if name == "borderline" else name)
+    chosen = _by_turns(questions, "style", "id", choice.seed)[: _count(name, wanted, len(questions))]
+    marked = {"role": role} if role else {}
+    return [_row(row["id"], row["id"], label, row["style"], row["question"]) | marked for row in chosen]
+
+
 def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
-    """Benign rows become unrelated questions, in their order and again from the start where they do not
-    suffice."""
+    """Puts unrelated questions in place of the benign rows, again from the start where they do not suffice."""
     for place, row in enumerate(row for row in rows if row["label"] == "benign"):
         again, question = divmod(place, len(unrelated))
         question = unrelated[question]
@@ -165,7 +187,7 @@ def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
 
 
 def _by_turns(items: list[dict], group: str, name: str, seed: int) -> list[dict]:
-    """One of every group, then a second one, and so on; within a group in an order that the seed draws."""
+    """Orders items by turns: one of every group, then a second one; the seed draws the order in a group."""
     groups = defaultdict(list)
     for item in items:
         groups[item[group]].append(item)
@@ -196,7 +218,7 @@ def _row(name: str, pair: str, label: str, category: str, question: str) -> dict
 
 
 def place_clip(clip: Path, target: Path) -> None:
-    """A hard link, or a copy where the cache lies on another disk."""
+    """Puts a clip of the cache at `target`: a hard link, or a copy where the cache lies on another disk."""
     with atomic_path(target) as temporary:
         temporary.unlink()
         try:

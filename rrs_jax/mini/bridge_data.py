@@ -1,5 +1,6 @@
 """The bridge's data: questions, their written answers, and their speech as features, in a work folder."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,38 +19,74 @@ from rrs_jax.weights.safetensors_io import read_header, save_file
 
 MAX_SECONDS = 8
 
+Clip = tuple[np.ndarray, int]  # as `log_mel` returns it, in float16
+Answer = tuple[list[int], bool]  # token ids, and whether the answer ended by itself
 
-def make_data(
-    model: nnx.Module,
-    processor: Processor,
-    work: Path,
-    *,
-    samples: int,
-    batch_size: int,
-    seed: int,
-    max_new_tokens: int,
-    word_share: float = 0.0,
-    lists: int = 0,
-) -> None:
+
+@dataclass(frozen=True)
+class DataSizes:
+    """How much data the bridge is trained on.
+
+    Attributes:
+      samples: openings that the decoder is asked to continue to a question.
+      word_share: share of them that are asked with a word of the decoder's vocabulary.
+      lists: lists of random words that are spoken and only repeated.
+      max_new_tokens: most tokens of an answer.
+      batch_size: rows in flight while the decoder generates.
+      seed: of all draws.
+    """
+
+    samples: int
+    max_new_tokens: int
+    batch_size: int
+    seed: int
+    word_share: float = 0.0
+    lists: int = 0
+
+
+def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes: DataSizes) -> None:
     """Writes `features.safetensors` (log-mel features of all clips) and `data.jsonl`.
 
-    A row has the question (or a list of words), the instruction that it is answered under (or null), the
-    answer's tokens (null where it is only to be repeated) and whether the answer ended by itself.
-
-    The voices speak on all cores while the device answers.
+    A row of data.jsonl has the question (or a list of words), the instruction that it is answered under (or
+    null), the answer's tokens (null where it is only to be repeated) and whether the answer ended by itself.
     """
     questions = ask_questions(
-        model, processor, samples=samples, batch_size=batch_size, seed=seed, word_share=word_share
+        model,
+        processor,
+        samples=sizes.samples,
+        batch_size=sizes.batch_size,
+        seed=sizes.seed,
+        word_share=sizes.word_share,
     )
-    print(f"{len(questions)} distinct questions of {samples} samples", flush=True)
-    texts = questions + word_lists(processor, lists, seed)
+    print(f"{len(questions)} distinct questions of {sizes.samples} samples", flush=True)
+    texts = questions + word_lists(processor, sizes.lists, sizes.seed)
+    features, answers = _speak_and_answer(model, processor, texts, questions, sizes)
+    kept = sorted(features)
+    save_clips([features[i] for i in kept], work / "features.safetensors")
+    rows = []
+    for i in kept:
+        answer, ended = answers.get(i, (None, False))
+        instruction = draw_instruction(i, sizes.seed)
+        rows.append({"question": texts[i], "instruction": instruction, "answer": answer, "ended": ended})
+    write_jsonl(work / "data.jsonl", rows)
+
+
+def _speak_and_answer(
+    model: nnx.Module, processor: Processor, texts: list[str], questions: list[str], sizes: DataSizes
+) -> tuple[dict[int, Clip], dict[int, Answer]]:
+    """Speaks the texts on all cores while the device answers the questions; both by place."""
     # The voices yield to the process that feeds the device.
     with voice_processes(cores(), niceness=10) as pool:
         clips = pool.map(
-            speech_features, texts, [processor.mel] * len(texts), [seed] * len(texts), chunksize=16
+            speech_features, texts, [processor.mel] * len(texts), [sizes.seed] * len(texts), chunksize=16
         )
         answers = answer_questions(
-            model, processor, questions, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
+            model,
+            processor,
+            questions,
+            max_new_tokens=sizes.max_new_tokens,
+            batch_size=sizes.batch_size,
+            seed=sizes.seed,
         )
         print(
             f"{len(answers)} of {len(questions)} answered; the others, alarming or declined, are repeated",
@@ -61,14 +98,7 @@ def make_data(
                 if clip is not None:
                     features[i] = clip
                 progress.update()
-    kept = sorted(features)
-    save_clips([features[i] for i in kept], work / "features.safetensors")
-    rows = []
-    for i in kept:
-        answer, ended = answers.get(i, (None, False))
-        instruction = draw_instruction(i, seed)
-        rows.append({"question": texts[i], "instruction": instruction, "answer": answer, "ended": ended})
-    write_jsonl(work / "data.jsonl", rows)
+    return features, answers
 
 
 def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarray, int] | None:

@@ -23,7 +23,7 @@ from flax import nnx
 
 from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import choose_rows
+from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import draw_voice
 from rrs_jax.files import write_json
 from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
@@ -138,8 +138,8 @@ def main(_) -> None:
     folder = ensure_mini()
     processor = Processor.from_folder(folder)
     model = load_weights(folder, dtype=jnp.dtype(DTYPE.value))
-    rows = [row for row in choose_rows("eval", pairs_per_category=None) if row["label"] == "benign"]
-    rows += [row for row in choose_rows("train", pairs_per_category=None) if row["label"] == "benign"]
+    rows = [row for row in choose_rows(StarterChoice("eval")) if row["label"] == "benign"]
+    rows += [row for row in choose_rows(StarterChoice("train")) if row["label"] == "benign"]
     questions = [row["question"] for row in rows][: QUESTIONS.value]
     clips = speak_all([(question, draw_voice(question, 0)) for question in questions])
     bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from rrs_jax.config.prompts import PROMPT_T, evaluation_prompt
 from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import choose_rows
+from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import draw_voice
 from rrs_jax.files import write_json
 from rrs_jax.frozen.audio_bank import make_audio_bank
@@ -92,7 +92,7 @@ def main(_) -> None:
     folder = ensure_mini()
     processor = Processor.from_folder(folder)
     model = load_weights(folder, dtype=jnp.dtype(FLAGS.probe_dtype))
-    rows = choose_rows("train", pairs_per_category=FLAGS.pairs_per_category)
+    rows = choose_rows(StarterChoice("train", FLAGS.pairs_per_category))
     clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
     bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)
     spoken = [(processor.encode(PROMPT_T, bank.clips([i])[1]), *bank.clips([i])) for i in range(len(rows))]

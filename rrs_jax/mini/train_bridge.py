@@ -97,17 +97,15 @@ def main(_):
     processor = Processor.from_folder(folder)
     model = load_weights(folder, dtype=jnp.dtype(FLAGS.dtype), lora=LORA, seed=FLAGS.seed)
     if not (work / "data.jsonl").is_file():
-        bridge_data.make_data(
-            model,
-            processor,
-            work,
+        sizes = bridge_data.DataSizes(
             samples=FLAGS.samples,
+            max_new_tokens=ANSWER_TOKENS,
             batch_size=FLAGS.generate_batch,
             seed=FLAGS.seed,
-            max_new_tokens=ANSWER_TOKENS,
             word_share=FLAGS.word_share,
             lists=FLAGS.lists,
         )
+        bridge_data.make_bridge_data(model, processor, work, sizes)
     examples = Examples(processor, read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work))
     bridge = Bridge(model, LORA, FLAGS.seed)
     phases = (

@@ -18,7 +18,7 @@ from rrs_jax.data.authors import training_rows
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import build_starter, choose_rows
+from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.distributed import processes
 from rrs_jax.distributed.mesh import rows_multiple
@@ -117,42 +117,61 @@ def make_data(session: Session) -> dict:
     config, folder = session.config, session.folder
     voices = ",".join(config.data.voices)
     kind = STRATEGY_TABLE[config.strategy].data
-    singles = {name: config.data[name] for name in ("everyday", "contrast", "contrast_role")}
     for split, given, target in (
         ("train", config[DATA[kind]], folder.manifest),
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
         if given:
-            added = (
-                choose_rows("train", pairs_per_category=0, seed=config.data.seed, **singles)
-                if split == "train"
-                else []
-            )
+            added = choose_rows(_added_choice(config)) if split == "train" else []
             _take_manifest(Path(given), added, target, voices, config)
         else:
-            chosen = config.data
-            sizes = {"pairs_per_category": chosen.eval_pairs_per_category, "borderline": chosen.borderline}
-            if split == "train":
-                sizes = singles | {
-                    name: chosen[name] for name in ("pairs_per_category", "voices_per_question")
-                }
-                sizes |= (
-                    {"rewrites_per_pair": chosen.rewrites_per_pair}
-                    if kind == "mirror"
-                    else {"parallel": True}
-                )
+            train = split == "train"
             build_starter(
                 target.parent,
-                split=split if split == "train" else chosen.eval_set,
-                categories=chosen.categories,
+                _training_choice(config, kind) if train else _evaluation_choice(config),
                 voices=voices,
-                seed=chosen.seed,
-                max_cost_usd=chosen.max_cost_usd,
-                **sizes,
+                max_cost_usd=config.data.max_cost_usd,
+                voices_per_question=config.data.voices_per_question if train else 1,
             )
     rows = session.training_rows
     check_excluded([row["question"] for row in rows], config.data.exclude)
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
+
+
+def _added_choice(config: ConfigDict) -> StarterChoice:
+    """The starter set's everyday and contrast questions, without pairs."""
+    data = config.data
+    return StarterChoice(
+        "train",
+        pairs_per_category=0,
+        everyday=data.everyday,
+        contrast=data.contrast,
+        contrast_role=data.contrast_role,
+        seed=data.seed,
+    )
+
+
+def _training_choice(config: ConfigDict, kind: str) -> StarterChoice:
+    """The training questions of the starter set for a strategy that trains on data of this kind."""
+    data = config.data
+    return dataclasses.replace(
+        _added_choice(config),
+        pairs_per_category=data.pairs_per_category,
+        rewrites_per_pair=data.rewrites_per_pair if kind == "mirror" else 1,
+        parallel=kind != "mirror",
+        categories=data.categories,
+    )
+
+
+def _evaluation_choice(config: ConfigDict) -> StarterChoice:
+    data = config.data
+    return StarterChoice(
+        data.eval_set,
+        pairs_per_category=data.eval_pairs_per_category,
+        borderline=data.borderline,
+        categories=data.categories,
+        seed=data.seed,
+    )
 
 
 def _take_manifest(source: Path, added: list[dict], target: Path, voices: str, config: ConfigDict) -> None:
