@@ -1,7 +1,8 @@
 """Every field of a run, once: name, default, kind and a sentence. `python -m rrs_jax.config` prints them.
 
 A config file calls `rrs_jax.config.default_config()` and changes what it wants; the command line changes
-single fields with `--config.NAME=VALUE`. Where the paper (Yang et al. 2025) leaves a choice open, the field's sentence says so.
+single fields with `--config.NAME=VALUE`. Where the paper (Yang et al. 2025) leaves a choice open, the field's
+sentence says so. The fields of training lie in `rrs_jax.config.training`.
 """
 
 from rrs_jax.config.kinds import Field, choice, either, names, number, switch, text, whole, wholes
@@ -10,7 +11,7 @@ from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.config.training import SEED, training_fields
 from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS
 
-# Of all decoders.
+# The linear layers of a decoder layer that can have an adapter, those of all architectures.
 LINEARS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "c_attn", "attn_c_proj", "w1", "w2", "mlp_c_proj",
@@ -22,25 +23,29 @@ FIELDS = {field.name: field for field in (
     Field("model.path", "", text("a Hugging Face folder, a hub id OWNER/NAME, or mini"),
           "Folder or hub id of the model; `mini` is the small real model, made on first use."),
     Field("model.dtype", "bfloat16", choice("bfloat16", "float32"),
-          "Of the frozen weights and activations; LoRA, loss and representations are float32 always."),
+          "Number type of the frozen weights and the activations; LoRA, loss and representations are always "
+          "float32."),
     Field("model.quantize", "none", choice("none", "int8", "float8"),
-          "Of the decoder's frozen matrices: `int8` and `float8` keep them in 8 bit with a scale for each output, half "
-          "of bfloat16's memory; `float8` multiplies in 8 bit too, by activations that are rounded token by token. "
+          "8-bit storage of the decoder's frozen matrices, with a scale for each output: half of bfloat16's "
+          "memory. `float8` also multiplies in 8 bit, with activations that are rounded token by token. "
           "docs/training_step.md states the errors; adapters and export stay exact."),
-    Field("data.manifest", None, either(text("a JSON-lines file or a clone of the authors' repository"), None),
-          "Training questions; None takes the starter set. Audio paths in it are relative to its folder. A folder is "
-          "read as the authors' questions (docs/authors.md)."),
+    Field("data.manifest", None,
+          either(text("a JSON-lines file or a clone of the authors' repository"), None),
+          "Training questions; None takes the starter set. Audio paths in it are relative to its folder. A "
+          "folder is read as the authors' questions (docs/authors.md)."),
     Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),
-          "The same for sft_full: questions with safe responses; None takes the starter set, answered by the model itself."),
+          "Training questions of sft_full, with safe responses; None takes the starter set, answered by the "
+          "model itself."),
     Field("data.parallel_manifest", None, either(text("a JSON-lines file"), None),
-          "The same for sft_shallow_parallel: harmful questions beside unrelated benign ones; None takes the starter set."),
+          "Training questions of sft_shallow_parallel, harmful ones beside unrelated benign ones; None takes "
+          "the starter set."),
     Field("data.eval_manifest", None, either(text("a JSON-lines file"), None),
           "Evaluation questions; None takes the starter set's own, none of them a training question."),
     Field("data.eval_set", "eval", choice("eval", "check"),
-          "Starter set: which pairs and borderline questions are asked; `check` is as many others, to measure what was chosen "
-          "by those of `eval`."),
+          "Starter set: which pairs and borderline questions are asked; `check` is as many others, to "
+          "measure what was chosen by those of `eval`."),
     Field("data.categories", None, either(whole(1), None),
-          "Starter set: only its first categories, so many; None is all 14."),
+          "Starter set: number of categories, the first ones; None is all 14."),
     Field("data.pairs_per_category", None, either(whole(1), None),
           "Starter set: pairs of a harmful question and its benign rewrite, per category; None is all (20)."),
     Field("data.eval_pairs_per_category", None, either(whole(1), None),
@@ -48,27 +53,34 @@ FIELDS = {field.name: field for field in (
     Field("data.borderline", None, either(whole(0), None),
           "Starter set: harmless questions with alarming words, for over-refusal; None is all (120)."),
     Field("data.everyday", 0, either(whole(0), None),
-          "Of the starter set, also beside a manifest: plain questions on which the model is to stay as it is; None is all 140."),
+          "Starter set, also beside a manifest: plain questions on which the model is to stay as it is; None "
+          "is all 140."),
     Field("data.contrast", 0, either(whole(0), None),
-          "The same with alarming words, in other styles than the rewrites; None is all 160."),
+          "Starter set, also beside a manifest: harmless questions with alarming words, in other styles than "
+          "the rewrites; None is all 160."),
     Field("data.contrast_role", "keep", choice("keep", "mirror"),
-          "Of the starter set's contrast questions: the model is to stay as it is on them, or they move as rewrites do."),
+          "Role of the contrast questions: `keep`, the model is to stay as it is on them; `mirror`, they "
+          "move as rewrites do."),
     Field("data.rewrites_per_pair", 1, whole(1, 2),
           "Starter set: benign rewrites of each harmful question of Mirror."),
     Field("data.voices_per_question", 1, whole(1),
-          "Starter set: how many different voices say each training question; every clip is a sample of its own."),
+          "Starter set: different voices that say each training question; every clip is a sample of its "
+          "own."),
     Field("data.seed", 0, whole(0, 2**31 - 1),
-          "Of the data: each question's voice, noise as a distractor, and which questions a part of the starter set has."),
+          "Seed of the data: each question's voice, noise as a distractor, and which questions a part of the "
+          "starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.max_cost_usd", 0.0, number(0),
-          "US dollars that paid voices (`google`) may cost in this run; the estimate is said before anything is bought.", placement=True),
+          "US dollars that paid voices (`google`) may cost in this run; the estimate is told before anything "
+          "is bought.", placement=True),
     Field("data.exclude", (), names("different files, with commas between", empty=True),
-          "Files of evaluation questions (CSV, JSON, JSON lines, Parquet, text); a run with one of them, exact or nearly, "
-          "among the training questions ends in the data stage."),
+          "Files of evaluation questions (CSV, JSON, JSON lines, Parquet, text); a run with one of them, "
+          "exact or nearly, among the training questions ends in the data stage."),
     Field("data.audio_max_seconds", 30.0, number(0.1, 30),
           "Seconds; longer clips are refused, since the encoder hears 30 s at most."),
-    Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here.", placement=True),
+    Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here.",
+          placement=True),
     Field("strategy", "rrs", choice(*STRATEGY_TABLE),
           "; ".join(f"`{name}`: {entry.what}" for name, entry in STRATEGY_TABLE.items()) + "."),
     SEED,
@@ -77,51 +89,63 @@ FIELDS = {field.name: field for field in (
           "Percent of features kept in the safety vector (section 4.1), by contribution to the refusal "
           "token's logit; `positive` keeps those that raise it, about 51 %."),
     Field("rrs.refusal_prompt", PROMPT_REFUSAL, text("a prompt"),
-          "t̃ of equation 8, under which the model is to refuse harmful questions; the default is the paper's. "
-          "Whether it does is printed by the extract stage."),
+          "t̃ of equation 8, under which the model is to refuse harmful questions; the default is the "
+          "paper's. The extract stage prints whether it does."),
     Field("rrs.refusal_tokens", ("I",), names("different texts of one token each"),
           "The token's row of the output head is w in equation 10; of several tokens it is the mean row."),
     Field("rrs.target", "mean", choice("mean", "own", "category"),
-          "Of harmful questions: V0(d, t) moved by the safety vector (equation 12); `own`: its selected features taken "
-          "from the question's own V0(d, t̃); `category`: moved by a vector of the question's category."),
+          "Target of harmful questions: `mean` is V0(d, t) moved by the safety vector (equation 12); `own` "
+          "takes its selected features from the question's own V0(d, t̃); `category` moves by a vector of "
+          "the question's category."),
     Field("rrs.benign_target", "mirror", choice("mirror", "keep", "hinge"),
-          "Of the rewrites: V0(d, t) moved against the safety vector (equation 12); `keep`: what the model has already, "
-          "under each prompt; `hinge`: pulled only while a refusal token's log-odds are above -rrs.margin."),
+          "Target of the rewrites: `mirror` is V0(d, t) moved against the safety vector (equation 12); "
+          "`keep` is what the model has already, under each prompt; `hinge` pulls only while a refusal "
+          "token's log-odds are above -rrs.margin."),
     Field("rrs.read_share", 0.0, number(0, 1),
-          "Targets start this far on the way from what the frozen model has where a question is heard to what it has where "
-          "the same question is read beside the same text, so that training also teaches to hear the words."),
-    Field("rrs.margin", 5.0, number(0), "Of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
+          "Targets start this far on the way from the frozen model's state where a question is heard to its "
+          "state where the same question is read beside the same text, so that training also teaches to hear "
+          "the words."),
+    Field("rrs.margin", 5.0, number(0),
+          "Margin of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
     Field("rrs.keep_weight", 1.0, number(0, above=True),
-          "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a manifest)."),
+          "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a "
+          "manifest)."),
     Field("rrs.harmful_weight", 1.0, number(0, above=True),
           "Factor of the loss of harmful questions, where several harmless ones stand against each."),
     Field("rrs.harmful_audio_weight", None, either(number(0, above=True), None),
-          "The same where the question is asked by its clip alone (train.audio_share); None is rrs.harmful_weight."),
+          "Factor of the loss of harmful questions that are asked by their clip alone (train.audio_share); "
+          "None is rrs.harmful_weight."),
     Field("rrs.rewrite_weight", 1.0, number(0, above=True),
           "Factor of the loss of benign questions that have a harmful twin."),
     Field("rrs.whiten", None, either(number(0, 1, above=True), None),
-          "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does not point "
-          "along what benign questions differ in; None leaves ΔV."),
+          "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does "
+          "not point along what benign questions differ in; None leaves ΔV."),
     Field("rrs.project", 0, whole(0), "Principal directions of the benign representations removed from ΔV."),
     Field("rrs.positions", 1, whole(1, 64),
-          "Positions with a target: the prompt's last, then those behind the first tokens of the frozen model's own "
-          "refusal under t̃ or own answer, where it keeps what it has."),
+          "Positions with a target: the prompt's last, then those behind the first tokens of the frozen "
+          "model's own refusal under t̃ or own answer, where it keeps what it has."),
     Field("sft.tokens", 128, whole(1), "Tokens of a response that sft_full and sft_deep train on at most."),
-    Field("sft.prefill", 10, whole(0), "Most tokens of an answer before the refusal of sft_deep (section 5.1: 0 to 10)."),
+    Field("sft.prefill", 10, whole(0),
+          "Most tokens of an answer before the refusal of sft_deep (section 5.1: 0 to 10)."),
     Field("rivals.layers", (), names("different numbers of layers", *map(str, range(256)), empty=True),
-          "Decoder layers, from 0, behind which rerouting and steering act; empty is those at 1/3 and 2/3 of the depth "
-          "for rerouting, the one at 1/2 for steering."),
-    Field("rivals.rerouting_weight", 10.0, number(0), "Of rerouting's harmful term against its benign one."),
-    Field("rivals.strength", 1.0, number(0, above=True), "Factor of the steering vector; 1 is the difference of means."),
-    Field("rivals.system_prompt", SAFETY_SYSTEM_PROMPT, text("a system prompt"), "Of the strategy system_prompt."),
+          "Decoder layers, from 0, behind which rerouting and steering act; empty is those at 1/3 and 2/3 of "
+          "the depth for rerouting, the one at 1/2 for steering."),
+    Field("rivals.rerouting_weight", 10.0, number(0),
+          "Weight of rerouting's harmful term against its benign one."),
+    Field("rivals.strength", 1.0, number(0, above=True),
+          "Factor of the steering vector; 1 is the difference of means."),
+    Field("rivals.system_prompt", SAFETY_SYSTEM_PROMPT, text("a system prompt"),
+          "System prompt of the strategy system_prompt."),
     *training_fields("penalty"),
     Field("loss.reduction", "sum", choice("sum", "mean"),
-          "Over features, of the squared distance to the target: `sum` is the equation as written. "
-          "Its scale against the penalty is not in the paper; `mean` makes that hidden_size times heavier."),
-    Field("lora.rank", 8, whole(1), "Not in the paper; 8 is PEFT's default."),
+          "How the squared distance to the target is reduced over features: `sum` is the equation as "
+          "written. Its scale against the penalty is not in the paper; `mean` makes that hidden_size times "
+          "heavier."),
+    Field("lora.rank", 8, whole(1), "Rank of the adapters. Not in the paper; 8 is PEFT's default."),
     Field("lora.alpha", 16.0, number(0, above=True),
-          "Not in the paper; adapters are scaled by alpha / rank."),
-    Field("lora.targets", ("all",), names(f"all, or different names out of {', '.join(LINEARS)}", "all", *LINEARS),
+          "Adapters are scaled by alpha / rank. Not in the paper."),
+    Field("lora.targets", ("all",),
+          names(f"all, or different names out of {', '.join(LINEARS)}", "all", *LINEARS),
           "Linears of each decoder layer that get an adapter; the paper says \"LLM modules\", so all. "
           "A model refuses names that its decoder does not have."),
     Field("lora.layers", "all", either(whole(0), "all"),
@@ -129,86 +153,106 @@ FIELDS = {field.name: field for field in (
 
     *training_fields("train"),
     Field("train.lower_states_gib", 4.0, number(0),
-          "GiB of the host's memory for the hidden states behind the layers below lora.layers, computed once for all prompts "
-          "of extraction and training (strategies rrs and rrs_plus, rrs.positions=1), and on a CPU, with these layers' keys "
-          "and values, for the evaluated answers before and after training. Where they need more, or with 0, these layers "
-          "are computed each time."),
-    Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient.", placement=True),
+          "GiB of the host's memory for the hidden states behind the layers below lora.layers, computed once "
+          "for all prompts of extraction and training (strategies rrs and rrs_plus, rrs.positions=1), and on "
+          "a CPU, with these layers' keys and values, for the evaluated answers before and after training. "
+          "Where they need more, or with 0, these layers are computed each time."),
+    Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient.",
+          placement=True),
 
     Field("mesh.data", -1, either(whole(1), -1),
           "Devices along which batches are cut; -1 is all that are left.", placement=True),
-    Field("mesh.fsdp", 1, either(whole(1), -1), "Devices over which batches and weights are cut.", placement=True),
-    Field("mesh.tensor", 1, either(whole(1), -1), "Devices over which heads and mlp columns are cut.", placement=True),
+    Field("mesh.fsdp", 1, either(whole(1), -1), "Devices over which batches and weights are cut.",
+          placement=True),
+    Field("mesh.tensor", 1, either(whole(1), -1), "Devices over which heads and MLP columns are cut.",
+          placement=True),
 
     Field("generate.batch_size", 16, whole(1),
-          "Answers in flight at once; the samples of one question are in flight together and share its prompt.", placement=True),
+          "Answers in flight at once; the samples of one question are in flight together and share its "
+          "prompt.", placement=True),
     Field("generate.cache_dtype", "auto", choice("auto", "bfloat16", "float32", "int8"),
-          "Of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` halves bfloat16's "
-          "memory at a relative error of about 1 % in a layer's attention (docs/generation.md)."),
+          "Number type of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` "
+          "halves bfloat16's memory at a relative error of about 1 % in a layer's attention "
+          "(docs/generation.md)."),
     Field("generate.max_new_tokens", 256, whole(1),
           "Tokens after which an answer is cut. Not in the paper."),
     Field("generate.greedy", False, switch(),
-          "Likeliest token always; otherwise sampled as the next four say."),
+          "Take the likeliest token always; otherwise sample as the next four fields say."),
     Field("generate.temperature", None, either(number(0, above=True), None),
-          "None is the model folder's value."),
+          "Temperature of sampling; None is the model folder's value."),
     Field("generate.top_p", None, either(number(0, 1, above=True), None),
-          "None is the model folder's value."),
+          "Probability of the tokens that are sampled from (nucleus); None is the model folder's value."),
     Field("generate.top_k", None, either(whole(0), None),
-          "None is the model folder's value; 0 keeps all tokens."),
+          "Number of tokens that are sampled from; None is the model folder's value, 0 keeps all tokens."),
     Field("generate.repetition_penalty", None, either(number(0, above=True), None),
-          "None is the model folder's value."),
+          "Factor against tokens that have occurred; None is the model folder's value."),
 
     Field("evaluate.modes", MODES, names(f"different names out of {', '.join(MODES)}", *MODES),
           "Ways of asking a harmful question (section 5.1)."),
     Field("evaluate.over_refusal_modes", ("audio_text",),
           names(f"different names out of {', '.join(MODES)}", *MODES, empty=True),
-          "Of these, the ways of asking benign and borderline ones; the paper has one ORR a model."),
+          "Ways of asking benign and borderline questions, among evaluate.modes; the paper has one ORR a "
+          "model."),
     Field("evaluate.samples", 5, whole(1), "Answers to each question in each mode (section 5.1)."),
     Field("evaluate.judges", ("phrases", "first_token"),
           names(f"different names, with commas between, out of {JUDGES_WRITTEN}"),
-          "Who says what a refusal and what harm is; the first one's rates are the summary's. The paper does not "
-          "name its judge."),
+          "Judges of refusal and harm; the first one's rates are the summary's. The paper does not name its "
+          "judge."),
     Field("evaluate.limit", None, either(whole(1), None), "Questions of each set at most; None is all."),
     Field("evaluate.text_only_variant", "prompted", choice(*TEXT_ONLY_VARIANTS),
-          "`prompted` announces the question as an audio's content, `plain` does not; not in the paper."),
+          "Written questions: `prompted` announces the question as an audio's content, `plain` does not. Not "
+          "in the paper."),
     Field("evaluate.questions", (), names("question sets FORMAT:PATH, with commas between", empty=True),
-          "Asked in place of data.eval_manifest: aiah, figstep, xstest, jailbreakbench, harmbench, strongreject, "
-          "or_bench, beavertails or jsonl, a colon, and the set's own file. Spoken by data.voices where it has no audio."),
+          "Question sets asked in place of data.eval_manifest: aiah, figstep, xstest, jailbreakbench, "
+          "harmbench, strongreject, or_bench, beavertails or jsonl, a colon, and the set's own file. Spoken "
+          "by data.voices where it has no audio."),
     Field("evaluate.setting", ("spoken",), names(f"different names out of {', '.join(SETTINGS)}", *SETTINGS),
-          "`silence`, `noise` or `unit_noise`: that audio beside the written question; `spelled`: words spelt letter by "
-          "letter in the audio; `other_voices`: voices that training lacked. Each has a folder of its own in RUN/eval."),
+          "`silence`, `noise` or `unit_noise`: that audio beside the written question; `spelled`: words "
+          "spelt letter by letter in the audio; `other_voices`: voices that training lacked. Each has a "
+          "folder of its own in RUN/eval."),
     Field("evaluate.air_bench", None, either(text("a folder"), None),
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
     Field("evaluate.vanilla", True, switch(), "Evaluate the model before training too; NSI needs it."),
     Field("evaluate.epochs", (), wholes("different epochs of the training, with commas between", 1),
-          "Evaluate the adapters after these epochs too, in RUN/eval/epochs; the last one is evaluated anyway. They must "
-          "be among the epochs that the training kept: these or report.representation_epochs."),
+          "Evaluate the adapters after these epochs too, in RUN/eval/epochs; the last one is evaluated "
+          "anyway. They must be among the epochs that the training kept: these or "
+          "report.representation_epochs."),
     Field("judge.url", None, either(text("an address"), None),
-          "Of the OpenAI-compatible server of `llm` judges and AIR-Bench, such as http://localhost:8000/v1."),
+          "Address of the OpenAI-compatible server of `llm` judges and AIR-Bench, such as "
+          "http://localhost:8000/v1."),
     Field("judge.model", None, either(text("a model's name"), None), "The judge, as that server calls it."),
     Field("judge.temperature", 0.0, either(number(0), None),
-          "Of `llm` judges; None leaves it out, as some models ask. AIR-Bench has its own, 1."),
-    Field("judge.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key.", placement=True),
-    Field("judge.concurrency", 8, whole(1), "Requests at once.", placement=True),
-    Field("judge.timeout", 120.0, number(0, above=True), "Seconds that one try may take.", placement=True),
-    Field("judge.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.", placement=True),
+          "Temperature of `llm` judges; None leaves it out, as some models ask. AIR-Bench has its own, 1."),
+    Field("judge.key_variable", "OPENAI_API_KEY", text("an environment variable's name"),
+          "Environment variable that holds the judge's key.", placement=True),
+    Field("judge.concurrency", 8, whole(1), "Requests at once to the judge.", placement=True),
+    Field("judge.timeout", 120.0, number(0, above=True), "Seconds that one request to the judge may take.",
+          placement=True),
+    Field("judge.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.",
+          placement=True),
     Field("endpoint.url", None, either(text("an address"), None),
           "Evaluate what an OpenAI-compatible server that hears answers, in place of the model here."),
-    Field("endpoint.model", None, either(text("a model's name"), None), "The model to evaluate, as that server calls it."),
+    Field("endpoint.model", None, either(text("a model's name"), None),
+          "The model to evaluate, as the endpoint calls it."),
     Field("endpoint.vanilla_model", None, either(text("a model's name"), None),
-          "The same before training; NSI needs it."),
-    Field("endpoint.key_variable", "OPENAI_API_KEY", text("an environment variable's name"), "It holds the server's key.", placement=True),
-    Field("endpoint.concurrency", 16, whole(1), "Requests at once.", placement=True),
-    Field("endpoint.timeout", 300.0, number(0, above=True), "Seconds that one try may take.", placement=True),
-    Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.", placement=True),
+          "The model before training, as the endpoint calls it; NSI needs it."),
+    Field("endpoint.key_variable", "OPENAI_API_KEY", text("an environment variable's name"),
+          "Environment variable that holds the endpoint's key.", placement=True),
+    Field("endpoint.concurrency", 16, whole(1), "Requests at once to the endpoint.", placement=True),
+    Field("endpoint.timeout", 300.0, number(0, above=True),
+          "Seconds that one request to the endpoint may take.", placement=True),
+    Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.",
+          placement=True),
     Field("report.representation_epochs", None,
-          either(either(wholes("different epochs, with commas between, 0 for the model before training", 0), "ends"), None),
-          "Figure 2: epochs whose adapters the training keeps (RUN/epochs) and of whose models it writes down the "
-          "representations of the evaluation questions; None is 0, 2, 4 and so on, and the last; `ends` is 0 and the last; "
-          "empty is none."),
+          either(either(wholes("different epochs, with commas between, 0 for the model before training", 0),
+                        "ends"), None),
+          "Figure 2: epochs whose adapters the training keeps (RUN/epochs) and of whose models it writes "
+          "down the representations of the evaluation questions; None is 0, 2, 4 and so on, and the last; "
+          "`ends` is 0 and the last; empty is none."),
     Field("export.merged", False, switch(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
-          "Whose module names the adapter has: `whole` for the class of the whole model, `thinker` for that of "
-          "Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads which."),
+          "Class whose module names the adapter has: `whole` for that of the whole model, `thinker` for that "
+          "of Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads "
+          "which."),
 )}  # fmt: skip

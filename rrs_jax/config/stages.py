@@ -21,7 +21,8 @@ class Stage:
 
 STAGES = {stage.name: stage for stage in (
     Stage("data", "questions and speech", (), ("data", "strategy")),
-    Stage("extract", "what the strategy needs of the frozen model", ("data",), ("model", "strategy", "rrs", "sft", "rivals")),
+    Stage("extract", "what the strategy needs of the frozen model", ("data",),
+          ("model", "strategy", "rrs", "sft", "rivals")),
     Stage("train", "adapter", ("extract",), ("penalty", "loss", "lora", "train", "seed")),
     Stage("evaluate", "answers, judgements and rates", ("data", "extract", "train"),
           ("model", "strategy", "rivals", "evaluate", "generate", "judge", "endpoint", "seed")),

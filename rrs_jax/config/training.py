@@ -16,7 +16,8 @@ from rrs_jax.config.kinds import Field, Kind, choice, either, number, switch, wh
 
 SEED = Field(
     "seed", 0, whole(0, 2**31 - 1),
-    "Seed of training and answers: LoRA's start, data order, prompts t', sampled answers. The data has its own.",
+    "Seed of training and answers: LoRA's start, data order, prompts t', sampled answers. The data has its "
+    "own.",
 )  # fmt: skip
 
 
@@ -41,14 +42,15 @@ class OptimiserConfig:
         "train.schedule",
         "constant",
         choice("constant", "cosine", "linear"),
-        "Course of the rate after the warm-up; cosine and linear fall to 0 at the last step. Not in the paper.",
+        "Course of the rate after the warm-up; cosine and linear fall to 0 at the last step. Not in the "
+        "paper.",
     )
     average: float = setting(
         "train.average",
         0.0,
         number(0, 1),
-        "Share of the steps, the last ones, whose adapters are averaged (Polyak and Juditsky 1992; Izmailov et "
-        "al. 2018); with 0 the result is the last step's adapters. Not in the paper.",
+        "Share of the steps, the last ones, whose adapters are averaged (Polyak and Juditsky 1992; Izmailov "
+        "et al. 2018); with 0 the result is the last step's adapters. Not in the paper.",
     )
     warmup_steps: int = setting(
         "train.warmup_steps", 0, whole(0), "Steps in which the rate rises linearly from 0. Not in the paper."
@@ -72,8 +74,8 @@ class OptimiserConfig:
         "penalty.weight",
         1.0,
         number(0),
-        "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the sum "
-        "over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md).",
+        "Factor of the penalty in the loss (equation 13); the paper has none, so 1. On the mini, with the "
+        "sum over features, 1 changes nothing and about 100 acts as in table 3 (docs/results.md).",
     )
     penalty_space: str = setting(
         "penalty.space",
@@ -88,8 +90,8 @@ class OptimiserConfig:
         "auto",
         choice("auto", "none", "dots", "lean", "full"),
         "Activations computed again in the backward pass: none; all but products and attention (dots); these "
-        "and the MLP's first two products (lean); all (full). `auto` is the first of the last three that fits "
-        "into the device's memory.",
+        "and the MLP's first two products (lean); all (full). `auto` is the first of the last three that "
+        "fits into the device's memory.",
         placement=True,
         own_default="dots",
     )
@@ -98,16 +100,18 @@ class OptimiserConfig:
         False,
         switch(),
         "Compile each layer by itself: 6 % fewer milliseconds a step on an H100, with model.quantize=float8 "
-        "20 % fewer for twice the layers' memory more; four times the compilation, once for each padded length "
-        "(docs/training_step.md).",
+        "20 % fewer for twice the layers' memory more; four times the compilation, once for each padded "
+        "length (docs/training_step.md).",
         placement=True,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Batches, draws, checkpoints and the optimiser. Prompts are padded to at most `max_buckets` lengths, which
-    are multiples of `bucket_multiple`; each length is compiled once."""
+    """Batches, draws, checkpoints and the optimiser.
+
+    Prompts are padded to at most `max_buckets` lengths, multiples of `bucket_multiple`; each is compiled once.
+    """
 
     epochs: int = setting("train.epochs", 10, whole(1), "Passes over the training questions (section 5.1).")
     batch_size: int = setting(
