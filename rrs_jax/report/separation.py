@@ -78,8 +78,8 @@ def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> di
     """How far harmful and benign questions (bool (N,), `states` (N, D)) are apart.
 
     silhouette: mean, -1 to 1. probe: accuracy of a linear classifier, percent, cross-validated with the
-    questions of a pair on the same side. distance: of the two means, in units of the root of the mean squared
-    distance of a question from its own mean. None where there are too few questions.
+    questions of a pair on the same side. distance: as `distance_of_means` gives it. None where there are too
+    few questions.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import silhouette_score
@@ -97,14 +97,20 @@ def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> di
         probe = 100 * float(
             np.mean(cross_val_score(classifier, states, harmful, groups=pairs, cv=GroupKFold(folds)))
         )
-    means = [states[side].mean(0, dtype=np.float64) for side in (harmful, ~harmful)]
-    own = np.where(harmful[:, None], *means)
-    spread = np.sqrt(np.mean(np.sum((states - own) ** 2, axis=1)))
     return {
         "silhouette": float(silhouette_score(states, harmful)),
         "probe": probe,
-        "distance": float(np.linalg.norm(means[0] - means[1]) / spread) if spread > 0 else None,
+        "distance": distance_of_means(states, harmful),
     }
+
+
+def distance_of_means(states: np.ndarray, harmful: np.ndarray) -> float | None:
+    """Distance of the means of harmful and benign questions (bool (N,), `states` (N, D)), in units of the
+    root of the mean squared distance of a question from its own mean; None where that is 0."""
+    means = [states[side].mean(0, dtype=np.float64) for side in (harmful, ~harmful)]
+    own = np.where(harmful[:, None], *means)
+    spread = np.sqrt(np.mean(np.sum((states - own) ** 2, axis=1)))
+    return float(np.linalg.norm(means[0] - means[1]) / spread) if spread > 0 else None
 
 
 def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:

@@ -33,3 +33,26 @@ def write_questions(folder: Path, pairs=PAIRS, *, encoding="utf-8", spoken=SPOKE
         hum = 0.3 * np.sin(np.arange((i + 1) * 8000) / 7)
         soundfile.write(folder / "BeaverTails_audio" / f"{name}.wav", hum, 8000)
     return folder
+
+
+def write_states(folder: Path, states: dict[str, dict[str, np.ndarray]], delta: np.ndarray | None) -> Path:
+    """Writes one CSV file a state: `states` has the kinds harmful, refusal and benign, each by path. `delta`
+    is the authors' ΔV."""
+    places = {
+        "harmful": "omni_audio_harmful_rp",
+        "refusal": "omni_audio_harmful_rp/with_prompt",
+        "benign": "omni_audio_benign_rp",
+    }
+    for kind, place in places.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for path, vector in states[kind].items():
+            name = f"B_{path}.csv" if kind == "benign" else f"{path}.csv"
+            (folder / place / name).write_text(line_of(vector))
+    if delta is not None:
+        (folder / "omni_train_data").mkdir()
+        (folder / "omni_train_data" / "delta_weight_top51_rp_wp.csv").write_text(line_of(delta))
+    return folder
+
+
+def line_of(vector: np.ndarray) -> str:
+    return ",".join(repr(float(value)) for value in vector) + "\n"
