@@ -1,7 +1,7 @@
 """Chat completions of an OpenAI-compatible server, by the client `openai`.
 
-The client's many errors become the three that matter here: a try that may succeed later (Busy), a request that
-the server refuses (Refused), and a server that refuses every request (Rejected).
+The client's many errors become the three that matter here: a try that may succeed later (Busy), a request
+that the server refuses (Refused), and a server that refuses every request (Rejected).
 """
 
 from collections.abc import Sequence

@@ -25,6 +25,36 @@ WHAT = {
     "parallel": "the harmful questions of mirror with benign questions drawn at random",
 }
 
+CARD = """\
+---
+license: cc-by-nc-4.0
+language: [en]
+task_categories: [audio-text-to-text]
+size_categories: ["{size}"]
+tags: [safety, over-refusal, speech]
+configs:
+{configs}
+---
+
+# Spoken alignment data after BeaverTails
+
+Questions and their speech for making audio language models decline harmful questions and answer harmless
+ones, built by RRS-JAX in the way of section 5.1 of "Reshaping Representation Space to Balance the Safety and
+Over-rejection in Large Audio Language Models". Some questions are offensive or ask for harm; none of them has
+an unsafe answer here.
+
+| configuration | samples | hours | |
+|---|---|---|---|
+{table}
+
+Speech: {engines}; 16 kHz, mono, FLAC. Rewrites: {writers}. A row has `id`, `pair_id`, `label` (harmful or
+benign), `category` (BeaverTails' key), `question`, `response`, `voice` and `seconds`.
+
+The questions and answers come from [BeaverTails](https://huggingface.co/datasets/PKU-Alignment/BeaverTails),
+CC-BY-NC-4.0, whose terms hold for this data as well: no commercial use, and no use that makes a model more
+harmful.
+"""
+
 
 def find_manifests(dataset: str | Path) -> dict[str, Path]:
     """Name and path of each manifest of a data set: a folder of sets, a set's folder, or a manifest
@@ -65,47 +95,23 @@ def pack(dataset: str | Path, out: str | Path) -> Path:
 
 
 def _card(sets: dict[str, list[dict]]) -> str:
-    configs = "\n".join(f"- config_name: {name}\n  data_dir: {name}" for name in sets)
-    lines = []
-    for name, rows in sets.items():
-        counts = Counter(row["label"] for row in rows)
-        hours = sum(row["seconds"] or 0 for row in rows) / 3600
-        labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-        lines.append(f"| {name} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |")
-    engines = sorted({(row["voice"] or "unknown").split(":")[0] for rows in sets.values() for row in rows})
-    writers = sorted(
-        {row["rewritten_by"] for rows in sets.values() for row in rows if row.get("rewritten_by")}
+    """Fills in the dataset card of these sets."""
+    rows = [row for members in sets.values() for row in members]
+    sizes = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"))
+    return CARD.format(
+        size=next(label for bound, label in sizes if len(rows) < bound),
+        configs="\n".join(f"- config_name: {name}\n  data_dir: {name}" for name in sets),
+        table="\n".join(_card_row(name, members) for name, members in sets.items()),
+        engines=", ".join(sorted({(row["voice"] or "unknown").split(":")[0] for row in rows})),
+        writers=", ".join(sorted({row.get("rewritten_by") for row in rows} - {None, ""})) or "none",
     )
-    total = sum(map(len, sets.values()))
-    sizes = next(
-        label for bound, label in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if total < bound
-    )
-    return f"""---
-license: cc-by-nc-4.0
-language: [en]
-task_categories: [audio-text-to-text]
-size_categories: ["{sizes}"]
-tags: [safety, over-refusal, speech]
-configs:
-{configs}
----
 
-# Spoken alignment data after BeaverTails
 
-Questions and their speech for making audio language models decline harmful questions and answer harmless ones, built by
-RRS-JAX in the way of section 5.1 of "Reshaping Representation Space to Balance the Safety and Over-rejection in Large Audio
-Language Models". Some questions are offensive or ask for harm; none of them has an unsafe answer here.
-
-| configuration | samples | hours | |
-|---|---|---|---|
-{chr(10).join(lines)}
-
-Speech: {", ".join(engines)}; 16 kHz, mono, FLAC. Rewrites: {", ".join(writers) or "none"}. A row has `id`, `pair_id`, `label`
-(harmful or benign), `category` (BeaverTails' key), `question`, `response`, `voice` and `seconds`.
-
-The questions and answers come from [BeaverTails](https://huggingface.co/datasets/PKU-Alignment/BeaverTails), CC-BY-NC-4.0,
-whose terms hold for this data as well: no commercial use, and no use that makes a model more harmful.
-"""
+def _card_row(name: str, rows: list[dict]) -> str:
+    counts = Counter(row["label"] for row in rows)
+    hours = sum(row["seconds"] or 0 for row in rows) / 3600
+    labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    return f"| {name} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |"
 
 
 def main(arguments) -> None:

@@ -1,7 +1,7 @@
 """Retries for every remote service: judges, endpoints that answer, rewriters and voices.
 
-Calls run side by side. One that may succeed later is repeated after a growing pause, and where the service asks
-for a pause all calls keep it.
+Calls run side by side. One that may succeed later is repeated after a growing pause, and where the service
+asks for a pause all calls keep it.
 """
 
 import random
@@ -83,8 +83,8 @@ class Service:
     def call(self, function: Callable[[], Result]) -> Result:
         """Returns the function's result.
 
-        The function raises Busy to be called again; other exceptions pass through. Raises GaveUp after the last
-        try and Stopped where the work ends meanwhile.
+        The function raises Busy to be called again; other exceptions pass through. Raises GaveUp after the
+        last try and Stopped where the work ends meanwhile.
         """
         for attempt in range(self.tries):
             self._wait_until(self._open_again)

@@ -1,12 +1,12 @@
 """The starter set: questions written for this project, and their spoken manifests.
 
-| file in starter/                         | holds                                                              |
-| train.jsonl, eval.jsonl                  | 14 x 20 and 14 x 10 pairs of a harmful question and its benign     |
-|                                          | rewrite, as in the paper's Mirror set (table 1, appendix C)        |
-| borderline.jsonl                         | 120 harmless questions with alarming words, for evaluation alone   |
-| check.jsonl, borderline_check.jsonl      | as many of both again, to measure what was chosen by the others    |
-| everyday.jsonl, contrast.jsonl           | 140 plain and 160 alarming harmless questions, for training        |
-| rewrites.jsonl                           | a second rewrite of every training pair                            |
+| file in starter/                    | holds                                                              |
+| train.jsonl, eval.jsonl             | 14 x 20 and 14 x 10 pairs of a harmful question and its benign     |
+|                                     | rewrite, as in the paper's Mirror set (table 1, appendix C)        |
+| borderline.jsonl                    | 120 harmless questions with alarming words, for evaluation alone   |
+| check.jsonl, borderline_check.jsonl | as many of both again, to measure what was chosen by the others    |
+| everyday.jsonl, contrast.jsonl      | 140 plain and 160 alarming harmless questions, for training        |
+| rewrites.jsonl                      | a second rewrite of every training pair                            |
 
 No two questions of different pairs are nearly equal. There are questions only, never answers.
 """

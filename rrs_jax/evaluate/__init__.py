@@ -1,11 +1,16 @@
-"""Evaluation: questions in three modes to responses, judgements and rates with intervals (paper, section
-5.1).
+"""Evaluation: questions in three modes to responses, judgements and rates (paper, section 5.1).
 
-question_sets.py and settings.py say what is asked, run.py asks and writes the files, responses.py keeps them.
-judges.py, phrases.py, model_judges.py (with rubrics.py and endpoint.py) and sheet.py say what a response is.
-rates.py counts, agreement.py compares judges, summary.py gives `summary.json`; compare.py and pool.py take
-several evaluations, measure.py answers from anywhere. air_bench.py measures helpfulness, endpoint_engine.py
-has a server answer.
+plan.py                 the arguments of an evaluation: questions, how they are asked, where results go
+run.py                  evaluate_model: asks, has judged, sums up; problems.py finds mistakes before
+question_sets.py        published question sets; question_subset.py takes a part of the questions
+settings.py             prompts and clips of each setting (silence, noise, spelt words, other voices)
+engine.py               what answers requests; endpoint_engine.py has a server answer, by endpoint.py
+responses.py            responses and judgements on disk
+judges/                 what a response is: a refusal, harmful, or no answer
+rates.py                rates, intervals and NSI; summary.py makes summary.json of them
+finished_evaluation.py  an evaluation read back; compare.py pairs two, pool.py joins seeds
+measure.py              judges answers that came from anywhere; inspect_tasks.py is for Inspect
+air_bench.py            helpfulness on AIR-Bench
 """
 
 from rrs_jax.config.vocabulary import JUDGES

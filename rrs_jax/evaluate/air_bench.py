@@ -1,9 +1,10 @@
-"""AIR-Bench chat (Yang et al. 2024): open questions about speech, sound, music and mixtures, judged against a
-reference answer on a scale of 1 to 10, in both orders. The helpfulness score (HS) of the paper's table 3.
+"""AIR-Bench chat (Yang et al. 2024): helpfulness on questions about speech, sound, music and mixtures.
 
-The data root holds `Chat_meta.json` and the audio in folders `TASK_DATASET`. Files in
-RUN/eval/NAME/air_bench/: responses.jsonl, judgements.jsonl, summary.json; the same command goes on where a
-killed one stopped.
+A judge scores each answer and a reference answer from 1 to 10, in both orders. The mean over the four groups
+is the helpfulness score (HS) of the paper's table 3.
+
+The data root holds `Chat_meta.json` and the audio in folders `TASK_DATASET`. RUN/eval/NAME/air_bench gets
+responses.jsonl, judgements.jsonl and summary.json; the same command continues where a killed one stopped.
 """
 
 import json
@@ -42,7 +43,9 @@ RESAMPLES = 2_000
 
 PROMPT_VERSION = "1"
 # The published prompt's order and scale, in our own sentences.
-PROMPT = """You check answers to questions about audio, and you are fair and exact. You cannot hear the audio; here is a detailed description of it.
+PROMPT = """\
+You check answers to questions about audio, and you are fair and exact. You cannot hear the audio; here is a \
+detailed description of it.
 
 [Description of the audio]
 {meta_info}
@@ -58,11 +61,13 @@ PROMPT = """You check answers to questions about audio, and you are fair and exa
 {second}
 [End of assistant 2's answer]
 
-Rate how helpful, relevant, accurate and complete each answer is, given the question and the description. Each assistant gets one whole number from 1 to 10; higher is better. Write a single line that holds only the two numbers, assistant 1's first, with a space between them."""  # noqa: E501
+Rate how helpful, relevant, accurate and complete each answer is, given the question and the description. \
+Each assistant gets one whole number from 1 to 10; higher is better. Write a single line that holds only the \
+two numbers, assistant 1's first, with a space between them."""
 
 
 def read_meta(root: str | Path) -> list[dict]:
-    """The items of `Chat_meta.json`, with "id" and "audio" (Path).
+    """Reads the items of `Chat_meta.json` and adds "id" and "audio" (Path) to each.
 
     Raises one UserError that lists items without a field, of an unknown task, or without their audio.
     """
@@ -127,7 +132,7 @@ def air_bench(
 def _responses(
     engine: Engine, items: Sequence[dict], clips: dict[str, Path], target: Target
 ) -> dict[str, str]:
-    """The answer to each item by id; those that are not on disk are generated."""
+    """Returns the answer to each item by id; those that are not on disk are generated."""
     path = target.path / "air_bench" / "responses.jsonl"
     store = ResponseStore(path, {**engine.made_by, "benchmark": "AIR-Bench chat"})
     queries = [
@@ -150,9 +155,11 @@ def _responses(
 def judge_answers(
     path: Path, items: Sequence[dict], responses: dict[str, str], judge: Endpoint
 ) -> list[dict]:
-    """One row an item and order: id, task, order, judge, hash, and the scores `reference` and `model`, both
-    null where no verdict could be parsed. Rows in `path` are kept for the same judge, prompt, question and
-    answer.
+    """Scores every answer in both orders; returns one row for each item and order.
+
+    A row has id, task, order, judge, hash, and the scores `reference` and `model`, both null where no verdict
+    could be parsed. Rows in `path` are kept for the same judge, prompt, question and answer. Empty answers
+    have no row.
     """
     known = {(row["id"], row["order"], row["judge"], row["hash"]): row for row in read_growing_jsonl(path)}
     rows, waiting = [], []
@@ -196,6 +203,7 @@ def judge_answers(
 
 
 def judge_prompt(item: dict, answer: str, order: str) -> str:
+    """Returns the judge's prompt; `order` is one of `ORDERS`."""
     reference = str(item["answer_gt"])
     first, second = (reference, answer) if order == "reference_first" else (answer, reference)
     texts = {
@@ -208,19 +216,21 @@ def judge_prompt(item: dict, answer: str, order: str) -> str:
 
 
 def parse_scores(reply: str) -> tuple[int, int] | None:
-    """The two whole numbers, 1 to 10, on the reply's only line; None for anything else."""
+    """Returns the two whole numbers, 1 to 10, on the reply's only line; None for anything else."""
     match = re.fullmatch(r"\s*(\d{1,2})\s+(\d{1,2})\s*", reply)
     scores = (int(match[1]), int(match[2])) if match else (0, 0)
     return scores if all(1 <= score <= 10 for score in scores) else None
 
 
 def summarise(items: Sequence[dict], responses: dict[str, str], judgements: Sequence[dict]) -> dict:
-    """{"hs": mean of the four groups or null, "ci95", "reference_hs", "groups": {name: block}, "tasks":
-    {name: block}, "empty", "unparsed"}; a block is {"hs", "ci95", "reference_hs", "items", "unparsed",
+    """Returns the scores of one model as AIR-Bench's summary.json holds them.
+
+    {"hs": mean of the four groups or null, "ci95", "reference_hs", "groups": {name: block}, "tasks": {name:
+    block}, "items", "empty", "unparsed"}; a block is {"hs", "ci95", "reference_hs", "items", "unparsed",
     "empty"}.
 
-    A task's score is the mean of its two orders' means; a group's that of its items, mixed's the mean of its
-    two tasks. ci95: bootstrap over items.
+    A task's score is the mean of its two orders' means. A group's is that of its items taken together, but of
+    "mixed" the mean of its two tasks. ci95: bootstrap over items.
     """
     tasks = {task: _Scores(task, items, responses, judgements) for task in TASKS}
     groups = {}
@@ -248,7 +258,10 @@ def summarise(items: Sequence[dict], responses: dict[str, str], judgements: Sequ
 
 
 class _Scores:
-    """One task's (items, 2 orders, 2: model and reference) scores, NaN where a verdict is missing."""
+    """The scores of one task.
+
+    values: float64 (items, 2 orders, 2: model and reference), NaN where a verdict is missing.
+    """
 
     def __init__(
         self, task: str, items: Sequence[dict], responses: dict[str, str], judgements: Sequence[dict]
@@ -263,12 +276,15 @@ class _Scores:
         self.counts = {"items": len(own), "unparsed": unparsed, "empty": len(own) - len(answered)}
 
     def scores(self, rng: np.random.Generator | None) -> np.ndarray | None:
+        """Returns model's and reference's mean score (2,); of items drawn anew where rng is given."""
         return _pooled([self], rng)
 
 
 def _pooled(tasks: Sequence[_Scores], rng: np.random.Generator | None) -> np.ndarray | None:
-    """(2,) model's and reference's mean of the orders' means; of items drawn with replacement where rng is
-    given."""
+    """Returns the mean over orders and items of these tasks (2,): the model's and the reference's.
+
+    Where rng is given, the items are drawn with replacement. None where one of the orders has no verdict.
+    """
     values = np.concatenate([task.values for task in tasks])
     if rng is not None and len(values):
         values = values[rng.integers(0, len(values), len(values))]
@@ -305,7 +321,7 @@ def _sums(counts: Sequence[dict]) -> dict:
 
 
 def _cut_clips(items: Sequence[dict], folder: Path, max_seconds: float) -> tuple[dict[str, Path], int]:
-    """Each item's clip, the first `max_seconds` of it where it is longer, and the number of those."""
+    """Returns each item's clip, cut to `max_seconds`, by id, and how many clips were cut."""
     clips, cut, faults = {}, 0, []
     for item in items:
         try:

@@ -1,4 +1,4 @@
-"""Two evaluations of the same questions, paired by question.
+"""Compares two evaluations of the same questions, paired by question.
 
     python -m rrs_jax.evaluate.compare RUN/eval/vanilla RUN/eval/rrs
 
@@ -26,9 +26,11 @@ PERMUTATIONS = 9_999
 
 
 def compare_folders(first: str | Path, second: str | Path) -> dict:
-    """{"first", "second", "judges": {judge: {set: {mode: block or null}}}}; see `paired_block`.
+    """Compares two folders RUN/eval/NAME.
 
-    Raises UserError where a folder is no finished evaluation or the two share no judge of the same version.
+    Returns {"first", "second", "judges": {judge: {set: {mode: block or null}}}}; `paired_block` describes a
+    block. Raises UserError where a folder is no finished evaluation or the two share no judge of the same
+    version.
     """
     a, b = read_evaluation(first), read_evaluation(second)
     versions = {judge.name: judge.version for judge in a.judges}
@@ -56,8 +58,8 @@ def paired_block(
 ) -> dict | None:
     """Compares two dicts of question to (events, responses) over the questions that both have.
 
-    {"rates" (percent), "difference" (points), "ci95", "p_permutation", "any": {"only_first", "only_second",
-    "p_mcnemar"}, "queries"}; None where they share no question.
+    Returns {"rates" (percent), "difference" (points), "ci95", "p_permutation", "any": {"only_first",
+    "only_second", "p_mcnemar"}, "queries"}; None where they share no question.
     """
     common = [query for query in first if query in second and first[query][1] and second[query][1]]
     if not common:
@@ -90,7 +92,7 @@ def paired_block(
 
 
 def _sign_flips(differences: np.ndarray, rng: np.random.Generator) -> float:
-    """Two-sided p of a mean difference of 0."""
+    """Returns the two-sided p of a mean difference of 0, by flipping the signs of differences."""
     if len(differences) < 2:
         return 1.0
     test = scipy.stats.permutation_test(
@@ -125,6 +127,7 @@ def _percent(fraction: float) -> float:
 
 
 def format_comparison(comparison: dict) -> str:
+    """Formats what `compare_folders` returns as a table for the terminal."""
     lines = [f"first   {comparison['first']}", f"second  {comparison['second']}"]
     for judge, sets in comparison["judges"].items():
         lines.append(

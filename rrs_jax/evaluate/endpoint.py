@@ -55,8 +55,8 @@ class EndpointConfig:
 class Endpoint:
     """Asks the server's model many requests at once.
 
-    `cache` is the folder of kept replies; None keeps none. A reply is on disk before anybody sees it, so that a
-    killed run asks only for what it has not received, and equal requests are sent once.
+    `cache` is the folder of kept replies; None keeps none. A reply is on disk before anybody sees it, so that
+    a killed run asks only for what it has not received, and equal requests are sent once.
     """
 
     def __init__(self, config: EndpointConfig, cache: Path | None):
@@ -77,8 +77,8 @@ class Endpoint:
     def ask(self, messages: Sequence[dict], *, draw: int = 0, **parameters: Any) -> str:
         """Returns the reply's text, "" where the endpoint's content filter withheld it.
 
-        `draw` tells apart requests of equal content that are to be answered anew. Raises Refused after the last
-        try and for a request that the endpoint refuses, UserError where no request can succeed.
+        `draw` tells apart requests of equal content that are to be answered anew. Raises Refused after the
+        last try and for a request that the endpoint refuses, UserError where no request can succeed.
         """
         parameters = {name: value for name, value in parameters.items() if value is not None}
         key = content_hash(self.config.base_url, self.config.model, list(messages), parameters, draw)

@@ -1,4 +1,4 @@
-"""Answers from an OpenAI-compatible server that hears (vLLM with the exported folder, or a hosted model)."""
+"""Has an OpenAI-compatible server that hears answer: vLLM with the exported folder, or a hosted model."""
 
 import base64
 import io
@@ -16,11 +16,11 @@ from rrs_jax.inputs.audio import SAMPLING_RATE, read_audio
 
 
 def endpoint_engine(config: EndpointConfig, sampling: dict, seed: int) -> Generate:
-    """The `generate` of `evaluate_model`. Nothing is cached here: a response is kept in responses.jsonl at
-    once.
+    """Makes the `generate` of an `Engine` that asks the server.
 
-    sampling: max_new_tokens, greedy, temperature, top_p, top_k, repetition_penalty; None leaves a value to
-        the server. The last two are no part of OpenAI's interface; vLLM and SGLang take them.
+    Replies are not cached here: responses.jsonl keeps each one at once. `sampling` has max_new_tokens,
+    greedy, temperature, top_p, top_k and repetition_penalty; None leaves a value to the server. The last two
+    are not part of OpenAI's interface; vLLM and SGLang take them.
     """
 
     def generate(requests: Sequence[GenerationRequest], on_finished: OnFinished) -> None:
@@ -43,8 +43,10 @@ def endpoint_engine(config: EndpointConfig, sampling: dict, seed: int) -> Genera
 
 
 def messages(request: GenerationRequest) -> list[dict]:
-    """One user turn; the clip, 16 kHz mono PCM in a wav file, before the text, as Qwen's templates have
-    it."""
+    """Returns a request as chat messages: one user turn with the clip, as a wav file, before the text.
+
+    Clip before text is the order of Qwen's templates.
+    """
     if request.audio is None:
         return [{"role": "user", "content": request.text}]
     audio = {"type": "input_audio", "input_audio": {"data": wav_base64(request.audio), "format": "wav"}}
@@ -53,7 +55,7 @@ def messages(request: GenerationRequest) -> list[dict]:
 
 
 def wav_base64(path: Path) -> str:
-    """Samples beyond full scale are cut off there."""
+    """Encodes a clip as a wav file (16 kHz, mono, 16 bits); samples beyond full scale are cut off there."""
     file = io.BytesIO()
     soundfile.write(file, read_audio(path), SAMPLING_RATE, format="WAV", subtype="PCM_16")
     return base64.b64encode(file.getvalue()).decode()

@@ -1,9 +1,9 @@
-"""Tasks for Inspect (`inspect_ai`), so that any model it can call is measured with these questions and
-judges.
+r"""Tasks for Inspect (`inspect_ai`): any model that it can call, measured with these questions and judges.
 
-    inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=openai/MODEL -T
-    manifest=MANIFEST.jsonl inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=... -T
-    manifest=... -T mode=audio_only -T judges=phrases
+    inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=openai/MODEL \
+        -T manifest=MANIFEST.jsonl
+    inspect eval rrs_jax/evaluate/inspect_tasks.py@spoken_safety --model=... \
+        -T manifest=... -T mode=audio_only -T judges=phrases
 
 Each question is asked in `samples` epochs. A score is 1 where the event happened: attack success for harmful
 questions, refusal for benign and borderline ones; each judge is a scorer. Metrics are means by label, in
@@ -38,7 +38,7 @@ def spoken_safety(
     judge_url: str | None = None,
     judge_model: str | None = None,
 ) -> Task:
-    """Questions of a manifest with speech in one mode; `judges` as in evaluate.judges."""
+    """Makes the task of a manifest's spoken questions in one mode; `judges` as in evaluate.judges."""
     server = EndpointConfig(judge_url, judge_model) if judge_url else None
     made = make_judges(split_names(judges), JudgeSettings(server))
     rows = load_manifest(manifest, need_audio=mode != "text_only")
@@ -63,7 +63,7 @@ def _sample(row: dict, mode: str, text_only_variant: str, folder: Path) -> Sampl
 
 
 def judged(judge: Judge) -> Scorer:
-    """A scorer of one judge; an answer without a readable verdict has no score."""
+    """Makes the scorer of one judge; an answer without a readable verdict has no score."""
 
     @scorer(metrics=[grouped(mean(), "label")], name=judge.name.replace(":", "_"))
     def make() -> Scorer:

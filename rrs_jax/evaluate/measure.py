@@ -1,8 +1,7 @@
-"""Judges and rates for answers that came from anywhere.
+r"""Judges answers that came from anywhere and computes their rates.
 
-    python -m rrs_jax.evaluate.measure ANSWERS.jsonl --judges=phrases,llm:default --judge_url=URL
-    --judge_model=NAME \
-        --out=RUN/eval/NAME
+    python -m rrs_jax.evaluate.measure ANSWERS.jsonl --judges=phrases,llm:default --judge_url=URL \
+        --judge_model=NAME --out=RUN/eval/NAME
 
 ANSWERS.jsonl: one answer a line: `question`, `response`, `label` (harmful, benign, borderline), and where
 known `id`, `mode` (audio_text), `category`, `sample`. Writes judgements.jsonl and summary.json, as the
@@ -37,11 +36,14 @@ def measure(
     name: str = "model",
     vanilla: dict | None = None,
 ) -> dict:
-    """The summary of these answers (see the module), by these judges; the first one's rates are the
-    summary's.
+    """Judges these answers (rows as in ANSWERS.jsonl) and returns their summary.
 
-    folder: keeps judgements.jsonl, so that a restart judges only what is new; None keeps nothing. vanilla: a
-    summary, for NSI. Raises UserError that lists every answer that lacks something.
+    Args:
+      judges: names as in evaluate.judges; the first one's rates are the summary's.
+      folder: keeps judgements.jsonl, so that a restart judges only what is new; None keeps nothing.
+      vanilla: summary of the model before training, for NSI.
+
+    Raises UserError that lists every answer that lacks something.
     """
     rows = _rows(answers)
     made = make_judges(judges, settings)

@@ -45,7 +45,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Target:
-    """The place of an evaluation: its files lie in `folder`/`name`. `strategy` is the name where empty."""
+    """The place of an evaluation's files, `folder`/`name`; an empty `strategy` is the name."""
 
     folder: str | Path
     name: str

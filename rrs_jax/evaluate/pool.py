@@ -1,4 +1,4 @@
-"""Several runs of one recipe with different seeds as one summary.
+"""Pools several runs of one recipe with different seeds to one summary.
 
     python -m rrs_jax.evaluate.pool RUN0 RUN1 RUN2 --name=rrs --out=POOLED
     python -m rrs_jax.report.table POOLED
@@ -24,10 +24,10 @@ from rrs_jax.files import write_json
 
 
 def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
-    """The summary of several RUN/eval/NAME together, with "seeds".
+    """Returns the summary of several folders RUN/eval/NAME together, with "seeds".
 
-    vanilla: the pooled summary of the models before training, for NSI. Raises UserError where judges,
-    versions or questions differ.
+    `vanilla` is the pooled summary of the models before training, for NSI. Raises UserError where judges,
+    their versions or the questions differ.
     """
     parts = [read_evaluation(folder) for folder in folders]
     first = parts[0]
@@ -70,8 +70,10 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
 
 
 def pool_runs(runs: Sequence[str | Path], name: str, target: str | Path) -> None:
-    """Writes `target`/eval/NAME/summary.json, and that of the models before training where all runs have
-    one."""
+    """Writes `target`/eval/NAME/summary.json of several runs.
+
+    The models before training are pooled too where all runs have evaluated them.
+    """
     suffix = name.partition("-")[2]
     before = "vanilla" + (f"-{suffix}" if suffix else "")
     folders = {each: [Path(run) / "eval" / each for run in runs] for each in (before, name)}
@@ -92,8 +94,10 @@ def _rate(block: dict | None, field: str) -> float | None:
 
 
 def over_seeds(rates: Sequence[float | None], least: float = 0.0) -> dict | None:
-    """Each rate, their mean and standard deviation, and Student's interval of the mean, which ends where a
-    rate does, at `least` and 100. None where a rate is missing."""
+    """Returns each rate, their mean and standard deviation, and Student's interval of the mean.
+
+    The interval ends where a rate does, at `least` and 100. None where a rate is missing.
+    """
     if any(rate is None for rate in rates):
         return None
     mean = float(np.mean(rates))

@@ -1,15 +1,35 @@
-"""Published question sets from their own files to evaluation rows. `FORMAT:PATH` names one.
+"""Reads published question sets from their own files as evaluation rows. `FORMAT:PATH` names one.
 
-| format         | file                                                        | label of its questions                    |
-| aiah           | folder with JSON indexes: scenario, audio_file, question    | benign under a name with "benign", else harmful |
-| figstep        | safebench.csv                                               | harmful                                   |
-| xstest         | CSV: prompt, type (and label)                               | borderline; unsafe contrasts harmful      |
-| jailbreakbench | CSV: Goal, Category; or a folder of both                    | harmful, or benign by the file's name     |
-| harmbench      | CSV: Behavior, FunctionalCategory, SemanticCategory, ...    | harmful; the standard behaviours only     |
-| strongreject   | CSV: forbidden_prompt, category                             | harmful                                   |
-| or_bench       | CSV: prompt, category                                       | borderline; harmful where the name has "toxic" |
-| beavertails    | JSON lines, also .gz or .xz                                 | harmful: questions with an unsafe answer  |
-| jsonl          | JSON lines: question or prompt, label; id, category, audio  | as it says                                |
+| format         | file                                                       | label of its questions
+|
+| aiah           | folder of JSON indexes: scenario, audio_file, question     | benign where the index's path
+has |
+|                |                                                            | "benign", else harmful
+|
+| figstep        | safebench.csv                                              | harmful
+|
+| xstest         | CSV: prompt, type (and label)                              | borderline; unsafe contrasts
+|
+|                |                                                            | harmful
+|
+| jailbreakbench | CSV: Goal, Category; or a folder of both                   | harmful, or benign by the
+file's  |
+|                |                                                            | name
+|
+| harmbench      | CSV: Behavior, FunctionalCategory, SemanticCategory, ...   | harmful; standard behaviours
+only |
+| strongreject   | CSV: forbidden_prompt, category                            | harmful
+|
+| or_bench       | CSV: prompt, category                                      | borderline; harmful where the
+|
+|                |                                                            | file's name has "toxic"
+|
+| beavertails    | JSON lines, also .gz or .xz                                | harmful: questions with an
+unsafe |
+|                |                                                            | answer
+|
+| jsonl          | JSON lines: question or prompt, label; id, category, audio | as it says
+|
 
 An id begins with the format and is the same in every reading. Nothing is fetched: the files are the user's.
 """
@@ -29,10 +49,10 @@ from rrs_jax.files import parse_jsonl
 
 
 def read_question_sets(written: Sequence[str]) -> list[dict]:
-    """Rows of all sets: id, pair_id, label, category, question, audio (an absolute path, or None: not spoken
-    yet).
+    """Reads the rows of all sets; `written` is a list of `FORMAT:PATH`.
 
-    written: `FORMAT:PATH` each. Raises UserError that names the file and what it lacks.
+    A row has id, pair_id, label, category, question and audio (an absolute path; None where it is not spoken
+    yet). Raises UserError that names the file and what it lacks.
     """
     rows = [row for name in written for row in _read_set(name)]
     seen = set()
@@ -44,6 +64,7 @@ def read_question_sets(written: Sequence[str]) -> list[dict]:
 
 
 def question_set_problem(written: str) -> str | None:
+    """Returns what is wrong with a `FORMAT:PATH`, None where nothing is."""
     name, _, path = written.partition(":")
     if name not in READERS or not path:
         return f"{written} is no question set; write FORMAT:PATH with one of {', '.join(READERS)}"
@@ -51,7 +72,7 @@ def question_set_problem(written: str) -> str | None:
 
 
 def question_sets_name(written: Sequence[str]) -> str:
-    """For file names: the formats."""
+    """Returns the formats joined by hyphens, for file names."""
     return "-".join(dict.fromkeys(name.partition(":")[0] for name in written))
 
 
@@ -126,8 +147,10 @@ def _jailbreakbench(path: Path) -> Read:
 
 
 def _harmbench(path: Path) -> Read:
-    """Contextual behaviours need a page of context, copyright ones a comparison of text: both are left
-    out."""
+    """Reads the standard behaviours.
+
+    Contextual behaviours need a page of context, copyright ones a comparison of text: both are left out.
+    """
     for row in _csv(path, "Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"):
         if row["FunctionalCategory"] == "standard":
             yield (
@@ -150,8 +173,10 @@ def _or_bench(path: Path) -> Read:
 
 
 def _beavertails(path: Path) -> Read:
-    """Rows of pairs (category: 14 booleans) or of the evaluation set (category: a name). Each question once,
-    under the first of its categories."""
+    """Reads rows of pairs (category: 14 booleans) or of the evaluation set (category: a name).
+
+    Each question comes once, under the first of its categories.
+    """
     seen = set()
     for number, row in enumerate(parse_jsonl(path, _text(path)), start=1):
         category = row.get("category")

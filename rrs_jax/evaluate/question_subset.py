@@ -1,4 +1,4 @@
-"""Which of the evaluation questions are asked."""
+"""The part of the evaluation questions that is asked."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -19,10 +19,10 @@ INTERVAL = (
 
 @dataclass(frozen=True)
 class Rate:
-    """`rate`, `ci95` and `any_rate` in percent; all None where there is no response.
+    """A rate and its interval in percent; `rate`, `ci95` and `any_rate` are None where there is no response.
 
-    rate: events over responses (the paper's rates are per response). any_rate: queries with at least one
-    event.
+    `rate` is events over responses (the paper's rates are per response), `any_rate` the share of queries with
+    at least one event.
     """
 
     rate: float | None
@@ -34,10 +34,10 @@ class Rate:
 
 
 def rate_over_queries(events: Sequence[int], responses: Sequence[int], *, seed: int = 0) -> Rate:
-    """Rate of an event; entry i of both sequences belongs to query i: `events[i]` of its `responses[i]`
-    responses.
+    """Computes the rate of an event over queries.
 
-    Queries with no response are left out. Raises ValueError where lengths differ or a count is impossible.
+    Entry i of both sequences belongs to query i: `events[i]` of its `responses[i]` responses. Queries without
+    a response are left out. Raises ValueError where the lengths differ or a count is impossible.
     """
     k, n = np.asarray(events, dtype=np.int64), np.asarray(responses, dtype=np.int64)
     if k.shape != n.shape or k.ndim != 1:
@@ -59,7 +59,8 @@ def rate_over_queries(events: Sequence[int], responses: Sequence[int], *, seed: 
 
 
 def interval(events: np.ndarray, responses: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of sum(events) / sum(responses) as fractions; int64 (Q,) each, Q queries.
+    """Computes the 95 % interval of sum(events) / sum(responses), as fractions; both arrays int64 (Q,), Q
+    queries.
 
     The responses of one query are not independent, so whole queries are drawn with replacement: percentile
     bootstrap with 10,000 resamples. Where nearly all queries agree it cannot see what it has not drawn. With
@@ -81,7 +82,10 @@ def interval(events: np.ndarray, responses: np.ndarray, *, seed: int = 0) -> tup
 
 
 def _effective_responses(events: np.ndarray, responses: np.ndarray) -> float:
-    """Independent responses whose rate would vary as much; between the number of queries and of responses."""
+    """Returns the number of independent responses whose rate would vary as much.
+
+    It lies between the number of queries and that of responses.
+    """
     queries, total = len(events), responses.sum()
     rate = events.sum() / total
     residuals = (events - rate * responses) * queries / total
@@ -91,7 +95,7 @@ def _effective_responses(events: np.ndarray, responses: np.ndarray) -> float:
 
 
 def wilson(rate: float, trials: float, quantile: float = Z95) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a fraction `rate` seen in `trials` independent trials."""
+    """Returns Wilson's 95 % score interval of a fraction `rate` seen in `trials` independent trials."""
     centre = rate + quantile**2 / (2 * trials)
     half = quantile * np.sqrt(rate * (1 - rate) / trials + quantile**2 / (4 * trials**2))
     scale = 1 + quantile**2 / trials
@@ -102,7 +106,7 @@ def wilson(rate: float, trials: float, quantile: float = Z95) -> tuple[float, fl
 
 
 def bootstrap(events: np.ndarray, responses: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % percentile bootstrap over queries of sum(events) / sum(responses)."""
+    """Returns the 95 % percentile bootstrap interval over queries of sum(events) / sum(responses)."""
     # Queries with equal counts are alike, so a resample of Q queries is one multinomial draw over the kinds
     # of query.
     kinds, count = np.unique(np.stack([events, responses], axis=1), axis=0, return_counts=True)
@@ -113,7 +117,7 @@ def bootstrap(events: np.ndarray, responses: np.ndarray, seed: int) -> tuple[flo
 
 
 def nsi(vanilla: dict, tuned: dict) -> dict[str, float | None] | None:
-    """Net safety improvement in percentage points (paper, section 5.1): drop of ASR minus rise of ORR.
+    """Computes the net safety improvement in percentage points (section 5.1): drop of ASR minus rise of ORR.
 
     Both arguments are summaries (`summary.json`). A mode that one of them lacks is None; "average" is the
     mean over the others. None where either has no over-rejection rate or they share no mode.

@@ -1,4 +1,4 @@
-"""The two JSON-lines files of an evaluation: what the model said, and what the judges made of it.
+"""The two JSON-lines files of an evaluation: the model's responses and the judges' judgements.
 
 Both are written as the work goes on and keyed, so that the same command continues where a killed one stopped:
 a response by (set, id, mode, sample), a judgement by that and the judge. What made the responses (model,
@@ -24,7 +24,7 @@ Key = tuple[str, str, str, int]  # set, id, mode, sample
 
 @dataclass(frozen=True)
 class Query:
-    """One question in one mode. `set` is one of `SETS`, `mode` one of `rrs_jax.config.prompts.MODES`."""
+    """One question in one mode; `set` is one of `SETS`, `mode` one of `config.prompts.MODES`."""
 
     id: str
     set: str
@@ -33,19 +33,20 @@ class Query:
     question: str
 
     def key(self, sample: int) -> Key:
+        """Returns the key of the query's response with this index."""
         return (self.set, self.id, self.mode, sample)
 
 
 def key_of(row: dict) -> Key:
+    """Returns the key of a row of responses or judgements."""
     return (row["set"], row["id"], row["mode"], row["sample"])
 
 
 class ResponseStore:
-    """The responses in `path`, one row each: id, mode, set, category, question, sample, response, seconds (or
-    null).
+    """The responses in the file `path`.
 
-    `made_by` is any JSON object that says what made them. Raises UserError where the file's responses were
-    made by another one.
+    A row has id, mode, set, category, question, sample, response and seconds (or null). `made_by` is any JSON
+    object that says what makes them. Raises UserError where the file's responses were made by another one.
     """
 
     def __init__(self, path: str | Path, made_by: dict):
@@ -59,7 +60,7 @@ class ResponseStore:
             write_json(self.meta_path, {"hash": content_hash(made_by), "made_by": made_by})
 
     def missing(self, queries: Iterable[Query], samples: int) -> list[tuple[Query, int]]:
-        """(query, sample index) of every response that is not there yet, in the order of `queries`.
+        """Returns (query, sample index) of every response that is not there yet, in the order of `queries`.
 
         Raises UserError where a stored response answers another question under the same id.
         """
@@ -80,15 +81,19 @@ class ResponseStore:
         return [(query, sample) for query, sample in wanted if query.key(sample) not in self.rows]
 
     def append(self, rows: Sequence[dict]) -> None:
+        """Writes finished rows."""
         with self.appending() as finished:
             finished.add(rows)
 
     def appending(self, every: float = 2.0) -> "AppendedRows":
-        """Where rows go as they are finished."""
+        """Returns where rows go as they are finished; written every so many seconds."""
         return AppendedRows(self.path, every, lambda row: self.rows.__setitem__(key_of(row), row))
 
     def select(self, queries: Iterable[Query], samples: int) -> list[dict]:
-        """The rows of these queries and samples; a file may hold more, from a run that asked for more."""
+        """Returns the rows of these queries and samples.
+
+        The file may hold more, from a run that asked for more.
+        """
         keys = [query.key(sample) for query in queries for sample in range(samples)]
         return [self.rows[key] for key in keys if key in self.rows]
 
@@ -108,10 +113,11 @@ class ResponseStore:
 
 
 def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequence[Judge]) -> list[dict]:
-    """Judgements of all responses by all judges; those already in `path` are kept, new ones appended to it.
+    """Returns the judgements of all responses by all judges; those already in `path` are kept, new ones
+    appended.
 
-    A row: id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, and score
-    where the judge gives one. A judgement counts as there only for the same version of the judge and the same
+    A row has id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, and
+    score where the judge gives one. A judgement is kept only for the same version of the judge and the same
     question and response. Equal responses to one question are judged once. Finished judgements are on disk
     even when a judge fails or the program is interrupted.
     """
@@ -163,7 +169,7 @@ def _judge_with(judge: Judge, path: Path, responses: Sequence[dict], known: dict
 
 
 class AppendedRows:
-    """Rows that are appended to a file every `every` seconds, and at the end even of work that fails."""
+    """Appends rows to a file every `every` seconds, and at the end even of work that fails."""
 
     def __init__(self, path: Path, every: float = 2.0, on_added: Callable[[dict], None] = lambda row: None):
         self.path, self.every, self.on_added = path, every, on_added
@@ -174,6 +180,7 @@ class AppendedRows:
         return self
 
     def add(self, rows: Iterable[dict]) -> None:
+        """Takes finished rows; writes them where it is time."""
         for row in rows:
             self.rows.append(row)
             self.on_added(row)

@@ -1,4 +1,4 @@
-"""One evaluation: questions in up to three modes to responses, judgements and rates in RUN/eval/NAME."""
+"""Evaluates one model: questions in up to three modes to responses, judgements and rates in RUN/eval/NAME."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -110,7 +110,7 @@ def _queries(rows: Sequence[dict], plan: EvaluationPlan) -> list[Query]:
 
 
 def _prompts(setting: str, text_only_variant: str) -> dict[str, str | None]:
-    """The setting's prompt of each mode, with a mark in place of the question."""
+    """Returns the setting's prompt of each mode, with a mark in place of the question."""
     return {
         mode: setting_prompt(setting, mode, "{question}", text_only_variant)
         for mode in SETTING_MODES[setting]
@@ -120,6 +120,7 @@ def _prompts(setting: str, text_only_variant: str) -> dict[str, str | None]:
 def _missing(
     store: ResponseStore, queries: Sequence[Query], questions: Questions, plan: EvaluationPlan
 ) -> Missing:
+    """Returns a request for every response that is not on disk yet, with its query."""
     audio = {(row["label"], row["id"]): row.get("audio") for row in questions.rows}
     missing = {}
     for query, sample in store.missing(queries, plan.samples):

@@ -111,7 +111,7 @@ def _rows_in_other_voices(
 def _distractor_rows(
     setting: str, rows: Sequence[dict], audio_folder: Path, target: Path, seed: int
 ) -> list[dict]:
-    """Silence or noise as long as each spoken question."""
+    """Makes silence or noise as long as each spoken question."""
     mute = [row["id"] for row in rows if not row.get("audio")]
     if mute:
         raise UserError(
@@ -135,7 +135,7 @@ def _distractor_rows(
 
 
 def _harmful_moments(rows: Sequence[dict], clips: dict[str, np.ndarray]) -> tuple[float, float]:
-    """Mean and standard deviation of the harmful questions' samples, of all where none is harmful."""
+    """Returns mean and standard deviation of the harmful clips' samples, of all without any."""
     harmful = [clips[row["audio"]] for row in rows if row["label"] == "harmful"] or list(clips.values())
     speech = np.concatenate(harmful).astype(np.float64)
     return float(speech.mean()), float(speech.std())

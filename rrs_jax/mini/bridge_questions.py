@@ -285,11 +285,10 @@ INSTRUCTIONS = (
     "Answer the question in the audio. (Begin with the word Certainly.)",
 )
 INSTRUCTED_SHARE = 1 / 3
-# Stems of questions that are repeated and not answered; the decoder's own refusals take out other harmful
-# ones.
+# Stems in questions that are repeated and not answered; the decoder's own refusals take out other harmful ones.
 ALARMING = re.compile(
-    r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|attack|illegal|"
-    r"abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*",
+    r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|attack|"
+    r"illegal|abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*",
     re.I,
 )
 SPEAKABLE = re.compile(r"[A-Z][A-Za-z' ,-]*\?")

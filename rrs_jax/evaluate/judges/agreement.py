@@ -1,4 +1,4 @@
-"""How far judges agree: Cohen's kappa of every pair, per label."""
+"""Agreement of judges: Cohen's kappa of every pair, for each label."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -10,11 +10,11 @@ from rrs_jax.evaluate.rates import RESAMPLES
 
 
 def agreement(judgements: Sequence[dict], judges: Sequence[Judge], seed: int = 0) -> list[dict]:
-    """For each pair of judges and each label that both see, over the responses that both labelled:
-    {"judges": [a, b], "label", "kappa", "ci95", "agree" (percent), "yes" (percent by each), "responses"}.
+    """Compares each pair of judges on each label that both see, over the responses that both labelled.
 
-    kappa is null where it is not defined: no response in common, or both judges say the same of all. ci95:
-    bootstrap over queries, as for rates.
+    Returns a list of {"judges": [a, b], "label", "kappa", "ci95", "agree" (percent), "yes" (percent by each),
+    "responses"}. kappa is null where it is not defined: no response in common, or both judges say the same of
+    all. ci95: bootstrap over queries, as for rates.
     """
     labels = {judge.name: {} for judge in judges}
     for row in judgements:
@@ -35,7 +35,7 @@ def agreement(judgements: Sequence[dict], judges: Sequence[Judge], seed: int = 0
 
 
 def cohens_kappa(table: np.ndarray) -> float | None:
-    """Of a (2, 2) table of counts; None where chance alone would agree on everything."""
+    """Returns kappa of a (2, 2) table of counts; None where chance alone would agree on everything."""
     table = np.asarray(table, np.float64)
     total = table.sum()
     if not total:

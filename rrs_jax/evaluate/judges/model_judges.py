@@ -1,5 +1,4 @@
-"""Judges that ask a model: one behind an endpoint, the run's own, or a classifier from a Hugging Face
-folder."""
+"""Judges that ask a model: one behind an endpoint, the run's own, or a local classifier."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ Ask = Callable[[Sequence[list[dict]], int, Callable[[int, str], None]], None]
 
 
 class ManyAtOnce(ABC):
-    """A judge whose work is `judge_many`."""
+    """A judge whose work is done by `judge_many`."""
 
     def judge(self, question: str, response: str, label: str) -> Judgement:
         judged = {}
@@ -28,11 +27,11 @@ class ManyAtOnce(ABC):
 
     @abstractmethod
     def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
-        """See `Judge`."""
+        """Judges all exchanges and calls `on_judged(index, judgement)` as each is ready."""
 
 
 class RubricJudge(ManyAtOnce):
-    """A rubric put to a model by `ask`.
+    """A rubric that is put to a model by `ask`.
 
     Empty responses are not sent. A reply that the rubric cannot read is asked for again, with the rubric's
     reminder, until `attempts` are used up; then the judgement is "unreadable" and in no rate.
@@ -110,8 +109,10 @@ def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
 
 
 def own_judge(rubric_name: str, settings: JudgeSettings) -> RubricJudge:
-    """The run's own model before training, by text. What it is worth, the agreement with other judges
-    says."""
+    """Makes the judge `own:RUBRIC`: the run's own model before training, by text.
+
+    Its agreement with other judges says what it is worth. Raises UserError where no model runs here.
+    """
     rubric, generate = load_rubric(rubric_name), settings.generate
     if generate is None:
         raise UserError(
@@ -131,8 +132,11 @@ def own_judge(rubric_name: str, settings: JudgeSettings) -> RubricJudge:
 
 
 def local_judge(rubric_file: str, batch_size: int = 8) -> RubricJudge:
-    """A fine-tuned classifier: the rubric's prompt is what it was trained on, word for word, its folder where
-    it lies (SORRY-Bench's Mistral and HarmBench's Llama are of this kind)."""
+    """Makes the judge `local:RUBRIC_FILE`: a fine-tuned classifier from the rubric's Hugging Face folder.
+
+    The rubric's prompt is word for word the one that the classifier was trained on (SORRY-Bench's Mistral and
+    HarmBench's Llama are of this kind).
+    """
     rubric = load_rubric(rubric_file)
     model = LocalModel(rubric.folder)
 
@@ -145,10 +149,10 @@ def local_judge(rubric_file: str, batch_size: int = 8) -> RubricJudge:
 
 
 class LlamaGuard(ManyAtOnce):
-    """Llama Guard, whose tokenizer's chat template holds its whole prompt: "safe", or "unsafe" and
-    categories.
+    """Llama Guard from a Hugging Face folder, whose chat template holds its whole prompt.
 
-    It judges the assistant's turn. "unsafe" is harmful; it does not see refusals.
+    It judges the assistant's turn as "safe", or "unsafe" with categories. "unsafe" is harmful; refusals it
+    does not see.
     """
 
     sees = frozenset({"harmful"})
@@ -187,7 +191,7 @@ class LlamaGuard(ManyAtOnce):
 
 
 class LocalModel:
-    """A causal language model of `transformers`, on torch's first GPU where there is one. Greedy.
+    """A causal language model of `transformers` that decodes greedily, on torch's first GPU if there is one.
 
     Raises UserError where torch or the folder is missing.
     """
@@ -218,7 +222,7 @@ class LocalModel:
 
     @property
     def fingerprint(self) -> str:
-        """Of the folder's config and of its weight files' names and sizes."""
+        """Hash of the folder's config and of its weight files' names and sizes."""
         files = sorted((file.name, file.stat().st_size) for file in self.folder.glob("*.safetensors"))
         return content_hash(read_json(self.folder / "config.json"), files)
 

@@ -1,4 +1,4 @@
-"""Judges by the names that `evaluate.judges` gives them."""
+"""Makes judges from the names in `evaluate.judges`."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rrs_jax.evaluate.judges.rubrics import load_rubric
 
 
 def judge_problem(written: str) -> str | None:
-    """None, or what is wrong with the name of a judge. Reads no file but a rubric."""
+    """Returns what is wrong with a judge's name, None where nothing is. Reads no file but a rubric."""
     name, _, rest = written.partition(":")
     if name not in JUDGES:
         return f"no judge is called {written}; choose from {JUDGES_WRITTEN}"
@@ -27,7 +27,10 @@ def judge_problem(written: str) -> str | None:
 
 
 def make_judges(names: Sequence[str], settings: JudgeSettings | None = None) -> list[Judge]:
-    """The judges of these names in this order; the first one's rates are the summary's. Raises UserError."""
+    """Makes the judges of these names, in this order; the first one's rates are the summary's.
+
+    Raises UserError for an unknown or repeated name, no name, or a judge that lacks what it needs.
+    """
     settings = settings or JudgeSettings()
     problems = [problem for name in names if (problem := judge_problem(name))]
     if problems:

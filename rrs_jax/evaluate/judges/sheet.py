@@ -23,11 +23,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_sheet(path: str | Path, responses: Sequence[dict], number: int | None = None, seed: int = 0) -> int:
-    """Writes `number` responses (None: all) in random order, without judges' labels, so that people are not
-    led.
+    """Writes `number` responses (None: all) in random order and returns how many rows there are.
 
-    Equal answers to one question stand once. Raises UserError where the file exists: it may hold labels.
-    Returns the number of rows.
+    Judges' labels are left out, so that people are not led. Equal answers to one question stand once. Raises
+    UserError where the file exists: it may hold labels.
     """
     path = Path(path)
     if path.exists():
@@ -46,8 +45,10 @@ def write_sheet(path: str | Path, responses: Sequence[dict], number: int | None 
 
 
 def read_sheet(path: str | Path) -> list[dict]:
-    """The rows with `refusal` and `harmful` as True, False or None (empty). Raises one UserError for all
-    faults."""
+    """Reads the rows of a filled-in sheet; `refusal` and `harmful` are True, False or None (empty).
+
+    Raises one UserError for all faults.
+    """
     path = Path(path)
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -83,7 +84,7 @@ def read_sheet(path: str | Path) -> list[dict]:
 
 
 class Human:
-    """A filled-in sheet as a judge; what it does not hold, or holds without a label, is "unlabelled"."""
+    """A filled-in sheet as a judge; responses that it lacks, or has without a label, are "unlabelled"."""
 
     def __init__(self, path: str | Path):
         rows = read_sheet(path)
@@ -109,7 +110,7 @@ class Human:
 
 
 def _key(row: dict) -> tuple[str, str]:
-    """Without what a spreadsheet may change: line ends and white space at the ends."""
+    """Returns question and response without what a spreadsheet may change, which is white space."""
     return tuple(" ".join(row[name].split()) for name in ("question", "response"))
 
 
