@@ -46,7 +46,7 @@ def part(config: ConfigDict) -> None:
     # The last two of the 24 layers: what lies below is computed once. Few and small steps, so a higher rate
     # than the paper's; a question and its rewrite in one of them, without which seeds end at very different
     # places; and more pairs rather than more epochs, which refuse fewer of the unseen rewrites
-    # (docs/results.md).
+    # (docs/research/mini.md).
     config.lora.layers = 22
     config.train.epochs = 2
     config.train.batch_size = 4

@@ -1,6 +1,6 @@
 """Publishes the figures of a run or of a sweep: one JSON-lines file, and tables pasted into a page.
 
-    python -m rrs_jax.report.publish RUN_DIR docs/results/mini --name=paper --page=docs/results.md --report
+    python -m rrs_jax.report.publish RUN_DIR docs/results/mini --name=paper --page=PAGE.md --report
 
 Writes TARGET/NAME.jsonl: a line about the sweep, then a line for each evaluation of a run
 (`published_lines` lists the fields). With `--page` the table of rates goes between `<!-- table:NAME -->` and
