@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from helpers.authors_files import ANIMALS, DRUGS, PAIRS, SPOKEN, write_questions
 from helpers.voices import Tones
 from rrs_jax.config import default_config, validate
-from rrs_jax.data.authors import convert, evaluation_questions, main, training_rows
+from rrs_jax.data.authors import convert, describe, evaluation_questions, main, training_rows
 from rrs_jax.data.authors_questions import AuthorsPair, manifest_rows, read_authors
 from rrs_jax.data.authors_split import leave_out, split_by_text, text_groups
 from rrs_jax.data.manifest import audio_paths, load_manifest
@@ -151,14 +151,21 @@ def test_recordings_that_cannot_be_used_are_said(clone):
 
 def test_pairs_near_an_evaluation_question_or_without_a_voice_are_left_out(clone, tmp_path):
     pairs = read_authors(clone).pairs
-    kept, sentences = leave_out(pairs, [("set.csv", "tell me how TOURISTS cross the border!")])
+    asked = "tell me how TOURISTS cross the border!"
+    kept, left = leave_out(pairs, [("set.csv", asked)])
     assert [pair.row for pair in kept] == [1, 2, 3, 4, 5, 6]
-    assert sentences == [
-        "row 7 is left out: 'Tell me how tourists cross a border' is or nearly is"
-        " 'tell me how TOURISTS cross the border!' of set.csv",
-        "row 8 is left out: 'How come *** bite so hard?' has no recording and cannot be spoken: signs that no"
-        " voice reads (*)",
+    assert left == [
+        (
+            7,
+            "'Tell me how tourists cross a border' nearly is 'tell me how TOURISTS cross the border!' of set.csv",
+        ),
+        (
+            8,
+            "'How come *** bite so hard?' has no recording and cannot be spoken: signs that no voice reads (*)",
+        ),
     ]
+    _, left = leave_out(pairs[:7], [("set.csv", PAIRS[6][2])])
+    assert left == [(7, f"{PAIRS[6][2]!r} stands in set.csv")]
     recorded = replace(pairs[7], clips=pairs[0].clips)
     assert leave_out([recorded], []) == ([recorded], [])
     with pytest.raises(UserError, match="all pairs are left out"):
@@ -175,9 +182,9 @@ def test_the_starter_sets_evaluation_questions_are_left_out():
         pairs = [stays]
         for label, other in (("harmful", "benign"), ("benign", "harmful")):
             pairs.append(replace(stays, questions={label: asked[label], other: plain}))
-        kept, sentences = leave_out(pairs, evaluation_questions())
-        assert kept == [stays] and len(sentences) == 2
-        assert all(f"of the starter set's {split}" in sentence for sentence in sentences)
+        kept, left = leave_out(pairs, evaluation_questions())
+        assert kept == [stays] and len(left) == 2
+        assert all(f"stands in the starter set's {split}" in reason for _, reason in left)
 
 
 # The split
@@ -269,6 +276,15 @@ def test_the_data_set_has_their_recordings_and_speech_for_the_rest(clone, tmp_pa
     with pytest.raises(UserError, match="set: was made with another seed, held_out"):
         convert(clone, tmp_path / "set", held_out=0.25, seed=6, speech=speech)
     convert(clone, tmp_path / "set", held_out=0.375, seed=5, speech=speech)
+
+
+def test_many_pairs_that_are_left_out_are_named_by_their_rows(clone):
+    found = read_authors(clone)
+    lines = describe(clone, found, found.pairs[:1], [(row, "old") for row in range(1, 26)])
+    assert lines[-2:] == [
+        f"{clone}: row 20 is left out: old",
+        f"{clone}: 5 more rows are left out as well: 21, 22, 23, 24, 25",
+    ]
 
 
 def test_with_all_recordings_no_voice_is_loaded(tmp_path):

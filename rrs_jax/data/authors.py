@@ -83,7 +83,7 @@ def convert(
     manifests, spoken = speak_rows(out, rows, voices, seed, speech)
     write_json(
         out / "summary.json",
-        {"settings": settings, "found": found.counts, "remarks": found.remarks, "left_out": left}
+        {"settings": settings, "found": found.counts, "remarks": found.remarks, "left_out": dict(left)}
         | {name: _sizes(members) for name, members in rows.items()}
         | {"spoken": spoken},
     )
@@ -101,14 +101,14 @@ def evaluation_questions(files: Sequence[str | Path] = ()) -> list[tuple[str, st
 
 
 def describe(
-    folder: str | Path, found: AuthorsQuestions, kept: Sequence[AuthorsPair], left: Sequence[str]
+    folder: str | Path, found: AuthorsQuestions, kept: Sequence[AuthorsPair], left: Sequence[tuple[int, str]]
 ) -> list[str]:
     """Lines about what FOLDER has, what is odd in it, what is left out, and how many clips are missing."""
     counts = ", ".join(f"{number} {name}" for name, number in found.counts.items())
     lines = [f"{folder}: {counts}", *(f"{folder}: {remark}" for remark in found.remarks)]
-    lines += [f"{folder}: {sentence}" for sentence in left[:MAX_LISTED]]
-    if len(left) > MAX_LISTED:
-        lines.append(f"{folder}: and {len(left) - MAX_LISTED} more")
+    lines += [f"{folder}: row {row} is left out: {reason}" for row, reason in left[:MAX_LISTED]]
+    if more := [str(row) for row, _ in left[MAX_LISTED:]]:
+        lines.append(f"{folder}: {len(more)} more rows are left out as well: {', '.join(more)}")
     mute = sum(clip is None for pair in kept for clip in pair.clips.values())
     if mute:
         lines.append(

@@ -12,18 +12,18 @@ from rrs_jax.files import content_hash
 
 def leave_out(
     pairs: Sequence[AuthorsPair], evaluation: Sequence[tuple[str, str]]
-) -> tuple[list[AuthorsPair], list[str]]:
+) -> tuple[list[AuthorsPair], list[tuple[int, str]]]:
     """Leaves out pairs of which a question nearly is an evaluation question, or has no recording and cannot
     be spoken.
 
-    evaluation: (where it stands, question) of every evaluation question. Returns the pairs that stay, and a
-    sentence for each of the others. Raises UserError where none stays.
+    evaluation: (where it stands, question) of every evaluation question. Returns the pairs that stay, and the
+    row and the reason of each of the others. Raises UserError where none stays.
     """
     index = QuestionIndex((entry, entry[1]) for entry in evaluation)
-    kept, sentences = [], []
+    kept, left = [], []
     for pair in pairs:
         if reason := _reason(pair, index):
-            sentences.append(f"row {pair.row} is left out: {reason}")
+            left.append((pair.row, reason))
         else:
             kept.append(pair)
     if not kept:
@@ -31,7 +31,7 @@ def leave_out(
             "The authors' questions: all pairs are left out, since they stand in the evaluation sets or"
             " cannot be spoken; give other evaluation questions (data.exclude, --exclude)."
         )
-    return kept, sentences
+    return kept, left
 
 
 def text_groups(pairs: Sequence[AuthorsPair]) -> list[int]:
@@ -85,7 +85,9 @@ def split_by_text(
 def _reason(pair: AuthorsPair, evaluation: QuestionIndex) -> str | None:
     for label, question in pair.questions.items():
         for place, near in evaluation.near(question)[:1]:
-            return f"{question!r} is or nearly is {near!r} of {place}"
+            return f"{question!r} " + (
+                f"stands in {place}" if near == question else f"nearly is {near!r} of {place}"
+            )
         if pair.clips[label] is None and (fault := unspeakable(question)):
             return f"{question!r} has no recording and cannot be spoken: {fault}"
     return None
