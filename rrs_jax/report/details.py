@@ -105,7 +105,7 @@ def paired_table(runs: Sequence[str | Path], summaries: Sequence[dict]) -> Table
                                 f"{block['any']['p_mcnemar']:.4f}",
                             )
                         )
-    return "Against the model before training, paired by question (points)", rows
+    return "Against the vanilla model, paired by question (points)", rows
 
 
 def categories_table(summaries: Sequence[dict]) -> Table:

@@ -90,7 +90,7 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
 
 
 def _epoch_summaries(run: FinishedRun, results: Results) -> dict[int, dict]:
-    """Summaries by epoch: 0 is the model before training, the last one the run's own evaluation."""
+    """Summaries by epoch: 0 is the vanilla model, the last one the run's own evaluation."""
     found = {}
     for path in run.path.glob("eval/epochs/*"):
         if folder := run.evaluation(run.strategy, int(path.name)):

@@ -113,7 +113,7 @@ def _facts(results: Results) -> str:
 
 
 def _key_figures(results: Results) -> str:
-    """The model before training beside the main recipe."""
+    """The vanilla model beside the main recipe."""
     before, after = results.vanilla, results.main
     if before is None or after is None:
         return "" if before or after else "<p>No run is evaluated yet.</p>"
@@ -134,7 +134,7 @@ def _key_figures(results: Results) -> str:
                 f" {new[field]:.1f}</b><small>{_interval(old)} → {_interval(new)}</small></div>"
             )
     said = (
-        f"Before training → {after.title}. Percent of answers, in brackets the 95 % interval; lower is"
+        f"Vanilla → {after.title}. Percent of answers, in brackets the 95 % interval; lower is"
         " better."
     )
     if before.summary.get("asr_is", "").startswith("compliance"):
@@ -163,7 +163,7 @@ def _tables(results: Results, folders: Sequence[str | Path]) -> str:
         parts.append(f"<p class='files'>{files}</p>")
     said = [
         "Percent, in brackets the 95 % interval over questions; NSI in points. Bold: lowest rate, underlined:"
-        " highest NSI, the model before training apart. Below a rule: what the paper does not have."
+        " highest NSI, the vanilla model apart. Below a rule: what the paper does not have."
     ]
     if results.paper:
         said.append(f"Beside them, the paper's numbers for {results.paper_title}. {read_paper()['source']}")

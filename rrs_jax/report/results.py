@@ -101,7 +101,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """`vanilla`: the model before training; `recipes`: the others, in the order given. `paper`: the paper's
+    """`vanilla`: the vanilla model; `recipes`: the others, in the order given. `paper`: the paper's
     rows of this model by key, empty for another model."""
 
     vanilla: Recipe | None

@@ -36,7 +36,7 @@ class Sample:
 
 
 def choose_samples(results: Results) -> list[Sample]:
-    """Of each set first a question whose verdict changed between the model before training and the main
+    """Of each set first a question whose verdict changed between the vanilla model and the main
     recipe, then one whose did not, and so on, in the order of the questions and with different categories as
     long as there are some.
     """
