@@ -124,7 +124,7 @@ def test_details_hold_judges_agreement_tests_and_categories(tmp_path):
         "rrs, first_token",
         "phrases and first_token",
         "rrs, c",
-        "Against the model before",
+        "Against the vanilla model",
     ):
         assert words in text
     rate = summary["modes"]["audio_text"]
