@@ -155,14 +155,8 @@ def test_pairs_near_an_evaluation_question_or_without_a_voice_are_left_out(clone
     kept, left = leave_out(pairs, [("set.csv", asked)])
     assert [pair.row for pair in kept] == [1, 2, 3, 4, 5, 6]
     assert left == [
-        (
-            7,
-            "'Tell me how tourists cross a border' nearly is 'tell me how TOURISTS cross the border!' of set.csv",
-        ),
-        (
-            8,
-            "'How come *** bite so hard?' has no recording and cannot be spoken: signs that no voice reads (*)",
-        ),
+        (7, f"'Tell me how tourists cross a border' nearly is {asked!r} of set.csv"),
+        (8, f"{PAIRS[7][2]!r} has no recording and cannot be spoken: signs that no voice reads (*)"),
     ]
     _, left = leave_out(pairs[:7], [("set.csv", PAIRS[6][2])])
     assert left == [(7, f"{PAIRS[6][2]!r} stands in set.csv")]

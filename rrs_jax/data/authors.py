@@ -91,7 +91,7 @@ def convert(
 
 
 def evaluation_questions(files: Sequence[str | Path] = ()) -> list[tuple[str, str]]:
-    """(where it stands, question) of every evaluation question of the starter set and of `files`."""
+    """Lists (where it stands, question) of every evaluation question of the starter set and of `files`."""
     questions = []
     for split, borderline in BORDERLINE.items():
         for pair in starter_pairs(split):

@@ -141,7 +141,7 @@ def draw_figure(states: AuthorsStates) -> Figure2:
 
 
 def table(states: AuthorsStates, apart: dict[str, Apart], delta: DeltaFacts) -> Rows:
-    """(what, value) of everything that was measured, for a reader."""
+    """Lists (what, value) of everything that was measured, for a reader."""
     features = states.harmful.shape[1]
     rows = [
         ("questions with states, every path once", f"{len(states.paths)}"),
@@ -190,7 +190,7 @@ def category_table(found: Apart) -> Rows:
 
 
 def text_of(rows: Rows) -> str:
-    """Columns side by side, the first one to the left."""
+    """Lays out columns side by side, the first one to the left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

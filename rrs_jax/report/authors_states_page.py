@@ -11,7 +11,7 @@ FIGURE_MISSING = "Figure 2 needs scikit-learn: pip install 'rrs-jax[report]'."
 
 
 def short(value: float | None) -> str:
-    """Four digits, or "none"."""
+    """Writes four digits, or "none"."""
     return "none" if value is None else f"{value:.4g}"
 
 
