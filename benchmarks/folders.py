@@ -11,30 +11,13 @@ import numpy as np
 
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.files import write_json
-from rrs_jax.weights.load import abstract_model
+from rrs_jax.testing.tensors import tensors_of
 from rrs_jax.weights.safetensors_io import write_header
 
 WORDS = (  # as Qwen's tokenizer cuts the prompts, of whose words it cuts one in two
     r"\n| ?[^\W\d]+|\d|[^\w\s]| "
 )
 PIECE = 2**25  # numbers that are drawn once and written again and again
-
-
-def tensors_of(values: dict, dtype: str) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
-    """Name, dtype and shape of every tensor of a released folder that the model loads."""
-    model, table = abstract_model(values, dtype)
-    from flax import nnx
-
-    shapes = {
-        tuple(path): (leaf.shape, np.dtype(leaf.dtype))
-        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
-    tensors = {}
-    for row in table.rows:
-        shape, kind = shapes[row.path]
-        shape = row.shape_on_disk(shape[1:] if row.layers else shape)
-        tensors |= {name: (name, kind, shape) for name in row.names()}
-    return list(tensors.values())
 
 
 def write_sparse_weights(file: Path, values: dict, dtype: str) -> None:

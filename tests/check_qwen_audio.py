@@ -22,7 +22,6 @@ import peft
 import soundfile
 import torch
 
-from helpers.qwen_audio_folder import END, PAD, START, small_values, write_folder
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.inputs.batching import collate
@@ -31,6 +30,7 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.inputs.qwen_tokenizer import QwenTokenizer
 from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.testing.qwen_audio import END, PAD, START, small_values, write_qwen_audio
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder
@@ -229,7 +229,7 @@ def compare_exports(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         base, out = Path(temporary) / "base", Path(temporary)
         base.mkdir()
-        tensors = write_folder(base)
+        tensors = write_qwen_audio(base)
         model = load_weights(base, lora=LoRAConfig(rank=3, alpha=5.0, targets=None))
         for target in model.lora.config.targets:
             for parameter in (model.lora.pair(target).lora_a, model.lora.pair(target).lora_b):
@@ -265,7 +265,7 @@ def main(folder: Path) -> None:
     )
     published(folder, "tokenization_qwen").load_audio = audio.load_audio
     with tempfile.TemporaryDirectory() as temporary:
-        tensors = write_folder(Path(temporary))
+        tensors = write_qwen_audio(Path(temporary))
         reference, model = reference_model(folder, tensors, small_values()), load_weights(Path(temporary))
     with torch.no_grad():
         clips = compare_encoder(folder, reference, model)

@@ -25,8 +25,8 @@ import torch
 from selenium import webdriver
 
 from helpers.clip_prompts import clip_features
-from helpers.manifests import write_sound_files
-from helpers.qwen2_audio import make_reference, write_whole_folder
+from helpers.qwen2_audio import make_reference
+from rrs_jax.testing import write_clips, write_qwen2_audio
 
 torch.set_num_threads(1)
 
@@ -59,14 +59,14 @@ def clips():
 def whole_folder(tmp_path_factory):
     """A whole model folder as a user has it; no test changes it."""
     path = tmp_path_factory.mktemp("whole")
-    write_whole_folder(path)
+    write_qwen2_audio(path)
     return path
 
 
 @pytest.fixture(scope="session")
 def sound_files(tmp_path_factory):
     """Eight clips as WAV files; no test changes them."""
-    return write_sound_files(tmp_path_factory.mktemp("clips"))
+    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from absl import flags
 
-from helpers.manifests import twin_rows
 from helpers.tensors import relative_error
 from helpers.xla_flags import UNOPTIMISED
 from rrs_jax.config import command_line, default_config, flatten
@@ -25,6 +24,7 @@ from rrs_jax.distributed.join import Joining, joined
 from rrs_jax.distributed.rendezvous import meet
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl, write_jsonl
+from rrs_jax.testing import twin_rows
 from rrs_jax.weights.safetensors_io import read_header
 
 ROOT = Path(__file__).parent.parent

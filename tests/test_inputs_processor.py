@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import transformers
 
-from helpers.tokenizer import SPECIAL, write_tokenizer
 from rrs_jax.config import prompts
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.mel import MelConfig, audio_token_count, feature_length
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.testing.tokenizer import SPECIAL, write_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -7,10 +7,10 @@ import unicodedata
 
 import pytest
 
-from helpers.qwen_audio_folder import END, MERGES, PAD, RANKS, START, write_folder
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.inputs.qwen_tokenizer import special_tokens
+from rrs_jax.testing.qwen_audio import END, MERGES, PAD, RANKS, START, write_qwen_audio
 from rrs_jax.weights.load import read_config
 
 IM_START, IM_END = RANKS + 1, RANKS + 2
@@ -20,7 +20,7 @@ WORD = {token: 256 + rank for rank, token in enumerate(MERGES)}  # ids of the sm
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("qwen_audio")
-    write_folder(path)
+    write_qwen_audio(path)
     return path
 
 
@@ -175,7 +175,7 @@ def test_audio_alone_is_refused(processor):
 
 
 def broken(tmp_path, change) -> str:
-    write_folder(tmp_path)
+    write_qwen_audio(tmp_path)
     change(tmp_path)
     with pytest.raises(UserError) as error:
         read_config(tmp_path)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import rrs_jax
-from helpers.tokenizer import write_tokenizer
 from rrs_jax.config import default_config
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.batching import collate
@@ -25,6 +24,7 @@ from rrs_jax.models.hf_config import picked
 from rrs_jax.models.layers import Linear
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.run.context import modes_of
+from rrs_jax.testing.tokenizer import write_tokenizer
 from rrs_jax.weights.export import adapter_config, export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder, save_file

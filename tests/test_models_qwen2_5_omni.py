@@ -10,7 +10,7 @@ import torch
 import transformers
 from flax import nnx
 
-from helpers.omni import AUDIO, THINKER, WHOLE, make_thinker, make_whole, save_whole, thinker_values
+from helpers.omni import THINKER, WHOLE, make_thinker, make_whole, save_whole
 from helpers.tensors import relative_error
 from rrs_jax.errors import UserError
 from rrs_jax.frozen import audio_bank
@@ -20,6 +20,7 @@ from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_featur
 from rrs_jax.models.layers import rotary_angles, rotate
 from rrs_jax.models.qwen2_5_omni import OmniConfig
 from rrs_jax.models.released import RELEASED
+from rrs_jax.testing.qwen2_5_omni import AUDIO, small_thinker_values
 from rrs_jax.weights.load import abstract_model, load_weights
 from rrs_jax.weights.safetensors_io import read_folder, save_file
 
@@ -68,7 +69,7 @@ def encode(model, clips) -> list[np.ndarray]:
 @pytest.mark.parametrize("n_window", [10, 7], ids=["even window", "odd window"])
 def test_encoder(tmp_path, n_window):
     """An odd window's pooling joins neighbouring windows."""
-    values = thinker_values()
+    values = small_thinker_values()
     values["audio_config"]["n_window"] = n_window
     torch.manual_seed(0)
     reference = THINKER(transformers.Qwen2_5OmniThinkerConfig(**values)).float().eval()

@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from helpers import qwen_audio_reference as plain
-from helpers.qwen_audio_folder import END, PAD, START, shapes, small_values, write_folder
 from helpers.tensors import relative_error
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
@@ -21,6 +20,7 @@ from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.models.cache import Cache
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen_audio import QwenAudioConfig
+from rrs_jax.testing.qwen_audio import END, PAD, START, shapes, small_values, write_qwen_audio
 from rrs_jax.weights.load import abstract_model, load_weights
 
 MEL = MelConfig(num_mel_bins=80, partial_frame=False, extra_tokens=2)
@@ -34,13 +34,13 @@ TEXTS = ((4, 5), (3, 9, 70), (21,), (2, 3), (7,), (1, 1))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("qwen_audio")
-    write_folder(path)
+    write_qwen_audio(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def tensors(tmp_path_factory):
-    written = write_folder(tmp_path_factory.mktemp("again"))
+    written = write_qwen_audio(tmp_path_factory.mktemp("again"))
     return {name: array.astype(np.float64) for name, array in written.items()}
 
 
@@ -123,7 +123,7 @@ def states_of(tensors, values, clips, row, prompt: int | None = None, more=()):
 @pytest.mark.parametrize("ntk, logn", [(True, True), (True, False), (False, True), (False, False)])
 def test_every_hidden_state_representation_and_logits(tmp_path, ntk, logn):
     changes = dict(use_dynamic_ntk=ntk, use_logn_attn=logn)
-    written = write_folder(tmp_path, **changes)
+    written = write_qwen_audio(tmp_path, **changes)
     tensors, values = (
         {name: array.astype(np.float64) for name, array in written.items()},
         small_values(**changes),
@@ -290,7 +290,7 @@ def test_what_is_not_computed_is_refused(changes, sentence):
 
 
 def test_damaged_weights_are_named(tmp_path):
-    write_folder(tmp_path)
+    write_qwen_audio(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     values |= {"hidden_size": 96, "kv_channels": 16, "audio": values["audio"] | {"output_dim": 96}}
     (tmp_path / "config.json").write_text(json.dumps(values))

@@ -9,7 +9,6 @@ import soundfile
 import transformers
 
 import rrs_jax
-from helpers.manifests import twin_rows
 from helpers.qwen2_audio import reference_representations
 from helpers.tensors import relative_error
 from rrs_jax.config import default_config
@@ -17,6 +16,7 @@ from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.run import pipeline
+from rrs_jax.testing import twin_rows
 
 
 def test_representations_from_sound_files_equal_transformers(whole_folder, sound_files):

@@ -16,10 +16,8 @@ import torch
 import transformers
 
 import rrs_jax
-from helpers.manifests import twin_rows
 from helpers.omni import THINKER, WHOLE, make_whole, save_whole
 from helpers.tensors import randomise, relative_error
-from helpers.tokenizer import write_tokenizer
 from helpers.xla_flags import UNOPTIMISED
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
@@ -28,6 +26,8 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.released import RELEASED
 from rrs_jax.run.dry_run import make_plan
 from rrs_jax.run.estimates import DeviceRate
+from rrs_jax.testing import twin_rows
+from rrs_jax.testing.tokenizer import write_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 RATE = 16_000

@@ -7,7 +7,6 @@ import peft
 import pytest
 import transformers
 
-from helpers.manifests import twin_rows
 from helpers.qwen2_audio import reference_representations
 from helpers.tensors import relative_error
 from rrs_jax.config import default_config, validate
@@ -16,6 +15,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.run import pipeline
 from rrs_jax.run.recorded_epochs import model_after, recorded_epochs
+from rrs_jax.testing import twin_rows
 from rrs_jax.weights.safetensors_io import read_header
 
 STAGES = ("data", "extract", "train", "evaluate", "export", "report")

@@ -12,12 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from helpers.omni import AUDIO, THINKER, WHOLE, make_thinker, make_whole, save_whole
+from helpers.omni import THINKER, WHOLE, make_thinker, make_whole, save_whole
 from helpers.tensors import relative_error
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.inputs.batching import collate
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.testing.qwen2_5_omni import AUDIO
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.model_card import write_model_card

@@ -15,11 +15,11 @@ import soundfile
 import torch
 
 from helpers import qwen_audio_reference as plain
-from helpers.qwen_audio_folder import small_values, write_folder
 from helpers.tensors import relative_error
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.inputs.batching import collate
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.testing.qwen_audio import small_values, write_qwen_audio
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.model_card import write_model_card
@@ -41,7 +41,7 @@ MODULES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("qwen_audio")
-    write_folder(path)
+    write_qwen_audio(path)
     return path
 
 
@@ -143,7 +143,7 @@ def test_peft_puts_it_on_exactly_its_modules(folder, tmp_path, lora):
 def test_the_merged_folder_keeps_layout_files_and_untouched_bits(tmp_path, dtype):
     base = tmp_path / "base"
     base.mkdir()
-    write_folder(base, dtype=dtype)
+    write_qwen_audio(base, dtype=dtype)
     model = load(base, SOME)
     export_merged(model, base, tmp_path / "merged")
     before, after = read_folder(base), read_folder(tmp_path / "merged")
@@ -172,7 +172,7 @@ def test_the_merged_folder_keeps_layout_files_and_untouched_bits(tmp_path, dtype
 def test_constants_of_older_copies_are_carried(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
-    write_folder(base)
+    write_qwen_audio(base)
     file = base / "model-00001-of-00002.safetensors"
     tensors = safetensors.numpy.load_file(file) | {"transformer.rotary_emb.inv_freq": np.ones(4, np.float32)}
     safetensors.numpy.save_file(tensors, file, {"format": "pt"})

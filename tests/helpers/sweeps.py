@@ -1,8 +1,8 @@
 """The configuration of a sweep."""
 
-from helpers.manifests import twin_rows
 from rrs_jax.config import default_config
 from rrs_jax.files import write_jsonl
+from rrs_jax.testing import twin_rows
 
 
 def sweep_config(whole_folder, sound_files, path):

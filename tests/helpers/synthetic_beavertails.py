@@ -34,8 +34,12 @@ PLACES = (
     " school forest beach office kitchen valley tunnel island temple hotel palace farm mountain cinema clinic"
     " tower"
 ).split()
-WAYS = "quietly quickly slowly secretly openly often twice daily early late alone cheaply gently boldly calmly".split()
-ADJECTIVES = "cold bright heavy famous noisy empty green expensive narrow quiet crooked rusty modern ancient tiny".split()
+WAYS = (
+    "quietly quickly slowly secretly openly often twice daily early late alone cheaply gently boldly calmly"
+).split()
+ADJECTIVES = (
+    "cold bright heavy famous noisy empty green expensive narrow quiet crooked rusty modern ancient tiny"
+).split()
 
 
 def harmful_question(category: str, rng: random.Random) -> str:

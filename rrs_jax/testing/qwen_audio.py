@@ -1,13 +1,13 @@
-"""A small random Qwen-Audio-Chat folder in the released layout, with every size odd or unequal, for several
-test files."""
+"""A small random Qwen-Audio-Chat folder in the released layout, with every size odd or unequal."""
 
 import base64
-import json
+from pathlib import Path
 
 import numpy as np
 
+from rrs_jax.files import write_json
 from rrs_jax.inputs.qwen_tokenizer import special_tokens
-from rrs_jax.weights.safetensors_io import save_file
+from rrs_jax.testing.tensors import random_tensors, write_shards
 
 # Each is the sum of two earlier ones or of bytes, as byte-pair encoding wants it.
 MERGES = (
@@ -33,7 +33,10 @@ PAD, START, END = (
 
 
 def small_values(**changes) -> dict:
-    """config.json: a trained length of 16, so that dynamic NTK and log-n act in short prompts."""
+    """Returns the content of config.json, `changes` included.
+
+    The trained length is 16, so that dynamic NTK and log-n act in short prompts.
+    """
     audio = dict(
         n_mels=80,
         n_ctx=1500,
@@ -73,7 +76,7 @@ def small_values(**changes) -> dict:
 
 
 def shapes(values: dict) -> dict[str, tuple[int, ...]]:
-    """Every tensor's name and shape, by the tables of the released code."""
+    """Returns every tensor's name and shape, as the released code and not our weight table has them."""
     d, f, audio = values["hidden_size"], values["intermediate_size"] // 2, values["audio"]
     s, tower = audio["n_state"], "transformer.audio."
     result = {
@@ -120,38 +123,37 @@ def shapes(values: dict) -> dict[str, tuple[int, ...]]:
     return result
 
 
-def random_tensors(values: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Float32, all of them random, norms and biases too: an unused one would show."""
-    rng, tensors = np.random.default_rng(seed), {}
-    for name, shape in sorted(shapes(values).items()):
-        scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.1
-        norm = name.endswith(".weight") and len(shape) == 1
-        tensors[name] = (rng.normal(size=shape) * scale + norm).astype(np.float32)
-    return tensors
-
-
-def write_tiktoken(file) -> None:
+def write_tiktoken(file: Path) -> None:
+    """Writes qwen.tiktoken: the 256 bytes and `MERGES`, each with its rank."""
     tokens = [bytes([i]) for i in range(256)] + list(MERGES)
     file.write_text(
         "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
     )
 
 
-def write_folder(path, dtype=np.float32, **changes) -> dict[str, np.ndarray]:
-    """Writes the whole folder, weights in two shards; returns the tensors."""
+def write_qwen_audio(
+    folder: str | Path, *, dtype=np.float32, seed: int = 0, **changes
+) -> dict[str, np.ndarray]:
+    """Writes a whole folder as it is published: weights, tokenizer, generation settings.
+
+    Args:
+      folder: created where it does not exist.
+      dtype: of the tensors on disk.
+      seed: of the weights.
+      changes: fields of config.json that differ from `small_values`.
+
+    Returns:
+      The tensors as they lie on disk, name to array of `dtype`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     values = small_values(**changes)
-    tensors = {name: array.astype(dtype) for name, array in random_tensors(values).items()}
+    tensors = {name: array.astype(dtype) for name, array in random_tensors(shapes(values), seed).items()}
     if values["tie_word_embeddings"]:
         del tensors["lm_head.weight"]
-    (path / "config.json").write_text(json.dumps(values))
-    names = sorted(tensors)
-    files = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-    parts = names[: len(names) // 2], names[len(names) // 2 :]
-    for file, part in zip(files, parts, strict=True):
-        save_file(path / file, {name: tensors[name] for name in part}, {"format": "pt"})
-    weight_map = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    write_tiktoken(path / "qwen.tiktoken")
+    write_json(folder / "config.json", values)
+    write_shards(folder, tensors)
+    write_tiktoken(folder / "qwen.tiktoken")
     generation = {
         "chat_format": "chatml",
         "eos_token_id": RANKS,
@@ -162,7 +164,7 @@ def write_folder(path, dtype=np.float32, **changes) -> dict[str, np.ndarray]:
         "top_k": 0,
         "top_p": 0.5,
     }
-    (path / "generation_config.json").write_text(json.dumps(generation))
+    write_json(folder / "generation_config.json", generation)
     for name in ("modeling_qwen.py", "mel_filters.npz"):
-        (path / name).write_text("what the released folder has beside the weights")
+        (folder / name).write_text("what the released folder has beside the weights")
     return tensors
