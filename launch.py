@@ -15,9 +15,9 @@ import os
 from absl import app, flags
 
 from rrs_jax.config import command_line, resolve, validate
-from rrs_jax.distributed.join import joined
+from rrs_jax.distributed.join import end, joined
 from rrs_jax.distributed.machine import memory_share
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.problems import evaluation_problems
 
 command_line.define_flags()
@@ -66,5 +66,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with command_line.exit_status():
+    with exit_status() as status:
         app.run(main, flags_parser=command_line.parse)
+    end(status.code)

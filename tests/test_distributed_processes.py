@@ -253,19 +253,19 @@ def test_what_processes_tell_one_another(tmp_path):
 
 ENDINGS = """
 import sys, time
-from rrs_jax.config import command_line
 from rrs_jax.distributed import processes
-from rrs_jax.errors import UserError
-from rrs_jax.distributed.join import Joining, joined
+from rrs_jax.errors import UserError, exit_status
+from rrs_jax.distributed.join import Joining, end, joined
 
 index, how = int(sys.argv[1]), sys.argv[3]
-with command_line.exit_status(), joined(Joining(sys.argv[2], 2, index, 60)):
+with exit_status() as told, joined(Joining(sys.argv[2], 2, index, 60)):
     print("READY", flush=True)
     if index == 1 and how == "mistake":
         raise UserError("this host has no model")
     if how == "waits":
         time.sleep(100)
     processes.gather("")
+end(told.code)
 """
 
 

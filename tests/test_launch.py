@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 
 from rrs_jax.config import FIELDS, command_line, given_fields, resolve, validate
 from rrs_jax.config.stages import STAGES, parse_stages
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 
 ROOT = Path(__file__).parent.parent
 MINI = "--config=configs/mini_rrs.py"
@@ -172,13 +172,6 @@ def test_vanilla_trains_nothing():
     assert parse_stages(",".join(STAGES), "vanilla") == ("data", "evaluate", "report")
 
 
-@pytest.fixture
-def restore_signal():
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
 @pytest.mark.parametrize(
     "error, status, sentence",
     [
@@ -192,22 +185,36 @@ def restore_signal():
         ),
     ],
 )
-def test_exit_status(error, status, sentence, capsys, restore_signal):
-    with pytest.raises(SystemExit) as leaving, command_line.exit_status():
+def test_exit_status(error, status, sentence, capsys):
+    with exit_status() as told:
         raise error
-    assert leaving.value.code == status
+    assert told.code == status
     assert capsys.readouterr().err.startswith(sentence)
 
 
-def test_termination_is_an_interruption(capsys, restore_signal):
-    with pytest.raises(SystemExit) as leaving, command_line.exit_status():
+def test_termination_is_an_interruption(capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    with exit_status() as told:
         signal.raise_signal(signal.SIGTERM)
-    assert leaving.value.code == 1 and "resumes" in capsys.readouterr().err
+    assert told.code == 1 and "resumes" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_our_own_failure_keeps_its_traceback(restore_signal):
-    with pytest.raises(ZeroDivisionError), command_line.exit_status():
+def test_our_own_failure_keeps_its_traceback(capsys):
+    with exit_status() as told:
         _ = 1 / 0
+    error = capsys.readouterr().err
+    assert (
+        told.code == 1
+        and "test_launch.py" in error
+        and error.endswith("ZeroDivisionError: division by zero\n")
+    )
+
+
+def test_what_is_done_has_status_0():
+    with exit_status() as told:
+        pass
+    assert told.code == 0
 
 
 def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):

@@ -1,10 +1,6 @@
-"""The command line: its flags, its mistakes as sentences, and the exit status."""
+"""The command line of `launch.py`: its flags, and its mistakes as sentences."""
 
-import contextlib
 import re
-import signal
-import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from rrs_jax.config import FIELDS, config_error, unknown_field
 from rrs_jax.config.kinds import split_names
 from rrs_jax.config.stages import STAGES, parse_stages
-from rrs_jax.distributed.join import Joining, end
-from rrs_jax.distributed.processes import several
+from rrs_jax.distributed.join import Joining
 from rrs_jax.errors import UserError
 
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<name>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
@@ -192,32 +187,6 @@ def config_path(arguments: Sequence[str]) -> str | None:
                 raise UserError(f"--config: {path!r} is no file{hint}.")
             return path
     return None
-
-
-@contextlib.contextmanager
-def exit_status() -> Iterator[None]:
-    """Ends the program with 2 for a user's mistake and 1 for an interruption, in one sentence each."""
-    # A scheduler's signal ends the run as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except UserError as error:
-        end(_say(str(error), 2))
-    except KeyboardInterrupt:
-        end(_say("interrupted; the same command resumes", 1))
-    except Exception as error:
-        if "No space left on device" in str(error):
-            where = getattr(error, "filename", None) or "the run folder's disk"
-            end(_say(f"{where}: no space is left; free some, and the same command resumes.", 2))
-        if not several():
-            raise
-        traceback.print_exc()
-        end(1)
-
-
-def _say(sentence: str, status: int) -> int:
-    print(sentence, file=sys.stderr, flush=True)
-    return status
 
 
 def _one_line(error: Exception) -> str:

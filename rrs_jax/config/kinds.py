@@ -1,5 +1,6 @@
 """Kinds of config values: what a field accepts, how a command line writes it, and how a mistake is worded."""
 
+import argparse
 import dataclasses
 import difflib
 import math
@@ -16,6 +17,20 @@ class Kind:
     type: type
     read: Callable[[str], object]
     accepts: Callable[[object], bool]
+
+    def value_of(self, text: str) -> object:
+        """Returns the value that a text stands for, or the text where it stands for none."""
+        try:
+            return self.read(text)
+        except ValueError:
+            return text
+
+    def argument(self, text: str) -> object:
+        """Returns the value that a text stands for: the `type` of an argument of `argparse`."""
+        value = self.value_of(text)
+        if not self.accepts(value):
+            raise argparse.ArgumentTypeError(f"is {value!r}, give {self.wants}")
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +52,8 @@ class Field:
         return None if self.kind.accepts(value) else f"{self.name} is {value!r}, give {self.kind.wants}"
 
     def problem_with_text(self, text: str) -> str | None:
-        """The same for a value as the command line has it."""
-        try:
-            value = self.kind.read(text)
-        except ValueError:
-            value = text
-        return self.problem(value)
+        """Returns what is wrong with a value that the command line writes as `text`, or None."""
+        return self.problem(self.kind.value_of(text))
 
 
 def whole(low: int, high: int | None = None) -> Kind:

@@ -110,7 +110,7 @@ class OptimiserConfig:
 class TrainConfig:
     """Batches, draws, checkpoints and the optimiser.
 
-    Prompts are padded to at most `max_buckets` lengths, multiples of `bucket_multiple`; each is compiled once.
+    Prompts are padded to at most `max_buckets` lengths, multiples of `bucket_multiple`, each compiled once.
     """
 
     epochs: int = setting("train.epochs", 10, whole(1), "Passes over the training questions (section 5.1).")

@@ -14,6 +14,7 @@ The same command goes on where a killed one stopped; no answer and no clip is bo
     DATASET/summary.json                       sizes, what was left out and why, clips spoken again
 """
 
+import argparse
 import importlib
 import json
 import sys
@@ -23,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from absl import app, flags, logging
 
+from rrs_jax.config.kinds import choice, number, split_names, whole
 from rrs_jax.data.beavertails import REPOSITORY, SPLITS, Question, read_beavertails
 from rrs_jax.data.check import MAX_LISTED, check_excluded, clip_faults, text_faults
 from rrs_jax.data.questions import MAX_WORDS
@@ -34,7 +35,7 @@ from rrs_jax.data.spoken import SpeechOptions, speak_rows
 from rrs_jax.data.tables import read_questions
 from rrs_jax.data.voices import Voice, read_voices
 from rrs_jax.data.writers import Ledger, OpenAIWriter, Writer
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import content_hash, read_json, write_json, write_jsonl
 
 SETS = ("basic", "mirror", "parallel")
@@ -205,8 +206,8 @@ def _row(name: str, question: Question, label: str, text: str, answer: str | Non
     }
 
 
-def make_writer(asked) -> Writer | None:
-    """From the flags. Raises UserError."""
+def make_writer(asked: argparse.Namespace) -> Writer | None:
+    """Returns the writer that the flags ask for. Raises UserError for one that there is not."""
     kind, _, model = asked.writer.partition(":")
     if kind == "none":
         return None
@@ -228,9 +229,15 @@ def make_writer(asked) -> Writer | None:
     return local_writer.LocalWriter(model, dtype=asked.dtype)
 
 
-def main(_) -> None:
-    asked = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)  # absl's choice, INFO, has the clients write a line for every call
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    asked = _parser().parse_args(arguments)
+    with exit_status() as status:
+        _run(asked)
+    return status.code
+
+
+def _run(asked: argparse.Namespace) -> None:
     if not asked.out:
         raise UserError("--out: give the folder that the data set is to be written to.")
     if unknown := [name for name in asked.sets if name not in SETS]:
@@ -241,79 +248,63 @@ def main(_) -> None:
         per_category=asked.per_category,
         seed=asked.seed,
         max_words=asked.max_words,
-        exclude=tuple(asked.exclude),
+        exclude=asked.exclude,
         edits=asked.edits or None,
         tries=asked.tries,
     )
     speech = SpeechOptions(
-        voices=tuple(asked.voices),
+        voices=asked.voices,
         max_cost_usd=asked.max_cost_usd,
         listener=asked.listener or None,
         max_word_errors=asked.max_word_errors,
     )
     questions = read_beavertails(asked.source, asked.split)
     kinds = Counter(question.kind for question in questions)
-    print(
-        f"{asked.source}: " + ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds)) + " questions",
-        file=sys.stderr,
-    )
+    counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
+    print(f"{asked.source}: {counts} questions", file=sys.stderr)
     manifests = build(asked.out, questions, make_writer(asked), options, speech)
     print(json.dumps(read_json(Path(asked.out) / "summary.json"), indent=2, ensure_ascii=False))
     for name, manifest in manifests.items():
         print(f"{name}: {manifest}")
 
 
-def define_flags() -> None:
-    flags.DEFINE_string(
-        "source", REPOSITORY, "A hub repository, or a .jsonl, .jsonl.gz, .jsonl.xz or .parquet file."
+# Name, type, default and meaning of each flag.
+ARGUMENTS = (
+    ("--source", str, REPOSITORY, "hub repository, or a .jsonl, .jsonl.gz, .jsonl.xz or .parquet file"),
+    ("--split", choice(*SPLITS).argument, SPLITS[0], f"split of the hub repository: {', '.join(SPLITS)}"),
+    ("--out", str, "", "folder of the data set"),
+    ("--sets", split_names, SETS, "sets to make, by commas: basic, mirror, parallel"),
+    ("--basic", whole(1).argument, 1400, "question-answer pairs of Basic"),
+    ("--per_category", whole(1).argument, 50, "harmful questions of each category in Mirror and Parallel"),
+    ("--seed", whole(0).argument, 0, "seed of all draws"),
+    ("--max_words", whole(3).argument, MAX_WORDS, "longer questions are left out"),
+    ("--exclude", split_names, (), "files of evaluation questions not to be trained on, by commas"),
+    ("--writer", str, "none", "who rewrites: openai:MODEL, local:FOLDER, local:mini, or none (only --edits)"),
+    ("--writer_url", str, "", "base URL of an OpenAI-compatible endpoint; empty is $OPENAI_BASE_URL"),
+    ("--temperature", number().argument, None, "sent to the endpoint; by default none is sent"),
+    ("--dtype", choice("bfloat16", "float32").argument, "bfloat16", "number type of a local writer"),
+    ("--concurrency", whole(1).argument, 8, "calls to the endpoint at once"),
+    ("--timeout", number(0.01).argument, 60.0, "seconds that one call may take"),
+    ("--first_wait", number(0).argument, 1.0, "seconds before a call is repeated; doubles from try to try"),
+    ("--tries", whole(1).argument, 3, "rewrites of a question before it is left to a person"),
+    ("--edits", str, "", "a person's rewrites: lines with `harmful` and `benign`, null to leave one out"),
+    ("--voices", split_names, (), "google, hibari, flite, espeak or single voices, by commas; empty is hibari"),
+    ("--max_cost_usd", number(0).argument, 0.0, "US dollars for paid voices; the estimate is told first"),
+    ("--listener", str, "", "Whisper folder or name: clips that it mishears are spoken again"),
+    ("--max_word_errors", number(0).argument, 0.5, "share of wrong words from which a clip is spoken again"),
+)  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.data.build",
+        description="The paper's training sets from BeaverTails.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    flags.DEFINE_enum("split", SPLITS[0], SPLITS, "Of the hub repository.")
-    flags.DEFINE_string("out", "", "Folder of the data set.")
-    flags.DEFINE_list("sets", list(SETS), "Which of basic, mirror, parallel.")
-    flags.DEFINE_integer("basic", 1400, "Question-answer pairs of Basic.", lower_bound=1)
-    flags.DEFINE_integer(
-        "per_category", 50, "Harmful questions of each category in Mirror and Parallel.", lower_bound=1
-    )
-    flags.DEFINE_integer("seed", 0, "Of all draws.", lower_bound=0)
-    flags.DEFINE_integer("max_words", MAX_WORDS, "Longer questions are left out.", lower_bound=3)
-    flags.DEFINE_list("exclude", [], "Files of evaluation questions that must not be trained on.")
-    flags.DEFINE_string(
-        "writer", "none", "Who rewrites: openai:MODEL, local:FOLDER, local:mini, or none (only --edits)."
-    )
-    flags.DEFINE_string(
-        "writer_url", "", "Base URL of an OpenAI-compatible endpoint; empty is $OPENAI_BASE_URL."
-    )
-    flags.DEFINE_float("temperature", None, "Sent to the endpoint; by default none is sent.")
-    flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of a local writer.")
-    flags.DEFINE_integer("concurrency", 8, "Calls to the endpoint at once.", lower_bound=1)
-    flags.DEFINE_float("timeout", 60.0, "Seconds that one call may take.", lower_bound=0.01)
-    flags.DEFINE_float(
-        "first_wait", 1.0, "Seconds before a call is repeated; doubles from try to try.", lower_bound=0.0
-    )
-    flags.DEFINE_integer("tries", 3, "Rewrites of a question before it is left to a person.", lower_bound=1)
-    flags.DEFINE_string(
-        "edits", "", "A person's rewrites: lines with `harmful` and `benign`, null to leave a question out."
-    )
-    flags.DEFINE_list("voices", [], "google, hibari, flite, espeak or single voices; empty is hibari.")
-    flags.DEFINE_float(
-        "max_cost_usd",
-        0.0,
-        "US dollars that paid voices may cost; the estimate is said first.",
-        lower_bound=0.0,
-    )
-    flags.DEFINE_string(
-        "listener",
-        "",
-        "A Whisper folder or name for faster-whisper: clips that it mishears are spoken again.",
-    )
-    flags.DEFINE_float(
-        "max_word_errors", 0.5, "Share of wrong words from which a clip is spoken again.", lower_bound=0.0
-    )
+    for name, kind, default, meaning in ARGUMENTS:
+        parser.add_argument(name, type=kind, default=default, help=meaning)
+    return parser
 
 
 if __name__ == "__main__":
-    from rrs_jax.config.command_line import exit_status
-
-    define_flags()
-    with exit_status():
-        app.run(main)
+    sys.exit(main())

@@ -16,6 +16,7 @@ One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with othe
     room        heard in a room of 5 x 4 x 3 m that decays by 60 dB in `--reverberation` s (pyroomacoustics)
 """
 
+import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from absl import app, flags
 
+from rrs_jax.config.kinds import number, split_names
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import words
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import place_clip
 from rrs_jax.data.voices import PEAK, SAMPLING_RATE, draw_voice, read_voices
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import atomic_path, content_hash, write_jsonl
 from rrs_jax.progress import Progress
 
@@ -245,36 +246,41 @@ def _at_peak(waveform: np.ndarray) -> np.ndarray:
     return (waveform * (PEAK / np.abs(waveform).max())).astype(np.float32)
 
 
-def main(arguments) -> None:
-    asked = flags.FLAGS
-    if len(arguments) != 3:
-        raise UserError(
-            "give a manifest and a folder to write to: python -m rrs_jax.data.distractors MANIFEST.jsonl OUT"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    asked = _parser().parse_args(arguments)
+    with exit_status() as status:
+        if unknown := [kind for kind in asked.kinds if kind not in KINDS]:
+            raise UserError(f"--kinds: {', '.join(unknown)} is none of {', '.join(KINDS)}.")
+        options = VariantOptions(
+            speed=asked.speed,
+            snr=asked.snr,
+            reverberation=asked.reverberation,
+            voices=asked.voices,
+            seed=asked.seed,
+            max_cost_usd=asked.max_cost_usd,
         )
-    if unknown := [kind for kind in asked.kinds if kind not in KINDS]:
-        raise UserError(f"--kinds: {', '.join(unknown)} is none of {', '.join(KINDS)}.")
-    options = VariantOptions(
-        speed=asked.speed,
-        snr=asked.snr,
-        reverberation=asked.reverberation,
-        voices=asked.voices,
-        seed=asked.seed,
-        max_cost_usd=asked.max_cost_usd,
+        for kind in asked.kinds:
+            print(make_variant(kind, asked.manifest, asked.out, options), flush=True)
+    return status.code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.data.distractors", description="Variants of a set with other clips."
     )
-    for kind in asked.kinds:
-        print(make_variant(kind, arguments[1], arguments[2], options))
-        sys.stdout.flush()
+    parser.add_argument("manifest", metavar="MANIFEST.jsonl", help="the set whose clips are varied")
+    parser.add_argument("out", metavar="OUT", help="folder to write to, one folder a kind")
+    add = parser.add_argument
+    add("--kinds", type=split_names, default=KINDS, help="variants to make, by commas; default: all")
+    add("--speed", type=number(0.25, 4).argument, default=1.25, help="times as fast, of the kind speed")
+    add("--snr", type=number().argument, default=10.0, help="dB, of the kind snr")
+    add("--reverberation", type=number(0.05, 3).argument, default=0.5, help="seconds, of the kind room")
+    add("--voices", default="", help="voices of the kind spelled, as in rrs_jax.data.build")
+    add("--seed", type=int, default=0, help="seed of noise and voices")
+    add("--max_cost_usd", type=number(0).argument, default=0.0, help="US dollars that paid voices may cost")
+    return parser
 
 
 if __name__ == "__main__":
-    from rrs_jax.config.command_line import exit_status
-
-    flags.DEFINE_list("kinds", list(KINDS), "Which variants to make.")
-    flags.DEFINE_float("speed", 1.25, "Of the kind speed.", lower_bound=0.25, upper_bound=4.0)
-    flags.DEFINE_float("snr", 10.0, "dB, of the kind snr.")
-    flags.DEFINE_float("reverberation", 0.5, "Seconds, of the kind room.", lower_bound=0.05, upper_bound=3.0)
-    flags.DEFINE_string("voices", "", "Of the kind spelled, as in build.")
-    flags.DEFINE_integer("seed", 0, "Of noise and voices.")
-    flags.DEFINE_float("max_cost_usd", 0.0, "US dollars that paid voices may cost.", lower_bound=0.0)
-    with exit_status():
-        app.run(main)
+    sys.exit(main())

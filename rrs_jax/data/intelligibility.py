@@ -9,18 +9,20 @@ model is given each clip alone and writes without sampling. One line a voice, th
 misheard.
 """
 
+import argparse
 import re
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
-
+from rrs_jax.config.kinds import whole
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import read_voices
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.progress import Progress
 
@@ -78,8 +80,24 @@ def hear_all(
     return heard
 
 
-def main(_) -> None:
-    asked = flags.FLAGS
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.data.intelligibility", description="Words that Whisper mishears, by voice."
+    )
+    add = parser.add_argument
+    add("--model", default="base", help="folder or name of a Whisper model for faster-whisper")
+    add("--manifest", default="", help="manifest whose clips are heard, in place of the starter questions")
+    add("--voices", default="", help="voices with commas between; empty is hibari's")
+    add("--questions", type=whole(1).argument, default=30, help="number of questions, evenly over the file")
+    asked = parser.parse_args(arguments)
+    with exit_status() as status:
+        measure_voices(asked)
+    return status.code
+
+
+def measure_voices(asked: argparse.Namespace) -> None:
+    """Prints the share of wrong words by voice, then every clip that was misheard."""
     listener = Listener(asked.model)
     clips: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     if asked.manifest:
@@ -112,13 +130,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("model", "base", "Folder or name of a Whisper model for faster-whisper.")
-    flags.DEFINE_string(
-        "manifest", "", "A manifest whose clips are heard, in place of the starter questions."
-    )
-    flags.DEFINE_string("voices", "", "Voices with commas between; empty is hibari's.")
-    flags.DEFINE_integer("questions", 30, "Number of questions, evenly over the file.", lower_bound=1)
-    from rrs_jax.config.command_line import exit_status
-
-    with exit_status():
-        app.run(main)
+    sys.exit(main())

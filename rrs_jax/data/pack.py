@@ -9,14 +9,15 @@ is a configuration: OUT/NAME/train/metadata.jsonl with `file_name`, the clips be
 `datasets.load_dataset(OUT, NAME)`.
 """
 
+import argparse
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-
-from absl import app
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.starter import place_clip
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import write_atomic, write_jsonl
 
 WHAT = {
@@ -114,18 +115,22 @@ def _card_row(name: str, rows: list[dict]) -> str:
     return f"| {name} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |"
 
 
-def main(arguments) -> None:
-    if len(arguments) != 3:
-        raise UserError("give a data set and a new folder: python -m rrs_jax.data.pack DATASET OUT")
-    card = pack(arguments[1], arguments[2])
-    print(
-        f"{card}: edit it, then upload {card.parent} by: hf upload OWNER/NAME {card.parent}"
-        " --repo-type=dataset"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.data.pack", description="A data set as a folder for the hub."
     )
+    parser.add_argument("dataset", metavar="DATASET", help="folder of sets, a set's folder or a manifest")
+    parser.add_argument("out", metavar="OUT", help="new folder, which the hub takes")
+    options = parser.parse_args(arguments)
+    with exit_status() as status:
+        card = pack(options.dataset, options.out)
+        print(
+            f"{card}: edit it, then upload {card.parent} by: hf upload OWNER/NAME {card.parent}"
+            " --repo-type=dataset"
+        )
+    return status.code
 
 
 if __name__ == "__main__":
-    from rrs_jax.config.command_line import exit_status
-
-    with exit_status():
-        app.run(main)
+    sys.exit(main())

@@ -7,20 +7,21 @@ Writes DATASET/index.html, which opens from disk (clips are played from their fi
 DATASET/table1.md (the paper's table 1) and DATASET/figure3.svg (its figure 3), all from the manifests alone.
 """
 
+import argparse
 import html
 import json
 import os
+import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from urllib.parse import quote
 
-from absl import app
-
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import find_manifests
 from rrs_jax.data.questions import changed_words
-from rrs_jax.errors import UserError
+from rrs_jax.errors import exit_status
 from rrs_jax.files import write_atomic
 
 Sets = dict[str, list[dict]]
@@ -176,14 +177,17 @@ def _link(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix())
 
 
-def main(arguments) -> None:
-    if len(arguments) != 2:
-        raise UserError("give one data set: python -m rrs_jax.data.show DATASET")
-    print(show(arguments[1]))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.data.show", description="What is in a data set, and a page to listen to it."
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="folder of sets, a set's folder or a manifest")
+    options = parser.parse_args(arguments)
+    with exit_status() as status:
+        print(show(options.dataset))
+    return status.code
 
 
 if __name__ == "__main__":
-    from rrs_jax.config.command_line import exit_status
-
-    with exit_status():
-        app.run(main)
+    sys.exit(main())

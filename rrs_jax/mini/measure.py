@@ -10,7 +10,9 @@ own greedy answer is the reference for what is heard:
 - `answer_f1`: mean word F1, in percent, between the answers to the heard and to the written question.
 """
 
+import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +20,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from flax import nnx
 
 from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import draw_voice
+from rrs_jax.errors import exit_status
 from rrs_jax.files import write_json
 from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
@@ -32,11 +34,6 @@ from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini.model import ensure_mini
 from rrs_jax.weights.load import load_weights
-
-FLAGS = flags.FLAGS
-QUESTIONS = flags.DEFINE_integer("questions", 60, "starter questions to ask")
-OUT = flags.DEFINE_string("out", None, "JSON file for the measures")
-DTYPE = flags.DEFINE_string("measure_dtype", "float32", "of the weights: float32 or bfloat16")
 
 ANSWER_TOKENS = 48
 BATCH = 8
@@ -134,20 +131,36 @@ def _percent(share: float) -> float:
     return round(100 * float(share), 1)
 
 
-def main(_) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.mini.measure", description="How well the mini hears."
+    )
+    add = parser.add_argument
+    add("--questions", type=int, default=60, help="starter questions to ask")
+    add("--out", metavar="FILE", help="JSON file for the measures")
+    add("--measure_dtype", default="float32", help="number type of the weights: float32 or bfloat16")
+    options = parser.parse_args(arguments)
+    with exit_status() as status:
+        run(options)
+    return status.code
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the measures, and writes them where that is asked for."""
     folder = ensure_mini()
     processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(DTYPE.value))
+    model = load_weights(folder, dtype=jnp.dtype(options.measure_dtype))
     rows = [row for row in choose_rows(StarterChoice("eval")) if row["label"] == "benign"]
     rows += [row for row in choose_rows(StarterChoice("train")) if row["label"] == "benign"]
-    questions = [row["question"] for row in rows][: QUESTIONS.value]
+    questions = [row["question"] for row in rows][: options.questions]
     clips = speak_all([(question, draw_voice(question, 0)) for question in questions])
     bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)
     measures = measure(model, processor, questions, bank)
     print(json.dumps(measures, indent=2))
-    if OUT.value:
-        write_json(Path(OUT.value), measures)
+    if options.out:
+        write_json(Path(options.out), measures)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -7,19 +7,22 @@ Folds are made of whole pairs, so no twin of a tested question is trained on. RR
 (section 3.2), with adapters on all layers, which may find more than a probe at one of them.
 """
 
+import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from flax import nnx
 
 from rrs_jax.config.prompts import PROMPT_T, evaluation_prompt
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import draw_voice
+from rrs_jax.errors import exit_status
 from rrs_jax.files import write_json
 from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths, collate, restore_order
@@ -27,11 +30,6 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini.model import ensure_mini
 from rrs_jax.progress import Progress
 from rrs_jax.weights.load import load_weights
-
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("pairs_per_category", 10, "training pairs of each of the 14 categories")
-flags.DEFINE_string("probe_dtype", "float32", "of the weights: float32 or bfloat16")
-flags.DEFINE_string("probe_out", None, "JSON file for the shares")
 
 BATCH = 8
 EVERY = 3  # layers
@@ -88,11 +86,27 @@ def probe_accuracy(features: np.ndarray, harmful: np.ndarray, pairs: list[str], 
     return float(right.max() / len(features))
 
 
-def main(_) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.mini.separability", description="How well probes tell twins apart."
+    )
+    add = parser.add_argument
+    add("--pairs_per_category", type=int, default=10, help="training pairs of each of the 14 categories")
+    add("--probe_dtype", default="float32", help="number type of the weights: float32 or bfloat16")
+    add("--probe_out", metavar="FILE", help="JSON file for the shares")
+    options = parser.parse_args(arguments)
+    with exit_status() as status:
+        run(options)
+    return status.code
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the shares, and writes them where that is asked for."""
     folder = ensure_mini()
     processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(FLAGS.probe_dtype))
-    rows = choose_rows(StarterChoice("train", FLAGS.pairs_per_category))
+    model = load_weights(folder, dtype=jnp.dtype(options.probe_dtype))
+    rows = choose_rows(StarterChoice("train", options.pairs_per_category))
     clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
     bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)
     spoken = [(processor.encode(PROMPT_T, bank.clips([i])[1]), *bank.clips([i])) for i in range(len(rows))]
@@ -110,9 +124,9 @@ def main(_) -> None:
                 for layer in range(features.shape[2])
             }
     print(json.dumps(shares, indent=2))
-    if FLAGS.probe_out:
-        write_json(Path(FLAGS.probe_out), shares)
+    if options.probe_out:
+        write_json(Path(options.probe_out), shares)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

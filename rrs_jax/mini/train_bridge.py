@@ -6,8 +6,10 @@ The questions, their answers and their speech lie in the work folder and are mad
 figures of its model card.
 """
 
+import argparse
 import functools
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from flax import nnx
 
 from rrs_jax.config.prompts import PROMPT_POOL
+from rrs_jax.errors import exit_status
 from rrs_jax.files import atomic_path, read_jsonl
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, make_batches
 from rrs_jax.inputs.mel import audio_token_count
@@ -34,26 +36,6 @@ from rrs_jax.progress import Progress
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import save_file
 from rrs_jax.weights.table import DECODER_MODULES
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("work", None, "folder for data and results", required=True)
-flags.DEFINE_string("dtype", "bfloat16", "of the frozen weights: bfloat16 or float32")
-flags.DEFINE_integer("samples", 22_000, "openings that the decoder is asked to continue")
-flags.DEFINE_float(
-    "word_share", 0.5, "share of the questions that are asked with a word of the decoder's vocabulary"
-)
-flags.DEFINE_integer("lists", 6000, "lists of random words that are spoken and repeated")
-flags.DEFINE_integer("generate_batch", 1024, "rows in flight while generating")
-flags.DEFINE_integer("batch_size", 64, "examples a step")
-flags.DEFINE_integer(
-    "hear_steps", 400, "steps of projector and encoder, seven in ten of which repeat the question"
-)
-flags.DEFINE_integer("answer_steps", 1300, "steps of everything")
-flags.DEFINE_float("answer_repeat", 0.35, "share of these that repeat the question")
-flags.DEFINE_float(
-    "state_weight", 1.0, "of the distance between the states before the answer, heard and read"
-)
-flags.DEFINE_integer("seed", 0, "of everything random")
 
 ANSWER_TOKENS = 48
 SAVE_EVERY = 400  # steps
@@ -91,28 +73,67 @@ class Phase(NamedTuple):
     decoder: bool
 
 
-def main(_):
-    work = Path(FLAGS.work)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
+    asked = _parser().parse_args(arguments)
+    with exit_status() as status:
+        run(asked)
+    return status.code
+
+
+# Name, type, default and meaning of each flag but --work.
+ARGUMENTS = (
+    ("--dtype", str, "bfloat16", "number type of the frozen weights: bfloat16 or float32"),
+    ("--samples", int, 22_000, "openings that the decoder is asked to continue"),
+    ("--word_share", float, 0.5, "share of questions that are asked with a word of the decoder's vocabulary"),
+    ("--lists", int, 6000, "lists of random words that are spoken and repeated"),
+    ("--generate_batch", int, 1024, "rows in flight while generating"),
+    ("--batch_size", int, 64, "examples a step"),
+    ("--hear_steps", int, 400, "steps of projector and encoder; seven in ten of them repeat the question"),
+    ("--answer_steps", int, 1300, "steps of everything"),
+    ("--answer_repeat", float, 0.35, "share of these that repeat the question"),
+    ("--state_weight", float, 1.0, "weight of the distance between the states before the answer, heard and read"),
+    ("--seed", int, 0, "seed of everything random"),
+)  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.mini.train_bridge",
+        description="Trains the mini's bridge.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--work", required=True, metavar="FOLDER", help="folder for data and results")
+    for name, kind, default, meaning in ARGUMENTS:
+        parser.add_argument(name, type=kind, default=default, help=meaning)
+    return parser
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Makes the data where there are none yet, and trains the bridge in both phases."""
+    work = Path(asked.work)
     folder = ensure_base()
     processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(FLAGS.dtype), lora=LORA, seed=FLAGS.seed)
+    model = load_weights(folder, dtype=jnp.dtype(asked.dtype), lora=LORA, seed=asked.seed)
     if not (work / "data.jsonl").is_file():
         sizes = bridge_data.DataSizes(
-            samples=FLAGS.samples,
+            samples=asked.samples,
             max_new_tokens=ANSWER_TOKENS,
-            batch_size=FLAGS.generate_batch,
-            seed=FLAGS.seed,
-            word_share=FLAGS.word_share,
-            lists=FLAGS.lists,
+            batch_size=asked.generate_batch,
+            seed=asked.seed,
+            word_share=asked.word_share,
+            lists=asked.lists,
         )
         bridge_data.make_bridge_data(model, processor, work, sizes)
-    examples = Examples(processor, read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work))
-    bridge = Bridge(model, LORA, FLAGS.seed)
-    phases = (
-        Phase("hear", FLAGS.hear_steps, 0.7, 1e-3, decoder=False),
-        Phase("answer", FLAGS.answer_steps, FLAGS.answer_repeat, 5e-4, decoder=True),
+    examples = Examples(
+        processor, read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work), asked.batch_size
     )
-    train(bridge, examples, phases, work)
+    bridge = Bridge(model, LORA, asked.seed)
+    phases = (
+        Phase("hear", asked.hear_steps, 0.7, 1e-3, decoder=False),
+        Phase("answer", asked.answer_steps, asked.answer_repeat, 5e-4, decoder=True),
+    )
+    train(bridge, examples, phases, work, state_weight=asked.state_weight, seed=asked.seed)
 
 
 class Examples:
@@ -122,8 +143,10 @@ class Examples:
     the same length and in every epoch.
     """
 
-    def __init__(self, processor: Processor, rows: list[dict], clips: list[tuple[np.ndarray, int]]):
-        self.processor, self.rows, self.clips = processor, rows, clips
+    def __init__(
+        self, processor: Processor, rows: list[dict], clips: list[tuple[np.ndarray, int]], batch_size: int
+    ):
+        self.processor, self.rows, self.clips, self.batch_size = processor, rows, clips, batch_size
         self.encode = functools.cache(processor.encode)
         self.end = list(processor.eos_token_ids[:1])
         # Prompts differ by a few tokens around the clip's own length; the longest one sets the room.
@@ -160,7 +183,7 @@ class Examples:
         while True:
             seed = int(random.integers(2**31))
             for selection in make_batches(
-                [self.lengths[i] for i in rows], FLAGS.batch_size, seed, self.buckets
+                [self.lengths[i] for i in rows], self.batch_size, seed, self.buckets
             ):
                 chosen = [make(rows[i], prompts[random.integers(len(prompts))]) for i in selection.indices]
                 yield make_batch(
@@ -173,16 +196,18 @@ class Examples:
                 )
 
 
-def train(bridge: Bridge, examples: Examples, phases: Sequence[Phase], work: Path) -> None:
+def train(
+    bridge: Bridge, examples: Examples, phases: Sequence[Phase], work: Path, *, state_weight: float, seed: int
+) -> None:
     """Writes the bridge into `work`, now and then and at the end."""
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
     steps = {
-        repeat: make_step(bridge, optimiser, distil=not repeat, state_weight=FLAGS.state_weight)
+        repeat: make_step(bridge, optimiser, distil=not repeat, state_weight=state_weight)
         for repeat in (True, False)
     }
     trainable = jax.tree.map(jnp.copy, bridge.initial)  # the bridge's own is not donated
     for phase in phases:
-        random = np.random.default_rng([FLAGS.seed, *phase.name.encode()])
+        random = np.random.default_rng([seed, *phase.name.encode()])
         optimiser_state = jax.jit(optimiser.init)(trainable)
         warmup = min(100, phase.steps // 10 + 1)
         schedule = optax.warmup_cosine_decay_schedule(0.0, phase.rate, warmup, phase.steps, phase.rate * 0.05)
@@ -252,4 +277,4 @@ def save_bridge(trainable, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())
