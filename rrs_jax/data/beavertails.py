@@ -29,8 +29,16 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class Question:
-    """`text` as most rows write it; `key` is the same for every spelling. `category` is None unless
-    harmful."""
+    """A question of BeaverTails with what its rows say about it.
+
+    Attributes:
+      text: the spelling of most rows.
+      key: equal for all spellings, see `key_of`.
+      kind: "harmful", "mixed" or "benign".
+      category: None unless the question is harmful.
+      unsafe_share: share of its answers that are unsafe.
+      safe_answers: its safe answers, sorted.
+    """
 
     text: str
     key: str
@@ -41,9 +49,10 @@ class Question:
 
 
 def read_beavertails(source: str, split: str = SPLITS[0]) -> list[Question]:
-    """The questions of a local file (JSON lines, also packed, or Parquet) or of a hub repository's `split`.
+    """Reads the questions of a local file, or of a hub repository's `split`, sorted by key.
 
-    Sorted by key: nothing depends on the source's order. Raises UserError that lists every bad row.
+    A file is JSON lines (also packed as .gz or .xz) or Parquet. Nothing depends on the source's order. Raises
+    UserError that lists every bad row.
     """
     path = Path(source)
     if not path.is_file():
@@ -52,7 +61,7 @@ def read_beavertails(source: str, split: str = SPLITS[0]) -> list[Question]:
 
 
 def group_rows(rows: Iterable[dict]) -> list[Question]:
-    """Rows of BeaverTails' schema to questions, one for each key."""
+    """Groups rows of BeaverTails' schema to questions, one for each key."""
     spellings: dict[str, Counter] = defaultdict(Counter)
     votes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     named: dict[str, Counter] = defaultdict(Counter)
@@ -70,7 +79,7 @@ def group_rows(rows: Iterable[dict]) -> list[Question]:
 
 
 def key_of(text: str) -> str:
-    """The same for texts that differ in case, punctuation and spacing alone."""
+    """Returns a text's key, equal for texts that differ in case, punctuation and spacing alone."""
     return " ".join(words(text)) or clean(text)
 
 
@@ -123,7 +132,7 @@ def _row_fault(row: dict) -> str | None:
 
 
 def _fetch(source: str, split: str) -> Path:
-    """The split's file from the hub, by way of its cache."""
+    """Downloads the split's file from the hub, or finds it in the hub's cache."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.endswith(KINDS):
         raise UserError(
             f"--source: {source!r} is no file and no hub repository OWNER/NAME such as {REPOSITORY}."

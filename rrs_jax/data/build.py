@@ -1,17 +1,16 @@
-"""The paper's training sets from BeaverTails, with speech: Basic, Mirror and Parallel (section 5.1,
-appendices B to D).
+r"""Builds the paper's training sets from BeaverTails, with speech: Basic, Mirror and Parallel (section 5.1).
 
-    python -m rrs_jax.data.build --source=PKU-Alignment/BeaverTails --out=DATASET --writer=openai:gpt-4-turbo
-    \
-        --voices=google --max_cost_usd=3 --exclude=safebench.csv,xstest.csv
+    python -m rrs_jax.data.build --source=PKU-Alignment/BeaverTails --out=DATASET \
+        --writer=openai:gpt-4-turbo --voices=google --max_cost_usd=3 --exclude=safebench.csv,xstest.csv
 
-The same command goes on where a killed one stopped; no answer and no clip is bought twice. What it makes:
+Appendices B to D say how. The same command continues where a killed one stopped; no answer and no clip is
+bought twice. It makes:
 
-    DATASET/settings.json                      seed, source, writer, voices; a command with others is refused
-    DATASET/ledger.jsonl                       every answer of the writer, as it came
-    DATASET/for_a_person.jsonl                 questions without an accepted rewrite; with `benign` filled in,
-    lines for --edits DATASET/{basic,mirror,parallel}/manifest.jsonl, audio/
-    DATASET/summary.json                       sizes, what was left out and why, clips spoken again
+    DATASET/settings.json       seed, source, writer, voices; a command with others is refused
+    DATASET/ledger.jsonl        every answer of the writer, as it came
+    DATASET/for_a_person.jsonl  questions without an accepted rewrite; lines of --edits once `benign` is filled
+    DATASET/{basic,mirror,parallel}/manifest.jsonl, audio/
+    DATASET/summary.json        sizes, what was left out and why, clips spoken again
 """
 
 import argparse
@@ -29,7 +28,7 @@ from rrs_jax.config.kinds import choice, number, split_names, whole
 from rrs_jax.data.beavertails import REPOSITORY, SPLITS, Question, read_beavertails
 from rrs_jax.data.check import MAX_LISTED, check_excluded, clip_faults, text_faults
 from rrs_jax.data.questions import MAX_WORDS
-from rrs_jax.data.rewrite import Failure, Pair, choose_benign, read_edits, write_mirror
+from rrs_jax.data.rewrite import Failure, Pair, TooFewPairs, choose_benign, read_edits, write_mirror
 from rrs_jax.data.selection import Pool, make_pool, take
 from rrs_jax.data.spoken import SpeechOptions, speak_rows
 from rrs_jax.data.tables import read_questions
@@ -44,9 +43,16 @@ FOR_A_PERSON = "for_a_person.jsonl"
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """`basic` pairs of question and answer, `per_category` pairs of Mirror and as many of Parallel.
+    """What is built.
 
-    edits: a file of a person's rewrites. exclude: files of evaluation questions.
+    Attributes:
+      basic: pairs of question and answer in Basic.
+      per_category: pairs of each category in Mirror, and as many in Parallel.
+      seed: of all draws.
+      max_words: longer questions are left out.
+      exclude: files of evaluation questions that must not be trained on.
+      edits: file of a person's rewrites.
+      tries: rewrites of a question before it is left to a person.
     """
 
     sets: tuple[str, ...] = SETS
@@ -66,8 +72,10 @@ def build(
     options: BuildOptions,
     speech: SpeechOptions,
 ) -> dict[str, Path]:
-    """Makes the sets asked for; the path of each one's manifest. Raises UserError; what is done by then is
-    kept."""
+    """Makes the sets asked for and returns each one's manifest by name.
+
+    Raises UserError; what is done by then is kept, and the same call continues.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out / ".lock")
@@ -105,10 +113,10 @@ def _build(out: Path, questions, writer, options: BuildOptions, speech: SpeechOp
 def _keep_settings(
     out: Path, questions, writer, options: BuildOptions, speech: SpeechOptions
 ) -> tuple[Voice, ...]:
-    """The voices of the folder's first command: a live list may have changed since, and every draw with it.
+    """Returns the voices of the folder's first command.
 
-    Sizes, exclusions and edits may change from command to command. Raises UserError where what decides the
-    draws does.
+    A live list may have changed since, and every draw with it. Sizes, exclusions and edits may change from
+    command to command. Raises UserError where what decides the draws does.
     """
     path = out / "settings.json"
     settings = {
@@ -133,7 +141,7 @@ def _keep_settings(
 def _choose(
     out: Path, pool: Pool, ledger: Ledger | None, options: BuildOptions, excluded
 ) -> tuple[dict, dict]:
-    """Rows without speech of every set asked for, and counts for the summary."""
+    """Returns the rows of every set asked for, without speech, and counts for the summary."""
     rows: dict[str, list[dict]] = {}
     facts: dict = {"sizes": {}}
     if "basic" in options.sets:
@@ -175,13 +183,11 @@ def _mirror(out, pool, ledger, options: BuildOptions, edits, excluded) -> tuple[
         pairs, failures = write_mirror(
             pool, options.per_category, ledger, edits=edits, excluded=excluded, tries=options.tries
         )
-    except UserError as error:
-        if hasattr(error, "failures"):
-            write_jsonl(person, [failure.row() for failure in error.failures])
-            raise UserError(
-                f"{error} They are in {person}: fill in `benign` in a copy and give it as --edits."
-            ) from error
-        raise
+    except TooFewPairs as error:
+        write_jsonl(person, [failure.row() for failure in error.failures])
+        raise UserError(
+            f"{error} They are in {person}: fill in `benign` in a copy and give it as --edits."
+        ) from error
     write_jsonl(person, [failure.row() for failure in failures])
     return pairs, failures
 
@@ -207,7 +213,7 @@ def _row(name: str, question: Question, label: str, text: str, answer: str | Non
 
 
 def make_writer(asked: argparse.Namespace) -> Writer | None:
-    """Returns the writer that the flags ask for. Raises UserError for one that there is not."""
+    """Makes the writer that the flags name, None for `none`. Raises UserError."""
     kind, _, model = asked.writer.partition(":")
     if kind == "none":
         return None

@@ -95,7 +95,7 @@ def _status_error(error: Any) -> Busy | Refused | Rejected:
 
 
 def _asked_seconds(headers: Any) -> float | None:
-    """The wait that the server asks for, by the first header that says it."""
+    """Returns the wait that the server asks for, by the first header that says it."""
     milliseconds = seconds_of(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

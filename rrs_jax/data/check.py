@@ -1,4 +1,4 @@
-"""What every training set must keep, whoever made it: built, starter or a user's own."""
+"""Checks that every training set must pass, whoever made it: built, starter or a user's own."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -32,10 +32,10 @@ def check_excluded(questions: Iterable[str], files: Sequence[str | Path]) -> Non
 
 
 def text_faults(rows: Sequence[dict], *, rewritten: bool) -> list[str]:
-    """What is wrong with a training set's questions, a sentence each; none where it may be used.
+    """Returns a sentence for everything that is wrong with a training set's questions.
 
     rewritten: a pair's benign question is the rewrite of its harmful one (Mirror, the starter set), and is
-      judged so.
+      judged as such.
     """
     faults, pairs = [], defaultdict(dict)
     for row in rows:
@@ -66,7 +66,7 @@ def text_faults(rows: Sequence[dict], *, rewritten: bool) -> list[str]:
 
 
 def clip_faults(questions: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """What is wrong with the clips of these questions: format, loudness, silence, length."""
+    """Returns a sentence for every clip with a wrong format, loudness, silence or length."""
     faults = []
     for question, path in zip(questions, paths, strict=True):
         try:

@@ -1,8 +1,8 @@
-"""Other speech for the AIAH protocol (Yang et al. 2024): distracting clips, spelt words, and variations of a
+r"""Other speech for the AIAH protocol (Yang et al. 2024): distracting clips, spelt words, variations of a
 set.
 
-    python -m rrs_jax.data.distractors MANIFEST.jsonl OUT
-    --kinds=silence,noise,unit_noise,spelled,speed,snr,room
+    python -m rrs_jax.data.distractors MANIFEST.jsonl OUT \
+        --kinds=silence,noise,unit_noise,spelled,speed,snr,room
 
 One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with other clips and the field
 `variant`:
@@ -10,8 +10,8 @@ One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with othe
     silence     zeros, as long as the row's clip; the question is asked in text
     noise       Gaussian noise with the mean and variance of the set's harmful clips, in 32-bit float WAV
     unit_noise  the same with mean 0 and variance 1
-    spelled     spoken again, the words in which a pair's twins differ letter by letter (of a harmful question
-    alone) speed       played `--speed` times as fast, pitch with it
+    spelled     spoken again, the words in which a pair's twins differ letter by letter (harmful ones alone)
+    speed       played `--speed` times as fast, pitch with it
     snr         with white noise, `--snr` dB below the speech
     room        heard in a room of 5 x 4 x 3 m that decays by 60 dB in `--reverberation` s (pyroomacoustics)
 """
@@ -43,17 +43,20 @@ KINDS = ("silence", "noise", "unit_noise", "spelled", "speed", "snr", "room")
 
 
 def silence(samples: int) -> np.ndarray:
+    """Returns float32 zeros (samples,)."""
     return np.zeros(samples, np.float32)
 
 
 def noise(samples: int, seed: int, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
-    """float32 (samples,), Gaussian."""
+    """Returns Gaussian noise, float32 (samples,)."""
     return np.random.default_rng(seed).normal(mean, deviation, samples).astype(np.float32)
 
 
 def spell(text: str, spelled: Sequence[str]) -> str:
-    """The text with these words letter by letter: "Who eats, C, A, T, S?"; case aside. Raises UserError for
-    none of them."""
+    """Returns the text with these words letter by letter: "Who eats, C, A, T, S?"; case does not matter.
+
+    Raises UserError where the text has none of them.
+    """
     wanted, found, said = {word.lower() for word in spelled}, False, []
     for word in text.split():
         bare = "".join(character for character in word if character.isalnum() or character == "'")
@@ -70,12 +73,12 @@ def spell(text: str, spelled: Sequence[str]) -> str:
 
 
 def at_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
-    """As a tape plays it: `speed` 1.25 lasts 0.8 of the time and sounds higher."""
+    """Plays a waveform as a tape does: at `speed` 1.25 it lasts 0.8 of the time and sounds higher."""
     return soxr.resample(waveform, SAMPLING_RATE * speed, SAMPLING_RATE, quality="HQ").astype(np.float32)
 
 
 def with_noise(waveform: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
-    """White noise added so that the speech's mean power is `snr_db` above the noise's; peak 0.9."""
+    """Adds white noise `snr_db` below the speech's mean power, float32, peak 0.9."""
     power = np.mean(waveform.astype(np.float64) ** 2)
     added = np.random.default_rng(seed).normal(size=len(waveform))
     added *= np.sqrt(power / np.mean(added**2) / 10 ** (snr_db / 10))
@@ -83,7 +86,11 @@ def with_noise(waveform: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
 
 
 def in_room(waveform: np.ndarray, reverberation: float) -> np.ndarray:
-    """By the image sources of a shoebox whose walls give the decay time (Sabine), in seconds; peak 0.9."""
+    """Returns a waveform as it is heard in a room, float32, peak 0.9.
+
+    The room is a shoebox, computed by image sources; its walls give the decay time `reverberation` in seconds
+    (Sabine).
+    """
     try:
         import pyroomacoustics
     except ImportError as error:
@@ -104,7 +111,7 @@ def in_room(waveform: np.ndarray, reverberation: float) -> np.ndarray:
 
 
 def twin_words(rows: Sequence[dict]) -> dict[str, list[str]]:
-    """For each harmful question's id the words that its pair's benign question lacks."""
+    """Returns by each harmful question's id the words that its benign rewrite lacks."""
     pairs = defaultdict(dict)
     for row in rows:
         pairs[row["pair_id"]][row["label"]] = row
@@ -212,7 +219,7 @@ def _spelled(rows: list[dict], folder: Path, options: VariantOptions) -> Path:
 
 
 def _statistics(rows: Sequence[dict], paths: Sequence[Path]) -> tuple[float, float]:
-    """Mean and standard deviation of all samples of the harmful clips."""
+    """Returns mean and standard deviation of all samples of the harmful clips."""
     count, total, squares = 0, 0.0, 0.0
     for row, path in zip(rows, paths, strict=True):
         if row["label"] == "harmful":
@@ -231,7 +238,7 @@ def _statistics(rows: Sequence[dict], paths: Sequence[Path]) -> tuple[float, flo
 
 
 def _read(path: Path) -> np.ndarray:
-    """float32 (samples,) at 16 kHz; the mean of the channels."""
+    """Reads a clip as float32 (samples,) at 16 kHz, the mean of its channels."""
     try:
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:

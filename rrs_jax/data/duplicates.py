@@ -1,6 +1,6 @@
-"""Questions that are nearly the same: one measure for de-duplication, exclusion files and the checks.
+"""Near-duplicates of questions: one measure for de-duplication, exclusion files and the checks.
 
-Two questions are nearly the same where their sets of words have a Jaccard index of 0.8 or more, or where at
+Two questions are nearly equal where their sets of words have a Jaccard index of 0.8 or more, or where at
 most one word differs, which 0.8 misses in short ones. MinHash (`datasketch`) and a table of the questions
 with one word left out propose candidates, the measure itself decides. With 32 bands of 4 hashes a pair at 0.8
 is missed once in 10^7.
@@ -24,7 +24,7 @@ def _nearly_equal(one: str, first: frozenset[str], other: str, second: frozenset
 
 
 class QuestionIndex:
-    """Texts under names of the caller's; `near` finds those that are nearly equal to another text."""
+    """An index of texts, each under a name of the caller's choice, that finds nearly equal ones."""
 
     def __init__(self, texts: Iterable[tuple[object, str]] = ()):
         try:
@@ -42,6 +42,7 @@ class QuestionIndex:
             self.add(name, text)
 
     def add(self, name: object, text: str) -> None:
+        """Adds a text under `name`."""
         place = len(self._texts)
         self._texts.append((name, text, frozenset(words(text))))
         self._lsh.insert(place, self._signature(text))
@@ -49,7 +50,7 @@ class QuestionIndex:
             self._shortened[key].append(place)
 
     def near(self, text: str) -> list[object]:
-        """Names of the texts nearly equal to `text`, in the order in which they were added."""
+        """Returns the names of the texts nearly equal to `text`, in the order in which they were added."""
         places = set(self._lsh.query(self._signature(text)))
         for key in _shortened(text):
             places.update(self._shortened.get(key, ()))
@@ -66,15 +67,19 @@ class QuestionIndex:
 
 
 def _shortened(text: str) -> set[tuple]:
-    """The words, and the words with each one left out: texts at most one word apart have one of these in
-    common."""
+    """Returns the words of a text as a tuple, and the tuples with one word left out.
+
+    Texts at most one word apart have one of these in common.
+    """
     said = tuple(words(text))
     return {said} | {said[:i] + said[i + 1 :] for i in range(len(said))}
 
 
 def near_groups(texts: Sequence[str]) -> list[list[int]]:
-    """Positions of texts that are nearly equal, directly or through others; the groups do not depend on the
-    order."""
+    """Groups texts that are nearly equal, directly or through others; returns the groups' positions.
+
+    The groups do not depend on the order of the texts.
+    """
     parent = list(range(len(texts)))
 
     def root(i: int) -> int:

@@ -1,7 +1,8 @@
-"""Speech engines. An engine has `name`, `sample_rate` in Hz, and, once made, `voices` (the names of those
-that are recommended), `version` and `say(text, speaker, speed) -> float32 (samples,)`. One that asks a paid
-service has also `service` (a `rrs_jax.data.service.Service`) and `price(text, speaker, speed)`, in US
-dollars.
+"""Speech engines.
+
+An engine has `name`, `sample_rate` in Hz, and, once made, `voices` (names of those that are recommended),
+`version` and `say(text, speaker, speed) -> float32 (samples,)`. One that asks a paid service also has
+`service` (a `rrs_jax.data.service.Service`) and `price(text, speaker, speed)` in US dollars.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ from rrs_jax.files import content_hash
 
 
 class Hibari:
-    """`hibari-tts` (Apache-2.0): a small neural voice; the speaker `heart` lies inside its wheel.
+    """The package `hibari-tts` (Apache-2.0): a small neural voice; the speaker `heart` lies inside its wheel.
 
     Its other speakers are files of 8 MB each that hibari itself downloads on first use.
     """
@@ -49,6 +50,7 @@ class Hibari:
         self.speakers = {}
 
     def say(self, text: str, speaker: str, speed: float) -> np.ndarray:
+        """Speaks a text, float32 (samples,); the same samples in every run."""
         if speaker not in self.speakers:
             try:
                 # One thread: many clips are spoken side by side, one process a core.
@@ -64,8 +66,10 @@ class Hibari:
 
 
 class Flite:
-    """CMU Flite's command (Debian package `flite`, permissive licence). It starts a process for every
-    clip."""
+    """The command `flite` of CMU Flite (Debian package `flite`, permissive licence).
+
+    It starts a process for every clip.
+    """
 
     name, sample_rate = "flite", 16_000
     voices = ("flite:slt:1:0", "flite:rms:1:0", "flite:awb:1:0", "flite:kal16:1:0")
@@ -79,6 +83,7 @@ class Flite:
         self.version = versions[0].removeprefix("flite-") if versions else "unknown"
 
     def say(self, text: str, speaker: str, speed: float) -> np.ndarray:
+        """Speaks a text, float32 (samples,). Raises UserError for an unknown speaker."""
         if f"flite:{speaker}:1:0" not in self.voices:  # flite itself would quietly take its first speaker
             raise UserError(
                 f"flite has no speaker {speaker!r} at 16 kHz; use one of {', '.join(self.voices)}."
@@ -95,10 +100,10 @@ class Flite:
 
 
 class Espeak:
-    """espeak-ng through the package `espeakng-loader` (GPL-3, hence no dependency of this project): formant
-    voices.
+    """espeak-ng, formant voices, through the package `espeakng-loader`.
 
-    A speaker is a voice of espeak-ng, its variant behind a plus: `en-us`, `en-us+f2`, `en-us+m3`.
+    The package is GPL-3, hence no dependency of this project. A speaker is a voice of espeak-ng with its
+    variant behind a plus: `en-us`, `en-us+f2`, `en-us+m3`.
     """
 
     name, sample_rate = "espeak", 22_050
@@ -127,6 +132,7 @@ class Espeak:
         self.library.espeak_SetSynthCallback(self.callback)
 
     def say(self, text: str, speaker: str, speed: float) -> np.ndarray:
+        """Speaks a text, float32 (samples,). Raises UserError for an unknown speaker."""
         if self.library.espeak_SetVoiceByName(speaker.encode()):
             raise UserError(f"espeak-ng has no speaker {speaker!r}; use one of {', '.join(self.voices)}.")
         rate_parameter, utf8, data = 1, 1, text.encode()

@@ -1,5 +1,5 @@
-"""Google Cloud Text-to-Speech as an engine: the paper's voices (appendix B), by the official client over
-REST.
+"""Google Cloud Text-to-Speech as an engine, by the official client over REST: the paper's voices (appendix
+B).
 
 A voice is `google:en-US-Neural2-A:SPEED:SEMITONES`; the name `google` alone stands for all of the live list
 that are en-US and of the types Neural2, Wavenet and Standard. What the service answers is kept in the speech
@@ -30,11 +30,11 @@ INSTALL = "pip install 'rrs-jax[data]'"
 
 
 class Google:
-    """Credentials are the client's own: $GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default
-    login`.
+    """The engine `google`.
 
-    $RRS_JAX_GOOGLE_TTS_ENDPOINT names another server that speaks the same protocol; one at http:// gets no
-    credentials.
+    Credentials are the client's own: $GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default
+    login`. $RRS_JAX_GOOGLE_TTS_ENDPOINT names another server that speaks the same protocol; one at http://
+    gets no credentials.
     """
 
     name, sample_rate, version = "google", 24_000, "v1"
@@ -49,32 +49,21 @@ class Google:
     ):
         try:
             import requests
-            from google.api_core import client_options
             from google.api_core import exceptions as errors
-            from google.auth import credentials, exceptions
+            from google.auth import exceptions as auth_errors
             from google.cloud import texttospeech
             from google.protobuf import json_format
         except ImportError as error:
             raise UserError(
                 f"Google's voices need the package google-cloud-texttospeech; run: {INSTALL}"
             ) from error
-        self.api, self.errors, self.auth_errors, self.requests = texttospeech, errors, exceptions, requests
-        self.malformed = (
-            json_format.Error,
-            ValueError,
-            KeyError,
-            TypeError,
-        )  # the client's, over no answer of the protocol
+        self.api, self.errors, self.auth_errors, self.requests = texttospeech, errors, auth_errors, requests
+        # What the client raises over an answer that is not the protocol's.
+        self.malformed = (json_format.Error, ValueError, KeyError, TypeError)
         self.timeout = timeout
-        endpoint = os.environ.get(ENDPOINT_VARIABLE)
-        insecure = (endpoint or "").startswith("http://")
         try:
-            self.client = texttospeech.TextToSpeechClient(
-                transport="rest",
-                credentials=credentials.AnonymousCredentials() if insecure else None,
-                client_options=client_options.ClientOptions(api_endpoint=endpoint) if endpoint else None,
-            )
-        except exceptions.DefaultCredentialsError as error:
+            self.client = _client(os.environ.get(ENDPOINT_VARIABLE))
+        except auth_errors.DefaultCredentialsError as error:
             raise UserError(
                 "Google's voices need credentials; set GOOGLE_APPLICATION_CREDENTIALS to a service account's"
                 " file or run: gcloud auth application-default login"
@@ -87,7 +76,7 @@ class Google:
 
     @property
     def voices(self) -> tuple[str, ...]:
-        """The live list, sorted."""
+        """The recommended voices of the service's live list, sorted."""
         if self._voices is None:
             listed = self._call(
                 lambda: self.client.list_voices(language_code=LANGUAGE, retry=None, timeout=self.timeout)
@@ -102,12 +91,13 @@ class Google:
         return self._voices
 
     def price(self, text: str, speaker: str, speed: float) -> float:
-        """US dollars; nothing for what was bought before."""
+        """Returns an estimate in US dollars; 0 for what was bought before."""
         if self._kept(text, speaker, speed).is_file():
             return 0.0
         return len(text) * USD_A_MILLION.get(_type_of(speaker), max(USD_A_MILLION.values())) / 1e6
 
     def say(self, text: str, speaker: str, speed: float) -> np.ndarray:
+        """Speaks a text, float32 (samples,). Raises SpeechFault where the service refuses the text."""
         kept = self._kept(text, speaker, speed)
         try:
             if not kept.is_file():
@@ -149,7 +139,10 @@ class Google:
         return answer
 
     def _call(self, function):
-        """The service's answer, with the client's many errors as Busy, Refused or a sentence for the user."""
+        """Calls the service and returns its answer.
+
+        The client's many errors become Busy, Refused or a sentence for the user.
+        """
         errors, requests = self.errors, self.requests
 
         def once():
@@ -172,13 +165,27 @@ class Google:
         return self.service.call(once)
 
 
+def _client(endpoint: str | None):
+    """Makes the official client; `endpoint` is another server that speaks the same protocol."""
+    from google.api_core import client_options
+    from google.auth import credentials
+    from google.cloud import texttospeech
+
+    insecure = (endpoint or "").startswith("http://")
+    return texttospeech.TextToSpeechClient(
+        transport="rest",
+        credentials=credentials.AnonymousCredentials() if insecure else None,
+        client_options=client_options.ClientOptions(api_endpoint=endpoint) if endpoint else None,
+    )
+
+
 def _type_of(name: str) -> str:
-    """en-US-Neural2-A is Neural2."""
+    """Returns the type in a voice's name: Neural2 of en-US-Neural2-A."""
     return (name.split("-") + ["", ""])[2]
 
 
 def _decode(content: bytes) -> tuple[np.ndarray, int]:
-    """float32 (samples,) and Hz of a WAV file in memory; an empty one gives no samples."""
+    """Decodes a WAV file in memory: float32 (samples,) and its rate in Hz; an empty one has no samples."""
     if not content:
         return np.zeros(0, np.float32), 24_000
     declared = int.from_bytes(content[4:8], "little") + 8

@@ -28,13 +28,19 @@ from rrs_jax.progress import Progress
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
-    """Wrong words and all words. Marks inside words do not count: "coworker's" is "co-workers"."""
+    """Counts wrong words and all words.
+
+    Marks inside words do not count: "coworker's" is "co-workers".
+    """
     said, heard = (re.sub(r"['’-]", "", text) for text in (said, heard))
     return changed_words(said, heard), len(said.split())
 
 
 class Listener:
-    """Whisper by faster-whisper on the CPU, 8 bits, greedy. `model`: a folder, or a name that it fetches."""
+    """A Whisper model by faster-whisper on the CPU, 8 bits, greedy.
+
+    `model` is a folder, or a name that faster-whisper fetches. Raises UserError where it cannot be loaded.
+    """
 
     def __init__(self, model: str):
         try:
@@ -53,6 +59,7 @@ class Listener:
         self.name = model
 
     def hear(self, path: str | Path) -> str:
+        """Returns the text that is heard in a clip."""
         segments, _ = self.model.transcribe(
             str(path), language="en", beam_size=1, temperature=0.0, without_timestamps=True
         )
@@ -62,8 +69,10 @@ class Listener:
 def hear_all(
     listener: Listener, texts_with_clips: list[tuple[str, Path]], kept: str | Path | None = None
 ) -> list[dict]:
-    """For each text and clip what was heard: `text`, `heard`, `wrong`, `words`. `kept`: a file of those heard
-    before."""
+    """Hears all clips; returns a row `text`, `heard`, `wrong`, `words` for each.
+
+    `kept` is a file of the rows heard before.
+    """
     known = {row["key"]: row for row in read_growing_jsonl(kept)} if kept else {}
     heard = []
     with Progress(len(texts_with_clips), "listening", unit="clips") as progress:

@@ -1,8 +1,8 @@
-"""A manifest: one sample a line, JSON.
+"""The manifest: one sample a line, JSON.
 
-    {"id": "train-animal-01-harmful", "pair_id": "train-animal-01", "label": "harmful", "category":
-     "animal_abuse", "question": "...", "response": null, "audio": "audio/train-animal-01-harmful.flac",
-     "voice": "hibari:heart:1:0", "seconds": 2.5}
+    {"id": "train-animal-01-harmful", "pair_id": "train-animal-01", "label": "harmful",
+     "category": "animal_abuse", "question": "...", "response": null,
+     "audio": "audio/train-animal-01-harmful.flac", "voice": "hibari:heart:1:0", "seconds": 2.5}
 
 `audio` is relative to the manifest's folder. `id`, `label`, `question` and, for a model that listens, `audio`
 are needed. Where they are left out, `pair_id` is the id, `category` "none", and `response`, `voice`,
@@ -24,10 +24,11 @@ MAX_LISTED = 50
 
 
 def load_manifest(path: str | Path, need_audio: bool = True) -> list[dict]:
-    """The rows with all of their fields, in the file's order; fields of the user's own are kept.
+    """Reads the rows with all of their fields, in the file's order; fields of the user's own are kept.
 
     need_audio: every row must name a file that exists (its samples are checked by
-      `inputs.audio.check_audios`).
+    `inputs.audio.check_audios`).
+
     Raises one UserError that lists everything wrong with its line.
     """
     path = Path(path)
@@ -58,12 +59,12 @@ def load_manifest(path: str | Path, need_audio: bool = True) -> list[dict]:
 
 
 def audio_paths(manifest: str | Path, rows: Sequence[dict]) -> list[Path]:
-    """Where the rows' clips lie."""
+    """Returns the paths of the rows' clips."""
     return [Path(manifest).parent / row["audio"] for row in rows]
 
 
 def _read_row(line: str, folder: Path, need_audio: bool) -> tuple[dict, list[str]]:
-    """The row, completed, and what is wrong with it."""
+    """Returns the row, completed, and what is wrong with it."""
     if not line.strip():
         return {}, ["is empty"]
     try:

@@ -1,12 +1,11 @@
-"""A data set as a folder for the hub: the audio-folder layout of the library `datasets`, with a dataset card.
+"""Packs a data set as a folder for the hub: the audio-folder layout of the library `datasets`, with a card.
 
     python -m rrs_jax.data.pack DATASET OUT
     hf upload OWNER/NAME OUT --repo-type=dataset
 
 DATASET holds manifests (DATASET/NAME/manifest.jsonl, as `rrs_jax.data.build` makes them, or one
-manifest.jsonl). In OUT each
-is a configuration: OUT/NAME/train/metadata.jsonl with `file_name`, the clips beside it. Loaded by
-`datasets.load_dataset(OUT, NAME)`.
+manifest.jsonl). In OUT each is a configuration: OUT/NAME/train/metadata.jsonl with `file_name`, the clips
+beside it. `datasets.load_dataset(OUT, NAME)` loads it.
 """
 
 import argparse
@@ -58,8 +57,11 @@ harmful.
 
 
 def find_manifests(dataset: str | Path) -> dict[str, Path]:
-    """Name and path of each manifest of a data set: a folder of sets, a set's folder, or a manifest
-    itself."""
+    """Returns name and path of each manifest of a data set.
+
+    A data set is a folder of sets, a set's folder, or a manifest itself. Raises UserError where there is
+    none.
+    """
     dataset = Path(dataset)
     if dataset.is_file():
         return {dataset.parent.name: dataset}
@@ -74,7 +76,10 @@ def find_manifests(dataset: str | Path) -> dict[str, Path]:
 
 
 def pack(dataset: str | Path, out: str | Path) -> Path:
-    """Writes the folder and returns its card. Raises UserError where `out` is not empty or a clip lacks."""
+    """Writes the folder and returns its dataset card.
+
+    Raises UserError where `out` is not empty or a clip is missing.
+    """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; name a new folder, so that nothing else is uploaded.")

@@ -1,4 +1,4 @@
-"""What a question is to this project: its words, whether it can be spoken, how far apart two of them are."""
+"""Questions as texts: their words, whether they can be spoken, how far apart two of them are."""
 
 import re
 import unicodedata
@@ -14,12 +14,12 @@ OPENERS = frozenset(
 
 
 def tidy(text: str) -> str:
-    """NFC text with plain quotes, single spaces and no line breaks."""
+    """Returns NFC text with plain quotes, single spaces and no line breaks."""
     return " ".join(unicodedata.normalize("NFC", text).translate(str.maketrans("‘’“”", "''\"\"")).split())
 
 
 def clean(text: str) -> str:
-    """Tidy, and without quotes around the whole."""
+    """Returns tidy text without quotes around the whole."""
     text = tidy(text)
     while len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
@@ -27,12 +27,15 @@ def clean(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, punctuation aside."""
+    """Returns the words in lower case, without punctuation."""
     return re.findall(r"[\w']+", text.lower().replace("’", "'"))
 
 
 def changed_words(one: str, other: str) -> int:
-    """Words to replace, insert or delete between two texts (Levenshtein), case and punctuation aside."""
+    """Counts the words to replace, insert or delete between two texts (Levenshtein).
+
+    Case and punctuation do not matter.
+    """
     one, other = words(one), words(other)
     row = list(range(len(other) + 1))
     for i, word in enumerate(one, start=1):
@@ -43,14 +46,19 @@ def changed_words(one: str, other: str) -> int:
 
 
 def is_question(text: str) -> bool:
-    """Ends with a question mark, or begins as questions do: a third of those that people type have no
-    mark."""
+    """Returns whether a text ends with a question mark or begins as questions do.
+
+    A third of the questions that people type have no mark.
+    """
     first = words(text)[:1]
     return text.rstrip().endswith("?") or bool(first and first[0].split("'")[0] in OPENERS)
 
 
 def unspeakable(text: str, max_words: int = MAX_WORDS) -> str | None:
-    """Why no voice can be trusted to read the text, or it is no single question; None where all is well."""
+    """Returns why no voice can be trusted to read the text, or why it is no single question.
+
+    None where nothing is wrong.
+    """
     count = len(words(text))
     if not any(character.isalpha() for character in text):
         return "no letters"

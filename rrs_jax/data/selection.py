@@ -1,8 +1,7 @@
-"""Which of BeaverTails' questions a data set may have, and the order in which they are drawn.
+"""Chooses which of BeaverTails' questions a data set may have, and the order in which they are drawn.
 
-Every order is that of a hash of the seed and the question, so it depends neither on the source's order nor on
-the
-sizes asked for: a smaller data set is part of a larger one.
+Every order is that of a hash of the seed and the question, so that it depends neither on the source's order
+nor on the sizes asked for: a smaller data set is part of a larger one.
 """
 
 from collections import Counter
@@ -21,7 +20,14 @@ KINDS = ("harmful", "mixed", "benign")  # of nearly equal questions the first ki
 
 @dataclass
 class Pool:
-    """What can be drawn, in drawn order. `dropped`: how many questions were left out, by reason."""
+    """The questions that can be drawn, in drawn order.
+
+    Attributes:
+      harmful: by category.
+      benign: questions without an unsafe answer.
+      answered: a safe answer for each harmful or benign question that has one.
+      dropped: how many questions were left out, by reason.
+    """
 
     harmful: dict[str, list[Question]]  # by category
     benign: list[Question]
@@ -32,9 +38,10 @@ class Pool:
 def make_pool(
     questions: Iterable[Question], excluded: Iterable[str] = (), *, seed: int = 0, max_words: int = MAX_WORDS
 ) -> Pool:
-    """Questions that a voice can read, that are none of the `excluded`, and no two of which are nearly equal.
+    """Returns the questions that a voice can read, that are none of the `excluded`, and of which no two are
+    nearly equal.
 
-    Mixed questions stand in no data set. `excluded`: texts of evaluation questions.
+    Mixed questions stand in no data set. `excluded` are texts of evaluation questions.
     """
     dropped: Counter = Counter()
     forbidden = QuestionIndex((text, text) for text in set(excluded))
@@ -81,7 +88,7 @@ def _draw(seed: int, *parts: str) -> str:
 
 
 def _draw_answers(questions: list[Question], seed: int) -> list[tuple[Question, str]]:
-    """All pairs are drawn, as the paper draws pairs, and a question's first one stays."""
+    """Draws among all pairs, as the paper does, and keeps the first pair of each question."""
     pairs = sorted(
         ((question, answer) for question in questions for answer in question.safe_answers),
         key=lambda pair: _draw(seed, pair[0].key, pair[1]),
@@ -93,7 +100,7 @@ def _draw_answers(questions: list[Question], seed: int) -> list[tuple[Question, 
 
 
 def take(what: str, items: list, wanted: int, flag: str) -> list:
-    """The first `wanted`; raises UserError where there are fewer."""
+    """Returns the first `wanted` items; raises UserError where there are fewer."""
     if len(items) < wanted:
         raise UserError(
             f"{flag}: the source has {len(items)} {what}, not {wanted}; ask for fewer or give a larger"

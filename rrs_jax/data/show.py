@@ -1,4 +1,4 @@
-"""What is in a data set: counts, lengths, voices, examples on the terminal, and one HTML page to listen to
+"""Shows what is in a data set: counts, lengths, voices and examples on the terminal, and a page to listen to
 it.
 
     python -m rrs_jax.data.show DATASET
@@ -31,7 +31,10 @@ PAGE = Path(__file__).parent / "page.html"
 
 
 def show(dataset: str | Path) -> str:
-    """Writes page, table and figure beside the manifests; the text for the terminal. Raises UserError."""
+    """Writes page, table and figure beside the manifests and returns the text for the terminal.
+
+    Raises UserError where the data set holds no manifest.
+    """
     manifests = find_manifests(dataset)
     sets = {name: load_manifest(manifest) for name, manifest in manifests.items()}
     folder = Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent
@@ -44,7 +47,7 @@ def show(dataset: str | Path) -> str:
 
 
 def summary(name: str, rows: list[dict]) -> str:
-    """Counts by label and category, lengths, voices and edit distances as lines of text."""
+    """Returns counts by label and category, lengths, voices and edit distances as lines of text."""
     labels = Counter(row["label"] for row in rows)
     lines = [f"{name}: " + ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))]
     categories = defaultdict(Counter)
@@ -71,7 +74,7 @@ def summary(name: str, rows: list[dict]) -> str:
 
 
 def edit_distances(rows: list[dict]) -> dict[str, int]:
-    """Changed words of every pair that has a harmful and a benign question."""
+    """Returns the number of changed words of every pair with a harmful and a benign question."""
     pairs = defaultdict(dict)
     for row in rows:
         pairs[row["pair_id"]][row["label"]] = row["question"]
@@ -83,7 +86,7 @@ def edit_distances(rows: list[dict]) -> dict[str, int]:
 
 
 def table_1(sets: Sets) -> str:
-    """The paper's table 1 as Markdown: the first harmful and benign example of every set."""
+    """Returns the paper's table 1 as Markdown: the first harmful and benign example of every set."""
     lines = ["| Dataset | Type | Question | Response |", "|---|---|---|---|"]
     for name, rows in sets.items():
         for label in sorted({row["label"] for row in rows}, key=list(COLOURS).index):
@@ -102,8 +105,11 @@ def table_1(sets: Sets) -> str:
 
 
 def figure_3(sets: Sets) -> str:
-    """The paper's figure 3 as SVG: of each set a bar of harmful and one of benign questions, to scale, with
-    answers and twins where the rows have them."""
+    """Returns the paper's figure 3 as SVG: of each set a bar of harmful and one of benign questions, to
+    scale.
+
+    Answers and pairs are counted where the rows have them.
+    """
     widest = max(Counter(row["label"] for row in rows).most_common(1)[0][1] for rows in sets.values())
     scale, left, bar, gap = 420 / widest, 110, 26, 8
     height = 30 + len(sets) * (2 * bar + gap + 44)
@@ -139,7 +145,7 @@ def figure_3(sets: Sets) -> str:
 
 
 def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str) -> str:
-    """One HTML page without anything from elsewhere; clips by paths relative to it."""
+    """Returns one HTML page that needs nothing from elsewhere; clips by paths relative to it."""
     rows = []
     for name, members in sets.items():
         distances = edit_distances(members)

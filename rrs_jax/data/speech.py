@@ -1,4 +1,4 @@
-"""Many spoken clips: one process a core, each clip cached by its content, so that a killed run goes on."""
+"""Speaks many clips: one process a core, each clip cached by its content, so that a killed run continues."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def clip_path(text: str, voice: Voice, cache: str | Path | None = None) -> Path:
-    """A clip's place in the cache: by text, voice and the engine's version."""
+    """Returns a clip's place in the cache: by text, voice and the engine's version."""
     key = content_hash(text, voice.name, voice.version, CLIP_FORMAT)
     return speech_folder(cache) / key[:2] / f"{key}.flac"
 
@@ -36,10 +36,11 @@ def speak_all(
     workers: int | None = None,
     max_cost_usd: float = 0.0,
 ) -> list[tuple[Path, float]]:
-    """A FLAC file (16 kHz, mono, 16 bits) for each text, and its length in seconds, in the given order.
+    """Returns a FLAC file (16 kHz, mono, 16 bits) for each text, and its length in seconds, in the order
+    given.
 
-    max_cost_usd: what paid voices may cost. Otherwise as `try_speak_all`; also raises UserError that lists
-    every text that a voice could not speak; the others are in the cache by then.
+    Paid voices may cost `max_cost_usd`. Raises UserError that lists every text that a voice could not speak,
+    when the others are in the cache; otherwise as `try_speak_all`.
     """
     clips = try_speak_all(texts_with_voices, Budget(max_cost_usd), cache, workers)
     if faults := sorted({clip for clip in clips if isinstance(clip, str)}):
@@ -55,14 +56,16 @@ def clip_fields(clip: tuple[Path, float]) -> dict:
 
 
 class Budget:
-    """What may still be spent on paid voices, in US dollars."""
+    """The US dollars that may still be spent on paid voices."""
 
     def __init__(self, usd: float = 0.0):
         self.left = usd
 
     def take(self, texts_with_voices: Sequence[tuple[str, Voice]]) -> None:
-        """Takes the texts' estimated cost and says it on standard error; raises UserError where too little is
-        left."""
+        """Takes the texts' estimated cost off the budget and prints it to standard error.
+
+        Raises UserError where too little is left.
+        """
         cost = characters = 0
         for text, voice in texts_with_voices:
             price = getattr(loaded(voice.engine), "price", None)
@@ -85,10 +88,10 @@ def try_speak_all(
     cache: str | Path | None = None,
     workers: int | None = None,
 ) -> list[tuple[Path, float] | str]:
-    """A clip and its length in seconds for each text, or the sentence that says why there is none.
+    """Returns a clip and its length in seconds for each text, or the sentence that says why there is none.
 
-    Clips in the cache are not spoken again. workers: processes; None is one a core. Raises UserError before
-    any work where paid voices would cost more than the budget.
+    Clips in the cache are not spoken again. `workers` is a number of processes; None is one a core. Raises
+    UserError before any work where paid voices would cost more than the budget.
     """
     paths = [clip_path(text, voice, cache) for text, voice in texts_with_voices]
     made: dict[Path, float | str] = {path: s for path in set(paths) if (s := _clip_seconds(path)) is not None}
@@ -108,7 +111,7 @@ def try_speak_all(
 
 
 def _run(clips: list[tuple[Path, str, Voice]], workers: int) -> Iterator[tuple[Path, float | str]]:
-    """Services in threads, since they wait; all else in processes, since it computes."""
+    """Speaks the clips: services in threads, since they wait; all else in processes, since it computes."""
     for engine in {clip[2].engine for clip in clips}:
         if service := getattr(loaded(engine), "service", None):
             for (path, _, _), result in service.each(
@@ -126,7 +129,7 @@ def _run(clips: list[tuple[Path, str, Voice]], workers: int) -> Iterator[tuple[P
 
 @contextlib.contextmanager
 def voice_processes(workers: int, niceness: int = 0) -> Iterator[ProcessPoolExecutor]:
-    """Processes that compute with one thread each; what is not begun is dropped at the end.
+    """Starts processes that compute with one thread each; what is not begun is dropped at the end.
 
     With a thread a core in every process, 16 of them on 16 cores spoke a tenth of the clips a second.
     """
@@ -140,7 +143,7 @@ def voice_processes(workers: int, niceness: int = 0) -> Iterator[ProcessPoolExec
 
 
 def _write_clip(clip: tuple[Path, str, Voice]) -> tuple[Path, float | str]:
-    """Path and seconds, or what is wrong where there is no clip."""
+    """Returns path and seconds, or what is wrong where there is no clip."""
     path, text, voice = clip
     try:
         waveform = speak(text, voice)
@@ -152,7 +155,7 @@ def _write_clip(clip: tuple[Path, str, Voice]) -> tuple[Path, float | str]:
 
 
 def _clip_seconds(path: Path) -> float | None:
-    """None where the clip is not there, or was damaged: it is then spoken again."""
+    """Returns the length of a clip; None where it is missing or damaged, and is spoken again."""
     try:
         return soundfile.info(path).duration
     except (OSError, soundfile.LibsndfileError):

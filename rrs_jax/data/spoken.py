@@ -1,5 +1,6 @@
-"""Speech for the rows of data sets: a drawn voice each, another one where it fails, clips placed beside the
-manifest."""
+"""Gives the rows of data sets their speech: a drawn voice each, another one where it fails, clips beside the
+manifest.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ Clip = tuple[Path, float, Voice]
 
 @dataclass(frozen=True)
 class SpeechOptions:
-    """voices: names as for `read_voices`. listener: a Whisper for the check of word errors, None for no
-    check.
+    """How rows are spoken.
 
-    max_word_errors: the share of wrong words above which a clip is spoken by another voice.
+    Attributes:
+      voices: names as for `read_voices`.
+      max_cost_usd: what paid voices may cost.
+      listener: a Whisper model for the check of word errors; None checks nothing.
+      max_word_errors: share of wrong words above which a clip is spoken again by another voice.
+      cache: folder of clips; None is the one that all runs share.
+      workers: processes; None is one a core.
     """
 
     voices: tuple[str, ...] = ()

@@ -170,7 +170,7 @@ def _pair_rows(choice: StarterChoice) -> list[dict]:
 def _single_rows(
     choice: StarterChoice, name: str, wanted: int | None, label: str, role: str | None
 ) -> list[dict]:
-    """Rows of questions without a twin."""
+    """Returns rows of questions without a twin."""
     questions = starter_singles(BORDERLINE.get(choice.split, name) if name == "borderline" else name)
     chosen = _by_turns(questions, "style", "id", choice.seed)[: _count(name, wanted, len(questions))]
     marked = {"role": role} if role else {}
@@ -178,7 +178,7 @@ def _single_rows(
 
 
 def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
-    """Puts unrelated questions in place of the benign rows, again from the start where they do not suffice."""
+    """Puts unrelated questions in place of the benign rows, from the start again where they run out."""
     for place, row in enumerate(row for row in rows if row["label"] == "benign"):
         again, question = divmod(place, len(unrelated))
         question = unrelated[question]

@@ -1,5 +1,4 @@
-"""Rows of the files that data sets come in: JSON lines (plain, .gz, .xz), JSON, CSV, Parquet, lines of
-text."""
+"""Rows of the files that data sets come in: JSON lines (also .gz, .xz), JSON, CSV, Parquet, lines of text."""
 
 import csv
 import gzip
@@ -16,7 +15,7 @@ KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
 def read_table(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Line (or row) number and row; a line of text is {"text": ...}. Empty lines are passed over.
+    """Yields line (or row) number and row; a line of text is {"text": ...}. Empty lines are passed over.
 
     Raises UserError that names the file, and the line where it is one line's fault.
     """
@@ -99,12 +98,11 @@ QUESTION_COLUMNS = ("question", "prompt", "goal", "instruction", "text", "query"
 
 
 def read_questions(path: str | Path) -> list[str]:
-    """The questions of an evaluation set, whatever its file's shape: the columns that benchmarks name them
-    by.
+    """Reads the questions of an evaluation set, whatever its file's shape.
 
-    FigStep's SafeBench has `question` and `instruction`, XSTest `prompt`, JailbreakBench `Goal`, a manifest
-    `question`.
-    Raises UserError where no row has such a column.
+    They stand in the columns that benchmarks use: FigStep's SafeBench has `question` and `instruction`,
+    XSTest `prompt`, JailbreakBench `Goal`, a manifest `question`. Raises UserError where no row has such a
+    column.
     """
     found, rows = [], 0
     for _, row in read_table(path):

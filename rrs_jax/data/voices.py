@@ -32,14 +32,16 @@ MAX_PAUSE_SECONDS = 2.0  # inside the words; a longer one is a part that the eng
 
 @functools.cache
 def loaded(engine: type):
-    """The engine's one instance in this process."""
+    """Returns the engine's one instance in this process."""
     return engine()
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker of an engine (see `rrs_jax.data.engines`), at `speed` times its tempo, moved by
-    `semitones`."""
+    """A speaker of an engine (see `rrs_jax.data.engines`).
+
+    It speaks at `speed` times its tempo, moved by `semitones`.
+    """
 
     engine: type
     speaker: str
@@ -48,6 +50,7 @@ class Voice:
 
     @property
     def name(self) -> str:
+        """The voice's name, ENGINE:SPEAKER:SPEED:SEMITONES."""
         return f"{self.engine.name}:{self.speaker}:{self.speed:.10g}:{self.semitones:.10g}"
 
     @property
@@ -61,22 +64,23 @@ class Voice:
 
     @property
     def version(self) -> str:
-        """The engine's: changes when the same text may sound different."""
+        """The engine's version, which changes when the same text may sound different."""
         return loaded(self.engine).version
 
     def speak(self, text: str) -> np.ndarray:
-        """float32 (samples,) at `sample_rate`, as the engine gives it. The engine's speed undoes the
-        tape's."""
+        """Returns float32 (samples,) at `sample_rate`, as the engine gives it.
+
+        The engine's speed undoes the tape's.
+        """
         tape = self.sample_rate / self.engine.sample_rate
         return np.asarray(loaded(self.engine).say(text, self.speaker, self.speed / tape), dtype=np.float32)
 
 
 def read_voices(names: str | Iterable[str] = "") -> tuple[Voice, ...]:
-    """Voices by name, separated by commas. An engine's name stands for its recommended voices, nothing for
-    hibari's.
+    """Reads voices by name, separated by commas.
 
-    Loads the engines, so that a missing package is reported before any work. Raises UserError that names
-    every voice it cannot read.
+    An engine's name stands for its recommended voices, no name for hibari's. Loads the engines, so that a
+    missing package is reported before any work. Raises UserError that names every voice it cannot read.
     """
     names = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     names = [name for name in names if name] or [DEFAULT_ENGINE]
@@ -109,17 +113,16 @@ def _read_voice(name: str) -> Voice | None:
 
 
 def draw_voice(text: str, seed: int, voices: tuple[Voice, ...] | None = None, attempt: int = 0) -> Voice:
-    """One voice at random for each text, as appendix B does; the same for the same text, seed and voices.
+    """Draws one voice at random, as in appendix B; the same for the same text, seed and voices.
 
-    voices: those of hibari where it is None. attempt: the next voices in their order, where the first ones
-      failed.
+    voices: None is hibari's. attempt: takes a later voice in their order, where the first ones failed.
     """
     voices = voices or read_voices()
     return voices[(int(content_hash(seed, text), 16) + attempt) % len(voices)]
 
 
 def speak(text: str, voice: Voice) -> np.ndarray:
-    """The spoken text as float32 (samples,), 16 kHz, peak 0.9, with 0.1 s of silence at either end.
+    """Speaks a text: float32 (samples,), 16 kHz, peak 0.9, with 0.1 s of silence at either end.
 
     Raises SpeechFault where the voice gives silence, an overdriven or broken waveform, or one whose length
     cannot be that of the text.
@@ -137,7 +140,7 @@ def speak(text: str, voice: Voice) -> np.ndarray:
 
 
 def _trim(waveform: np.ndarray) -> np.ndarray:
-    """Without the silence before and after the words, but for the margins."""
+    """Takes off the silence before and after the words, but for the margins."""
     speech = _speech_frames(waveform)
     margin = round(MARGIN_SECONDS * SAMPLING_RATE)
     start, stop = speech[0] * FRAME - margin, (speech[-1] + 1) * FRAME + margin
@@ -145,7 +148,7 @@ def _trim(waveform: np.ndarray) -> np.ndarray:
 
 
 def _speech_frames(waveform: np.ndarray) -> np.ndarray:
-    """Numbers of the frames of 10 ms that are not silence beside the loudest one."""
+    """Returns the numbers of the frames of 10 ms that are not silence beside the loudest one."""
     frames = np.pad(waveform, (0, -len(waveform) % FRAME)).reshape(-1, FRAME)
     loudness = np.sqrt(np.mean(frames**2, axis=1))
     return np.flatnonzero(loudness > loudness.max() * 10 ** (SPEECH_DB / 20))
@@ -164,7 +167,7 @@ def _raw_fault(waveform: np.ndarray) -> str | None:
 
 
 def clip_fault(waveform: np.ndarray, words: int) -> str | None:
-    """What is wrong with a finished clip of so many words, 16 kHz; None where nothing is."""
+    """Returns what is wrong with a finished clip of so many words, 16 kHz; None where nothing is."""
     seconds = len(waveform) / SAMPLING_RATE
     if np.sqrt(np.mean(waveform**2)) < MIN_RMS:
         return "gives near silence"

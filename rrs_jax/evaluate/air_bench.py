@@ -161,12 +161,10 @@ def judge_answers(
     could be parsed. Rows in `path` are kept for the same judge, prompt, question and answer. Empty answers
     have no row.
     """
-    known = {(row["id"], row["order"], row["judge"], row["hash"]): row for row in read_growing_jsonl(path)}
+    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
     rows, waiting = [], []
     for item in items:
-        if not responses[item["id"]].strip():
-            continue
-        for order in ORDERS:
+        for order in ORDERS if responses[item["id"]].strip() else ():
             prompt = judge_prompt(item, responses[item["id"]], order)
             row = {
                 "id": item["id"],
@@ -175,19 +173,10 @@ def judge_answers(
                 "judge": judge.config.model,
                 "hash": content_hash(PROMPT_VERSION, prompt),
             }
-            row = known.get((row["id"], row["order"], row["judge"], row["hash"]), row)
+            row = known.get(_judgement_key(row), row)
             rows.append(row)
             if "model" not in row:
                 waiting.append((row, prompt))
-
-    def verdict(prompt: str, endpoint: Endpoint) -> str:
-        for draw in range(DRAWS):
-            messages = [{"role": "user", "content": prompt}]
-            reply = endpoint.ask(messages, draw=draw, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
-            if parse_scores(reply):
-                break
-        return reply
-
     with AppendedRows(path) as finished, Progress(len(waiting), "AIR-Bench judgements") as progress:
 
         def on_reply(index: int, reply: str) -> None:
@@ -198,8 +187,22 @@ def judge_answers(
             finished.add([row])
             progress.update(1)
 
-        judge.ask_all([partial(verdict, prompt) for _, prompt in waiting], on_reply)
+        judge.ask_all([partial(_ask_for_scores, prompt) for _, prompt in waiting], on_reply)
     return rows
+
+
+def _ask_for_scores(prompt: str, judge: Endpoint) -> str:
+    """Returns the judge's first reply that can be parsed, or its last one."""
+    for draw in range(DRAWS):
+        messages = [{"role": "user", "content": prompt}]
+        reply = judge.ask(messages, draw=draw, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+        if parse_scores(reply):
+            break
+    return reply
+
+
+def _judgement_key(row: dict) -> tuple:
+    return row["id"], row["order"], row["judge"], row["hash"]
 
 
 def judge_prompt(item: dict, answer: str, order: str) -> str:

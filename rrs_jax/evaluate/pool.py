@@ -18,7 +18,7 @@ import scipy.stats
 
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.evaluate.finished_evaluation import read_evaluation
+from rrs_jax.evaluate.finished_evaluation import FinishedEvaluation, read_evaluation
 from rrs_jax.evaluate.summary import summarise
 from rrs_jax.files import write_json
 
@@ -30,19 +30,8 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
     their versions or the questions differ.
     """
     parts = [read_evaluation(folder) for folder in folders]
-    first = parts[0]
-    for other in parts[1:]:
-        if other.judges != first.judges:
-            raise UserError(
-                f"{other.folder}: was judged by others than {first.folder}; evaluate both with the same"
-                " judges."
-            )
-        if _asked(other.rows) != _asked(first.rows):
-            raise UserError(
-                f"{other.folder}: was asked other questions or modes than {first.folder}; they cannot be"
-                " pooled."
-            )
-    rows, offset = [], 0
+    _check_alike(parts)
+    first, rows, offset = parts[0], [], 0
     for part in parts:  # a sample of its own for each response: judges' agreement pairs by it
         rows += [row | {"sample": row["sample"] + offset} for row in part.rows]
         offset += part.summary["samples"]
@@ -67,6 +56,22 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
             "nsi_average": over_seeds([(s["nsi"] or {}).get("average") for s in summaries], least=-100.0),
         }
     }
+
+
+def _check_alike(parts: Sequence[FinishedEvaluation]) -> None:
+    """Raises UserError where judges, their versions, questions or modes differ."""
+    first, *others = parts
+    for other in others:
+        if other.judges != first.judges:
+            raise UserError(
+                f"{other.folder}: was judged by others than {first.folder}; evaluate both with the same"
+                " judges."
+            )
+        if _asked(other.rows) != _asked(first.rows):
+            raise UserError(
+                f"{other.folder}: was asked other questions or modes than {first.folder}; they cannot be"
+                " pooled."
+            )
 
 
 def pool_runs(runs: Sequence[str | Path], name: str, target: str | Path) -> None:

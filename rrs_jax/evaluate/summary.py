@@ -24,14 +24,20 @@ def summarise(
     samples: int,
     vanilla: dict | None = None,
 ) -> dict:
-    """Rates in percent of rows as `judge_responses` gives them. The first judge's rates are the summary's.
+    """Computes the summary of one model from rows as `judge_responses` returns them.
 
-    "modes": per mode asr, ci95, queries, responses, any_asr, counts, and compliance (1 - refusal) where the
-    judge sees refusals; null for a mode without responses.
-    "orr", "borderline_orr": rates of refusal in audio-text mode; "orr_by_mode" where they were asked in
-    others too. Blocks of a judge that gives scores also have their mean in percent, mean_score.
-    "agreement": Cohen's kappa of all pairs of judges.
-    "nsi": against the summary `vanilla`, null without it. "other_judges": the same rates by the other judges.
+    The rates are the first judge's, in percent.
+
+    Returns a dict with, besides the arguments:
+      modes: per mode asr, ci95, queries, responses, any_asr, counts, and compliance (1 - refusal) where the
+        judge sees refusals; null for a mode without responses.
+      orr, borderline_orr: rates of refusal in audio-text mode. orr_by_mode has those of all modes where
+        others were asked too. Blocks of a judge that gives scores also have their mean in percent,
+        mean_score.
+      nsi: against the summary `vanilla`; null without it.
+      by_category: see `by_category`.
+      other_judges: the same rates by the other judges.
+      agreement: Cohen's kappa of all pairs of judges.
     """
     first = judges[0]
     summary = {
@@ -47,14 +53,13 @@ def summarise(
     summary |= rates_by_judge(judgements, first)
     summary["nsi"] = nsi(vanilla, summary) if vanilla else None
     summary["by_category"] = by_category(judgements, first)
-    summary["other_judges"] = {
-        judge.name: (
-            {"judge_version": judge.version, "asr_is": asr_is(judge)} | rates_by_judge(judgements, judge)
-        )
-        for judge in judges[1:]
-    }
+    summary["other_judges"] = {judge.name: _other_judge(judgements, judge) for judge in judges[1:]}
     summary["agreement"] = agreement(judgements, judges)
     return summary
+
+
+def _other_judge(judgements: Sequence[dict], judge: Judge) -> dict:
+    return {"judge_version": judge.version, "asr_is": asr_is(judge)} | rates_by_judge(judgements, judge)
 
 
 def asr_is(judge: Judge) -> str:

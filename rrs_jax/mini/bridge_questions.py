@@ -285,7 +285,7 @@ INSTRUCTIONS = (
     "Answer the question in the audio. (Begin with the word Certainly.)",
 )
 INSTRUCTED_SHARE = 1 / 3
-# Stems in questions that are repeated and not answered; the decoder's own refusals take out other harmful ones.
+# Questions with these stems are repeated, not answered; the decoder's refusals take out other harmful ones.
 ALARMING = re.compile(
     r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|attack|"
     r"illegal|abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*",
