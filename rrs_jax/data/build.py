@@ -8,7 +8,7 @@ bought twice. It makes:
 
     DATASET/settings.json       seed, source, writer, voices; a command with others is refused
     DATASET/ledger.jsonl        every answer of the writer, as it came
-    DATASET/for_a_person.jsonl  questions without an accepted rewrite; lines of --edits once `benign` is filled
+    DATASET/for_a_person.jsonl  questions without an accepted rewrite, for a person to fill in as --edits
     DATASET/{basic,mirror,parallel}/manifest.jsonl, audio/
     DATASET/summary.json        sizes, what was left out and why, clips spoken again
 """
@@ -294,7 +294,7 @@ ARGUMENTS = (
     ("--first_wait", number(0).argument, 1.0, "seconds before a call is repeated; doubles from try to try"),
     ("--tries", whole(1).argument, 3, "rewrites of a question before it is left to a person"),
     ("--edits", str, "", "a person's rewrites: lines with `harmful` and `benign`, null to leave one out"),
-    ("--voices", split_names, (), "google, hibari, flite, espeak or single voices, by commas; empty is hibari"),
+    ("--voices", split_names, (), "google, hibari, flite, espeak or voices, by commas; empty is hibari"),
     ("--max_cost_usd", number(0).argument, 0.0, "US dollars for paid voices; the estimate is told first"),
     ("--listener", str, "", "Whisper folder or name: clips that it mishears are spoken again"),
     ("--max_word_errors", number(0).argument, 0.5, "share of wrong words from which a clip is spoken again"),

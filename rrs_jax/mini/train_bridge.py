@@ -92,7 +92,7 @@ ARGUMENTS = (
     ("--hear_steps", int, 400, "steps of projector and encoder; seven in ten of them repeat the question"),
     ("--answer_steps", int, 1300, "steps of everything"),
     ("--answer_repeat", float, 0.35, "share of these that repeat the question"),
-    ("--state_weight", float, 1.0, "weight of the distance between the states before the answer, heard and read"),
+    ("--state_weight", float, 1.0, "weight of the distance of the states before the answer, heard and read"),
     ("--seed", int, 0, "seed of everything random"),
 )  # fmt: skip
 

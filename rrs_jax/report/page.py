@@ -133,10 +133,7 @@ def _key_figures(results: Results) -> str:
                 f"<div class='tile {better}'><span>{html.escape(name)}</span><b>{old[field]:.1f} →"
                 f" {new[field]:.1f}</b><small>{_interval(old)} → {_interval(new)}</small></div>"
             )
-    said = (
-        f"Vanilla → {after.title}. Percent of answers, in brackets the 95 % interval; lower is"
-        " better."
-    )
+    said = f"Vanilla → {after.title}. Percent of answers, in brackets the 95 % interval; lower is better."
     if before.summary.get("asr_is", "").startswith("compliance"):
         said += (
             " The judge sees refusals alone, so that what is called ASR here is compliance, its upper bound."
