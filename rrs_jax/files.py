@@ -4,13 +4,15 @@ Of several processes that do one run only the first one writes; what others woul
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import filelock
 
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
@@ -52,17 +54,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def waiting_lock(path: Path | None) -> Iterator[None]:
-    """Processes enter one after another; the lock goes with the process, however it ends. None locks
-    nothing."""
-    if path is None:
-        yield
-        return
+def file_lock(path: str | Path, *, seconds: float = math.inf) -> Iterator[None]:
+    """Holds the lock file `path`, so that processes do one after another what they do within.
+
+    The lock goes with the process, however it ends. Waits at most `seconds` for another process, 0 not to
+    wait at all, and raises `filelock.Timeout` where that one still holds it. On a file system without locks
+    nothing is held, and processes may do the same work side by side.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: what is shared may be made twice
-            fcntl.flock(file, fcntl.LOCK_EX)
+    path.touch()  # what fails below is the lock, not the place
+    lock = filelock.FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        lock.acquire(timeout=seconds if math.isfinite(seconds) else -1)
+    except filelock.Timeout:
+        raise
+    except OSError:
+        lock = None
+    try:
         yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:

@@ -35,7 +35,7 @@ from rrs_jax.data.tables import read_questions
 from rrs_jax.data.voices import Voice, read_voices
 from rrs_jax.data.writers import Ledger, OpenAIWriter, Writer
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.files import content_hash, read_json, write_json, write_jsonl
+from rrs_jax.files import content_hash, file_lock, read_json, write_json, write_jsonl
 
 SETS = ("basic", "mirror", "parallel")
 FOR_A_PERSON = "for_a_person.jsonl"
@@ -78,9 +78,8 @@ def build(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out / ".lock")
     try:
-        with lock.acquire(blocking=False):
+        with file_lock(out / ".lock", seconds=0):
             return _build(out, questions, writer, options, speech)
     except filelock.Timeout as error:
         raise UserError(

@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import numpy as np
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json, write_json
+from rrs_jax.files import file_lock, read_json, write_json
 from rrs_jax.mini import sources
 from rrs_jax.mini.ctranslate2_reader import CTranslate2Encoder
 from rrs_jax.mini.gguf_reader import GGUFDecoder
@@ -210,30 +211,25 @@ def preprocessor_config(audio: dict) -> dict:
 
 @contextlib.contextmanager
 def locked(cache: Path) -> Iterator[None]:
-    """One process at a time makes folders in `cache`; another waits and finds them made.
+    """Lets one process at a time make folders in `cache`; another waits and finds them made.
 
     What a killed process left behind half made is deleted first.
     """
-    from filelock import FileLock, Timeout
-
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / ".lock")
+    with contextlib.ExitStack() as stack:
         try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            print(f"mini: waiting for another process that works in {cache}", file=sys.stderr, flush=True)
-            lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"{cache}: cannot be written ({error.strerror}); set RRS_JAX_CACHE to another folder."
-        ) from error
-    try:
+            cache.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(file_lock(cache / ".lock", seconds=1))
+            except filelock.Timeout:
+                print(f"mini: waiting for another process that works in {cache}", file=sys.stderr, flush=True)
+                stack.enter_context(file_lock(cache / ".lock"))
+        except OSError as error:
+            raise UserError(
+                f"{cache}: cannot be written ({error.strerror}); set RRS_JAX_CACHE to another folder."
+            ) from error
         for unfinished in cache.glob(".*" + UNFINISHED):
             shutil.rmtree(unfinished, ignore_errors=True)
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

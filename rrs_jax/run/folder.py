@@ -1,7 +1,6 @@
 """The folder of a run: config.json, which stages are done, and where each output lies."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import filelock
 from ml_collections import ConfigDict
 
 from rrs_jax.config import FIELDS, flatten
@@ -30,7 +30,7 @@ from rrs_jax.config.strategy_table import DATA
 from rrs_jax.data.authors_questions import folder_hash
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
-from rrs_jax.files import content_hash, read_json, write_json
+from rrs_jax.files import content_hash, file_lock, read_json, write_json
 
 PACKAGES = (
     "rrs-jax",
@@ -116,15 +116,13 @@ class RunFolder:
 
         Raises UserError where another process has it.
         """
-        with (self.path / ".lock").open("w") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                stack.enter_context(file_lock(self.path / ".lock", seconds=0))
+            except filelock.Timeout as error:
                 raise UserError(
                     f"run_dir: another process works in {self.path}; wait for it or end it."
                 ) from error
-            except OSError:  # a file system without locks: nothing is known of others
-                pass
             yield
 
     def _record(self, config: ConfigDict, sessions: list[dict]) -> None:

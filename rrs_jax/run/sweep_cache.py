@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
-from rrs_jax.files import atomic_path, content_hash, waiting_lock
+from rrs_jax.files import atomic_path, content_hash, file_lock
 from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, SamplingConfig
 from rrs_jax.inputs.processor import Processor
@@ -110,9 +110,8 @@ class Shared:
                     self.clips += audio_paths(written, load_manifest(written))
 
     def alone(self, what: str) -> contextlib.AbstractContextManager:
-        """Within it no other process of the sweep makes the same part, so that the second one finds it
-        made."""
-        return waiting_lock(self.folder and self.folder / f".{what}.lock")
+        """Keeps the other processes of the sweep from making the same part, so that they find it made."""
+        return file_lock(self.folder / f".{what}.lock") if self.folder else contextlib.nullcontext()
 
     def states(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """Those of the frozen model's states that are known, here or to another process by now."""
