@@ -30,12 +30,12 @@ from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
 from rrs_jax.frozen.audio_bank import AudioBank
 from rrs_jax.run import pipeline
-from rrs_jax.run.sweep_cache import Shared
+from rrs_jax.run.sweep_cache import SweepCache
 
 STAGES = ("data", "extract", "train", "export")
 
 
-class OnDevice(Shared):
+class OnDevice(SweepCache):
     """A model that is on the device already, and clocks."""
 
     def __init__(self, model):

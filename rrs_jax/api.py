@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax import equations
 from rrs_jax.distributed.mesh import rows_multiple
 from rrs_jax.frozen.audio_bank import empty_audio_bank, make_audio_bank
 from rrs_jax.frozen.extraction import extract_reps as extract_from_arrays
-from rrs_jax.frozen.extraction import safety_vector
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.processor import Processor
@@ -108,3 +108,18 @@ def make_batch(
 def extract_reps(model: LoadedModel, batch: PreparedBatch) -> jax.Array:
     """(B, D) float32: the final-norm hidden state at each question's last input token (section 3.1)."""
     return extract_from_arrays(model.module, batch.batch, batch.audio_bank)[: batch.rows]
+
+
+def safety_vector(
+    harmful_refusal: jax.Array, benign: jax.Array, head_row: jax.Array, top_m: float | str = 51
+) -> equations.SafetyVector:
+    """The safety vector of representations, equations 9, 5 and 10.
+
+    harmful_refusal (N, D), under the refusal prompt; benign (M, D), under the prompt t; head_row (D,), the refusal
+    token's row of the output head (`LoadedModel.head_row`). `top_m` keeps that many percent of the features, those that
+    contribute most to the refusal token's logit; "positive" keeps all that raise it.
+    Raises UserError for a `top_m` outside 0 to 100.
+    """
+    arrays = (jnp.asarray(array, jnp.float32) for array in (harmful_refusal, benign, head_row))
+    refused, benign, row = arrays
+    return equations.safety_vector(refused, benign, row[None], jnp.zeros(1, jnp.int32), top_m=top_m)

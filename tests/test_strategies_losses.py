@@ -7,8 +7,12 @@ import torch
 
 from helpers.clip_prompts import prompts
 from helpers.dense_step import compare
-from rrs_jax.strategies.rrs import RRS, Hinge
+from rrs_jax.strategies.rrs import RRS
 from rrs_jax.strategies.sft import SFT
+from rrs_jax.strategies.variants.hinge import Hinged
+from rrs_jax.strategies.variants.keep import Kept
+from rrs_jax.strategies.variants.positions import SeveralPositions
+from rrs_jax.strategies.variants.weights import Weighted
 
 TOKENS = (40, 7, 99)  # refusal tokens
 TAILS = [[11, 12], [13], [], [14, 15]]
@@ -33,7 +37,7 @@ def log_odds(logits):
     return torch.log(chance) - torch.log1p(-chance)
 
 
-class DrawsPrompts(RRS):
+class DrawsPrompts(Weighted):
     """As in a step in which the four samples drew these prompts of the pool."""
 
     def examples(self, indices, prompts=None, tails=None):
@@ -48,7 +52,7 @@ def test_kept_samples_have_their_own_state_under_the_prompt_drawn(
     weights, drawn = np.ones((4, 3), np.float32), np.array([1, 2.5, 1, 4], np.float32)
     weights[np.arange(4), [1, 0, 2, 1]] = drawn  # under the prompts that the samples draw
     place = np.array([-1, 0, -1, 1], np.int32)
-    strategy = DrawsPrompts(targets, "sum", kept=kept, kept_place=place, weights=weights)
+    strategy = DrawsPrompts(Kept(RRS(targets), kept, place), weights)
     wanted = torch.tensor(np.stack([targets[0], kept[0, 0], targets[2], kept[1, 1]]), dtype=torch.float64)
 
     def expected(hidden, _):
@@ -64,7 +68,7 @@ def test_hinge(reference, folder, clips, monkeypatch, asked, reduction):
     rows, row_clips = asked
     targets, scale = draw(4, 48), np.array([0, 1.7, 0, 0.6], np.float32)
     for margin, vanishes in ((30.0, False), (-30.0, True)):
-        strategy = RRS(targets, reduction, hinge=Hinge(TOKENS, margin), hinge_scale=scale)
+        strategy = Hinged(RRS(targets, reduction), TOKENS, margin, scale)
         seen = []
 
         def expected(hidden, head, margin=margin, seen=seen):
@@ -91,14 +95,8 @@ def test_several_positions(reference, folder, clips, monkeypatch, asked):
     targets = draw(4, 3, 48)
     real = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]], bool)
     scale = np.array([0, 1.1, 0, 0], np.float32)
-    strategy = RRS(
-        targets,
-        "mean",
-        tails=[[tail] for tail in TAILS],
-        positions=real,
-        hinge=Hinge(TOKENS, 4.0),
-        hinge_scale=scale,
-    )
+    several = SeveralPositions(RRS(targets, "mean"), [[tail] for tail in TAILS], real)
+    strategy = Hinged(several, TOKENS, 4.0, scale)
 
     def expected(hidden, head):
         losses = []

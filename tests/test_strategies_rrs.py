@@ -6,8 +6,8 @@ import torch
 
 from helpers.clip_prompts import prompts
 from helpers.dense_step import HARMFUL, compare
+from rrs_jax import equations
 from rrs_jax.strategies.rrs import RRS
-from rrs_jax.strategies.rrs_targets import targets_of
 
 
 def squared_distances(rows, targets, reduction: str):
@@ -37,7 +37,7 @@ def test_loss_penalty_and_gradients(
     rng = np.random.default_rng(6)
     delta = rng.normal(size=48).astype(np.float32)
     original = rng.normal(size=(4, 48)).astype(np.float32)
-    targets = targets_of(original, HARMFUL, delta)
+    targets = equations.targets(original, HARMFUL, delta)
     for row in range(4):  # equation 12
         np.testing.assert_allclose(
             targets[row], original[row] + delta if HARMFUL[row] else original[row] - delta

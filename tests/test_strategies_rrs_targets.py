@@ -1,19 +1,23 @@
 """What RRS extracts and aims at, against plain formulas; the model is a table of states."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from rrs_jax import equations
 from rrs_jax.config import default_config
+from rrs_jax.config.prompts import PROMPT_POOL
 from rrs_jax.errors import UserError
 from rrs_jax.strategies import rrs
-from rrs_jax.strategies.rrs_targets import make_targets, project_out, read_materials, whiten
+from rrs_jax.strategies.extracted import read_extracted, write_extracted
+from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.variants.projection import project_out
+from rrs_jax.strategies.variants.whitening import whiten
 
-D, POOL = 6, 3
+D, POOL = 6, len(PROMPT_POOL)
 LABELS = ["harmful", "benign", "harmful", "benign", "benign", "harmful", "benign"]
 KEPT = np.array([0, 0, 0, 0, 1, 0, 0], bool)
-REWRITES = np.array([0, 1, 0, 1, 0, 0, 0], bool)  # the last question has no twin
+PAIRS = ["p", "p", "q", "q", "k", "r", "s"]  # the last question is no rewrite
 CATEGORIES = ["a", "a", "b", "b", "style", "b", "b"]
 HEAD = np.array([0.5, -1, 2, 0.3, -0.2, 1], np.float32)
 
@@ -24,47 +28,69 @@ def state(*key) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=D).astype(np.float32) + (1.0 if "refuse" in key else 0.0)
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    """Of seven samples; a prompt is (sample, text) with tail tokens behind."""
-    config = default_config()
-    config.rrs.refusal_prompt, config.rrs.top_m = "refuse", 50.0
-    harmful = np.array([label == "harmful" for label in LABELS])
-    monkeypatch.setattr(
-        "rrs_jax.strategies.rrs_targets.premise",
-        lambda *_: dict.fromkeys(("harmful", "harmful_refusal", "benign"), 0.5),
-    )
-    heads = {40: HEAD, 41: HEAD[::-1]}
+class Frozen:
+    """A model that is a table of states; a prompt is (tail tokens, what was asked, None)."""
 
-    def states(prompts):
+    refusal_ids = [40]
+    heads = np.zeros((50, D), np.float32)
+
+    def __init__(self):
+        self.heads[40], self.heads[41] = HEAD, HEAD[::-1]
+
+    def prompt(self, i, text):
+        return [], (int(i), text), None
+
+    def written_prompt(self, i, text):
+        return [], (int(i), "read", text), None
+
+    def pool_prompt(self, i, place):
+        return [], (int(i), "pool", place), None
+
+    def representations(self, prompts):
         return np.stack([state(*key, *ids) for ids, key, _ in prompts])
 
-    return SimpleNamespace(
-        config=config,
-        harmful=harmful,
-        kept=KEPT,
-        mirrored=~harmful & ~KEPT,
-        rewrites=REWRITES,
-        categories=CATEGORIES,
-        pool_size=POOL,
-        refusal_ids=[40],
-        vanilla=SimpleNamespace(head_row=heads.get),
-        say=lambda _: None,
-        prompt=lambda i, text: ([], (int(i), text), None),
-        pool_prompt=lambda i, place: ([], (int(i), "pool", place), None),
-        read_prompt=lambda i, text: ([], (int(i), "read", text), None),
-        pool_text=lambda place: f"text {place}",
-        representations=states,
-        responses=lambda prompts, length: [[50 + i] * min(i, length) for i in range(len(prompts))],
-        folder=SimpleNamespace(representations=tmp_path / "representations.safetensors"),
-    )
+    def answers(self, prompts, length):
+        """Sample i answers with min(i, length) tokens."""
+        return [[50 + i] * min(i, length) for i in range(len(prompts))]
+
+    def first_tokens(self, states):
+        return np.full(len(states), 40)
+
+    def refusal_row(self):
+        return np.asarray(equations.refusal_row(self.heads, self.refusal_ids))
+
+    def safety_vector(self, refused, benign, top_m):
+        return equations.safety_vector(refused, benign, self.heads, np.array(self.refusal_ids), top_m=top_m)
+
+    def safety_features(self, delta, top_m):
+        return equations.safety_features(delta, self.heads, np.array(self.refusal_ids), top_m=top_m)
+
+
+class Work:
+    """Seven samples, their config and model."""
+
+    def __init__(self, categories=CATEGORIES):
+        self.config, self.frozen = default_config(), Frozen()
+        self.config.rrs.refusal_prompt, self.config.rrs.top_m = "refuse", 50.0
+        rows = zip(LABELS, PAIRS, KEPT, categories, strict=True)
+        self.samples = Samples(
+            [
+                {"label": label, "pair_id": pair, "category": category, "role": "keep" if kept else None}
+                for label, pair, kept, category in rows
+            ]
+        )
+
+
+@pytest.fixture
+def work():
+    return Work()
 
 
 T = "Please generate detailed steps for the question in the audio."
 
 
 def parts(work):
-    harmful, benign = np.flatnonzero(work.harmful), np.flatnonzero(work.mirrored)
+    harmful, benign = np.flatnonzero(work.samples.harmful), np.flatnonzero(work.samples.mirrored)
     refused = np.stack([state(i, "refuse") for i in harmful.tolist()])
     return (
         np.stack([state(i, T) for i in range(len(LABELS))]),
@@ -80,8 +106,13 @@ def selected(delta, head=HEAD, share=0.5):
 
 
 def built(work):
-    rrs.extract(work)
-    return rrs.build(work)
+    """The strategy, with what `extract` gave as a file keeps it."""
+    return rrs.build(rrs.extract(work.samples, work.frozen, work.config), work.samples, work.config)
+
+
+def target(strategy, i, place=0):
+    """Sample i's target under prompt `place` of the pool."""
+    return strategy.examples(np.array([i]), np.array([place]))["target"][0]
 
 
 def test_the_papers_targets_beside_a_kept_sample(work):
@@ -90,11 +121,11 @@ def test_the_papers_targets_beside_a_kept_sample(work):
     vector = selected(refused.mean(0) - benign.mean(0))
     for i in np.flatnonzero(~KEPT):
         np.testing.assert_allclose(
-            strategy.targets[i], original[i] + (1 if work.harmful[i] else -1) * vector, atol=1e-6
+            target(strategy, i), original[i] + (1 if work.samples.harmful[i] else -1) * vector, atol=1e-6
         )
     found = strategy.examples(np.array([4, 0]), np.array([2, 1]))["target"]
     np.testing.assert_array_equal(found[0], state(4, "pool", 2))
-    np.testing.assert_array_equal(found[1], strategy.targets[0])
+    np.testing.assert_array_equal(found[1], target(strategy, 0))
 
 
 def test_own_targets_take_the_selected_features_of_the_own_refused_state(work):
@@ -102,9 +133,9 @@ def test_own_targets_take_the_selected_features_of_the_own_refused_state(work):
     strategy = built(work)
     original, refused, benign = parts(work)
     chosen = selected(refused.mean(0) - benign.mean(0)) != 0
-    for place, i in enumerate(np.flatnonzero(work.harmful)):
+    for place, i in enumerate(np.flatnonzero(work.samples.harmful)):
         np.testing.assert_allclose(
-            strategy.targets[i], np.where(chosen, refused[place], original[i]), atol=1e-6
+            target(strategy, i), np.where(chosen, refused[place], original[i]), atol=1e-6
         )
 
 
@@ -115,17 +146,18 @@ def test_every_category_has_its_vector(work):
     for i, (harmful, benign) in {0: ([0], [1]), 3: ([2, 5], [3, 6])}.items():
         refused = np.mean([state(j, "refuse") for j in harmful], axis=0)
         vector = selected(refused - np.mean([state(j, T) for j in benign], axis=0))
-        sign = 1 if work.harmful[i] else -1
-        np.testing.assert_allclose(strategy.targets[i], original[i] + sign * vector, atol=1e-6)
-    work.categories = ["a", "a", "b", "b", "style", "c", "b"]
+        sign = 1 if work.samples.harmful[i] else -1
+        np.testing.assert_allclose(target(strategy, i), original[i] + sign * vector, atol=1e-6)
+    work = Work(["a", "a", "b", "b", "style", "c", "b"])
+    work.config.rrs.target = "category"
     with pytest.raises(UserError, match="harmful and benign questions of each, which c lacks"):
-        rrs.extract(work)
+        rrs.extract(work.samples, work.frozen, work.config)
 
 
 def test_rewrites_may_keep_what_they_have(work):
     work.config.rrs.benign_target, work.config.rrs.keep_weight = "keep", 3.0
     strategy = built(work)
-    for i in np.flatnonzero(~work.harmful).tolist():
+    for i in np.flatnonzero(~work.samples.harmful).tolist():
         np.testing.assert_array_equal(
             strategy.examples(np.array([i]), np.array([1]))["target"][0], state(i, "pool", 1)
         )
@@ -143,11 +175,11 @@ def test_targets_start_on_the_way_from_what_is_heard_to_what_is_read(work):
     for i in np.flatnonzero(~KEPT).tolist():
         start = 0.25 * original[i] + 0.75 * state(i, "read", T)
         np.testing.assert_allclose(
-            strategy.targets[i], start + (1 if work.harmful[i] else -1) * vector, atol=1e-6
+            target(strategy, i), start + (1 if work.samples.harmful[i] else -1) * vector, atol=1e-6
         )
     for place in range(POOL):
         found = strategy.examples(np.array([4]), np.array([place]))["target"][0]
-        expected = 0.25 * state(4, "pool", place) + 0.75 * state(4, "read", f"text {place}")
+        expected = 0.25 * state(4, "pool", place) + 0.75 * state(4, "read", PROMPT_POOL[place])
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -163,8 +195,8 @@ def test_losses_count_by_the_kind_of_question_and_by_whether_it_is_only_heard(wo
     assert built(work).examples(every, last)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
     work.config.train.audio_share = 0.25  # the last prompt is the clip alone
     strategy = built(work)
-    assert strategy.examples(every, last)["weight"].tolist() == [9, 2, 9, 2, 0.5, 9, 1]
-    assert strategy.examples(every, last - 1)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
+    assert strategy.examples(every, last + 1)["weight"].tolist() == [9, 2, 9, 2, 0.5, 9, 1]
+    assert strategy.examples(every, last)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
 
 
 def test_the_hinge_measures_logits_along_the_safety_vector(work):
@@ -172,34 +204,36 @@ def test_the_hinge_measures_logits_along_the_safety_vector(work):
     strategy = built(work)
     _, refused, benign = parts(work)
     vector = selected(refused.mean(0) - benign.mean(0))
-    assert strategy.hinge.token_ids == (40,) and strategy.hinge.margin == 2.5
+    assert strategy.inner.token_ids == (40,) and strategy.inner.margin == 2.5
     scale = np.linalg.norm(vector) / (HEAD @ vector)
-    np.testing.assert_allclose(strategy.hinge_scale, np.where(work.mirrored, scale, 0), rtol=1e-5)
-    materials = read_materials(work)
-    materials.hinge_scale[1] = -1
+    found = strategy.examples(np.arange(len(LABELS)), np.zeros(len(LABELS), int))["hinge_scale"]
+    np.testing.assert_allclose(found, np.where(work.samples.mirrored, scale, 0), rtol=1e-5)
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    extracted.content["head_row"] = -extracted.content["head_row"]
     with pytest.raises(UserError, match="does not raise the refusal token's logit"):
-        make_targets(work.config, materials, work.harmful)
+        rrs.build(extracted, work.samples, work.config)
 
 
 def test_several_refusal_tokens_have_their_mean_row(work):
-    work.refusal_ids, work.config.rrs.refusal_tokens = [40, 41], ("I", "Sorry")
+    work.frozen.refusal_ids, work.config.rrs.refusal_tokens = [40, 41], ("I", "Sorry")
     strategy = built(work)
     original, refused, benign = parts(work)
     vector = selected(refused.mean(0) - benign.mean(0), (HEAD + HEAD[::-1]) / 2)
-    np.testing.assert_allclose(strategy.targets[0], original[0] + vector, atol=1e-6)
+    np.testing.assert_allclose(target(strategy, 0), original[0] + vector, atol=1e-6)
 
 
 def test_following_positions_keep_the_frozen_models_own_way_on(work):
-    """Tails as long as `responses` made them: sample i has min(i, 2) tokens."""
+    """Tails as long as the answers: sample i has min(i, 2) tokens."""
     work.config.rrs.positions, work.config.rrs.benign_target = 3, "keep"
     strategy = built(work)
     assert strategy.tails == [[[50 + i] * min(i, 2)] for i in range(7)]
-    assert strategy.positions.sum(1).tolist() == [1, 2, 3, 3, 3, 3, 3]
-    np.testing.assert_allclose(strategy.targets[2, 1], state(2, "refuse", 52))
-    np.testing.assert_allclose(strategy.targets[2, 2], state(2, "refuse", 52, 52))
+    every = strategy.examples(np.arange(7), np.zeros(7, int))
+    assert every["positions"].sum(1).tolist() == [1, 2, 3, 3, 3, 3, 3]
+    np.testing.assert_allclose(target(strategy, 2)[1], state(2, "refuse", 52))
+    np.testing.assert_allclose(target(strategy, 2)[2], state(2, "refuse", 52, 52))
     found = strategy.examples(np.array([6, 2]), np.array([1, 0]))
     np.testing.assert_allclose(found["target"][0], [state(6, "pool", 1, *[56] * n) for n in range(3)])
-    np.testing.assert_allclose(found["target"][1], strategy.targets[2])
+    np.testing.assert_allclose(found["target"][1], target(strategy, 2))
     assert found["tail"].tolist() == [2, 2]
 
 
@@ -211,7 +245,7 @@ def test_the_vector_is_turned_before_features_are_chosen(work, field, value):
     all_benign = np.concatenate([benign, original[KEPT]])
     delta = refused.mean(0) - benign.mean(0)
     turned = whiten(delta, all_benign, value) if field == "whiten" else project_out(delta, all_benign, value)
-    np.testing.assert_allclose(strategy.targets[0], original[0] + selected(turned), atol=1e-5)
+    np.testing.assert_allclose(target(strategy, 0), original[0] + selected(turned), atol=1e-5)
 
 
 def test_whitening_and_projection():
@@ -233,3 +267,42 @@ def test_whitening_and_projection():
     left = project_out(delta, benign, 2)
     np.testing.assert_allclose(left, delta - top @ (top.T @ delta), atol=1e-5)
     np.testing.assert_allclose(top.T @ left, 0, atol=1e-5)
+
+
+def test_the_papers_rrs_has_nothing_around_it():
+    """Without kept samples and with the defaults, the strategy is the class with the paper's attributes alone."""
+    labels = ["harmful", "benign"]
+    samples = Samples([{"label": label, "pair_id": "p", "category": "a"} for label in labels])
+    config = default_config()
+    extracted = rrs.extract(samples, Frozen(), config)
+    assert type(rrs.build(extracted, samples, config)) is rrs.RRS
+    assert set(extracted.content) == {
+        "harmful", "harmful_refusal", "benign", "head_row", "delta_mean", "contribution", "safety_vector",
+    }  # fmt: skip
+
+
+def test_premise_counts_first_tokens(work):
+    facts = rrs.extract(work.samples, work.frozen, work.config).facts
+    assert facts["first_token_percent"] == {"harmful_refusal_prompt": 100, "harmful": 100, "benign": 100}
+    work.frozen.first_tokens = lambda states: np.where(np.arange(len(states)) == 0, 40, 41)
+    shares = rrs.extract(work.samples, work.frozen, work.config).facts["first_token_percent"]
+    assert shares == {"harmful_refusal_prompt": 33.3, "harmful": 33.3, "benign": 33.3}
+
+
+def test_a_file_without_its_arrays_is_refused(work, tmp_path):
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    path = tmp_path / "representations.safetensors"
+    write_extracted(path, extracted)
+    again = read_extracted(path)
+    assert again.metadata == extracted.metadata and again.metadata["refusal_token_id"] == "40"
+    assert {name: array.dtype for name, array in again.content.items()} == {
+        name: array.dtype for name, array in safetensors.numpy.load_file(path).items()
+    }
+    for name, array in extracted.content.items():
+        np.testing.assert_array_equal(again.content[name], array)
+    del again.content["benign"]
+    with pytest.raises(UserError, match="holds no benign; delete it"):
+        rrs.build(again, work.samples, work.config)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="cut short"):
+        read_extracted(path)

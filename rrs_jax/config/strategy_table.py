@@ -11,7 +11,8 @@ class Entry:
 
     Attributes:
       what: its description in the list of fields.
-      module: its file in `rrs_jax.strategies`; None for the untrained model.
+      module: its module in `rrs_jax.strategies`; None for the vanilla model.
+      file: the file in the run folder that keeps what it takes from the frozen model; None for nothing.
       data: its training questions, one of `DATA`.
       trains: it trains adapters.
       extracts: it computes something with the frozen model before training.
@@ -20,6 +21,7 @@ class Entry:
 
     what: str
     module: str | None
+    file: str | None = None
     data: str = "mirror"
     trains: bool = True
     extracts: bool = True
@@ -42,17 +44,21 @@ PLUS: dict[str, object] = {
 # A training set of section 5.1 and the field that names a manifest of it.
 DATA = {"mirror": "data.manifest", "basic": "data.basic_manifest", "parallel": "data.parallel_manifest"}
 
+SFT, REPRESENTATIONS, STEERING = "sft_targets.jsonl", "representations.safetensors", "steering.safetensors"
+
 STRATEGY_TABLE = {
     "vanilla": Entry("the model as it is", None, trains=False, extracts=False),
-    "sft_full": Entry("cross-entropy on whole responses, on Basic", "sft_full", "basic"),
-    "sft_shallow_mirror": Entry("cross-entropy on the first token", "sft_shallow"),
-    "sft_shallow_parallel": Entry("the same on Parallel", "sft_shallow", "parallel"),
-    "sft_deep": Entry("refusals also behind a prefill (Qi et al. 2025)", "sft_deep"),
-    "rrs": Entry("reshapes the representation space (section 4)", "rrs"),
-    "rrs_plus": Entry("rrs with the values of PLUS in fields that are not given", "rrs", preset=PLUS),
+    "sft_full": Entry("cross-entropy on whole responses, on Basic", "sft_full", SFT, data="basic"),
+    "sft_shallow_mirror": Entry("cross-entropy on the first token", "sft_shallow", SFT),
+    "sft_shallow_parallel": Entry("the same on Parallel", "sft_shallow", SFT, data="parallel"),
+    "sft_deep": Entry("refusals also behind a prefill (Qi et al. 2025)", "sft_deep", SFT),
+    "rrs": Entry("reshapes the representation space (section 4)", "rrs", REPRESENTATIONS),
+    "rrs_plus": Entry(
+        "rrs with the values of PLUS in fields that are not given", "rrs", REPRESENTATIONS, preset=PLUS
+    ),
     "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rivals.rerouting"),
-    "steering": Entry("a refusal vector added at inference", "rivals.steering", trains=False),
-    "steering_conditional": Entry("the same where a probe fires", "rivals.steering", trains=False),
+    "steering": Entry("a refusal vector added at inference", "rivals.steering", STEERING, trains=False),
+    "steering_conditional": Entry("the same where a probe fires", "rivals.steering", STEERING, trains=False),
     "system_prompt": Entry(
         "a system prompt that asks for safety", "rivals.system_prompt", trains=False, extracts=False
     ),

@@ -168,6 +168,10 @@ class TrainConfig:
         values["optimiser"]["clip_norm"] = self.optimiser.clip_norm or 0.0  # as checkpoints name no clipping
         return values
 
+    def total_steps(self, samples: int) -> int:
+        """Number of updates of the whole training."""
+        return self.steps_per_epoch(samples) * self.epochs
+
     def steps_per_epoch(self, samples: int) -> int:
         """Returns the number of updates in which so many samples are seen once."""
         micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))

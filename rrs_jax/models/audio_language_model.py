@@ -132,6 +132,9 @@ class AudioLanguageModel(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.language_model.logits(hidden)
 
+    def output_head(self) -> jax.Array:
+        return self.language_model.output_head()
+
     def head_row(self, token_id: int) -> jax.Array:
         return self.language_model.head_row(token_id)
 

@@ -254,15 +254,18 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) normed states to float32 (..., V)."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        head = self.output_head()
         return jnp.einsum(
-            "...D,VD->...V", hidden.astype(head.dtype), head[...], preferred_element_type=jnp.float32
+            "...D,VD->...V", hidden.astype(head.dtype), head, preferred_element_type=jnp.float32
         )
 
     def head_row(self, token_id: int) -> jax.Array:
         """The head's weights (D,), float32, for one token: w_40 of equation 1 for "I"."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return head[...][token_id].astype(jnp.float32)
+        return self.output_head()[token_id].astype(jnp.float32)
+
+    def output_head(self) -> jax.Array:
+        """Weights of the output head, (V, D): `lm_head`, or the embeddings where they are tied."""
+        return (self.embed_tokens if self.lm_head is None else self.lm_head)[...]
 
     def _angles(self, positions: jax.Array, prompt_lengths: jax.Array):
         """What `DecoderLayer.queries` and `keys_values` rotate by at positions (B, T) or (1, T) of rows whose

@@ -84,6 +84,11 @@ class LoRA(nnx.Module):
     def pair(self, target: str) -> LoRAPair | None:
         return getattr(self, target, None)
 
+    def pairs(self) -> list[tuple[jax.Array, jax.Array, float]]:
+        """A (L, in, R), B (L, R, out) and scale of every target."""
+        found = [self.pair(target) for target in self.config.targets]
+        return [(pair.lora_a[...], pair.lora_b[...], pair.scale) for pair in found]
+
     def packed(
         self, dtype, released: dict[str, tuple[str, int | None]], *, all_layers: bool = False
     ) -> Adapters:

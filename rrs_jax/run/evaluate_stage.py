@@ -23,30 +23,30 @@ from rrs_jax.evaluate.run import evaluate_model
 from rrs_jax.evaluate.settings import setting_rows
 from rrs_jax.files import content_hash, read_json, write_json
 from rrs_jax.inputs.audio import check_audios
-from rrs_jax.run.context import Session
+from rrs_jax.run.context import RunContext
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.run.recorded_epochs import evaluated_epochs
-from rrs_jax.strategies.served import Serving
+from rrs_jax.strategies.served import Served
 
 SAMPLING = ("max_new_tokens", "greedy", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
-def evaluate_stage(session: Session, served: Callable[[Session], Serving]) -> dict:
+def evaluate_stage(context: RunContext, serve: Callable[[RunContext], Served]) -> dict:
     """Evaluates the model before and after training on the same questions, prompts and random numbers.
 
-    `served` returns what answers for the run's strategy. Of several processes the first one does everything
+    `serve` returns what answers for the run's strategy. Of several processes the first one does everything
     except computing answers, in which all take part.
     """
-    local = LocalEngine(session, served)
-    return local.lead.run(lambda: _evaluate(session, local))
+    local = LocalEngine(context, serve)
+    return local.lead.run(lambda: _evaluate(context, local))
 
 
-def _evaluate(session: Session, local: LocalEngine) -> dict:
-    config = session.config
+def _evaluate(context: RunContext, local: LocalEngine) -> dict:
+    config = context.config
     trained = config.strategy != "vanilla"
     for place, setting in enumerate(config.evaluate.setting):
         # AIR-Bench and the epochs between know no settings: they come with the first one.
-        evaluation = Evaluation(session, local, setting, with_air_bench=place == 0)
+        evaluation = Evaluation(context, local, setting, with_air_bench=place == 0)
         vanilla = evaluation.vanilla() if config.evaluate.vanilla or not trained else None
         for epoch in evaluated_epochs(config) if place == 0 else ():
             evaluation.epoch(epoch, vanilla)
@@ -61,14 +61,14 @@ class Evaluation:
     `with_air_bench`: AIR-Bench is asked too, where the config names its folder.
     """
 
-    def __init__(self, session: Session, local: LocalEngine, setting: str, with_air_bench: bool):
-        self.session, self.local, self.config, self.setting = session, local, session.config, setting
+    def __init__(self, context: RunContext, local: LocalEngine, setting: str, with_air_bench: bool):
+        self.context, self.local, self.config, self.setting = context, local, context.config, setting
         config = self.config.evaluate
         parts = [question_sets_name(config.questions), setting if setting != "spoken" else ""]
         self.suffix = "".join(f"-{part}" for part in parts if part)  # of the folders in RUN/eval
         self.questions = self._questions()
         self.plan = EvaluationPlan(
-            modes=config.modes if self.config.endpoint.url else session.modes,
+            modes=config.modes if self.config.endpoint.url else context.modes(),
             samples=config.samples,
             text_only_variant=config.text_only_variant,
             over_refusal_modes=config.over_refusal_modes,
@@ -82,7 +82,7 @@ class Evaluation:
         Of a sweep's runs, one evaluates it and the others copy its files.
         """
         engine, target = self._engine("vanilla", VANILLA), self._target("vanilla")
-        shared, key = self.session.shared, self._key(engine)
+        shared, key = self.context.cache, self._key(engine)
         with shared.alone(f"vanilla-{key}"):
             shared.borrow(key, target.path)
             summary = self._evaluate(engine, target)
@@ -106,7 +106,7 @@ class Evaluation:
         self._ask_air_bench(engine, strategy)
 
     def _target(self, name: str, below: Path = Path(".")) -> Target:
-        return Target(self.session.folder.evaluations / below, name + self.suffix, strategy=name)
+        return Target(self.context.folder.evaluations / below, name + self.suffix, strategy=name)
 
     def _evaluate(self, engine: Engine, target: Target, vanilla: dict | None = None) -> dict:
         engine = replace(engine, made_by=self._made_by(engine))
@@ -170,7 +170,7 @@ class Evaluation:
         return Engine(generate, server.model, made_by, write_every=0.0)  # its answers may cost money
 
     def _trained_adapter(self) -> str | None:
-        mark = self.session.folder.path / ".done" / "train.json"
+        mark = self.context.folder.path / ".done" / "train.json"
         return read_json(mark).get("adapter") if mark.is_file() else None
 
     def _air_bench_items(self) -> list[dict] | None:
@@ -184,20 +184,20 @@ class Evaluation:
     def _ask_air_bench(self, engine: Engine, name: str) -> None:
         if self.air_bench_items is not None:
             judge = Endpoint(EndpointConfig.from_group(self.config.judge), reply_cache())
-            air_bench(engine, self.air_bench_items, judge, Target(self.session.folder.evaluations, name))
+            air_bench(engine, self.air_bench_items, judge, Target(self.context.folder.evaluations, name))
 
     def _questions(self) -> Questions:
         """The questions, spoken, with the setting's clips."""
-        session, data = self.session, self.config.data
+        context, data = self.context, self.config.data
         if self.config.evaluate.questions:
             rows, folder = self._published_rows(), Path(".")
         else:
-            rows, folder = session.evaluation_rows, session.folder.evaluation_manifest.parent
+            rows, folder = context.read_evaluation_rows(), context.folder.evaluation_manifest.parent
         rows = setting_rows(
             self.setting,
             rows,
             folder,
-            session.folder.path / "data" / self.setting,
+            context.folder.path / "data" / self.setting,
             voices=self._setting_voices(),
             seed=data.seed,
             max_cost_usd=data.max_cost_usd,

@@ -19,10 +19,10 @@ from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank, make_audio_ba
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import EncodedPrompt
-from rrs_jax.run.context import Session, lora_config, with_lora
+from rrs_jax.run.context import RunContext
 from rrs_jax.run.lower_layers import answers_alike, shared_layers
 from rrs_jax.run.recorded_epochs import adapter_hash, model_after
-from rrs_jax.strategies.served import Serving
+from rrs_jax.strategies.served import Served
 
 VANILLA, TUNED = "vanilla", "tuned"
 
@@ -30,16 +30,16 @@ VANILLA, TUNED = "vanilla", "tuned"
 class LocalEngine:
     """Models by name: VANILLA, TUNED, or the number of epochs after which it stood.
 
-    served: gives what answers for the run's strategy.
+    serve: gives what answers for the run's strategy.
     """
 
-    def __init__(self, session: Session, served: Callable[[Session], Serving]):
-        self.session, self.config, self.served = session, session.config, served
-        self.servings: dict[str, Serving] = {}
+    def __init__(self, context: RunContext, serve: Callable[[RunContext], Served]):
+        self.context, self.config, self.serve = context, context.config, serve
+        self.served_models: dict[str, Served] = {}
         self.prefix_states: tuple[tuple[str, ...], PrefixStates | None] | None = None  # with its bank's clips
         # A sweep's vanilla model answers once for all runs, whatever they train.
-        self.alike = answers_alike(session.config) and session.shared.folder is None
-        self.shared_layers = shared_layers(session.config) if self.alike and not processes.several() else 0
+        self.alike = answers_alike(context.config) and context.cache.folder is None
+        self.shared_layers = shared_layers(context.config) if self.alike and not processes.several() else 0
         self.lead = processes.Lead(
             {"serve": self._serve, "answer": self._answer, "answer_texts": self._answer_texts}
         )
@@ -49,7 +49,7 @@ class LocalEngine:
         self.lead.call("serve", which)
         return {
             "model": self.config.model.path,
-            **self.servings[which].made_by,
+            **self.served_models[which].made_by,
             "sampling": vars(self._sampling()),
             "cache_dtype": self.config.generate.cache_dtype,
             "seed": self.config.seed,
@@ -68,44 +68,43 @@ class LocalEngine:
         self.lead.call("answer_texts", [list(prompt) for prompt in prompts], on_answer=on_answer)
 
     def _serve(self, which: str) -> None:
-        if which in self.servings:
+        if which in self.served_models:
             return
         if which == VANILLA:
-            self.servings[which] = Serving([self._vanilla()], {"adapter": None})
+            self.served_models[which] = Served([self._vanilla()], {"adapter": None})
         elif which == TUNED:
-            self.servings[which] = self.served(self.session)
+            self.served_models[which] = self.serve(self.context)
         else:
             with processes.in_step():
-                model = model_after(self.session, int(which))
-            self.servings[which] = Serving([model], {"adapter": adapter_hash(model)})
+                model = model_after(self.context, int(which))
+            self.served_models[which] = Served([model], {"adapter": adapter_hash(model)})
 
     def _vanilla(self) -> nnx.Module:
         """With adapters at their start, which change nothing, where the trained model answers too: what is
         compiled for one then serves the other."""
-        session = self.session
-        if not self.alike:
-            return session.vanilla
-        return with_lora(session.vanilla, lora_config(self.config), session.mesh, self.config.seed)
+        return self.context.start_adapters() if self.alike else self.context.load_model()
 
     def _answer(
         self, which: str, asked: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None
     ) -> None:
         """asked: of each request its key, text and clip."""
-        session, serving = self.session, self.servings[which]
+        context, served = self.context, self.served_models[which]
         bank, clip_of = self._bank([audio for _, _, audio in asked if audio is not None])
         prompts = []
         for i, (key, text, audio) in enumerate(asked):
             clips = [] if audio is None else [clip_of[audio]]
             seed = int(content_hash(self.config.seed, list(key))[:8], 16)
-            prompts.append(Prompt(key=i, row=session.encode(bank, clips, text, serving.system), seed=seed))
-        decode = session.processor.decode
+            prompts.append(
+                Prompt(key=i, row=context.encode_prompt(bank, clips, text, served.system), seed=seed)
+            )
+        decode = context.load_processor().decode
         prefix_states = self._prefix_states(which, [prompt.row for prompt in prompts], bank)
         chosen = (
-            serving.choose([prompt.row for prompt in prompts], bank.array)
-            if serving.choose
+            served.choose([prompt.row for prompt in prompts], bank.array)
+            if served.choose
             else np.zeros(len(prompts))
         )
-        for place, model in enumerate(serving.models):
+        for place, model in enumerate(served.models):
             own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
             generator = self._generator(model, self._sampling())
             generator.generate(own, bank.array, lambda i, tokens: on_answer(i, decode(tokens)), prefix_states)
@@ -119,7 +118,7 @@ class LocalEngine:
             self.prefix_states = None  # two at once may not fit
             self.prefix_states = (
                 bank.prints,
-                self.session.make_prefix_states(self.shared_layers, rows, bank, keys_values=True),
+                self.context.make_prefix_states(self.shared_layers, rows, bank, keys_values=True),
             )
         clips, prefix_states = self.prefix_states or (None, None)
         return prefix_states if clips == bank.prints else None
@@ -127,19 +126,19 @@ class LocalEngine:
     def _answer_texts(
         self, prompts: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None
     ) -> None:
-        session = self.session
-        generator = self._generator(session.vanilla, self._sampling(greedy=True, max_new_tokens=64))
-        encode, decode = session.processor.encode, session.processor.decode
+        context = self.context
+        generator = self._generator(context.load_model(), self._sampling(greedy=True, max_new_tokens=64))
+        encode, decode = context.load_processor().encode, context.load_processor().decode
         asked = [
             Prompt(key=i, row=(encode(text, (), system), [], [])) for i, (system, text) in enumerate(prompts)
         ]
-        bank = empty_audio_bank(session.vanilla)
+        bank = empty_audio_bank(context.load_model())
         generator.generate(asked, bank.array, lambda i, tokens: on_answer(i, decode(tokens)))
 
     def _sampling(self, **changes) -> SamplingConfig:
         values = self.config.generate
         return SamplingConfig.from_generation_config(
-            self.session.processor.generation,
+            self.context.load_processor().generation,
             **{
                 "greedy": values.greedy,
                 "max_new_tokens": values.max_new_tokens,
@@ -152,21 +151,22 @@ class LocalEngine:
         )
 
     def _generator(self, model: nnx.Module, sampling: SamplingConfig) -> Generator:
-        config, eos = self.config.generate, self.session.processor.eos_token_ids
-        return self.session.shared.generator(model, sampling, eos, config.batch_size, config.cache_dtype)
+        config, eos = self.config.generate, self.context.load_processor().eos_token_ids
+        return self.context.cache.generator(model, sampling, eos, config.batch_size, config.cache_dtype)
 
     def _bank(self, clips: Sequence[str]) -> tuple[AudioBank, dict[str, int]]:
         """Embeddings of these clips, and which one is whose: the run's own where they are its evaluation
         manifest's."""
-        session = self.session
+        context = self.context
         if not clips:
-            return empty_audio_bank(session.vanilla), {}
+            return empty_audio_bank(context.load_model()), {}
         if not self.config.evaluate.questions:
             own = [
-                str(path) for path in audio_paths(session.folder.evaluation_manifest, session.evaluation_rows)
+                str(path)
+                for path in audio_paths(context.folder.evaluation_manifest, context.read_evaluation_rows())
             ]
             if set(clips) <= set(own):
-                return session.evaluation_bank, {path: i for i, path in enumerate(own)}
+                return context.encode_clips("evaluation"), {path: i for i, path in enumerate(own)}
         different = list(dict.fromkeys(clips))
         with processes.in_step():
             if missing := [path for path in different if not Path(path).is_file()]:
@@ -175,8 +175,8 @@ class LocalEngine:
                     " all hosts see it."
                 )
         bank = make_audio_bank(
-            session.vanilla,
-            session.processor.mel,
+            context.load_model(),
+            context.load_processor().mel,
             [Path(path) for path in different],
             batch_size=self.config.extract.batch_size,
         )

@@ -27,7 +27,7 @@ from rrs_jax.inputs.batching import bucket_lengths
 from rrs_jax.models.flops import decoder_flops, program_price
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress, say
-from rrs_jax.run.context import Session, lora_config, with_lora
+from rrs_jax.run.context import RunContext
 from rrs_jax.train.checkpoints import named_leaves
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
@@ -49,28 +49,28 @@ def evaluated_epochs(config: ConfigDict) -> list[int]:
     return sorted({int(epoch) for epoch in config.evaluate.epochs} - {config.train.epochs})
 
 
-def keep_adapter(session: Session, epoch: int, lora: nnx.State) -> None:
+def keep_adapter(context: RunContext, epoch: int, lora: nnx.State) -> None:
     """Writes the adapters after an epoch where one of the two lists has it."""
-    if epoch in {*recorded_epochs(session.config), *evaluated_epochs(session.config)}:
+    if epoch in {*recorded_epochs(context.config), *evaluated_epochs(context.config)}:
         arrays = {name: np.asarray(array) for name, array in jax.device_get(named_leaves(lora)).items()}
-        with atomic_path(_adapter_file(session, epoch)) as temporary:
+        with atomic_path(_adapter_file(context, epoch)) as temporary:
             save_file(temporary, arrays, {"epoch": str(epoch)})
 
 
-def model_after(session: Session, epoch: int) -> nnx.Module:
+def model_after(context: RunContext, epoch: int) -> nnx.Module:
     """A model of its own that shares the frozen arrays. Raises UserError where the adapters were not kept."""
     if epoch == 0:
-        return session.vanilla
-    path = _adapter_file(session, epoch)
+        return context.load_model()
+    path = _adapter_file(context, epoch)
     if not path.is_file():
-        kept = sorted(int(found.parent.name) for found in session.folder.epochs.glob("*/adapter.safetensors"))
+        kept = sorted(int(found.parent.name) for found in context.folder.epochs.glob("*/adapter.safetensors"))
         raise UserError(
             f"evaluate.epochs: the adapters after epoch {epoch} were not kept; choose among those that were"
             f" ({', '.join(map(str, kept)) or 'none'}), or train in another --config.run_dir with"
             f" evaluate.epochs={epoch}."
         )
     entries, _ = read_header(path)
-    model = with_lora(session.vanilla, lora_config(session.config), session.mesh, session.config.seed)
+    model = context.start_adapters()
     state = nnx.state(model, LoRAParam)
     leaves = [
         put(np.array(entries[name].array()), leaf.sharding) for name, leaf in named_leaves(state).items()
@@ -79,19 +79,20 @@ def model_after(session: Session, epoch: int) -> nnx.Module:
     return model
 
 
-def adapter_hash(model: nnx.Module) -> str:
-    leaves = fetch([leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam))])
+def adapter_hash(adapters: nnx.Module | nnx.State) -> str:
+    """Hash of the adapters' arrays, of a model or by themselves."""
+    leaves = fetch([leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(adapters, LoRAParam))])
     return content_hash(*(leaf.tobytes() for leaf in leaves))
 
 
-def record_representations(session: Session) -> None:
+def record_representations(context: RunContext) -> None:
     """Writes the states of the epochs that have none yet. One that was asked for only after the training had
     passed it is told and left out."""
-    epochs = recorded_epochs(session.config)
+    epochs = recorded_epochs(context.config)
     missing = processes.by_first(
-        lambda: [epoch for epoch in epochs if not _states_file(session, epoch).is_file()]
+        lambda: [epoch for epoch in epochs if not _states_file(context, epoch).is_file()]
     )
-    kept = processes.by_first(lambda: [epoch for epoch in missing if _adapter_file(session, epoch).is_file()])
+    kept = processes.by_first(lambda: [epoch for epoch in missing if _adapter_file(context, epoch).is_file()])
     for epoch in missing:
         if epoch and epoch not in kept:
             say(
@@ -99,22 +100,22 @@ def record_representations(session: Session) -> None:
                 " without it"
             )
             continue
-        _record(session, epoch)
+        _record(context, epoch)
 
 
-def _record(session: Session, epoch: int) -> None:
-    rows, bank = session.evaluation_rows, session.evaluation_bank
-    prompts = [session.encode(bank, [i], PROMPT_T) for i in range(len(rows))]
+def _record(context: RunContext, epoch: int) -> None:
+    rows, bank = context.read_evaluation_rows(), context.encode_clips("evaluation")
+    prompts = [context.encode_prompt(bank, [i], PROMPT_T) for i in range(len(rows))]
     lengths = [len(ids) for ids, _, _ in prompts]
-    price = program_price(decoder_flops(session.vanilla.config.text), session.mesh.size)
+    price = program_price(decoder_flops(context.load_model().config.text), context.mesh.size)
     with Progress(len(prompts), f"representations after epoch {epoch}", "prompts") as progress:
         states = extract_all(
-            model_after(session, epoch),
+            model_after(context, epoch),
             prompts,
             bank.array,
-            batch_size=session.config.extract.batch_size,
+            batch_size=context.config.extract.batch_size,
             buckets=bucket_lengths(lengths, price=price),
-            mesh=session.mesh,
+            mesh=context.mesh,
             progress=progress,
         )
     metadata = {"epoch": str(epoch), "prompt": PROMPT_T} | {
@@ -127,13 +128,13 @@ def _record(session: Session, epoch: int) -> None:
         )
     }
     limit = np.finfo(np.float16).max
-    with atomic_path(_states_file(session, epoch)) as temporary:
+    with atomic_path(_states_file(context, epoch)) as temporary:
         save_file(temporary, {"states": np.clip(states, -limit, limit).astype(np.float16)}, metadata)
 
 
-def _adapter_file(session: Session, epoch: int) -> Path:
-    return session.folder.epochs / str(epoch) / "adapter.safetensors"
+def _adapter_file(context: RunContext, epoch: int) -> Path:
+    return context.folder.epochs / str(epoch) / "adapter.safetensors"
 
 
-def _states_file(session: Session, epoch: int) -> Path:
-    return session.folder.epochs / str(epoch) / "representations.safetensors"
+def _states_file(context: RunContext, epoch: int) -> Path:
+    return context.folder.epochs / str(epoch) / "representations.safetensors"

@@ -118,9 +118,9 @@ def run_sweep(
 def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> dict[str, str]:
     """What went wrong, by run."""
     from rrs_jax.run import pipeline
-    from rrs_jax.run.sweep_cache import Shared
+    from rrs_jax.run.sweep_cache import SweepCache
 
-    shared = Shared(folder / "shared")
+    shared = SweepCache(folder / "shared")
     for name, run in _data_runs(chosen).items():
         if "data" in asked[name]:
             pipeline.run(run, ("data",), shared)

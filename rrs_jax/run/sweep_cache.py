@@ -23,7 +23,7 @@ from rrs_jax.weights.safetensors_io import read_header, save_file
 LENT = ("responses.jsonl", "responses.meta.json")
 
 
-class Shared:
+class SweepCache:
     """The loaded model, encoded clips, compiled functions, the frozen model's states and answers.
 
     folder: where states, clips and answers also lie on disk, for other processes of the sweep; None for
@@ -36,7 +36,7 @@ class Shared:
         self.steps: dict = {}  # compiled training steps, see `rrs_jax.train.loop.train`
         self.encoded: dict[
             tuple, list[int]
-        ] = {}  # prompts' token ids, see `rrs_jax.run.context.Session.encode`
+        ] = {}  # prompts' token ids, see `rrs_jax.run.context.RunContext.encode_prompt`
         self._models: dict = {}
         self._processors: dict = {}
         self._banks: dict = {}

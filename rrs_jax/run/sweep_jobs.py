@@ -186,9 +186,9 @@ def work(line: Connection, data_runs: list[dict], log: str) -> None:
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         _write_to(Path(log))
         from rrs_jax.run import pipeline
-        from rrs_jax.run.sweep_cache import Shared
+        from rrs_jax.run.sweep_cache import SweepCache
 
-        shared = Shared(Path(log).parent)
+        shared = SweepCache(Path(log).parent)
         while True:
             name, values, stages = line.recv()
             try:

@@ -1,55 +1,36 @@
-"""Reshaping the representation space (section 4.2 of the paper), and what was added to it
-(docs/strategies.md)."""
+"""Reshaping the representation space (section 4 of the paper). What it can be given beyond: `variants/`."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rrs_jax import equations
+from rrs_jax.config.prompts import PROMPT_T
+from rrs_jax.errors import UserError
 from rrs_jax.models.batch import Batch
-from rrs_jax.strategies.rrs_targets import extract, make_targets, read_materials
+from rrs_jax.progress import say
+from rrs_jax.strategies.extracted import Extracted
+from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.variants import Materials, chosen_variants
 
-__all__ = ["RRS", "Hinge", "build", "extract"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Hinge:
-    """Log-odds of the refusal tokens, as the first ones of the answer, above which a hinged sample is
-    pulled."""
-
-    token_ids: tuple[int, ...]
-    margin: float
+REQUIRED = ("harmful", "harmful_refusal", "benign", "safety_vector")
 
 
 @dataclasses.dataclass(frozen=True)
 class RRS:
-    """Squared distance of each representation to its frozen target.
+    """Squared distance of each representation to its frozen target: the data term of L(θ).
 
     Attributes:
-      targets: float32 (N, D), one row a sample; (N, K, D) for K positions, the first of them the prompt's
-        last.
-      reduction: `sum` over features, as the equation is written, or `mean`. Positions are averaged.
-      kept: float32 (M, prompts, D) or (M, prompts, K, D), what the frozen model has under each prompt of the
-        pool.
-      kept_place: int32 (N,), a sample's place in `kept`, which then is its target; -1 for one of `targets`.
-      weights: float32 (N, prompts), factors of the samples' losses under each prompt of the pool.
-      tails, positions: token ids behind the prompts, and bool (N, K) which positions a sample has.
-      hinge, hinge_scale: where `hinge_scale` (N,) is above 0, the first position's distance is
-        `hinge_distance`.
+      targets: equation 12, float32 (N, D), one row a sample.
+      reduction: "sum" over features, as the equation is printed, or "mean".
     """
 
     targets: np.ndarray
     reduction: str = "sum"
-    kept: np.ndarray | None = None
-    kept_place: np.ndarray | None = None
-    weights: np.ndarray | None = None
-    tails: Sequence[Sequence[Sequence[int]]] | None = None
-    positions: np.ndarray | None = None
-    hinge: Hinge | None = None
-    hinge_scale: np.ndarray | None = None
+    tails: None = None
 
     def __post_init__(self):
         if self.reduction not in ("sum", "mean"):
@@ -57,26 +38,12 @@ class RRS:
 
     @property
     def static(self) -> tuple:
-        places = None if self.positions is None else self.positions.shape[1]
-        return self.reduction, places, self.weights is not None, self.hinge
+        return (self.reduction,)
 
     def examples(
         self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None
     ) -> dict:
-        target = self.targets[indices]
-        if self.kept is not None:
-            place = self.kept_place[indices]
-            chosen = (place >= 0).reshape(-1, *[1] * (target.ndim - 1))
-            target = np.where(chosen, self.kept[place, prompts], target)
-        found = {"target": target}
-        if self.positions is not None:
-            found["positions"] = self.positions[indices]
-            found["tail"] = np.array([len(self.tails[i][0]) for i in indices], np.int32)
-        if self.weights is not None:
-            found["weight"] = self.weights[indices, prompts]
-        if self.hinge is not None:
-            found["hinge_scale"] = self.hinge_scale[indices]
-        return found
+        return {"target": self.targets[indices]}
 
     def row_losses(
         self,
@@ -87,71 +54,108 @@ class RRS:
         *,
         remat: str = "none",
     ) -> jax.Array:
-        reduce = jnp.sum if self.reduction == "sum" else jnp.mean
-        if self.positions is None:
-            states = model.representations(batch, audio_bank, remat=remat)
-        else:
-            first = batch.lengths - 1 - examples["tail"]
-            at = first[:, None] + jnp.arange(self.positions.shape[1])
-            states = model.states_at(
-                batch, audio_bank, jnp.minimum(at, batch.lengths[:, None] - 1), remat=remat
-            )
-        distance = states - examples["target"]
-        losses = reduce(distance * distance, axis=-1)
-        if self.hinge is not None:
-            several = self.positions is not None
-            pull = self._hinge_distance(model, states[:, 0] if several else states, examples["hinge_scale"])
-            hinged = examples["hinge_scale"] > 0
-            first = jnp.where(hinged, pull, losses[:, 0] if several else losses)
-            losses = losses.at[:, 0].set(first) if several else first
-        if self.positions is not None:
-            real = examples["positions"].astype(jnp.float32)
-            losses = jnp.sum(losses * real, axis=1) / real.sum(axis=1)
-        return losses * examples["weight"] if self.weights is not None else losses
+        return self.distances(self.states(model, batch, audio_bank, examples, remat), examples)
 
-    def _hinge_distance(self, model: nnx.Module, states: jax.Array, scale: jax.Array) -> jax.Array:
-        """Squared distance, along the safety vector and to first order, to where the tokens' log-odds are
-        -margin; 0 beyond. `scale` (B,) is the vector's length over the change of logit that the whole vector
-        makes."""
-        logits = model.logits(states)
-        ids = jnp.asarray(self.hinge.token_ids)
-        refusing = jax.nn.logsumexp(logits[:, ids], axis=-1)
-        answering = jax.nn.logsumexp(logits.at[:, ids].set(-jnp.inf), axis=-1)
-        excess = jax.nn.relu(refusing - answering + self.hinge.margin) * scale
-        return excess**2 / (1 if self.reduction == "sum" else states.shape[-1])
+    def states(
+        self, model, batch: Batch, audio_bank, examples: dict[str, jax.Array], remat: str
+    ) -> jax.Array:
+        """V^pred of equation 11, (B, D)."""
+        return model.representations(batch, audio_bank, remat=remat)
+
+    def distances(self, states: jax.Array, examples: dict[str, jax.Array]) -> jax.Array:
+        """The data term's summands, (B,)."""
+        return equations.squared_distance(states, examples["target"], self.reduction)
 
 
-def make_weights(work) -> np.ndarray:
-    """float32 (N, prompts): what a sample's loss counts under each prompt of the pool."""
-    rrs = work.config.rrs
-    weights = np.ones((len(work.harmful), work.pool_size), np.float32)
-    weights[work.kept] = rrs.keep_weight
-    weights[work.harmful] = rrs.harmful_weight
-    weights[work.rewrites] = rrs.rewrite_weight
-    if (
-        work.config.train.audio_share and rrs.harmful_audio_weight is not None
-    ):  # the last prompt is the clip alone
-        weights[work.harmful, -1] = rrs.harmful_audio_weight
-    return weights
+def extract(samples: Samples, frozen, config) -> Extracted:
+    """Representations and safety vector, equations 6 to 10, and whether the method's premise holds."""
+    rrs, variants = config.rrs, chosen_variants(samples, config)
+    harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(samples.mirrored)
+    asked = [(harmful, PROMPT_T), (harmful, rrs.refusal_prompt), (benign, PROMPT_T)]  # equations 6, 8, 7
+    prompts = [[frozen.prompt(i, text) for i in indices] for indices, text in asked]
+    prompts += [variant.prompts(frozen) for variant in variants]
+    states = frozen.representations([prompt for part in prompts for prompt in part])
+    parts = np.split(states, np.cumsum([len(part) for part in prompts])[:-1])
+    arrays = dict(zip(("harmful", "harmful_refusal", "benign"), parts[:3], strict=True))
+    arrays["head_row"] = frozen.refusal_row()
+    for variant, own in zip(variants, parts[3:], strict=True):
+        arrays |= variant.arrays(own, arrays)
+
+    def find_vector(refused: np.ndarray, benign: np.ndarray) -> equations.SafetyVector:
+        """Equations 9, 5 and 10; a variant may turn the mean change before features are selected."""
+        turning = [variant for variant in variants if variant.turns]
+        if not turning:
+            return frozen.safety_vector(refused, benign, rrs.top_m)
+        delta = np.asarray(equations.mean_change(refused, benign))
+        for variant in turning:
+            delta = variant.turn(delta, arrays)
+        return frozen.safety_features(delta, rrs.top_m)
+
+    vector = find_vector(arrays["harmful_refusal"], arrays["benign"])
+    for variant in variants:
+        arrays |= variant.vectors(arrays, find_vector)
+    arrays |= {"delta_mean": vector.delta_mean, "contribution": vector.contribution}
+    arrays["safety_vector"] = vector.vector
+    metadata = {
+        "model": config.model.path,
+        "prompts": str([PROMPT_T, rrs.refusal_prompt]),
+        "top_m": str(rrs.top_m),
+        "refusal_token_id": str(frozen.refusal_ids[0]),
+        "refusal_token_ids": json.dumps(frozen.refusal_ids),
+    }
+    content = {name: np.asarray(array) for name, array in arrays.items() if np.size(array)}
+    return Extracted(content, metadata, _facts(frozen, config, vector, arrays))
 
 
-def build(work) -> RRS:
-    """The loss of a run whose `extract` is done."""
-    config, materials = work.config, read_materials(work)
-    targets = make_targets(config, materials, work.harmful)
-    rrs = config.rrs
-    kept = work.kept | (~work.harmful & (rrs.benign_target == "keep"))
-    place = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
-    hinged = ~work.harmful & ~kept & (rrs.benign_target == "hinge")
-    weights = make_weights(work)
-    return RRS(
-        targets,
-        config.loss.reduction,
-        kept=materials.kept_prompts if kept.any() else None,
-        kept_place=place if kept.any() else None,
-        weights=weights if (weights != 1).any() else None,
-        tails=materials.tails,
-        positions=materials.positions,
-        hinge=Hinge(tuple(work.refusal_ids), rrs.margin) if hinged.any() else None,
-        hinge_scale=np.where(hinged, materials.hinge_scale, 0).astype(np.float32) if hinged.any() else None,
+def build(extracted: Extracted, samples: Samples, config):
+    """The loss, from what `extract` gave. Raises UserError where an array is missing."""
+    if missing := [name for name in REQUIRED if name not in extracted.content]:
+        raise UserError(
+            f"representations.safetensors: holds no {', '.join(missing)}; delete it and run the stage extract"
+            " again."
+        )
+    variants, materials = chosen_variants(samples, config), Materials(samples, extracted)
+    for variant in variants:
+        variant.prepare(materials)
+    targets = equations.targets(materials.start, samples.harmful, materials.vectors)
+    for variant in variants:
+        targets = variant.change(targets, materials)
+    strategy = RRS(targets, config.loss.reduction)
+    for variant in variants:
+        strategy = variant.wrap(strategy, materials)
+    return strategy
+
+
+def first_token_shares(frozen, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    """Share of samples, 0 to 1, whose likeliest first token is a refusal token, by kind of representation.
+
+    The method takes for granted that it comes first under the refusal prompt and not for benign questions.
+    """
+    kinds = ("harmful_refusal", "harmful", "benign")
+    return {
+        kind: float(np.isin(frozen.first_tokens(arrays[kind]), frozen.refusal_ids).mean()) for kind in kinds
+    }
+
+
+def _facts(frozen, config, vector: equations.SafetyVector, arrays: dict[str, np.ndarray]) -> dict:
+    """What the stage's mark keeps of the premise; also told on the terminal."""
+    first = {kind: round(100 * share, 1) for kind, share in first_token_shares(frozen, arrays).items()}
+    facts = {
+        "refusal_token_id": frozen.refusal_ids[0],
+        "positive_percent": round(100 * vector.positive_share, 1),
+        "delta_logit": round(vector.delta_logit, 2),
+        "delta_logit_selected": round(vector.delta_logit_selected, 2),
+        "first_token_percent": {
+            "harmful_refusal_prompt": first["harmful_refusal"],
+            "harmful": first["harmful"],
+            "benign": first["benign"],
+        },
+    }
+    named = " or ".join(map(repr, config.rrs.refusal_tokens))
+    say(
+        f"premise: {named} (id {', '.join(map(str, frozen.refusal_ids))}) comes first for"
+        f" {first['harmful_refusal']} % of harmful questions under the refusal prompt, {first['harmful']} %"
+        f" under t, {first['benign']} % of benign ones; {facts['positive_percent']} % of the features raise its"
+        f" logit, by {facts['delta_logit']} in all, {facts['delta_logit_selected']} after selection"
     )
+    return facts

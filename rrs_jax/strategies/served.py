@@ -1,4 +1,4 @@
-"""What answers the evaluation's questions: one model or several, with a choice for each prompt."""
+"""Models that answer the evaluation's questions: one, or several with a choice for each prompt."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from rrs_jax.inputs.batching import EncodedPrompt
 
 
 @dataclasses.dataclass(frozen=True)
-class Serving:
+class Served:
     """Attributes:
     models: they share the frozen arrays.
     made_by: JSON values that say what decides the answers beside model folder, sampling and seed.
     system: a system prompt in place of the model's own.
-    choose: (prompts, audio bank's array) to which of the models answers each; None for the only one.
+    choose: (prompts, audio bank's array) to which of the models answers each, int (prompts,); None for the only one.
     """
 
     models: Sequence[nnx.Module]

@@ -7,7 +7,6 @@ line.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.config.prompts import PROMPT_T
-from rrs_jax.files import read_jsonl, write_jsonl
 from rrs_jax.models.batch import Batch
 from rrs_jax.progress import say
+from rrs_jax.strategies.extracted import Extracted
+from rrs_jax.strategies.samples import Samples
 
 REFUSAL = (  # where the frozen model does not refuse even when told to
     "I'm sorry, but I cannot help with that."
@@ -111,62 +111,57 @@ def mean_cross_entropy(model: nnx.Module, states: jax.Array, ids: jax.Array) -> 
     return total / jnp.sum(ids >= 0, axis=1)
 
 
-def refusals(work, samples: np.ndarray) -> list[list[int]]:
-    """A refusal of each harmful sample: the frozen model's own under t̃ where it begins with a refusal token,
+def refusals(samples: Samples, frozen, config, chosen: np.ndarray) -> list[list[int]]:
+    """A refusal of each chosen harmful sample: the frozen model's own under t̃ where it begins with a refusal token,
     else REFUSAL. Nothing harmful is written."""
-    asked = [work.prompt(i, work.config.rrs.refusal_prompt) for i in samples]
-    fixed = work.text_ids(REFUSAL)
-    made = answers(work, asked)
-    return [answer if answer[0] in work.refusal_ids else fixed for answer in made]
+    asked = [frozen.prompt(i, config.rrs.refusal_prompt) for i in chosen]
+    fixed = frozen.text_ids(REFUSAL)
+    made = answers(frozen, asked, config.sft.tokens)
+    return [answer if answer[0] in frozen.refusal_ids else fixed for answer in made]
 
 
-def own_answers(work, samples: np.ndarray) -> list[list[int]]:
-    """The frozen model's own answers under t."""
-    return answers(work, [work.prompt(i, PROMPT_T) for i in samples])
+def own_answers(frozen, config, chosen: np.ndarray) -> list[list[int]]:
+    """The frozen model's own answers to the chosen samples under t."""
+    return answers(frozen, [frozen.prompt(i, PROMPT_T) for i in chosen], config.sft.tokens)
 
 
-def answers(work, prompts: list) -> list[list[int]]:
-    """The frozen model's, at most `sft.tokens` long, with the end token where they end before."""
-    length = work.config.sft.tokens
-    made = work.responses(prompts, length)
-    return [[*answer, work.end_id] if len(answer) < length else answer for answer in made]
+def answers(frozen, prompts: list, length: int) -> list[list[int]]:
+    """The frozen model's answers, at most `length` tokens, with the end token where they end before."""
+    made = frozen.answers(prompts, length)
+    return [[*answer, frozen.end_id] if len(answer) < length else answer for answer in made]
 
 
-def save_targets(work, targets: list[list[int]], prefills: list[list[list[int]]] | None = None) -> dict:
-    """Writes `RUN/sft_targets.jsonl`; gives the facts of the stage."""
+def extracted_targets(
+    samples: Samples, frozen, targets: list[list[int]], prefills: list[list[list[int]]] | None = None
+) -> Extracted:
+    """Rows of `RUN/sft_targets.jsonl` from each sample's target and prefills, and what share of them refuses."""
     prefills = prefills or [[[]] for _ in targets]
-    write_jsonl(
-        _path(work),
-        [
-            {
-                "id": row["id"],
-                "label": row["label"],
-                "text": work.decode(target),
-                "target": target,
-                "prefills": own,
-            }
-            for row, target, own in zip(work.rows, targets, prefills, strict=True)
-        ],
-    )
-    refused = [target[0] in work.refusal_ids for target in targets]
+    rows = [
+        {
+            "id": row["id"],
+            "label": row["label"],
+            "text": frozen.decode(target),
+            "target": target,
+            "prefills": own,
+        }
+        for row, target, own in zip(samples.rows, targets, prefills, strict=True)
+    ]
+    refused = [target[0] in frozen.refusal_ids for target in targets]
     facts = {
-        "harmful_refused_percent": _percent(refused, work.harmful),
-        "benign_refused_percent": _percent(refused, ~work.harmful),
+        "harmful_refused_percent": _percent(refused, samples.harmful),
+        "benign_refused_percent": _percent(refused, ~samples.harmful),
     }
     say(
         f"targets: {facts['harmful_refused_percent']} % of the harmful questions' and"
         f" {facts['benign_refused_percent']} % of the benign ones' begin with a refusal token"
     )
-    return facts
+    return Extracted(rows, facts=facts)
 
 
-def load_targets(work) -> SFT:
-    rows = read_jsonl(_path(work))
+def build(extracted: Extracted, samples: Samples, config) -> SFT:
+    """The loss, from the rows of `RUN/sft_targets.jsonl`."""
+    rows = extracted.content
     return SFT([row["target"] for row in rows], [row["prefills"] for row in rows])
-
-
-def _path(work) -> Path:
-    return work.folder.path / "sft_targets.jsonl"
 
 
 def _percent(refused: list[bool], chosen: np.ndarray) -> float | None:

@@ -9,32 +9,31 @@ row's field `prefill`. Benign questions get the frozen model's own answer.
 import numpy as np
 
 from rrs_jax.config.prompts import PROMPT_T
-from rrs_jax.strategies.sft import load_targets as build
-from rrs_jax.strategies.sft import own_answers, refusals, save_targets
+from rrs_jax.strategies.extracted import Extracted
+from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.sft import build, extracted_targets, own_answers, refusals
 
 __all__ = ["OPENING", "build", "extract"]
 
 OPENING = "Sure, here are the steps that you asked for:"
 
 
-def extract(work) -> dict:
-    harmful, benign = np.flatnonzero(work.harmful), np.flatnonzero(~work.harmful)
-    targets: list = [None] * len(work.rows)
-    prefills = [[[]] for _ in work.rows]
-    for i, answer in zip(benign, own_answers(work, benign), strict=True):
+def extract(samples: Samples, frozen, config) -> Extracted:
+    """Refusals behind prefills for harmful samples, own answers for benign ones."""
+    harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(~samples.harmful)
+    targets: list = [None] * len(samples)
+    prefills = [[[]] for _ in samples.rows]
+    for i, answer in zip(benign, own_answers(frozen, config, benign), strict=True):
         targets[i] = answer
-    longest, opening = work.config.sft.prefill, work.text_ids(OPENING)
-    begun = (
-        work.responses([work.prompt(i, PROMPT_T) for i in harmful], longest)
-        if longest
-        else [[]] * len(harmful)
-    )
-    for i, refusal, beginning in zip(harmful, refusals(work, harmful), begun, strict=True):
-        given = work.rows[i].get("prefill")
-        if given:
-            beginning = work.text_ids(given)
-        elif not beginning or beginning[0] in work.refusal_ids:
+    longest, opening = config.sft.prefill, frozen.text_ids(OPENING)
+    asked = [frozen.prompt(i, PROMPT_T) for i in harmful]
+    begun = frozen.answers(asked, longest) if longest else [[]] * len(harmful)
+    refused = refusals(samples, frozen, config, harmful)
+    for i, refusal, beginning in zip(harmful, refused, begun, strict=True):
+        if given := samples.rows[i].get("prefill"):
+            beginning = frozen.text_ids(given)
+        elif not beginning or beginning[0] in frozen.refusal_ids:
             beginning = opening
         targets[i] = refusal
         prefills[i] = [beginning[:length] for length in range(min(longest, len(beginning)) + 1)]
-    return save_targets(work, targets, prefills)
+    return extracted_targets(samples, frozen, targets, prefills)

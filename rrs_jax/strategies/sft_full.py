@@ -6,21 +6,23 @@ its own answer under t.
 
 import numpy as np
 
-from rrs_jax.strategies.sft import load_targets as build
-from rrs_jax.strategies.sft import own_answers, refusals, save_targets
+from rrs_jax.strategies.extracted import Extracted
+from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.sft import build, extracted_targets, own_answers, refusals
 
 __all__ = ["build", "extract"]
 
 
-def extract(work) -> dict:
-    targets: list = [None] * len(work.rows)
-    for i, row in enumerate(work.rows):
+def extract(samples: Samples, frozen, config) -> Extracted:
+    """The manifest's responses, and where there is none the frozen model's refusal or answer."""
+    targets: list = [None] * len(samples)
+    for i, row in enumerate(samples.rows):
         if row["response"]:
-            ids = [*work.text_ids(row["response"]), work.end_id]
-            targets[i] = ids[: work.config.sft.tokens]
-    open_ones = np.array([target is None for target in targets])
-    for chosen, make in ((open_ones & work.harmful, refusals), (open_ones & ~work.harmful, own_answers)):
-        samples = np.flatnonzero(chosen)
-        for i, answer in zip(samples, make(work, samples) if len(samples) else [], strict=True):
-            targets[i] = answer
-    return save_targets(work, targets)
+            targets[i] = [*frozen.text_ids(row["response"]), frozen.end_id][: config.sft.tokens]
+    without = np.array([target is None for target in targets])
+    harmful, benign = np.flatnonzero(without & samples.harmful), np.flatnonzero(without & ~samples.harmful)
+    made = refusals(samples, frozen, config, harmful) if len(harmful) else []
+    made += own_answers(frozen, config, benign) if len(benign) else []
+    for i, answer in zip([*harmful, *benign], made, strict=True):
+        targets[i] = answer
+    return extracted_targets(samples, frozen, targets)

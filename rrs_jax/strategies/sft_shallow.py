@@ -7,15 +7,18 @@ under t.
 import numpy as np
 
 from rrs_jax.config.prompts import PROMPT_T
-from rrs_jax.strategies.sft import load_targets as build
-from rrs_jax.strategies.sft import save_targets
+from rrs_jax.strategies.extracted import Extracted
+from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.sft import build, extracted_targets
 
 __all__ = ["build", "extract"]
 
 
-def extract(work) -> dict:
-    targets = [[work.refusal_ids[0]] for _ in work.rows]
-    benign = np.flatnonzero(~work.harmful)
-    for i, answer in zip(benign, work.responses([work.prompt(i, PROMPT_T) for i in benign], 1), strict=True):
-        targets[i] = answer or [work.end_id]
-    return save_targets(work, targets)
+def extract(samples: Samples, frozen, config) -> Extracted:
+    """The refusal token for harmful samples, the first token of the frozen model's answer for benign ones."""
+    targets = [[frozen.refusal_ids[0]] for _ in samples.rows]
+    benign = np.flatnonzero(~samples.harmful)
+    made = frozen.answers([frozen.prompt(i, PROMPT_T) for i in benign], 1)
+    for i, answer in zip(benign, made, strict=True):
+        targets[i] = answer or [frozen.end_id]
+    return extracted_targets(samples, frozen, targets)

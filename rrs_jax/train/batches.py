@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rrs_jax.config.training import TrainConfig
+from rrs_jax.equations import draw_prompts
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import EncodedPrompt, Selection, bucket_lengths, collate, make_batches
 from rrs_jax.strategies import Strategy
@@ -30,8 +31,6 @@ class TrainingData:
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
-      prefix_states: makes the lower layers' states of all prompts that the steps draw, from which these start
-        in place of embeddings, or None; called where there are steps to come.
     """
 
     sample_ids: Sequence[str]
@@ -40,7 +39,6 @@ class TrainingData:
     num_prompts: int
     audio_bank: jax.Array
     pair_ids: Sequence[str] = ()
-    prefix_states: Callable[[], PrefixStates | None] = lambda: None
 
 
 class Draws(NamedTuple):
@@ -89,7 +87,8 @@ class Schedule:
         )  # (N, P)
         self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in range(samples)]
         self.buckets = self._buckets(price)
-        self.prefix_states = data.prefix_states()
+        # The lower layers' states of all prompts that the steps draw, where steps start from them.
+        self.prefix_states: PrefixStates | None = None
         self.twins, self.alone = (
             split_twins(data.pair_ids, data.harmful) if config.twins_together else (None, None)
         )
@@ -134,7 +133,7 @@ class Schedule:
     def _draw_prompts(self, random: np.random.Generator) -> np.ndarray:
         """Each sample's prompt (N,): spoken, or by the config's shares written or the clip alone."""
         samples, prompts_of_each = self.lengths.shape
-        prompts = random.integers(self.data.num_prompts, size=samples)
+        prompts = draw_prompts(random, samples, self.data.num_prompts)
         written, heard = self.config.text_share, self.config.audio_share
         if written or heard:
             drawn = random.random(samples)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -14,8 +14,8 @@ from rrs_jax.config.training import TrainConfig
 from rrs_jax.distributed.mesh import fetch, mesh_of, put
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
+from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import Selection
-from rrs_jax.models.flops import decoder_flops, program_price
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress
 from rrs_jax.strategies import Strategy
@@ -30,23 +30,30 @@ OnEpoch = Callable[[int, nnx.State], None]
 def train(
     model: nnx.Module,
     strategy: Strategy,
-    data: TrainingData,
-    config: TrainConfig,
+    schedule: Schedule,
     folder: Path,
     *,
     mesh: Mesh | None = None,
     steps: dict | None = None,
+    prefix_states: Callable[[], PrefixStates | None] = lambda: None,
+    remat: str | None = None,
     on_epoch: OnEpoch | None = None,
-) -> TrainState:
-    """Trains the model's adapters in place and returns the last state; goes on where `folder` shows a run
-    stopped.
+) -> nnx.State:
+    """Trains adapters and returns them, a state of `LoRAParam`; goes on where `folder` shows that a run stopped.
 
-    The model comes with its adapters at their start, also when a run goes on. Writes `folder/checkpoints`,
-    `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient are not finite,
-    naming the samples, and where the folder's checkpoints are of other settings. `steps` keeps compiled steps
-    for later calls. `on_epoch` gets the number of epochs done and the adapters, before that epoch's
-    checkpoint is written: a run that goes on has called it for every epoch done.
+    Writes `folder/checkpoints`, `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient
+    are not finite, naming the samples, and where the folder's checkpoints are of other settings.
+
+    Args:
+      model: with its adapters at their start, also when a run goes on; it stays as it is.
+      schedule: samples, prompts and padding of every step, and the training settings.
+      steps: keeps compiled steps for later calls.
+      prefix_states: makes the lower layers' states that steps start from, called where there are steps to come.
+      remat: in place of the settings' own.
+      on_epoch: gets the number of epochs done and the adapters, before that epoch's checkpoint is written; a run that
+        goes on has called it for every epoch done.
     """
+    config, data = schedule.config, schedule.data
     if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
         raise UserError(
             f"train.gradient_accumulation: {config.gradient_accumulation} does not divide train.batch_size "
@@ -58,26 +65,51 @@ def train(
         raise ValueError(
             "the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin"
         )
-    total_steps = config.steps_per_epoch(len(data.sample_ids)) * config.epochs
+    optimiser = dataclasses.replace(config.optimiser, remat=remat or config.optimiser.remat)
+    total_steps = config.total_steps(len(data.sample_ids))
     step = _make_step(
-        model, strategy, config.optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps
+        model, strategy, optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps
     )
-    settings = content_hash(
-        config.result_settings(), list(data.sample_ids), np.asarray(data.harmful).tolist()
-    )
-
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state, position = _start(step, checkpoints, Position(0, 0, 0, config.seed, 0.0, settings))
+        state, position = _start(step, checkpoints, _beginning(config, data.sample_ids, data.harmful))
         if position.step < total_steps:
+            schedule.prefix_states = prefix_states()
             with MetricsLog(folder, position.step) as log:
-                price = program_price(
-                    2 * decoder_flops(model.config.text), step.mesh.size
-                )  # forward and back
-                schedule = Schedule(data, config, model.config.audio_token_id, strategy.tails, price)
-                run = Run(step, schedule, data, log, checkpoints, on_epoch)
-                state = run.until(total_steps, state, position)
-    nnx.update(model, jax.tree.map(lambda array: array.copy(), state.result))
-    return state
+                loop = Loop(step, schedule, data, log, checkpoints, on_epoch)
+                state = loop.until(total_steps, state, position)
+            schedule.prefix_states = None
+    return jax.tree.map(lambda array: array.copy(), state.result)
+
+
+def restore(
+    model: nnx.Module,
+    config: TrainConfig,
+    sample_ids: Sequence[str],
+    harmful: np.ndarray,
+    folder: Path,
+    *,
+    mesh: Mesh | None = None,
+) -> nnx.State:
+    """The adapters of a finished training, from the last checkpoint in `folder`.
+
+    model: with its adapters at their start. Raises UserError where there is no checkpoint of all steps, or where it is
+    of other settings or samples.
+    """
+    total_steps = config.total_steps(len(sample_ids))
+    step = TrainStep(model, None, config.optimiser, mesh or mesh_of(model), total_steps)
+    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
+        state, position = _start(step, checkpoints, _beginning(config, sample_ids, harmful))
+    if position.step < total_steps:
+        raise UserError(
+            f"{folder / 'checkpoints'}: holds {position.step} of {total_steps} steps; run the stage train again."
+        )
+    return state.result
+
+
+def _beginning(config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarray) -> Position:
+    """Where a run begins, with the hash of all that shapes its adapters."""
+    settings = content_hash(config.result_settings(), list(sample_ids), np.asarray(harmful).tolist())
+    return Position(0, 0, 0, config.seed, 0.0, settings)
 
 
 def _make_step(
@@ -120,7 +152,7 @@ class Dispatched:
     row_losses: list[jax.Array]
 
 
-class Run:
+class Loop:
     """The loop proper. A step's metrics are read after the next step is dispatched, so that the devices never
     wait for the host and never have more than two steps before them."""
 

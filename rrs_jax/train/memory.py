@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rrs_jax.distributed import processes
+
 # Elements a token and layer that wait for the backward pass, as multiples of (hidden, mlp) width; fitted to
 # the temporary memory of compiled 7 B steps: 14.3, 6.1 and 1.1 GiB at 2,304 tokens.
 SAVED = {"none": (15, 4), "dots": (6, 2), "lean": (6, 0), "full": (2, 0)}
@@ -56,3 +58,8 @@ def device_memory() -> float:
     """Bytes that one device offers; of a CPU, the machine's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def least_free_memory() -> float:
+    """The least `free_memory` of any process of the run."""
+    return min(map(float, processes.gather(str(free_memory()))))

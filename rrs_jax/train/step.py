@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from rrs_jax import equations
 from rrs_jax.config.training import OptimiserConfig
 from rrs_jax.distributed.mesh import batch_sharding, parameter_sharding, put, replicated, rows_multiple
 from rrs_jax.inputs.batching import pad_rows
@@ -19,7 +20,6 @@ from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.strategies import Strategy
-from rrs_jax.strategies.penalty import penalty
 
 
 @flax.struct.dataclass
@@ -243,11 +243,14 @@ class TrainStep:
         count = sums.weights.sum()
 
         def distance(lora):
-            return penalty(nnx.merge(self.graphdef, lora, base), self.config.penalty_space, initial)
+            if self.config.penalty_space == "lora":
+                return equations.adapter_change(lora, initial)
+            return equations.weight_change(nnx.merge(self.graphdef, lora, base).lora.pairs())
 
         moved, pull = jax.value_and_grad(distance)(state.lora)
+        # The objective's gradient; of several micro-batches the data term's comes in sums.
         gradients = jax.tree.map(lambda g, p: g / count + penalty_weight * p, sums.gradients, pull)
-        loss = sums.losses.sum() / count + penalty_weight * moved
+        loss = equations.objective(sums.losses.sum(), count, moved, penalty_weight)
         grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from rrs_jax import safety_vector
 from rrs_jax.config import default_config
 from rrs_jax.evaluate import Engine, EvaluationPlan, Questions, Target, evaluate_model, make_judges
 from rrs_jax.files import write_json, write_jsonl
-from rrs_jax.frozen.extraction import Representations, safety_vector, save_representations
+from rrs_jax.strategies.extracted import Extracted, write_extracted
 from rrs_jax.weights.safetensors_io import save_file
 
 HOSTILE = '<img src=x onerror="alert(1)"></script><!-- & "quotes" \u2028 ]]>'
@@ -133,10 +134,12 @@ def write_run(
         states[1] + 0.5, states[2], rng.standard_t(3, size=WIDTH).astype(np.float32), config.rrs.top_m
     )
     if strategy == "rrs":
-        metadata = {"top_m": config.rrs.top_m}
-        save_representations(
-            folder / "representations.safetensors", Representations(*states), vector, metadata
-        )
+        arrays = dict(zip(("harmful", "harmful_refusal", "benign"), states, strict=True))
+        arrays |= {"delta_mean": vector.delta_mean, "contribution": vector.contribution}
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        arrays["safety_vector"] = np.asarray(vector.vector)
+        extracted = Extracted(arrays, {"top_m": str(config.rrs.top_m)})
+        write_extracted(folder / "representations.safetensors", extracted)
     return folder
 
 

@@ -15,19 +15,23 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.models.batch import Batch
+from rrs_jax.strategies.extracted import Extracted
 from rrs_jax.strategies.rivals.layers import chosen_layers
+from rrs_jax.strategies.samples import Samples
+
+SHARES = (1 / 3, 2 / 3)  # of the depth: layers 10 and 20 of 32 in the original
 
 
 @dataclasses.dataclass(frozen=True)
 class Rerouting:
     """Attributes:
     harmful: bool (N,).
-    layers: behind which states are compared; several are averaged.
-    weight: of the harmful term.
+    layers: decoder layers behind which states are compared, averaged over several; () for those at `SHARES`.
+    weight: factor of the harmful term.
     """
 
     harmful: np.ndarray
-    layers: tuple[int, ...]
+    layers: tuple
     weight: float
     tails: None = None
 
@@ -51,8 +55,9 @@ class Rerouting:
     ) -> jax.Array:
         frozen = nnx.merge(*nnx.split(model))
         frozen.lora = None
-        now = model.layer_states(batch, audio_bank, self.layers, remat=remat)  # (B, layers, D)
-        before = jax.lax.stop_gradient(frozen.layer_states(batch, audio_bank, self.layers))
+        layers = tuple(chosen_layers(self.layers, model.config.text.num_hidden_layers, SHARES))
+        now = model.layer_states(batch, audio_bank, layers, remat=remat)  # (B, layers, D)
+        before = jax.lax.stop_gradient(frozen.layer_states(batch, audio_bank, layers))
         norms = jnp.linalg.norm(now, axis=-1) * jnp.linalg.norm(before, axis=-1)
         turned = self.weight * jax.nn.relu(jnp.sum(now * before, axis=-1) / norms)
         moved = jnp.sum((now - before) ** 2, axis=-1)
@@ -61,11 +66,13 @@ class Rerouting:
         return jnp.where(examples["harmful"], turned.mean(axis=1), kept.mean(axis=1))
 
 
-def extract(work) -> dict:
+def extract(samples: Samples, frozen, config) -> Extracted:
     """Nothing: the frozen model's states are computed in every step, under the very prompt."""
-    return {}
+    chosen_layers(
+        config.rivals.layers, frozen.num_layers, SHARES
+    )  # so that a wrong one is told before training
+    return Extracted({})
 
 
-def build(work) -> Rerouting:
-    layers = chosen_layers(work, shares=(1 / 3, 2 / 3))  # 10 and 20 of 32 in the original
-    return Rerouting(work.harmful, tuple(layers), work.config.rivals.rerouting_weight)
+def build(extracted: Extracted, samples: Samples, config) -> Rerouting:
+    return Rerouting(samples.harmful, tuple(config.rivals.layers), config.rivals.rerouting_weight)

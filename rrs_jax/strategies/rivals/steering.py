@@ -9,62 +9,54 @@ harmful (as Lee et al. 2024 condition it).
 import numpy as np
 
 from rrs_jax.config.prompts import PROMPT_T
-from rrs_jax.distributed.mesh import replicated
-from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.files import content_hash
 from rrs_jax.frozen.probe import fit_probe, probe_accuracy
-from rrs_jax.models.steering import steered
 from rrs_jax.progress import say
+from rrs_jax.strategies.extracted import Extracted
 from rrs_jax.strategies.rivals.layers import chosen_layers
-from rrs_jax.strategies.served import Serving
-from rrs_jax.weights.safetensors_io import read_header, save_file
+from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.served import Served
+
+SHARES = (1 / 2,)  # of the depth
 
 
-def extract(work) -> dict:
-    """Vectors and probe, in `RUN/steering.safetensors`; the facts tell how well the probe does on unseen
+def extract(samples: Samples, frozen, config) -> Extracted:
+    """Vectors (layers, D), and the probe's weights (D,) and bias; the facts tell how well the probe does on unseen
     pairs."""
-    layers = chosen_layers(work, shares=(1 / 2,))
-    harmful, benign = np.flatnonzero(work.harmful), np.flatnonzero(~work.harmful)
-    asked = [(harmful, work.config.rrs.refusal_prompt), (benign, PROMPT_T), (harmful, PROMPT_T)]
-    states = work.layer_states([work.prompt(i, text) for indices, text in asked for i in indices], layers)
+    layers = chosen_layers(config.rivals.layers, frozen.num_layers, SHARES)
+    harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(~samples.harmful)
+    asked = [(harmful, config.rrs.refusal_prompt), (benign, PROMPT_T), (harmful, PROMPT_T)]
+    prompts = [frozen.prompt(i, text) for indices, text in asked for i in indices]
+    states = frozen.layer_states(prompts, layers)
     refused, kept, harmful_states = np.split(states, np.cumsum([len(harmful), len(benign)]))
     vectors = refused.mean(axis=0, dtype=np.float64) - kept.mean(axis=0, dtype=np.float64)
 
     inputs = np.concatenate([harmful_states[:, 0], kept[:, 0]])
     signs = np.repeat([1.0, -1.0], [len(harmful), len(benign)])
-    pairs = [work.rows[i]["pair_id"] for i in [*harmful, *benign]]
+    pairs = [samples.rows[i]["pair_id"] for i in [*harmful, *benign]]
     weights, bias = fit_probe(inputs, signs)
-    with atomic_path(_path(work)) as temporary:
-        tensors = {"vectors": vectors, "weights": weights, "bias": np.array([bias])}
-        save_file(
-            temporary,
-            {name: array.astype(np.float32) for name, array in tensors.items()},
-            {"layers": str(layers)},
-        )
     percent = round(100 * probe_accuracy(inputs, signs, pairs), 1)
     say(f"probe: behind layer {layers[0]} it tells {percent} % of unseen questions as harmful or benign")
-    return {"layers": layers, "probe_percent": percent}
-
-
-def serve(work) -> Serving:
-    layers = chosen_layers(work, shares=(1 / 2,))
-    entries, _ = read_header(_path(work))
-    found = {name: np.array(entry.array()) for name, entry in entries.items()}
-    model = steered(
-        work.vanilla, layers, work.config.rivals.strength * found["vectors"], replicated(work.session.mesh)
+    arrays = {"vectors": vectors, "weights": weights, "bias": np.array([bias])}
+    return Extracted(
+        {name: array.astype(np.float32) for name, array in arrays.items()},
+        {"layers": str(layers)},
+        {"layers": layers, "probe_percent": percent},
     )
+
+
+def serve(extracted: Extracted, samples: Samples, frozen, config) -> Served:
+    layers, arrays = chosen_layers(config.rivals.layers, frozen.num_layers, SHARES), extracted.content
+    model = frozen.steered(layers, config.rivals.strength * arrays["vectors"])
     made_by = {
-        "steering": content_hash(*(found[name].tobytes() for name in sorted(found))),
-        "strength": work.config.rivals.strength,
+        "steering": content_hash(*(arrays[name].tobytes() for name in sorted(arrays))),
+        "strength": config.rivals.strength,
     }
-    if work.config.strategy == "steering":
-        return Serving([model], made_by)
+    if config.strategy == "steering":
+        return Served([model], made_by)
 
     def choose(prompts, bank) -> np.ndarray:
-        states = work.layer_states(prompts, layers[:1], bank)[:, 0]
-        return (states @ found["weights"] + found["bias"][0] > 0).astype(int)
+        states = frozen.layer_states(prompts, layers[:1], bank)[:, 0]
+        return (states @ arrays["weights"] + arrays["bias"][0] > 0).astype(int)
 
-    return Serving([work.vanilla, model], made_by, choose=choose)
-
-
-def _path(work):
-    return work.folder.path / "steering.safetensors"
+    return Served([frozen.model, model], made_by, choose=choose)

@@ -1,9 +1,8 @@
-"""The model as it is under a system prompt that asks for safety (`rivals.system_prompt`); nothing is
-trained."""
+"""The vanilla model under a system prompt that asks for safety (`rivals.system_prompt`); nothing is trained."""
 
-from rrs_jax.strategies.served import Serving
+from rrs_jax.strategies.served import Served
 
 
-def serve(work) -> Serving:
-    system = work.config.rivals.system_prompt
-    return Serving([work.vanilla], {"system": system}, system=system)
+def serve(extracted, samples, frozen, config) -> Served:
+    system = config.rivals.system_prompt
+    return Served([frozen.model], {"system": system}, system=system)

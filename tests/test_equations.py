@@ -1,0 +1,113 @@
+"""The paper's equations against plain formulas in NumPy and torch, float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from helpers.tensors import relative_error
+from rrs_jax import equations, safety_vector
+from rrs_jax.errors import UserError
+
+
+def in_numpy(harmful_refusal, benign, head_row, top_m):
+    """Equations 9 and 10, sample by sample and feature by feature, float64."""
+    h, b, w = (x.astype(np.float64) for x in (harmful_refusal, benign, head_row))
+    delta = sum(h[n] - b[n] for n in range(len(h))) / len(h)
+    contribution = w * delta
+    if top_m == "positive":
+        chosen = {p for p in range(len(w)) if contribution[p] > 0}
+    else:
+        chosen = set(sorted(range(len(w)), key=lambda p: -contribution[p])[: round(top_m / 100 * len(w))])
+    return delta, contribution, np.array([delta[p] if p in chosen else 0.0 for p in range(len(w))])
+
+
+@pytest.mark.parametrize("top_m", [51, 25, 12.5, 100, "positive"])
+def test_safety_vector(top_m):
+    rng = np.random.default_rng(0)
+    # Large common values beside a small difference, as the final norm's outlier features have.
+    common = rng.normal(size=130) * 100
+    harmful = (common + rng.normal(size=(701, 130)) + 0.05).astype(np.float32)
+    benign = (common + rng.normal(size=(701, 130))).astype(np.float32)
+    head_row = rng.normal(size=130).astype(np.float32)
+    delta, contribution, vector = in_numpy(harmful, benign, head_row, top_m)
+    ours = safety_vector(harmful, benign, head_row, top_m)
+    assert relative_error(ours.delta_mean, delta) < 1e-5
+    assert relative_error(ours.contribution, contribution) < 1e-5
+    assert relative_error(ours.vector, vector) < 1e-5
+    assert ours.positive_share == pytest.approx((contribution > 0).mean())
+    assert ours.delta_logit == pytest.approx(contribution.sum(), rel=1e-4)
+    assert ours.delta_logit_selected == pytest.approx((head_row * vector).sum(), rel=1e-4)
+    assert np.sum(ours.selected) == np.count_nonzero(vector)
+
+
+@pytest.mark.parametrize("top_m", [0, -3, 101, float("nan"), "most", True, None])
+def test_top_m_outside_its_range_is_refused(top_m):
+    with pytest.raises(UserError, match="rrs.top_m"):
+        safety_vector(np.ones((2, 4)), np.zeros((2, 4)), np.ones(4), top_m)
+
+
+def test_ties_go_to_the_first_features():
+    chosen = equations.select(jnp.array([1.0, 2.0, 1.0, 1.0]), 50)
+    assert chosen.tolist() == [True, True, False, False]
+
+
+def test_contribution_sums_to_the_change_of_the_logit():
+    """Equation 4 against equation 5."""
+    rng = np.random.default_rng(1)
+    head, refused, benign = rng.normal(size=(3, 9)).astype(np.float32)
+    change = equations.contribution(jnp.asarray(head), jnp.asarray(refused - benign)).sum()
+    assert float(change) == pytest.approx(float(head @ refused - head @ benign), rel=1e-5)
+
+
+def test_targets():
+    """Equation 12, row by row; one vector for all, or one for each row."""
+    rng = np.random.default_rng(2)
+    start, harmful = rng.normal(size=(4, 6)).astype(np.float32), np.array([True, False, True, False])
+    vectors = rng.normal(size=(4, 6)).astype(np.float32)
+    for given in (vectors[0], vectors):
+        found = equations.targets(start, harmful, given)
+        for row in range(4):
+            own = given if given.ndim == 1 else given[row]
+            np.testing.assert_array_equal(found[row], start[row] + own if harmful[row] else start[row] - own)
+
+
+def test_draws_are_of_the_pool_and_all_of_it():
+    drawn = equations.draw_prompts(np.random.default_rng(0), 5000, 10)
+    counts = np.bincount(drawn, minlength=10)
+    assert counts.shape == (10,) and counts.min() > 400 and counts.max() < 600
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_objective_and_its_gradient(reduction):
+    """L(θ) of a linear model with an adapter, by torch with dense weights."""
+    rng = np.random.default_rng(3)
+    x, target, frozen = (rng.normal(size=shape) for shape in ((5, 7), (5, 6), (7, 6)))
+    a, b, scale, weight = rng.normal(size=(2, 7, 3)), rng.normal(size=(2, 3, 6)), 0.25, 0.7
+
+    def ours(a, b):
+        predicted = x @ frozen + scale * x @ a[0] @ b[0] + scale * x @ a[1] @ b[1]
+        distances = equations.squared_distance(predicted, target, reduction)
+        return equations.objective(distances.sum(), 5, equations.weight_change([(a, b, scale)]), weight)
+
+    one, other = (torch.tensor(array, requires_grad=True) for array in (a, b))
+    dense = [scale * one[layer] @ other[layer] for layer in range(2)]
+    predicted = torch.tensor(x) @ (torch.tensor(frozen) + sum(dense))
+    squares = (predicted - torch.tensor(target)) ** 2
+    distances = squares.sum(1) if reduction == "sum" else squares.mean(1)
+    expected = distances.mean() + weight * sum((change**2).sum() for change in dense)
+    expected.backward()
+    arrays = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(*arrays)
+    assert float(value) == pytest.approx(expected.item(), rel=1e-5)
+    for gradient, wanted in zip(gradients, (one.grad, other.grad), strict=True):
+        assert relative_error(gradient, wanted.numpy()) < 1e-5
+
+
+def test_adapter_change():
+    now, start = (
+        {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0]])},
+        {"a": jnp.zeros(2), "b": jnp.ones((1, 1))},
+    )
+    assert float(equations.adapter_change(now, start)) == 1 + 4 + 4
