@@ -40,7 +40,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
 from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.generate.local_writer import LocalWriter
-from rrs_jax.run.context import Session
+from rrs_jax.run.context import RunContext
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.pipeline import make_data
 
@@ -642,14 +642,14 @@ def test_a_run_takes_a_built_set_and_refuses_evaluation_questions(tmp_path):
     config = default_config()
     config.data.manifest = config.data.eval_manifest = str(manifests["mirror"])
     config.run_dir = str(tmp_path / "run")
-    facts = make_data(Session(config, RunFolder(config.run_dir, config)))
+    facts = make_data(RunContext(config, RunFolder(config.run_dir, config)))
     assert facts == {"harmful": 14, "questions": 28}
     (tmp_path / "xstest.csv").write_text(f'prompt\n"{rows[3]["question"].lower()}"\n')
     config.run_dir, config.data.exclude = str(tmp_path / "other run"), (str(tmp_path / "xstest.csv"),)
     with pytest.raises(
         UserError, match="data.exclude: 2 training questions are or nearly are evaluation questions"
     ):
-        make_data(Session(config, RunFolder(config.run_dir, config)))
+        make_data(RunContext(config, RunFolder(config.run_dir, config)))
     config.data.exclude = ("missing.csv",)
     config.model.path = "x"
     with pytest.raises(UserError, match="data.exclude has 'missing.csv' and there is no such file"):

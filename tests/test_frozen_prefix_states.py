@@ -22,7 +22,9 @@ from rrs_jax.inputs.batching import bucket_lengths, collate
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.qwen_decoder import QwenDecoder, QwenDecoderConfig
 from rrs_jax.run import pipeline
-from rrs_jax.run.training_set import Work
+from rrs_jax.run.context import RunContext
+from rrs_jax.run.folder import RunFolder
+from rrs_jax.run.training_set import TrainingSet
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 from rrs_jax.weights.load import load_weights
@@ -186,9 +188,9 @@ def test_other_readings_of_the_last_layers_start_there_too(folder, clips):
 
 
 def adapters(config) -> list[np.ndarray]:
-    session = pipeline.Session(config, pipeline.RunFolder(config.run_dir, config))
-    model = pipeline.trained_model(session)
-    assert not session.prefix_states  # all steps are done: only the checkpoint is read
+    context = RunContext(config, RunFolder(config.run_dir, config))
+    model = context.restore_adapters()
+    assert not context.prefix_states  # only the checkpoint is read
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, LoRAParam))]
 
 
@@ -252,22 +254,26 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert losses[0] == losses[1]
 
 
-def work_of(config) -> Work:
-    return Work(pipeline.Session(config, pipeline.RunFolder(config.run_dir, config)))
+def training_set_of(config, cache=None) -> TrainingSet:
+    return RunContext(config, RunFolder(config.run_dir, config), cache).training_set()
 
 
 def test_which_runs_keep_no_prefix_states(finished, capsys):
     config, _, _ = finished[0]
-    work = work_of(config)
-    assert work.prefix_states is not None and work.prefix_states is Work(work.session).prefix_states
-    trees = make_trees(work.vanilla, work._extracted_and_drawn())
+    training_set = training_set_of(config)
+    made = training_set.prefix_states()
+    assert made is not None and made is TrainingSet(training_set.context).prefix_states()
+    model = training_set.frozen.model
+    trees = make_trees(model, training_set._extracted_and_drawn())
     held = sum(tree.length for tree in trees) * 48 * 4
-    assert states_bytes(work.vanilla, trees) == held
+    assert states_bytes(model, trees) == held
 
     def prefix_states_of(**fields):
-        session = pipeline.Session(changed(config, **fields), work.session.folder)
-        session.vanilla, session.training_bank = work.vanilla, work.session.training_bank
-        return Work(session).prefix_states, capsys.readouterr().err.count("train.lower_states_gib")
+        context = RunContext(
+            changed(config, **fields), training_set.context.folder, training_set.context.cache
+        )
+        found = context.training_set().prefix_states()
+        return found, capsys.readouterr().err.count("train.lower_states_gib")
 
     for fields in (
         {"train__lower_states_gib": 0.0},
@@ -286,6 +292,6 @@ def test_which_runs_keep_no_prefix_states(finished, capsys):
 
 def test_a_first_layer_above_the_last_is_a_sentence(finished):
     config, path, _ = finished[0]
-    session = pipeline.Session(changed(config, lora__layers=3), pipeline.RunFolder(path, config))
+    context = RunContext(changed(config, lora__layers=3), RunFolder(path, config))
     with pytest.raises(UserError, match="lora.layers: 3 leaves no layer"):
-        _ = Work(session).prefix_states
+        context.training_set().prefix_states()

@@ -10,7 +10,7 @@ from rrs_jax.data.engines import ENGINES
 from rrs_jax.files import read_jsonl, write_jsonl
 from rrs_jax.run import evaluate_stage as evaluation
 from rrs_jax.run import pipeline
-from rrs_jax.run.context import Session
+from rrs_jax.run.context import RunContext
 from rrs_jax.run.folder import RunFolder
 
 SPOKEN, OTHERS = (200, 280), (390, 550)  # Hz of the voices of the data, and of the engine's other ones
@@ -119,7 +119,7 @@ def test_every_strategy_and_seed_asks_the_same_questions(evaluated, strategy):
         target = RunFolder(other.run_dir, other)
         target.evaluation_manifest.parent.mkdir(parents=True, exist_ok=True)
         target.evaluation_manifest.write_bytes((run / "data" / "eval" / "manifest.jsonl").read_bytes())
-        rows = Session(other, target).evaluation_rows
+        rows = RunContext(other, target).read_evaluation_rows()
         assert [row["id"] for row in rows] == first_of_each_label()
 
 

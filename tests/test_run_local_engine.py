@@ -26,11 +26,12 @@ from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen_audio import QwenAudio, QwenAudioConfig
 from rrs_jax.models.qwen_decoder import QwenDecoderConfig
 from rrs_jax.run import pipeline
-from rrs_jax.run.context import Session, compile_clock, with_lora
+from rrs_jax.run.compilation import compile_clock
+from rrs_jax.run.context import RunContext, with_lora
 from rrs_jax.run.evaluate_stage import evaluate_stage
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
-from rrs_jax.run.sweep_cache import Shared
+from rrs_jax.run.sweep_cache import SweepCache
 from rrs_jax.weights.load import load_weights
 
 
@@ -49,7 +50,7 @@ def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch
         PrefixStates, "attach", lambda self, batch, rows: (used.append(1), attach(self, batch, rows))[1]
     )
     config = LoRAConfig(rank=3, alpha=5.0, first_layer=LAYERS)
-    shared, sampling, found = Shared(), SamplingConfig(max_new_tokens=17, greedy=True), []
+    cache, sampling, found = SweepCache(), SamplingConfig(max_new_tokens=17, greedy=True), []
     for size in (0.0, 0.3):
         model, merged = with_lora(vanilla, config, mesh, 0), copy.deepcopy(reference)
         for index, target in enumerate(config.targets):
@@ -60,7 +61,7 @@ def test_answers_are_those_of_transformers(reference, folder, clips, monkeypatch
                 block = layer.self_attn if target[0] in "qkvo" else layer.mlp
                 getattr(block, target).weight.data += torch.tensor(update.T)
         answers = {}
-        generator = shared.generator(model, sampling, EOS, 8, "auto")
+        generator = cache.generator(model, sampling, EOS, 8, "auto")
         asked_for = [Prompt(key=i, row=row) for i, row in enumerate(rows)]
         generator.generate(asked_for, jnp.asarray(bank), answers.__setitem__, prefix_states)
         expected = [
@@ -184,8 +185,8 @@ def test_a_runs_answers_with_and_without(whole_folder, sound_files, tmp_path):
     )
     assert read_json(folder.evaluations / "vanilla" / "responses.meta.json")["made_by"]["adapter"] is None
     folder.evaluations.rename(tmp_path / "before")
-    session = Session(changed(config, train__lower_states_gib=0.0), folder)
-    plain, plain_calls = evaluated(folder.evaluations, lambda: evaluate_stage(session, pipeline.served))
+    context = RunContext(changed(config, train__lower_states_gib=0.0), folder)
+    plain, plain_calls = evaluated(folder.evaluations, lambda: evaluate_stage(context, pipeline.serve))
     assert answers == plain and answers["vanilla"] != answers["rrs"] and len(answers["rrs"]) == 3 * 3 + 3
     for made, kept in ((calls, True), (plain_calls, False)):
         assert [(which, prefix_states) for which, _, prefix_states in made] == [
@@ -199,8 +200,8 @@ def test_which_runs_keep_prefix_states(whole_folder, sound_files, tmp_path, monk
     config = configured(whole_folder, sound_files, tmp_path)
     folder = RunFolder(config.run_dir, config)
 
-    def layers(shared=None, **fields):
-        return LocalEngine(Session(changed(config, **fields), folder, shared), pipeline.served).shared_layers
+    def layers(cache=None, **fields):
+        return LocalEngine(RunContext(changed(config, **fields), folder, cache), pipeline.serve).shared_layers
 
     assert [layers(strategy=strategy) for strategy in ("rrs", "rrs_plus", "sft_full", "rerouting")] == [
         LAYERS
@@ -216,7 +217,7 @@ def test_which_runs_keep_prefix_states(whole_folder, sound_files, tmp_path, monk
         {"evaluate__vanilla": False},
     ):
         assert layers(**fields) == 0
-    assert layers(Shared(tmp_path / "sweep")) == 0
+    assert layers(SweepCache(tmp_path / "sweep")) == 0
     with monkeypatch.context() as patch:
         patch.setattr(processes, "here", dataclasses.replace(processes.here, count=2))
         assert layers() == 0

@@ -65,7 +65,7 @@ def test_rrs_plus_adds_its_questions_to_a_manifest(whole_folder, sound_files, tm
     def spoken(texts, **_):
         return [(sound_files[place % len(sound_files)], 1.0) for place, _ in enumerate(texts)]
 
-    monkeypatch.setattr(pipeline, "speak_all", spoken)
+    monkeypatch.setattr("rrs_jax.run.data_stage.speak_all", spoken)
     rows = twin_rows(sound_files)
     write_jsonl(tmp_path / "manifest.jsonl", rows)
     config = default_config()
@@ -121,8 +121,8 @@ def test_the_same_command_does_nothing_twice_and_evaluation_alone_restores_the_a
     config.evaluate.judges = ("phrases",)
     pipeline.run(config, ("evaluate",))
     assert responses.read_text() == written  # other judges, the same responses
-    session = pipeline.Session(config, pipeline.RunFolder(config.run_dir, config))
-    assert pipeline.adapter_hash(pipeline.trained_model(session)) == trained
+    context = pipeline.RunContext(config, pipeline.RunFolder(config.run_dir, config))
+    assert pipeline.adapter_hash(context.restore_adapters()) == trained
 
 
 def test_other_questions_and_settings_have_folders_of_their_own(run, sound_files, tmp_path):

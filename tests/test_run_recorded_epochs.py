@@ -101,8 +101,8 @@ def test_an_epoch_is_evaluated_like_the_last(finished):
     config, path = finished
     assert [found.name for found in (path / "eval" / "epochs").iterdir()] == ["1"]
     assert read_json(path / "eval" / "epochs" / "1" / "rrs" / "summary.json")["nsi"] is not None
-    session = pipeline.Session(config, pipeline.RunFolder(config.run_dir, config))
-    hashes = [pipeline.adapter_hash(model_after(session, epoch)) for epoch in (1, 2, 3)]
+    context = pipeline.RunContext(config, pipeline.RunFolder(config.run_dir, config))
+    hashes = [pipeline.adapter_hash(model_after(context, epoch)) for epoch in (1, 2, 3)]
     assert len(set(hashes)) == 3 and hashes[2] == read_json(path / ".done" / "train.json")["adapter"]
     meta = read_json(path / "eval" / "epochs" / "1" / "rrs" / "responses.meta.json")
     assert hashes[0] in json.dumps(meta)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,14 @@ def swept(base):
     before = (path / "runs" / "rrs" / "metrics.jsonl").stat().st_mtime_ns
 
     with pytest.MonkeyPatch.context() as patch:
-        whole = pipeline.STAGE_FUNCTIONS["train"]
+        whole = pipeline.STAGE_WORK["train"]
 
-        def interrupted(session):
-            if session.folder.path.name == "top25":
+        def interrupted(context):
+            if context.folder.path.name == "top25":
                 raise KeyboardInterrupt
-            return whole(session)
+            return whole.work(context)
 
-        patch.setitem(pipeline.STAGE_FUNCTIONS, "train", interrupted)
+        patch.setitem(pipeline.STAGE_WORK, "train", replace(whole, work=interrupted))
         with pytest.raises(KeyboardInterrupt):
             run_sweep(config, str(path / "sweep.py"), STAGES_ASKED)
     assert states(base)["top25"] | {"data": "", "export": ""} == {

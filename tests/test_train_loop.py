@@ -14,17 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
-from rrs_jax.models.lora import LoRAConfig, LoRAParam
+from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.batches import Schedule, TrainConfig, TrainingData, units_of_two
 from rrs_jax.train.checkpoints import Checkpoints, Position, named_leaves
-from rrs_jax.train.loop import train
-from rrs_jax.train.step import OptimiserConfig, TrainState, TrainStep, make_optimiser
+from rrs_jax.train.loop import restore, train
+from rrs_jax.train.step import OptimiserConfig, TrainState, TrainStep, abstract_state, make_optimiser
 from rrs_jax.weights.load import load_weights
 
 SAMPLES, PROMPTS, AUDIO = 10, 3, 130
@@ -91,8 +90,12 @@ def make_model(folder):
 def run(folder, run_dir, config=CONFIG, strategy=None):
     """The trained adapters as arrays by name."""
     data, default = make_data()
-    state = train(make_model(folder), strategy or default, data, config, run_dir)
-    return {name: np.asarray(array) for name, array in named_leaves(state.lora).items()}
+    adapters = train_on(data, strategy or default, make_model(folder), run_dir, config)
+    return {name: np.asarray(array) for name, array in named_leaves(adapters).items()}
+
+
+def train_on(data, strategy, model, run_dir, config=CONFIG, **options):
+    return train(model, strategy, Schedule(data, config, AUDIO, strategy.tails), run_dir, **options)
 
 
 def read_metrics(run_dir) -> list[dict]:
@@ -193,21 +196,26 @@ def test_the_mean_of_the_last_steps_adapters_is_the_result(folder, tmp_path):
     )
     data, strategy = make_data()
     model = make_model(folder)
-    state = train(model, strategy, data, config, tmp_path / "whole")
+    result = named_leaves(train_on(data, strategy, model, tmp_path / "whole", config))
+    like = abstract_state(model, config.optimiser, make_mesh(devices=jax.devices()[:1]), 12)
     with Checkpoints(tmp_path / "whole" / "checkpoints", 12) as checkpoints:
-        each = [named_leaves(checkpoints.restore(step, state)[0].lora) for step in range(8, 13)]
-    result = named_leaves(nnx.state(model, LoRAParam))
-    for name, array in named_leaves(state.mean).items():
+        states = [checkpoints.restore(step, like)[0] for step in range(8, 13)]
+    each = [named_leaves(state.lora) for state in states]
+    restored = restore(model, config, data.sample_ids, data.harmful, tmp_path / "whole")
+    for name, array in named_leaves(states[-1].mean).items():
         np.testing.assert_array_equal(result[name], array)
+        np.testing.assert_array_equal(named_leaves(restored)[name], array)
         np.testing.assert_allclose(
             array, np.mean([one[name] for one in each], axis=0, dtype="float64"), atol=1e-7
         )
         assert not np.array_equal(array, each[-1][name])
     with pytest.raises(Stop):
-        train(make_model(folder), Stopping(strategy.targets), data, config, tmp_path / "stopped")
-    again = named_leaves(train(make_model(folder), strategy, data, config, tmp_path / "stopped").mean)
+        train_on(data, Stopping(strategy.targets), make_model(folder), tmp_path / "stopped", config)
+    with pytest.raises(UserError, match="checkpoints: holds [0-9]+ of 12 steps; run the stage train again"):
+        restore(model, config, data.sample_ids, data.harmful, tmp_path / "stopped")
+    again = named_leaves(train_on(data, strategy, make_model(folder), tmp_path / "stopped", config))
     last = run(folder, tmp_path / "last")
-    for name, array in named_leaves(state.mean).items():
+    for name, array in result.items():
         np.testing.assert_array_equal(again[name], array)
         np.testing.assert_allclose(
             each[-1][name], last[name], atol=2e-5
@@ -347,14 +355,14 @@ def test_written_prompts_and_tails_are_drawn_too():
 def test_a_compiled_step_serves_another_strategy_of_its_kind(folder, whole, tmp_path):
     """The second run's adapters are those of a run of its own."""
     steps, (data, strategy) = {}, make_data()
-    train(make_model(folder), RRS(strategy.targets + 1), data, CONFIG, tmp_path / "first", steps=steps)
+    train_on(data, RRS(strategy.targets + 1), make_model(folder), tmp_path / "first", steps=steps)
     (step,) = steps.values()
     compiled = step.compilations()
-    state = train(make_model(folder), strategy, data, CONFIG, tmp_path / "second", steps=steps)
+    adapters = train_on(data, strategy, make_model(folder), tmp_path / "second", steps=steps)
     assert list(steps.values()) == [step] and step.compilations() == compiled
-    for name, array in named_leaves(state.lora).items():
+    for name, array in named_leaves(adapters).items():
         np.testing.assert_array_equal(array, whole[1][name])
-    train(make_model(folder), RRS(strategy.targets, "mean"), data, CONFIG, tmp_path / "third", steps=steps)
+    train_on(data, RRS(strategy.targets, "mean"), make_model(folder), tmp_path / "third", steps=steps)
     assert len(steps) == 2
 
 
@@ -363,7 +371,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(folder, tm
     strategy.targets[4] = np.inf
     model = make_model(folder)
     with pytest.raises(UserError, match=r"loss of step [123] is not finite, with the samples sample-4;"):
-        train(model, strategy, data, CONFIG, tmp_path)
+        train_on(data, strategy, model, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
         assert checkpoints.latest() is None
 
@@ -388,7 +396,7 @@ def test_adapters_that_were_trained_before_are_refused(folder, tmp_path):
     model = make_model(folder)
     model.lora.q_proj.lora_b.set_value(model.lora.q_proj.lora_b[...] + 1)
     with pytest.raises(ValueError, match="zero"):
-        train(model, strategy, data, CONFIG, tmp_path)
+        train_on(data, strategy, model, tmp_path)
 
 
 def test_optimiser_follows_adamw_and_its_schedule():

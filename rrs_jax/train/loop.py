@@ -22,7 +22,7 @@ from rrs_jax.strategies import Strategy
 from rrs_jax.train.batches import Draws, Schedule, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import MetricsLog
-from rrs_jax.train.step import OptimiserConfig, StepMetrics, TrainState, TrainStep
+from rrs_jax.train.step import OptimiserConfig, StepMetrics, TrainState, TrainStep, abstract_state
 
 OnEpoch = Callable[[int, nnx.State], None]
 
@@ -71,7 +71,8 @@ def train(
         model, strategy, optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps
     )
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state, position = _start(step, checkpoints, _beginning(config, data.sample_ids, data.harmful))
+        start, fresh = step.init(), _beginning(config, data.sample_ids, data.harmful)
+        state, position = _latest(checkpoints, start, fresh) or (start, fresh)
         if position.step < total_steps:
             schedule.prefix_states = prefix_states()
             with MetricsLog(folder, position.step) as log:
@@ -96,12 +97,14 @@ def restore(
     of other settings or samples.
     """
     total_steps = config.total_steps(len(sample_ids))
-    step = TrainStep(model, None, config.optimiser, mesh or mesh_of(model), total_steps)
+    like = abstract_state(model, config.optimiser, mesh or mesh_of(model), total_steps)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        state, position = _start(step, checkpoints, _beginning(config, sample_ids, harmful))
-    if position.step < total_steps:
+        found = _latest(checkpoints, like, _beginning(config, sample_ids, harmful))
+    state, position = found or (None, None)
+    if state is None or position.step < total_steps:
         raise UserError(
-            f"{folder / 'checkpoints'}: holds {position.step} of {total_steps} steps; run the stage train again."
+            f"{folder / 'checkpoints'}: holds {position.step if found else 0} of {total_steps} steps; run the"
+            " stage train again."
         )
     return state.result
 
@@ -126,13 +129,17 @@ def _make_step(
     return steps[key]
 
 
-def _start(step: TrainStep, checkpoints: Checkpoints, fresh: Position) -> tuple[TrainState, Position]:
-    """The folder's latest checkpoint, else the beginning."""
-    state = step.init()
+def _latest(
+    checkpoints: Checkpoints, like: TrainState, fresh: Position
+) -> tuple[TrainState, Position] | None:
+    """The folder's latest checkpoint; None where there is none.
+
+    Raises UserError where it is of other settings or samples than `fresh`.
+    """
     latest = checkpoints.latest()
     if latest is None:
-        return state, fresh
-    state, position = checkpoints.restore(latest, state)
+        return None
+    state, position = checkpoints.restore(latest, like)
     if position.settings != fresh.settings:
         raise UserError(
             f"{checkpoints.folder}: was made with other training settings or samples; choose another run_dir,"

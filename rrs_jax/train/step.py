@@ -100,6 +100,34 @@ def make_optimiser(config: OptimiserConfig, total_steps: int) -> optax.GradientT
     return optax.masked(optax.chain(*clip, adamw), {"base": False, "lora": True})
 
 
+def averaged_steps(config: OptimiserConfig, total_steps: int) -> int:
+    """How many of the last steps' adapters the result is the mean of."""
+    return round(config.average * total_steps)
+
+
+def shardings(tree, mesh: Mesh):
+    """The sharding of every array, by the partition rules; a moment's path ends as its parameter's."""
+
+    def sharding(path, leaf):
+        dotted = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        return parameter_sharding(mesh, dotted, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def abstract_state(model: nnx.Module, config: OptimiserConfig, mesh: Mesh, total_steps: int) -> TrainState:
+    """Shapes, dtypes and shardings of a training's state, for a model with adapters; nothing is computed."""
+    _, lora, base = nnx.split(model, LoRAParam, ...)
+    optimiser = make_optimiser(config, total_steps)
+    moments = jax.eval_shape(lambda lora: optimiser.init({"base": base, "lora": lora}), lora)
+    mean = lora if averaged_steps(config, total_steps) else None
+    state = TrainState(lora, moments, jax.ShapeDtypeStruct((), jnp.int32), mean)
+    places = shardings(state, mesh)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, places
+    )
+
+
 class TrainStep:
     """Gradients, accumulation and update; compiled once for each shape of a micro-batch.
 
@@ -112,12 +140,13 @@ class TrainStep:
         self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int
     ):
         self.config, self.mesh, self.replicated = config, mesh, replicated(mesh)
-        self.averaged = round(config.average * total_steps)  # of the last steps
+        self.averaged = averaged_steps(config, total_steps)
         self.first_averaged = total_steps - max(self.averaged, 1)  # updates made before it
         self.optimiser = make_optimiser(config, total_steps)
         self.renew(model, strategy, config.penalty_weight)
         lora = self.initial
-        state, rows, all_of_it = self._state_shardings(), batch_sharding(mesh), self.replicated
+        state = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh, total_steps))
+        rows, all_of_it = batch_sharding(mesh), self.replicated
         base = self._shardings(self.base)
         sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora))
         # The penalty's weight is an argument, so that runs that differ in it alone share what is compiled.
@@ -161,7 +190,8 @@ class TrainStep:
     def init(self) -> TrainState:
         """The state before the first step."""
         lora = jax.tree.map(jnp.copy, self.initial)
-        make = jax.jit(self._initial_optimiser, out_shardings=self._state_shardings().opt_state)
+        moments = jax.eval_shape(self._initial_optimiser, lora)
+        make = jax.jit(self._initial_optimiser, out_shardings=self._shardings(moments))
         mean = jax.tree.map(jnp.copy, lora) if self.averaged else None
         return TrainState(lora, make(lora), put(np.int32(0), self.replicated), mean)
 
@@ -270,17 +300,5 @@ class TrainStep:
     def _initial_optimiser(self, lora) -> optax.OptState:
         return self.optimiser.init({"base": self.base, "lora": lora})
 
-    def _state_shardings(self) -> TrainState:
-        shapes, lora = jax.eval_shape(self._initial_optimiser, self.initial), self._shardings(self.initial)
-        return TrainState(
-            lora, self._shardings(shapes), replicated(self.mesh), lora if self.averaged else None
-        )
-
     def _shardings(self, tree):
-        """By the partition rules; a moment's path ends as its parameter's."""
-
-        def sharding(path, leaf):
-            dotted = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
-            return parameter_sharding(self.mesh, dotted, leaf.shape)
-
-        return jax.tree_util.tree_map_with_path(sharding, tree)
+        return shardings(tree, self.mesh)
