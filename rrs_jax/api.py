@@ -115,9 +115,9 @@ def safety_vector(
 ) -> equations.SafetyVector:
     """The safety vector of representations, equations 9, 5 and 10.
 
-    harmful_refusal (N, D), under the refusal prompt; benign (M, D), under the prompt t; head_row (D,), the refusal
-    token's row of the output head (`LoadedModel.head_row`). `top_m` keeps that many percent of the features, those that
-    contribute most to the refusal token's logit; "positive" keeps all that raise it.
+    harmful_refusal (N, D), under the refusal prompt; benign (M, D), under the prompt t; head_row (D,), the
+    refusal token's row of the output head (`LoadedModel.head_row`). `top_m` keeps that many percent of the
+    features, those that contribute most to the refusal token's logit; "positive" keeps all that raise it.
     Raises UserError for a `top_m` outside 0 to 100.
     """
     arrays = (jnp.asarray(array, jnp.float32) for array in (harmful_refusal, benign, head_row))

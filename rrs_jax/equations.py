@@ -1,7 +1,7 @@
 """Equations of the paper (Yang et al. 2025, sections 3 and 4), in its order: arrays in, arrays out.
 
-Letters in shapes: N questions of one kind, B rows of a step, D features of the last hidden state, V words of the
-vocabulary, K refusal tokens, L layers, I and O inputs and outputs of a linear, R rank of its adapter.
+Letters in shapes: N questions of one kind, B rows of a step, D features of the last hidden state, V words of
+the vocabulary, K refusal tokens, L layers, I and O inputs and outputs of a linear, R rank of its adapter.
 
     eq. 1         refusal_row          w_40
     eq. 5         contribution         w_40,p · Δv_p
@@ -64,14 +64,15 @@ class SafetyVector(NamedTuple):
 def refusal_row(lm_head: jax.Array, token_ids: jax.Array) -> jax.Array:
     """w_40 of equation 1, float32 (D,): the refusal token's row of the output head.
 
-    lm_head (V, D); token_ids int (K,). The paper has one token, "I", which is 40 in the Qwen family. Departure: of
-    several tokens, the mean of their rows.
+    lm_head (V, D); token_ids int (K,). The paper has one token, "I", which is 40 in the Qwen family.
+    Departure: of several tokens, the mean of their rows.
     """
     return jnp.mean(lm_head[jnp.asarray(token_ids)].astype(jnp.float32), axis=0)
 
 
 def contribution(row: jax.Array, change: jax.Array) -> jax.Array:
-    """Summands of equation 5, float32 (D,): w_40,p · Δv_p, what each feature adds to the refusal token's logit.
+    """Summands of equation 5, float32 (D,): w_40,p · Δv_p, what each feature adds to the refusal token's
+    logit.
 
     row (D,), change (D,). Their sum is ΔL_40.
     """
@@ -79,11 +80,12 @@ def contribution(row: jax.Array, change: jax.Array) -> jax.Array:
 
 
 def mean_change(harmful_refusal: jax.Array, benign: jax.Array) -> jax.Array:
-    """ΔV̄ of equation 9, float32 (D,): the mean representation of refused harmful questions minus that of benign ones.
+    """ΔV̄ of equation 9, float32 (D,): the mean representation of refused harmful questions minus that of
+    benign ones.
 
-    harmful_refusal (N, D), under t̃; benign (M, D), under t. Departure: N and M may differ, since the two means are
-    taken apart. Each is the mean of differences to a rough mean: sums of many large float32 numbers would lose the
-    digits that the small difference needs.
+    harmful_refusal (N, D), under t̃; benign (M, D), under t. Departure: N and M may differ, since the two
+    means are taken apart. Each is the mean of differences to a rough mean: sums of many large float32 numbers
+    would lose the digits that the small difference needs.
     """
     refused, benign = harmful_refusal.astype(jnp.float32), benign.astype(jnp.float32)
     rough = jnp.mean(benign, axis=0)
@@ -91,7 +93,8 @@ def mean_change(harmful_refusal: jax.Array, benign: jax.Array) -> jax.Array:
 
 
 def select(contributions: jax.Array, top_m: float | str) -> jax.Array:
-    """S of equation 10, bool (D,): the `top_m` percent of the features that contribute most; ties go to the first.
+    """S of equation 10, bool (D,): the `top_m` percent of the features that contribute most; ties go to the
+    first.
 
     "positive" keeps every feature that raises the logit, which the paper calls approximately the top 51 %.
     Raises UserError for a `top_m` that is neither above 0 and at most 100, nor "positive".
@@ -112,7 +115,8 @@ def select(contributions: jax.Array, top_m: float | str) -> jax.Array:
 def safety_features(
     delta_mean: jax.Array, lm_head: jax.Array, token_ids: jax.Array, top_m: float | str
 ) -> SafetyVector:
-    """Equations 5 and 10 for a mean change ΔV̄ (D,): contributions, safety features S and safety vector ΔV̄ˢ."""
+    """Equations 5 and 10 for a mean change ΔV̄ (D,): contributions, safety features S and safety vector
+    ΔV̄ˢ."""
     contributions = contribution(refusal_row(lm_head, token_ids), delta_mean)
     selected = select(contributions, top_m)
     return SafetyVector(delta_mean, contributions, jnp.where(selected, delta_mean, 0), selected)
@@ -128,7 +132,8 @@ def safety_vector(
 ) -> SafetyVector:
     """Equations 9, 5 and 10 as one function on the device, which reads the refusal token's row of `lm_head`.
 
-    harmful_refusal (N, D), benign (M, D), lm_head (V, D), token_ids int (K,); `top_m` in percent, or "positive".
+    harmful_refusal (N, D), benign (M, D), lm_head (V, D), token_ids int (K,); `top_m` in percent, or
+    "positive".
     Raises UserError for a `top_m` outside its range.
     """
     return safety_features(mean_change(harmful_refusal, benign), lm_head, token_ids, top_m)
@@ -143,7 +148,8 @@ def draw_prompts(random: np.random.Generator, samples: int, prompts: int) -> np.
 
 
 def targets(representations: np.ndarray, harmful: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """V^tgt of equation 12, float32 (N, D): V0(d, t) plus the safety vector for harmful questions, minus it for benign.
+    """V^tgt of equation 12, float32 (N, D): V0(d, t) plus the safety vector for harmful questions, minus it
+    for benign.
 
     representations (N, D), under t; harmful bool (N,); vector (D,), or one for each question (N, D).
     """
@@ -154,7 +160,8 @@ def targets(representations: np.ndarray, harmful: np.ndarray, vector: np.ndarray
 def squared_distance(predicted: jax.Array, target: jax.Array, reduction: str = "sum") -> jax.Array:
     """Summands of L(θ)'s data term, (B,) for (B, D): ‖V^pred − V^tgt‖² of each question.
 
-    Departure: `reduction` "mean" divides by D, as the authors' program does; "sum" is the equation as printed.
+    Departure: `reduction` "mean" divides by D, as the authors' program does; "sum" is the equation as
+      printed.
     """
     difference = predicted - target
     reduce = {"sum": jnp.sum, "mean": jnp.mean}[reduction]
@@ -164,14 +171,15 @@ def squared_distance(predicted: jax.Array, target: jax.Array, reduction: str = "
 def weight_change(pairs: Iterable[tuple[jax.Array, jax.Array, float]]) -> jax.Array:
     """‖Δθ‖² of equation 13 over the adapted weight matrices, a float32 scalar, exactly.
 
-    pairs: A (L, I, R), B (L, R, O) and scale s of each adapted linear, whose weights have moved by s·A·B since
-    training starts at B = 0. ‖s·A·B‖²_F = s²·tr((AᵀA)(BBᵀ)) needs R² numbers and never a whole matrix.
+    pairs: A (L, I, R), B (L, R, O) and scale s of each adapted linear, whose weights have moved by s·A·B
+    since training starts at B = 0. ‖s·A·B‖²_F = s²·tr((AᵀA)(BBᵀ)) needs R² numbers and never a whole matrix.
     """
     return sum((scale**2 * _product_norm(a, b) for a, b, scale in pairs), jnp.float32(0))
 
 
 def adapter_change(adapters, initial) -> jax.Array:
-    """Squared distance of the adapters' own numbers from their initial ones, a float32 scalar; two trees alike.
+    """Squared distance of the adapters' own numbers from their initial ones, a float32 scalar; two trees
+    alike.
 
     The other reading of equation 13, where θ are the trained numbers A and B (`penalty.space=lora`).
     """
@@ -184,17 +192,17 @@ def objective(
 ) -> jax.Array:
     """L(θ), a scalar: the data term over the step's questions plus the penalty of equation 13.
 
-    distances: sum of the rows' `squared_distance`; questions: how many they are; penalty: ‖Δθ‖². Departures: the data
-    term is a mean over the step's questions in place of a sum, so that it does not depend on the batch size, and the
-    penalty has a weight, 1 by default.
+    distances: sum of the rows' `squared_distance`; questions: how many they are; penalty: ‖Δθ‖². Departures:
+    the data term is a mean over the step's questions in place of a sum, so that it does not depend on the
+    batch size, and the penalty has a weight, 1 by default.
     """
     return distances / questions + penalty_weight * penalty
 
 
 @jax.custom_vjp
 def _product_norm(a: jax.Array, b: jax.Array) -> jax.Array:
-    """‖A·B‖²_F summed over layers; a (L, I, R), b (L, R, O). Its derivative, 2·A·(BBᵀ) and 2·(AᵀA)·B, takes half
-    the products that JAX would make for it."""
+    """‖A·B‖²_F summed over layers; a (L, I, R), b (L, R, O). Its derivative, 2·A·(BBᵀ) and 2·(AᵀA)·B, takes
+    half the products that JAX would make for it."""
     return _product_norm_forward(a, b)[0]
 
 

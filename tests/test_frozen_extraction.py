@@ -1,4 +1,5 @@
-"""Extraction against one prompt at a time, first tokens and the safety vector against the reference's head."""
+"""Extraction against one prompt at a time, first tokens and the safety vector against the reference's
+head."""
 
 import jax
 import jax.numpy as jnp

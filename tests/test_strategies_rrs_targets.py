@@ -270,7 +270,8 @@ def test_whitening_and_projection():
 
 
 def test_the_papers_rrs_has_nothing_around_it():
-    """Without kept samples and with the defaults, the strategy is the class with the paper's attributes alone."""
+    """Without kept samples and with the defaults, the strategy is the class with the paper's attributes
+    alone."""
     labels = ["harmful", "benign"]
     samples = Samples([{"label": label, "pair_id": "p", "category": "a"} for label in labels])
     config = default_config()

@@ -29,8 +29,8 @@ class PoolPrompt(NamedTuple):
 
 
 def prompt_pool(text_share: float = 0.0, audio_share: float = 0.0) -> tuple[PoolPrompt, ...]:
-    """Every way in which training asks a question: the paper's pool beside the clip, with `train.text_share` the
-    same in writing behind it, and with `train.audio_share` the clip alone as the last."""
+    """Every way in which training asks a question: the paper's pool beside the clip, with `train.text_share`
+    the same in writing behind it, and with `train.audio_share` the clip alone as the last."""
     pool = [PoolPrompt(text, True) for text in PROMPT_POOL]
     if text_share:
         pool += [PoolPrompt(text, False) for text in PROMPT_POOL]

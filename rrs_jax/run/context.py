@@ -73,7 +73,8 @@ class RunContext:
         return self.cache.vanilla(self.model_folder(), model.dtype, self.mesh, model.quantize)
 
     def start_adapters(self) -> nnx.Module:
-        """A model with adapters at their start, which change nothing; the frozen arrays are the vanilla model's."""
+        """A model with adapters at their start, which change nothing; the frozen arrays are the vanilla
+        model's."""
         return with_lora(self.load_model(), lora_config(self.config), self.mesh, self.config.seed)
 
     @once
@@ -129,7 +130,8 @@ class RunContext:
     def encode_prompt(
         self, bank: AudioBank, clips: Sequence[int], text: str | None, system: str | None = None
     ) -> EncodedPrompt:
-        """One prompt's token ids with the places of its clips in the bank; `system` None is the model's own."""
+        """One prompt's token ids with the places of its clips in the bank; `system` None is the model's
+        own."""
         offsets, counts = bank.clips(clips)
         key = (self.model_folder(), text, tuple(counts), system)
         encoded = self.cache.encoded  # the pool's prompts come again for every clip of the same length
@@ -154,7 +156,8 @@ class RunContext:
     def make_prefix_states(
         self, layers: int, prompts: Sequence[EncodedPrompt], bank: AudioBank, *, keys_values: bool = False
     ) -> PrefixStates | None:
-        """The states of these prompts behind so many layers, or None, and a sentence, where they are too large."""
+        """The states of these prompts behind so many layers, or None, and a sentence, where they are too
+        large."""
         model, limit = self.load_model(), self.config.train.lower_states_gib
         trees = make_trees(model, prompts)
         needed = states_bytes(model, trees, layers if keys_values else 0) / 2**30

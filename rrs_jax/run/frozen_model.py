@@ -77,7 +77,8 @@ class FrozenModel:
         return np.stack([known[key] for key in keys])
 
     def _compute(self, prompts: dict[str, EncodedPrompt]) -> dict[str, np.ndarray]:
-        """Representations by key: those above the kept prefix states, then the others from their first layer."""
+        """Representations by key: those above the kept prefix states, then the others from their first
+        layer."""
         prefix_states = self.prefix_states()
         above, whole = {}, {}
         for key, prompt in prompts.items():
@@ -134,7 +135,8 @@ class FrozenModel:
         return steered(self.model, list(layers), vectors, replicated(self.context.mesh))
 
     def answers(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int) -> list[list[int]]:
-        """Kept in `responses.jsonl` of the run, or of the sweep, as they are made, so that a killed run goes on."""
+        """Kept in `responses.jsonl` of the run, or of the sweep, as they are made, so that a killed run goes
+        on."""
         cache = self.context.cache
         path = (cache.folder or self.context.folder.path) / "responses.jsonl"
         with cache.alone("responses"):

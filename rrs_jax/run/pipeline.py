@@ -32,7 +32,8 @@ from rrs_jax.weights.named_models import is_named
 
 
 def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = None) -> None:
-    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything lies.
+    """Runs the stages asked for that are not done yet, and prints the table of rates and where everything
+    lies.
 
     cache: what a sweep's runs have in common.
     """
@@ -90,7 +91,8 @@ def train_adapters(context: RunContext) -> dict:
 
 
 def _remat(context: RunContext, strategy) -> str:
-    """`train.remat`, and in place of `auto` the first one that fits into the memory of every process's device."""
+    """`train.remat`, and in place of `auto` the first one that fits into the memory of every process's
+    device."""
     config = context.config
     if config.train.remat != "auto":
         return config.train.remat

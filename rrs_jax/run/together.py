@@ -1,4 +1,5 @@
-"""The one place where a run's processes meet: its folder is opened, and each stage is done, by all in step."""
+"""The one place where a run's processes meet: its folder is opened, and each stage is done, by all in
+step."""
 
 import contextlib
 import dataclasses
@@ -35,8 +36,8 @@ def open_run(
 ) -> RunContext:
     """The run's context, its folder locked until `stack` ends.
 
-    Raises UserError, in all processes, where the folder cannot be used by one of them, the model's path is none, or the
-    disk has no room for what the stages write.
+    Raises UserError, in all processes, where the folder cannot be used by one of them, the model's path is
+    none, or the disk has no room for what the stages write.
     """
     if processes.several():
         versions = {"the program's commit": source_commit(), "jax": metadata.version("jax")}
@@ -57,7 +58,8 @@ def open_run(
 
 
 def stage_done(context: RunContext, name: str) -> bool:
-    """Whether the stage is finished with the values that decide its output now, as the first process knows."""
+    """Whether the stage is finished with the values that decide its output now, as the first process
+    knows."""
     return processes.by_first(lambda: context.folder.stage_done(name))
 
 

@@ -1,4 +1,5 @@
-"""A run's training samples: their prompts, the schedule of all draws, and the lower layers' states of both."""
+"""A run's training samples: their prompts, the schedule of all draws, and the lower layers' states of
+both."""
 
 import functools
 from collections.abc import Sequence
@@ -67,10 +68,11 @@ class TrainingSet:
         return self._schedules[tails is not None]
 
     def prefix_states(self) -> PrefixStates | None:
-        """The lower layers' states of the prompts that extraction asks and training draws, made once for both.
+        """The lower layers' states of the prompts that extraction asks and training draws, made once for
+        both.
 
-        None where the run has none or they are too large. Always of the same prompts in the same order: a run that
-        goes on and computes them in another stage finds the same numbers.
+        None where the run has none or they are too large. Always of the same prompts in the same order: a run
+        that goes on and computes them in another stage finds the same numbers.
         """
         layers, kept = lower_layers(self.config), self.context.prefix_states
         if layers and layers not in kept:

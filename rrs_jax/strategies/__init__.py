@@ -1,12 +1,14 @@
 """Training objectives: samples and what the frozen model makes of them, to one loss for each row of a step.
 
-A strategy's module, named in `rrs_jax.config.strategy_table`, sees data alone, never a run, a folder or a process:
+A strategy's module, named in `rrs_jax.config.strategy_table`, sees data alone, never a run, a folder or a
+process:
 
-    extract(samples, frozen, config) -> Extracted        what the loss needs of the frozen model; the run keeps it
-    build(extracted, samples, config) -> Strategy        the loss
+    extract(samples, frozen, config) -> Extracted        what the loss needs of the frozen model; the run
+    keeps it build(extracted, samples, config) -> Strategy        the loss
 
-One that trains nothing has `serve(extracted, samples, frozen, config) -> Served` in place of `build`. The step around
-a strategy (`rrs_jax.train.step`) weighs and averages the rows, adds the penalty and differentiates.
+One that trains nothing has `serve(extracted, samples, frozen, config) -> Served` in place of `build`. The
+step around a strategy (`rrs_jax.train.step`) weighs and averages the rows, adds the penalty and
+differentiates.
 """
 
 from collections.abc import Sequence
@@ -25,20 +27,22 @@ class Strategy(Protocol):
     """A loss for each row of a step.
 
     Attributes:
-      tails: token ids that stand behind a sample's prompt: for each of the N samples one tail or several, of which
-        every step draws one; None for no tails.
+      tails: token ids that stand behind a sample's prompt: for each of the N samples one tail or several, of
+        which every step draws one; None for no tails.
     """
 
     tails: Sequence[Sequence[Sequence[int]]] | None
 
     @property
     def static(self) -> tuple:
-        """All that `row_losses` reads of the strategy itself, hashable: steps compiled with the same serve again."""
+        """All that `row_losses` reads of the strategy itself, hashable: steps compiled with the same serve
+        again."""
 
     def examples(self, indices: np.ndarray, prompts: np.ndarray, tails: np.ndarray) -> dict[str, np.ndarray]:
         """Arrays (B, ...) that the loss of these samples needs beside their inputs.
 
-        indices int (B,): samples; prompts, tails int (B,): which of the pool's prompts and of its tails each drew.
+        indices int (B,): samples; prompts, tails int (B,): which of the pool's prompts and of its tails each
+        drew.
         """
 
     def row_losses(
@@ -97,7 +101,8 @@ class FrozenModel(Protocol):
     def safety_vector(
         self, harmful_refusal: np.ndarray, benign: np.ndarray, top_m: float | str
     ) -> SafetyVector:
-        """`rrs_jax.equations.safety_vector` with this model's output head and refusal tokens, as NumPy arrays."""
+        """`rrs_jax.equations.safety_vector` with this model's output head and refusal tokens, as NumPy
+        arrays."""
 
     def safety_features(self, delta_mean: np.ndarray, top_m: float | str) -> SafetyVector:
         """`rrs_jax.equations.safety_features`, likewise."""

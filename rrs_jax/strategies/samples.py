@@ -10,7 +10,8 @@ class Samples:
     """Rows of a training manifest, in their order.
 
     Attributes:
-      rows: dicts with id, pair_id, label ("harmful" or "benign"), category, question, response; also role, prefill.
+      rows: dicts with id, pair_id, label ("harmful" or "benign"), category, question, response; also role,
+        prefill.
       harmful: bool (N,).
       kept: bool (N,), benign rows with the role "keep", on which the model is to stay as it is.
       mirrored: bool (N,), all other benign rows, which move against the safety vector.

@@ -16,7 +16,8 @@ class Served:
     models: they share the frozen arrays.
     made_by: JSON values that say what decides the answers beside model folder, sampling and seed.
     system: a system prompt in place of the model's own.
-    choose: (prompts, audio bank's array) to which of the models answers each, int (prompts,); None for the only one.
+    choose: (prompts, audio bank's array) to which of the models answers each, int (prompts,); None for the
+      only one.
     """
 
     models: Sequence[nnx.Module]

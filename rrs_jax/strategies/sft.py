@@ -112,8 +112,8 @@ def mean_cross_entropy(model: nnx.Module, states: jax.Array, ids: jax.Array) -> 
 
 
 def refusals(samples: Samples, frozen, config, chosen: np.ndarray) -> list[list[int]]:
-    """A refusal of each chosen harmful sample: the frozen model's own under t̃ where it begins with a refusal token,
-    else REFUSAL. Nothing harmful is written."""
+    """A refusal of each chosen harmful sample: the frozen model's own under t̃ where it begins with a refusal
+    token, else REFUSAL. Nothing harmful is written."""
     asked = [frozen.prompt(i, config.rrs.refusal_prompt) for i in chosen]
     fixed = frozen.text_ids(REFUSAL)
     made = answers(frozen, asked, config.sft.tokens)
@@ -134,7 +134,8 @@ def answers(frozen, prompts: list, length: int) -> list[list[int]]:
 def extracted_targets(
     samples: Samples, frozen, targets: list[list[int]], prefills: list[list[list[int]]] | None = None
 ) -> Extracted:
-    """Rows of `RUN/sft_targets.jsonl` from each sample's target and prefills, and what share of them refuses."""
+    """Rows of `RUN/sft_targets.jsonl` from each sample's target and prefills, and what share of them
+    refuses."""
     prefills = prefills or [[[]] for _ in targets]
     rows = [
         {

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rrs_jax.config.training import TrainConfig
+from rrs_jax.config.training import OptimiserConfig, TrainConfig
 from rrs_jax.distributed.mesh import fetch, mesh_of, put
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
@@ -22,7 +22,7 @@ from rrs_jax.strategies import Strategy
 from rrs_jax.train.batches import Draws, Schedule, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import MetricsLog
-from rrs_jax.train.step import OptimiserConfig, StepMetrics, TrainState, TrainStep, abstract_state
+from rrs_jax.train.step import StepMetrics, TrainState, TrainStep, abstract_state
 
 OnEpoch = Callable[[int, nnx.State], None]
 
@@ -39,19 +39,21 @@ def train(
     remat: str | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> nnx.State:
-    """Trains adapters and returns them, a state of `LoRAParam`; goes on where `folder` shows that a run stopped.
+    """Trains adapters and returns them, a state of `LoRAParam`; goes on where `folder` shows that a run
+    stopped.
 
-    Writes `folder/checkpoints`, `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss or gradient
-    are not finite, naming the samples, and where the folder's checkpoints are of other settings.
+    Writes `folder/checkpoints`, `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss
+    or gradient are not finite, naming the samples, and where the folder's checkpoints are of other settings.
 
     Args:
       model: with its adapters at their start, also when a run goes on; it stays as it is.
       schedule: samples, prompts and padding of every step, and the training settings.
       steps: keeps compiled steps for later calls.
-      prefix_states: makes the lower layers' states that steps start from, called where there are steps to come.
+      prefix_states: makes the lower layers' states that steps start from, called where there are steps to
+        come.
       remat: in place of the settings' own.
-      on_epoch: gets the number of epochs done and the adapters, before that epoch's checkpoint is written; a run that
-        goes on has called it for every epoch done.
+      on_epoch: gets the number of epochs done and the adapters, before that epoch's checkpoint is written; a
+        run that goes on has called it for every epoch done.
     """
     config, data = schedule.config, schedule.data
     if config.gradient_accumulation < 1 or config.batch_size % config.gradient_accumulation:
@@ -93,8 +95,8 @@ def restore(
 ) -> nnx.State:
     """The adapters of a finished training, from the last checkpoint in `folder`.
 
-    model: with its adapters at their start. Raises UserError where there is no checkpoint of all steps, or where it is
-    of other settings or samples.
+    model: with its adapters at their start. Raises UserError where there is no checkpoint of all steps, or
+    where it is of other settings or samples.
     """
     total_steps = config.total_steps(len(sample_ids))
     like = abstract_state(model, config.optimiser, mesh or mesh_of(model), total_steps)

@@ -6,7 +6,8 @@ from rrs_jax.errors import UserError
 
 
 def chosen_layers(asked: Sequence[str | int], count: int, shares: Sequence[float]) -> list[int]:
-    """Layers of `rivals.layers`, ascending; where it is empty, those at these shares of the decoder's `count`.
+    """Layers of `rivals.layers`, ascending; where it is empty, those at these shares of the decoder's
+    `count`.
 
     Raises UserError for layers that the decoder lacks.
     """

@@ -21,8 +21,8 @@ SHARES = (1 / 2,)  # of the depth
 
 
 def extract(samples: Samples, frozen, config) -> Extracted:
-    """Vectors (layers, D), and the probe's weights (D,) and bias; the facts tell how well the probe does on unseen
-    pairs."""
+    """Vectors (layers, D), and the probe's weights (D,) and bias; the facts tell how well the probe does on
+    unseen pairs."""
     layers = chosen_layers(config.rivals.layers, frozen.num_layers, SHARES)
     harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(~samples.harmful)
     asked = [(harmful, config.rrs.refusal_prompt), (benign, PROMPT_T), (harmful, PROMPT_T)]

@@ -1,4 +1,5 @@
-"""The vanilla model under a system prompt that asks for safety (`rivals.system_prompt`); nothing is trained."""
+"""The vanilla model under a system prompt that asks for safety (`rivals.system_prompt`); nothing is
+trained."""
 
 from rrs_jax.strategies.served import Served
 

@@ -1,8 +1,8 @@
 """What RRS can be given beyond the paper, one file a variant; tried on the mini and of little use there.
 
-A variant gives further prompts to extract, other targets, weights or a loss around RRS's (`variant.py`). The paper's
-RRS has none of them. `train.text_share`, `train.audio_share` and `train.twins_together` belong to the draws of a step
-(`rrs_jax.train.batches`), `data.rewrites_per_pair` to the data.
+A variant gives further prompts to extract, other targets, weights or a loss around RRS's (`variant.py`). The
+paper's RRS has none of them. `train.text_share`, `train.audio_share` and `train.twins_together` belong to the
+draws of a step (`rrs_jax.train.batches`), `data.rewrites_per_pair` to the data.
 """
 
 from rrs_jax.strategies.samples import Samples
@@ -19,8 +19,9 @@ from rrs_jax.strategies.variants.whitening import Whitening
 
 __all__ = ["VARIANTS", "Materials", "Variant", "chosen_variants"]
 
-# In the order in which their hooks are called: a loss is wrapped from the inside, positions before the hinge on their
-# first, and weights last; kept samples' states are there before they go part of the way to what is read.
+# In the order in which their hooks are called: a loss is wrapped from the inside, positions before the hinge
+# on their first, and weights last; kept samples' states are there before they go part of the way to what is
+# read.
 VARIANTS = (
     Positions, Hinge, Keep, ReadShare, CategoryVectors, Whitening, Projection, OwnTargets, Weights,
 )  # fmt: skip

@@ -65,7 +65,8 @@ class Hinged(Wrapper):
         return self.inner.mean(losses.at[:, 0].set(first), examples)
 
     def pull(self, model, states: jax.Array, scale: jax.Array) -> jax.Array:
-        """Squared distance (B,), along the safety vector and to first order, to where the tokens' log-odds are
+        """Squared distance (B,), along the safety vector and to first order, to where the tokens' log-odds
+        are
         -margin; 0 beyond."""
         logits = model.logits(states)
         ids = jnp.asarray(self.token_ids)

@@ -41,7 +41,8 @@ class Keep(Variant):
 class Kept(Wrapper):
     """Targets by the prompt drawn for samples with a place in `states`.
 
-    states: float32 (M, prompts, D) or (M, prompts, K, D); place: int32 (N,), -1 for samples with their own target.
+    states: float32 (M, prompts, D) or (M, prompts, K, D); place: int32 (N,), -1 for samples with their own
+      target.
     """
 
     def __init__(self, inner, states: np.ndarray, place: np.ndarray):

@@ -1,7 +1,8 @@
-"""Targets at several positions: the prompt's last, then those behind the first tokens of an answer (`rrs.positions`).
+"""Targets at several positions: the prompt's last, then those behind the first tokens of an answer
+(`rrs.positions`).
 
-The answer is the vanilla model's own: a harmful question's refusal under t̃, another question's answer under t. There
-the vanilla model's state is the target.
+The answer is the vanilla model's own: a harmful question's refusal under t̃, another question's answer under
+t. There the vanilla model's state is the target.
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ class Positions(Variant):
         self.texts = [config.rrs.refusal_prompt if harmful else PROMPT_T for harmful in samples.harmful]
 
     def prompts(self, frozen) -> list:
-        """Prompts with the first one, two, ... tokens of their tails behind them: the moved samples' under t̃ or t,
-        then the kept samples' under each of the pool. Past an answer's end the whole answer stands in."""
+        """Prompts with the first one, two, ... tokens of their tails behind them: the moved samples' under t̃
+        or t, then the kept samples' under each of the pool. Past an answer's end the whole answer stands
+        in."""
         length = self.config.rrs.positions - 1
         asked = [frozen.prompt(i, text) for i, text in enumerate(self.texts)]
         self.tails = np.full((len(asked), length), -1, np.int32)

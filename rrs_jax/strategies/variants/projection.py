@@ -1,4 +1,5 @@
-"""The mean change without its part along the first principal directions of benign questions (`rrs.project`)."""
+"""The mean change without its part along the first principal directions of benign questions
+(`rrs.project`)."""
 
 import numpy as np
 

@@ -1,4 +1,5 @@
-"""Targets that start on the way from what the vanilla model has where a question is heard to where it is read.
+"""Targets that start on the way from what the vanilla model has where a question is heard to where it is
+read.
 
 The field `rrs.read_share`: training then also teaches to hear the words.
 """

@@ -30,7 +30,8 @@ class Materials:
 
 
 class Variant:
-    """One addition to RRS. A subclass overrides the hooks that it needs, in the order in which they are called.
+    """One addition to RRS. A subclass overrides the hooks that it needs, in the order in which they are
+    called.
 
     turns: whether `turn` changes the mean change ΔV̄.
     """

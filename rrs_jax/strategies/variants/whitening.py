@@ -23,8 +23,8 @@ def all_benign(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def whiten(delta: np.ndarray, benign: np.ndarray, shrinkage: float) -> np.ndarray:
     """Σ⁻¹δ at δ's length, (D,): the direction that best tells refused from benign, and not along what benign
-    questions differ in. Σ is the covariance of `benign` (N, D), drawn by `shrinkage` towards a multiple of the
-    identity."""
+    questions differ in. Σ is the covariance of `benign` (N, D), drawn by `shrinkage` towards a multiple of
+    the identity."""
     centred = np.asarray(benign, np.float64) - np.mean(benign, axis=0, dtype=np.float64)
     covariance = centred.T @ centred / max(len(centred) - 1, 1)
     width = len(covariance)
