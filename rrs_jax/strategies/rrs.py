@@ -155,7 +155,7 @@ def _facts(frozen, config, vector: equations.SafetyVector, arrays: dict[str, np.
     say(
         f"premise: {named} (id {', '.join(map(str, frozen.refusal_ids))}) comes first for"
         f" {first['harmful_refusal']} % of harmful questions under the refusal prompt, {first['harmful']} %"
-        f" under t, {first['benign']} % of benign ones; {facts['positive_percent']} % of the features raise its"
-        f" logit, by {facts['delta_logit']} in all, {facts['delta_logit_selected']} after selection"
+        f" under t, {first['benign']} % of benign ones; {facts['positive_percent']} % of the features raise"
+        f" its logit, by {facts['delta_logit']} in all, {facts['delta_logit_selected']} after selection"
     )
     return facts
