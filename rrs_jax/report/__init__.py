@@ -1,1 +1,11 @@
-"""Tables of finished runs. Reads the files of run folders, never live objects."""
+"""Tables, figures and pages of finished runs. Reads the files of run folders, never live objects.
+
+results.py               runs, their recipes and their places in the paper's tables
+table.py                 the table of rates; details.py has what it leaves out, ranking.py orders runs
+paper_tables.py          the paper's tables 2, 3 and 4
+page.py                  the report page: figures.py and plots.py draw, samples.py has clips and answers
+separation.py            figure 2 of the paper and how far questions are apart
+publish.py               the lines and tables that are published
+authors_state_files.py   the authors' published states; authors_states.py measures them,
+                         authors_states_page.py makes their page
+"""

@@ -1,4 +1,4 @@
-"""What the table of rates leaves out: every judge's rates, the judges' agreement, paired tests, categories.
+"""Tables beside that of the rates: every judge's rates, the judges' agreement, paired tests, categories.
 
     python -m rrs_jax.report.details RUN [RUN ...] [--markdown]
 
@@ -35,8 +35,10 @@ def details(runs: Sequence[str | Path], markdown: bool = False, vanilla_once: bo
 
 
 def judges_table(summaries: Sequence[dict]) -> Table:
-    """A row an evaluation and judge. Every rate with its interval; in brackets behind them the any-of-n
-    rate."""
+    """Returns a row for each evaluation and judge.
+
+    Every rate has its interval; the any-of-n rates stand in columns of their own.
+    """
     rows = [("Model, judge", "Rate", *MODES.values(), "any audio-text", "ORR", "any", "ORR borderline")]
     for summary in summaries:
         judged = {summary["judge"]: summary} | summary.get("other_judges", {})
@@ -61,6 +63,7 @@ def judges_table(summaries: Sequence[dict]) -> Table:
 
 
 def agreement_table(summaries: Sequence[dict]) -> Table:
+    """Returns a row for each pair of judges and label, with Cohen's kappa."""
     rows = [("Model", "Judges", "Label", "Cohen's kappa", "Agree %", "Responses")]
     for summary in summaries:
         for pair in summary.get("agreement", []):
@@ -82,6 +85,7 @@ def agreement_table(summaries: Sequence[dict]) -> Table:
 
 
 def paired_table(runs: Sequence[str | Path], summaries: Sequence[dict]) -> Table:
+    """Returns a row for each comparison with the model before training, paired by question."""
     rows = [
         ("Model, judge", "Questions", "Mode", "Before", "After", "Difference", "p permutation", "p McNemar")
     ]
@@ -109,6 +113,7 @@ def paired_table(runs: Sequence[str | Path], summaries: Sequence[dict]) -> Table
 
 
 def categories_table(summaries: Sequence[dict]) -> Table:
+    """Returns a row for each category, with the first judge's rates."""
     rows = [("Model, category", *MODES.values(), "ORR", "ORR borderline")]
     for summary in summaries:
         by_category = summary.get("by_category", {"harmful": {}, "benign": {}, "borderline": {}})

@@ -1,5 +1,4 @@
-"""The report page's figures, each from files of runs to HTML with inline SVG and the same numbers as a
-table."""
+"""The report page's figures: from files of runs to HTML with inline SVG and the same numbers as a table."""
 
 import html
 import json
@@ -20,7 +19,7 @@ COLOURS = 8  # classes c0 to c7 of the page
 
 
 def panels(figure: Figure2, name: str) -> str:
-    """Both embeddings of one run, a panel an epoch, and the separation as numbers."""
+    """Returns both embeddings of one run, a panel an epoch, and the separation as numbers."""
     parts = []
     for title, points in (("t-SNE", figure.tsne), ("PCA", figure.pca)):
         drawn = "".join(
@@ -45,7 +44,7 @@ def panels(figure: Figure2, name: str) -> str:
 
 
 def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
-    """ASR and ORR of the first seed after each epoch that was evaluated; None where none was."""
+    """Draws ASR and ORR of the first seed after each epoch that was evaluated; None where none was."""
     run = recipe.runs[0]
     found = _epoch_summaries(run, results)
     if len(found) < 2 or not any(0 < epoch < int(run.config["train.epochs"]) for epoch in found):
@@ -90,7 +89,10 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
 
 
 def _epoch_summaries(run: FinishedRun, results: Results) -> dict[int, dict]:
-    """Summaries by epoch: 0 is the vanilla model, the last one the run's own evaluation."""
+    """Returns summaries by epoch.
+
+    Epoch 0 is the model before training, the last one the run's own evaluation.
+    """
     found = {}
     for path in run.path.glob("eval/epochs/*"):
         if folder := run.evaluation(run.strategy, int(path.name)):
@@ -105,7 +107,10 @@ def _epoch_summaries(run: FinishedRun, results: Results) -> dict[int, dict]:
 
 
 def tradeoff(results: Results) -> str:
-    """A plane a mode: ASR against the ORR of benign (filled) and borderline questions (hollow)."""
+    """Draws a plane for each mode: ASR against ORR.
+
+    The ORR of benign questions is filled, that of borderline ones hollow.
+    """
     recipes = [recipe for recipe in results.everything if recipe.summary]
     parts = []
     for mode, title in MODES.items():
@@ -154,7 +159,7 @@ def tradeoff(results: Results) -> str:
 
 
 def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis, Axis]:
-    """Both with a square-root scale, from 0 to the next of these over all intervals."""
+    """Returns both axes, with a square-root scale, from 0 to beyond all intervals."""
     across = [_interval(block, "asr")[2] for _, _, block in points]
     rates = [
         entry
@@ -172,7 +177,10 @@ def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis
 
 
 def loss_curves(run: FinishedRun, title: str) -> str | None:
-    """Loss of harmful and of benign questions, and the penalty where there is one; None without metrics."""
+    """Draws the loss of harmful and of benign questions, and the penalty where there is one.
+
+    None without metrics.
+    """
     path = run.path / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     rows = [json.loads(line) for line in lines if line]  # a last line without its end is still being written
@@ -214,7 +222,7 @@ def loss_curves(run: FinishedRun, title: str) -> str | None:
 
 
 def contributions(recipes: Sequence[Recipe]) -> str:
-    """Histogram of w·Δv̄ for each different safety vector, with the part that the top m percent are."""
+    """Draws a histogram of w·Δv̄ for each different safety vector; the selected part stands out."""
     parts, seen = [], set()
     for recipe in recipes:
         path = recipe.runs[0].path / "representations.safetensors"
@@ -235,7 +243,10 @@ def contributions(recipes: Sequence[Recipe]) -> str:
 
 
 def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> str:
-    """Counts on a logarithmic axis; the few features outside of the middle 99 % are in the outermost bars."""
+    """Draws counts on a logarithmic axis.
+
+    The few features outside of the middle 99 % are in the outermost bars.
+    """
     reach = float(np.quantile(np.abs(values), 0.99)) or float(np.abs(values).max()) or 1.0
     edges = np.linspace(-reach, reach, BINS + 1)
     place = np.clip(np.digitize(values, edges) - 1, 0, BINS - 1)
@@ -265,7 +276,7 @@ def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> 
 
 
 def table_of(rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table whose first row is its header; all cells are escaped."""
+    """Returns an HTML table whose first row is its header; all cells are escaped."""
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -277,6 +288,7 @@ def table_of(rows: Sequence[Sequence[str]]) -> str:
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
+    """Returns a legend of (name, CSS class) entries."""
     return (
         "<p class='legend'>"
         + "".join(f'<span class="{kind}">{html.escape(name)}</span>' for name, kind in entries)
@@ -285,10 +297,12 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def details(title: str, inner: str) -> str:
+    """Returns a part of the page that is folded away under a title."""
     return f"<details><summary>{html.escape(title)}</summary>{inner}</details>"
 
 
 def colour(place: int) -> str:
+    """Returns the CSS class of the n-th colour."""
     return f"c{place % COLOURS}"
 
 
@@ -310,4 +324,5 @@ def _rate(block: dict | None, field: str) -> str:
 
 
 def shown(value: float | None, decimals: int) -> str:
+    """Formats a number; None is a dash."""
     return "–" if value is None else f"{value:.{decimals}f}".replace("-", "−")

@@ -1,10 +1,10 @@
-"""`report/index.html`: everything that a run or a sweep found, on one page that needs nothing else; and its
-tables as files.
+"""`report/index.html`: everything that a run or a sweep found, on one page that needs nothing else.
 
-    python -m rrs_jax.report.page RUN                       a run's page
+    python -m rrs_jax.report.page RUN                           a run's page
     python -m rrs_jax.report.page --out=FOLDER RUN [RUN ...]    one page of several runs, in FOLDER
 
-The stage `report` and a sweep make them by themselves. Only files of the run folders are read.
+The stage `report` and a sweep make pages by themselves, with the paper's tables as files beside them. Only
+files of the run folders are read.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MOST_CHARTS = 3  # of one kind that are not folded away
 
 
 def make_page(out: str | Path, folders: Sequence[str | Path], title: str) -> Path:
-    """Writes OUT/index.html and table2, table3, table4 as .md, .csv and .tex; the page's path.
+    """Writes OUT/index.html and table2, table3, table4 as .md, .csv and .tex; returns the page's path.
 
     What cannot be made is a sentence on the page in its place. Raises UserError where a folder is no run.
     """
@@ -48,7 +48,10 @@ def make_page(out: str | Path, folders: Sequence[str | Path], title: str) -> Pat
 
 
 def make_sweep_pages(folder: Path, runs: Sequence[Path]) -> None:
-    """FOLDER/report of all runs that have begun, and each run's own report; figure 2 of several at a time."""
+    """Writes FOLDER/report of all runs that have begun, and each run's own report.
+
+    Figure 2 of several runs is made at a time.
+    """
     begun = [path for path in runs if (path / "config.json").is_file()]
     if begun:
         with contextlib.suppress(UserError):  # which each page then says in the figure's place
@@ -59,6 +62,7 @@ def make_sweep_pages(folder: Path, runs: Sequence[Path]) -> None:
 
 
 def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
+    """Returns the page as HTML; a section without content is left out."""
     questions: list[str] = []
     sections = [
         ("Results", "results", _key_figures(results)),
@@ -113,7 +117,7 @@ def _facts(results: Results) -> str:
 
 
 def _key_figures(results: Results) -> str:
-    """The vanilla model beside the main recipe."""
+    """Shows the model before training beside the main recipe."""
     before, after = results.vanilla, results.main
     if before is None or after is None:
         return "" if before or after else "<p>No run is evaluated yet.</p>"
@@ -188,7 +192,7 @@ def _tables(results: Results, folders: Sequence[str | Path]) -> str:
 
 
 def _seeds(recipes: Sequence[Recipe]) -> str:
-    """Mean and Student's interval over seeds, which say what another seed may give."""
+    """Shows mean and Student's interval over seeds, which say what another seed may give."""
     modes = (f"ASR {title}" for title in MODES.values())
     rows = [("Over seeds: mean [95 % interval]", *modes, "ORR", "ORR borderline", "Avg. NSI")]
     for recipe in recipes:
@@ -217,7 +221,7 @@ def _seeds(recipes: Sequence[Recipe]) -> str:
 
 
 def _figure_2(results: Results, questions: list[str]) -> str:
-    """Fills `questions`, on which the panels' points have their places."""
+    """Shows figure 2 of the runs; extends `questions`, on which the panels' points have their places."""
     recipes = [
         recipe
         for recipe in results.recipes
@@ -316,7 +320,10 @@ def _main_first(results: Results, recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _charts(said: str, drawn: Sequence[str | None]) -> str:
-    """The first few side by side, the others folded away; None are those that a run has no numbers for."""
+    """Shows the first few charts side by side and folds the others away.
+
+    None stands for a run without numbers for the chart.
+    """
     drawn = [chart for chart in drawn if chart]
     if not drawn:
         return ""
@@ -338,8 +345,7 @@ def _samples(results: Results) -> str:
 
 
 def _config(results: Results) -> str:
-    """One run: what differs from the defaults. Several: what differs between them, then what all have in
-    common."""
+    """Shows the configs: of one run what differs from the defaults, of several what differs between them."""
     recipes = list(
         {recipe.runs[0].path: recipe for recipe in (*results.recipes, *results.everything)}.values()
     )

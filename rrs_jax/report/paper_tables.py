@@ -42,8 +42,14 @@ LATEX = str.maketrans(
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """`name` for CSV; `title` under `group`; `best` is "low", "high" or None for a column without a best;
-    `decimals`."""
+    """A column of a table.
+
+    Attributes:
+      name: in the CSV file.
+      group, title: the header's two lines.
+      best: "low", "high", or None for a column without a best.
+      decimals, signed: how numbers are written.
+    """
 
     name: str
     group: str
@@ -55,8 +61,13 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`value` and interval in the column's unit; None with `absent` in its place. `paper`: the paper's
-    number."""
+    """A cell of a table.
+
+    Attributes:
+      value, ci95: in the column's unit; with None `absent` stands in the cell.
+      paper: the paper's number.
+      best: the value is the best of its column.
+    """
 
     value: float | None
     ci95: tuple[float, float] | None = None
@@ -67,8 +78,14 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """`rows`: title, and a cell a column. `beyond`: number of rows at the end that the paper does not have.
-    `selected`: titles set in bold."""
+    """A table of the paper.
+
+    Attributes:
+      rows: a title and a cell for each column.
+      beyond: number of rows at the end that the paper does not have.
+      selected: titles that are set in bold.
+      head: header of the titles.
+    """
 
     number: int
     caption: str
@@ -80,7 +97,7 @@ class Table:
 
 
 def paper_tables(results: Results) -> list[Table]:
-    """Those of the three that have a row besides the vanilla model's."""
+    """Returns those of the three tables that have a row besides the vanilla model's."""
     by_key: dict[str, Recipe] = {}
     for recipe in results.recipes:
         if recipe.key and recipe.summary:
@@ -112,7 +129,7 @@ def paper_tables(results: Results) -> list[Table]:
 
 
 def _rate_name(results: Results) -> str:
-    """What the judge measures: of one that sees no harm it is compliance."""
+    """Returns the name of what the judge measures: compliance for one that sees no harm, else ASR."""
     summaries = [recipe.summary for recipe in results.everything if recipe.summary]
     compliance = [summary.get("asr_is", "").startswith("compliance") for summary in summaries]
     return "compliance" if compliance and all(compliance) else "ASR"
@@ -143,7 +160,7 @@ def _table(
     recipes: Sequence[Recipe],
     beyond: Sequence[Recipe] = (),
 ) -> Table | None:
-    """With the vanilla model first; None where no other row is there."""
+    """Returns a table with the vanilla model first; None where there is no other row."""
     if not recipes and not beyond:
         return None
     first = [results.vanilla] if results.vanilla else []
@@ -163,7 +180,7 @@ def _table(
 
 
 def _top_m(results: Results) -> list[Recipe]:
-    """RRS with each share of features, by the share."""
+    """Returns the RRS recipes by their shares of features, ascending."""
     found = [
         recipe
         for recipe in results.recipes
@@ -219,7 +236,7 @@ def _rate(block: dict | None, field: str, paper: float | None) -> Cell:
 
 
 def _marked(columns: Sequence[Column], rows: list[tuple[Cell, ...]], skip: int) -> list[tuple[Cell, ...]]:
-    """The best of each column's rows behind the first `skip`, as the paper marks it."""
+    """Marks the best of each column's rows behind the first `skip`, as the paper does."""
     marked = [list(cells) for cells in rows]
     for place, column in enumerate(columns):
         values = [cells[place].value for cells in rows[skip:] if cells[place].value is not None]
@@ -241,7 +258,7 @@ def _interval(cell: Cell) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A `<table>` in the page's classes; everything from outside is escaped."""
+    """Returns a `<table>` in the page's classes; everything from outside is escaped."""
     groups: list[tuple[str, int]] = []
     for column in table.columns:
         if groups and groups[-1][0] == column.group:
@@ -289,6 +306,7 @@ def _paper(column: Column, cell: Cell) -> str:
 
 
 def markdown_table(table: Table) -> str:
+    """Returns a table in GitHub's Markdown under its caption."""
     header = [table.head, *(f"{column.group} {column.title}" for column in table.columns)]
     rows = [header]
     for title, cells in table.rows:
@@ -318,7 +336,10 @@ def markdown_table(table: Table) -> str:
 
 
 def csv_table(table: Table) -> str:
-    """A row a strategy; of each column the value, the interval's ends, and the paper's number."""
+    """Returns a table as CSV, a row a strategy.
+
+    Each column gives the value, the interval's ends, and the paper's number.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     names = [f"{column.name}{part}" for column in table.columns for part in ("", "_low", "_high", "_paper")]
@@ -332,7 +353,7 @@ def csv_table(table: Table) -> str:
 
 
 def latex_table(table: Table) -> str:
-    r"""A `table*` that needs \usepackage{booktabs}."""
+    r"""Returns a `table*` that needs \usepackage{booktabs}."""
     groups, rules, place = [], [], 2
     for group in dict.fromkeys(column.group for column in table.columns):
         span = sum(column.group == group for column in table.columns)

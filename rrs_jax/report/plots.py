@@ -1,6 +1,8 @@
-"""Small plots as inline SVG: axes, lines, bars, clouds of points. Colours are CSS classes of the page, so
-that they follow light and dark; an element's `data-tip` is what the page shows when it is hovered, touched or
-focused."""
+"""Small plots as inline SVG: axes, lines, bars, clouds of points.
+
+Colours are CSS classes of the page, so that they follow light and dark. An element's `data-tip` is what the
+page shows when it is hovered, touched or focused.
+"""
 
 import dataclasses
 import html
@@ -12,8 +14,10 @@ Points = Sequence[tuple[float, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """`low` to `high`, with ticks; `log` for powers of ten, `root` for a square-root scale that spreads small
-    shares."""
+    """An axis from `low` to `high` with ticks.
+
+    `log` is a logarithmic scale with powers of ten, `root` a square-root scale that spreads small shares.
+    """
 
     low: float
     high: float
@@ -22,7 +26,7 @@ class Axis:
     root: bool = False
 
     def place(self, value: float) -> float:
-        """0 at `low`, 1 at `high`."""
+        """Returns the place of a value: 0 at `low`, 1 at `high`."""
         low, high, value = map(self._scaled, (self.low, self.high, value))
         return (value - low) / (high - low) if high > low else 0.5
 
@@ -32,6 +36,7 @@ class Axis:
         return math.sqrt(max(value, 0)) if self.root else value
 
     def ticks(self) -> list[float]:
+        """Returns the values at which the axis has ticks."""
         if self.root:
             return [tick for tick in (0, 1, 5, 10, 20, 40, 60, 80, 100) if self.low <= tick <= self.high]
         if self.log:
@@ -44,7 +49,7 @@ class Axis:
 
 
 def nice_step(rough: float) -> float:
-    """The next of 1, 2, 5, 10, 20 and so on."""
+    """Returns the next of 1, 2, 5, 10, 20 and so on that is not below `rough`."""
     if not rough > 0:
         return 1.0
     power = 10 ** math.floor(math.log10(rough))
@@ -52,7 +57,7 @@ def nice_step(rough: float) -> float:
 
 
 def axis_over(values: Sequence[float], label: str, zero: bool = False, log: bool = False) -> Axis:
-    """An axis that holds all values, ends at nice numbers, and begins at 0 where asked."""
+    """Returns an axis that holds all values, ends at nice numbers, and begins at 0 where asked."""
     low, high = min(values), max(values)
     if log:
         return Axis(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9), label, True)
@@ -63,7 +68,7 @@ def axis_over(values: Sequence[float], label: str, zero: bool = False, log: bool
 
 
 class Plot:
-    """A frame with axes, into which marks are drawn; `svg()` gives the whole."""
+    """A frame with axes, into which marks are drawn; `svg()` returns the whole."""
 
     LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42
 
@@ -73,17 +78,19 @@ class Plot:
         self.marks: list[str] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
+        """Returns the place of a point in the SVG's units."""
         return (
             round(self.LEFT + self.x.place(x) * self.inner[0], 1),
             round(self.TOP + (1 - self.y.place(y)) * self.inner[1], 1),
         )
 
     def line(self, points: Points, kind: str, dashed: bool = False) -> None:
+        """Draws a line through the points."""
         path = " ".join(f"{x:g},{y:g}" for x, y in (self.at(*point) for point in points))
         self.marks.append(f'<polyline class="line {kind}{" dashed" if dashed else ""}" points="{path}"/>')
 
     def band(self, points: Sequence[tuple[float, float, float]], kind: str) -> None:
-        """(x, low, high), filled between."""
+        """Fills the band between the ends of (x, low, high)."""
         upper = [self.at(x, high) for x, _, high in points]
         lower = [self.at(x, low) for x, low, _ in reversed(points)]
         path = " ".join(f"{x:g},{y:g}" for x, y in upper + lower)
@@ -99,7 +106,7 @@ class Plot:
         text: str = "",
         square: bool = False,
     ) -> None:
-        """One mark with a tip of its own; with `text` a number in it."""
+        """Draws one mark with a tip of its own; with `text` a number in it."""
         px, py = self.at(x, y)
         size = 7.5 if text else 4.5
         shape = (
@@ -113,7 +120,7 @@ class Plot:
         )
 
     def cross(self, x: tuple[float, float, float], y: tuple[float, float, float], kind: str) -> None:
-        """Intervals (low, middle, high) of both directions."""
+        """Draws the intervals (low, middle, high) of both directions."""
         (x0, y0), (x1, y1) = self.at(x[0], y[1]), self.at(x[2], y[1])
         (x2, y2), (x3, y3) = self.at(x[1], y[0]), self.at(x[1], y[2])
         self.marks.append(
@@ -121,6 +128,7 @@ class Plot:
         )
 
     def bar(self, x0: float, x1: float, y0: float, y1: float, kind: str, tip: str) -> None:
+        """Draws a bar from (x0, y0) to (x1, y1) with a tip."""
         (left, bottom), (right, top) = self.at(x0, y0), self.at(x1, y1)
         self.marks.append(
             f'<rect class="bar {kind}" x="{left:g}" y="{top:g}" width="{max(right - left - 0.5, 0.5):g}" '
@@ -128,7 +136,7 @@ class Plot:
         )
 
     def strip(self, x0: float, x1: float, tip: str) -> None:
-        """An unseen part of the plot, from top to bottom, that has a tip."""
+        """Draws an unseen part of the plot, from top to bottom, that has a tip."""
         left, right = self.at(x0, self.y.low)[0], self.at(x1, self.y.low)[0]
         self.marks.append(
             f'<rect class="strip" x="{left:g}" y="{self.TOP}" width="{max(right - left, 0.5):g}" '
@@ -136,6 +144,7 @@ class Plot:
         )
 
     def rule(self, x: float, label: str) -> None:
+        """Draws a vertical line with a label."""
         px = self.at(x, self.y.low)[0]
         self.marks.append(
             f'<path class="rule" d="M{px:g} {self.TOP}V{self.height - self.BOTTOM}"/>'
@@ -143,6 +152,7 @@ class Plot:
         )
 
     def svg(self) -> str:
+        """Returns the plot as an SVG element."""
         bottom, right = self.height - self.BOTTOM, self.width - self.RIGHT
         parts = []
         for tick in self.x.ticks():
@@ -194,13 +204,14 @@ def by_label(labels: Sequence[str]) -> dict[str, list[int]]:
 
 
 def tip_of(tip: str, focus: bool = True) -> str:
+    """Returns the attributes of an element that has a tip; with `focus` it can be reached by keyboard."""
     return f'data-tip="{html.escape(tip)}"' + (
         ' tabindex="0" role="img" aria-label="' + html.escape(tip) + '"' if focus else ""
     )
 
 
 def written(value: float) -> str:
-    """A tick's number, short."""
+    """Returns a tick's number, short."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         power = math.floor(math.log10(abs(value)) + 1e-9)
         factor = value / 10**power

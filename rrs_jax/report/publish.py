@@ -34,8 +34,15 @@ COUNTS = ("empty", "transcription", "gibberish", "unjudged")  # left out of a li
 
 @dataclasses.dataclass(frozen=True)
 class PublishedEvaluation:
-    """One finished evaluation: names of its run and of its folder below eval/, the run's config.json, seconds
-    by stage, and its summary.json."""
+    """One finished evaluation.
+
+    Attributes:
+      run: name of the run's folder.
+      name: name of the folder below eval/.
+      record: contents of the run's config.json.
+      seconds: by stage.
+      summary: contents of summary.json.
+    """
 
     run: str
     name: str
@@ -104,7 +111,10 @@ def published_lines(name: str, evaluations: Sequence[PublishedEvaluation]) -> li
 
 
 def run_folders(source: Path) -> list[Path]:
-    """The folder itself, or those of a sweep that are evaluated. Raises UserError where there is none."""
+    """Returns the folder itself, or those of a sweep that are evaluated.
+
+    Raises UserError where there is none.
+    """
     folders = (
         [source]
         if (source / "config.json").is_file()
@@ -140,7 +150,7 @@ def _copied_report(report: Path, target: Path) -> list[Path]:
 
 
 def _common(dicts: Sequence[dict]) -> dict:
-    """The entries that all have alike."""
+    """Returns the entries that all have alike."""
     return {
         field: value
         for field, value in dicts[0].items()
@@ -153,7 +163,7 @@ def _without(values: dict, others: dict) -> dict:
 
 
 def _line(evaluation: PublishedEvaluation, config: dict, meaning: dict, sessions: list[dict]) -> dict:
-    """The line of one evaluation; adds to `sessions` those that are not among them yet."""
+    """Returns the line of one evaluation; adds to `sessions` those that are not among them yet."""
     record, summary = evaluation.record, evaluation.summary
     vanilla = evaluation.name.partition("-")[0] == "vanilla"
     places = []
@@ -197,13 +207,13 @@ def _not_the_defaults(config: dict) -> dict[str, object]:
 
 
 def _other_modes(summary: dict) -> dict:
-    """Over-refusal in the modes that `orr` and `borderline_orr` are not about."""
+    """Returns over-refusal in the modes that `orr` and `borderline_orr` are not about."""
     by_mode = summary.get("orr_by_mode") or {}
     return {mode: rates for mode, rates in by_mode.items() if mode != ORR_MODE}
 
 
 def _rates(value: object) -> object:
-    """The value with every block of counts cut to what does not follow from the rest of it."""
+    """Returns the value with every block of counts cut to what does not follow from the rest of it."""
     if not isinstance(value, dict):
         return value
     follows = {kind for kind in COUNTS if value.get(kind) == 0} | {"answers"}
@@ -221,7 +231,7 @@ def _bare(block: dict) -> dict:
 
 
 def _without_paths(value):
-    """The value with every path of the machine cut to its last part."""
+    """Returns the value with every path of the machine cut to its last part."""
     if isinstance(value, dict):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,4 @@
-"""What the files of one run folder, or of a sweep's folders, hold: configs, rates, pooled over seeds, and
-their places in the paper's tables."""
+"""Reads run folders: configs, rates pooled over seeds, and each run's place in the paper's tables."""
 
 import dataclasses
 import json
@@ -48,7 +47,13 @@ OF_THE_DATA = (
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """One run folder. `config` by dotted names; `sessions` say where it ran; `seconds` by stage."""
+    """One run folder as its files describe it.
+
+    Attributes:
+      config: by dotted names.
+      sessions: where and with which versions it ran.
+      seconds: by stage.
+    """
 
     path: Path
     config: dict[str, object]
@@ -57,15 +62,19 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
+        """Name of the run's folder."""
         return self.path.name
 
     @property
     def strategy(self) -> str:
+        """Name of the run's strategy."""
         return self.config["strategy"]
 
     def evaluation(self, strategy: str, epoch: int | None = None) -> Path | None:
-        """The folder of a finished evaluation; of several question sets the run's own, else the first by
-        name."""
+        """Returns the folder of a finished evaluation, None where there is none.
+
+        Of several question sets it is that of the run's own, else the first by name.
+        """
         folder = self.path / "eval" if epoch is None else self.path / "eval" / "epochs" / str(epoch)
         found = [folder / strategy, *sorted(folder.glob(f"{strategy}-*"))]
         return next((path for path in found if (path / "summary.json").is_file()), None)
@@ -78,8 +87,8 @@ class Recipe:
     Attributes:
       name: of the run, without its seed.
       key: the row of the paper's tables that it is, else None.
-      summary: of all seeds together; None where a run is not evaluated.
-      hs: mean helpfulness of AIR-Bench, else None.
+      summary: of all seeds together; None where no run is evaluated.
+      hs: mean helpfulness on AIR-Bench, else None.
     """
 
     name: str
@@ -90,10 +99,12 @@ class Recipe:
 
     @property
     def config(self) -> dict[str, object]:
+        """Config of the first run."""
         return self.runs[0].config
 
     @property
     def title(self) -> str:
+        """Title in tables and figures, with the number of seeds."""
         number = len(self.summary["seeds"]["runs"]) if self.summary and "seeds" in self.summary else 1
         seeds = f" ({number} seeds)" if number > 1 else ""
         return TITLES.get(self.key, self.name) + seeds
@@ -101,8 +112,14 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """`vanilla`: the vanilla model; `recipes`: the others, in the order given. `paper`: the paper's
-    rows of this model by key, empty for another model."""
+    """What several runs found.
+
+    Attributes:
+      vanilla: the model before training.
+      recipes: the others, in the order given.
+      paper: the paper's rows of this model by key, empty for another model.
+      paper_title: the model's name in the paper, with the share of features of its RRS.
+    """
 
     vanilla: Recipe | None
     recipes: tuple[Recipe, ...]
@@ -111,11 +128,12 @@ class Results:
 
     @property
     def everything(self) -> list[Recipe]:
+        """The model before training and all recipes."""
         return [*([self.vanilla] if self.vanilla else []), *self.recipes]
 
     @property
     def main(self) -> Recipe | None:
-        """RRS, else what comes first."""
+        """RRS where it is evaluated, else the first recipe that is; None where none is."""
         evaluated = [recipe for recipe in self.recipes if recipe.summary]
         return next(
             (recipe for recipe in evaluated if recipe.key == "rrs"), evaluated[0] if evaluated else None
@@ -123,7 +141,7 @@ class Results:
 
 
 def read_run(folder: str | Path) -> FinishedRun:
-    """Raises UserError where the folder is no run."""
+    """Reads a run folder. Raises UserError where it is none."""
     folder = Path(folder)
     record = read_json(folder / "config.json")
     if not isinstance(record.get("config"), dict) or "strategy" not in record["config"]:
@@ -134,7 +152,10 @@ def read_run(folder: str | Path) -> FinishedRun:
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:
-    """Raises UserError where a folder is no run, or seeds were evaluated by different judges."""
+    """Reads several run folders and groups them to recipes.
+
+    Raises UserError where a folder is no run, or seeds were evaluated by different judges.
+    """
     runs = [read_run(folder) for folder in folders]
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -153,11 +174,12 @@ def read_results(folders: Sequence[str | Path]) -> Results:
 
 
 def read_paper() -> dict:
+    """Reads the paper's numbers."""
     return json.loads(PAPER.read_text(encoding="utf-8"))
 
 
 def paper_of(model_path: str) -> dict | None:
-    """The paper's rows of a model, known by its released name in the path; None for any other."""
+    """Returns the paper's rows of a model, known by its released name in the path; None for any other."""
     models = read_paper()["models"].values()
     return next(
         (model for model in models if any(name in model_path.lower() for name in model["names"])), None
@@ -165,8 +187,10 @@ def paper_of(model_path: str) -> dict | None:
 
 
 def paper_key(run: FinishedRun, base: FinishedRun | None) -> str | None:
-    """The row of the paper's tables that a run is: its strategy, and for RRS what distinguishes it from
-    `base`."""
+    """Returns the row of the paper's tables that a run is, None where it is none.
+
+    That is its strategy, and for RRS what distinguishes it from `base`.
+    """
     if run.strategy != "rrs":
         return run.strategy if run.strategy in TITLES else None
     different = recipe_differences(run, base) if base else set()
@@ -178,11 +202,12 @@ def paper_key(run: FinishedRun, base: FinishedRun | None) -> str | None:
 
 
 def top_key(top_m: object) -> str:
+    """Returns the key of RRS with this share of features."""
     return "top51" if top_m == "positive" else f"top{float(top_m):g}"
 
 
 def recipe_differences(run: FinishedRun, other: FinishedRun) -> set[str]:
-    """Fields that make two runs different recipes."""
+    """Returns the fields that make two runs different recipes."""
     return {
         field
         for field in {*run.config, *other.config}
@@ -191,7 +216,10 @@ def recipe_differences(run: FinishedRun, other: FinishedRun) -> set[str]:
 
 
 def _base(tuned: dict[str, list[FinishedRun]]) -> FinishedRun | None:
-    """The RRS run that the others vary: the one so named, else the first with a penalty, else the first."""
+    """Returns the RRS run that the others vary.
+
+    It is the one so named, else the first with a penalty, else the first.
+    """
     of_rrs = {name: group[0] for name, group in tuned.items() if group[0].strategy == "rrs"}
     if "rrs" in of_rrs:
         return of_rrs["rrs"]
@@ -201,7 +229,11 @@ def _base(tuned: dict[str, list[FinishedRun]]) -> FinishedRun | None:
 
 
 def _vanilla(groups: dict[str, list[FinishedRun]], tuned: dict[str, list[FinishedRun]]) -> Recipe | None:
-    """From the runs of the strategy vanilla, else from the recipe with the most seeds that evaluated it."""
+    """Returns the model before training as a recipe.
+
+    It is taken from the runs of the strategy vanilla, else from the recipe with the most seeds that evaluated
+    it.
+    """
     own = [group for group in groups.values() if group[0].strategy == "vanilla"]
     candidates = own or sorted(tuned.values(), key=len, reverse=True)
     for group in candidates:
@@ -211,7 +243,7 @@ def _vanilla(groups: dict[str, list[FinishedRun]], tuned: dict[str, list[Finishe
 
 
 def _summary(group: list[FinishedRun], strategy: str) -> dict | None:
-    """One run's summary; of several seeds the pooled one, over those that are evaluated."""
+    """Returns one run's summary; of several seeds the pooled one, over those that are evaluated."""
     folders = [folder for run in group if (folder := run.evaluation(strategy))]
     if len(folders) < 2:
         return read_json(folders[0] / "summary.json") if folders else None

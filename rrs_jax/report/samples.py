@@ -1,4 +1,4 @@
-"""Some evaluation questions to listen to, with what the models answered before and after training."""
+"""Evaluation questions to listen to, with the models' answers before and after training."""
 
 import base64
 import dataclasses
@@ -23,9 +23,13 @@ COMPRESSION = 0.9  # of libsndfile's MP3, 0 to 1: about 25 kbit/s for speech
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """`answers`: title of a recipe, its first answer in audio-text mode (or the first mode asked), and
-    whether its judge says refusal (None: unknown). `clip`: the question's audio file, None where it is not
-    there any more."""
+    """One question with its answers.
+
+    Attributes:
+      answers: title of a recipe, its first answer in audio-text mode (or the first mode asked), and whether
+        its judge says refusal (None: unknown).
+      clip: the question's audio file; None where it is not there any more.
+    """
 
     question: str
     label: str
@@ -36,9 +40,10 @@ class Sample:
 
 
 def choose_samples(results: Results) -> list[Sample]:
-    """Of each set first a question whose verdict changed between the vanilla model and the main
-    recipe, then one whose did not, and so on, in the order of the questions and with different categories as
-    long as there are some.
+    """Chooses questions of each set.
+
+    By turns a question whose verdict changed between the model before training and the main recipe, and one
+    whose did not, in the order of the questions and from different categories as long as there are some.
     """
     if results.vanilla is None or results.main is None:
         return []
@@ -68,7 +73,10 @@ def choose_samples(results: Results) -> list[Sample]:
 
 
 def html_samples(samples: Sequence[Sample]) -> str:
-    """Answers to harmful questions are folded away; everything that a model or a manifest says is escaped."""
+    """Returns the samples as HTML.
+
+    Answers to harmful questions are folded away; everything that a model or a manifest says is escaped.
+    """
     parts = []
     for sample in samples:
         rows = "".join(
@@ -95,7 +103,7 @@ def html_samples(samples: Sequence[Sample]) -> str:
 
 
 def compressed(clip: Path) -> bytes:
-    """The beginning of a clip as MP3, which every browser plays."""
+    """Returns the beginning of a clip as MP3, which every browser plays."""
     with soundfile.SoundFile(clip) as file:
         waveform = file.read(CLIP_SECONDS * file.samplerate)
         stream = io.BytesIO()
@@ -111,8 +119,10 @@ def compressed(clip: Path) -> bytes:
 
 
 def _answers(recipe: Recipe) -> dict[tuple[str, str], dict]:
-    """First answers of the first seed by set and id, in the best mode that was asked, with the first judge's
-    verdict."""
+    """Returns first answers of the first seed by set and id, with the first judge's verdict.
+
+    Each is in the first mode of `MODES` that was asked.
+    """
     folder = recipe.runs[0].evaluation("vanilla" if recipe.key == "vanilla" else recipe.runs[0].strategy)
     if folder is None:
         return {}
@@ -136,7 +146,7 @@ def _verdicts(answers: Sequence[dict], key: tuple[str, str]) -> tuple[bool | Non
 
 
 def _alternating(first: list[dict], second: list[dict], wanted: int) -> list[dict]:
-    """Rows of both lists in turns, new categories before others."""
+    """Returns rows of both lists by turns, new categories before others."""
     chosen: list[dict] = []
     lists = [list(first), list(second)]
     while len(chosen) < wanted and any(lists):
@@ -149,7 +159,7 @@ def _alternating(first: list[dict], second: list[dict], wanted: int) -> list[dic
 
 
 def _clips(runs: Sequence[Path]) -> dict[tuple[str, str], Path]:
-    """Audio files that are still there, by set and id."""
+    """Returns the audio files that are still there, by set and id."""
     found = {}
     for run in runs:
         manifest = run / "data" / "eval" / "manifest.jsonl"

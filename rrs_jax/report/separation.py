@@ -32,7 +32,12 @@ VERSION = 2  # of what is kept in figure2.json
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """`states` by epoch, each float32 (N, D); the questions' ids, labels and pairs."""
+    """The states that a run recorded.
+
+    Attributes:
+      states: by epoch, each float32 (N, D).
+      ids, labels, pairs: of the N questions.
+    """
 
     states: dict[int, np.ndarray]
     ids: list[str]
@@ -42,8 +47,14 @@ class Recorded:
 
 @dataclasses.dataclass(frozen=True)
 class Figure2:
-    """`tsne`, `pca`: int (N, 2) by epoch, from 0 to GRID; `ids`, `labels` of the N questions; `explained`:
-    share of the variance in PCA's two directions, 0 to 1; `numbers`: what `separation` gives, by epoch."""
+    """Figure 2 of one run.
+
+    Attributes:
+      tsne, pca: by epoch, int (N, 2), from 0 to GRID.
+      ids, labels: of the N questions.
+      explained: share of the variance in PCA's two directions, 0 to 1.
+      numbers: what `separation` returns, by epoch.
+    """
 
     tsne: dict[int, list]
     pca: dict[int, list]
@@ -54,8 +65,10 @@ class Figure2:
 
 
 def read_recorded(run: Path) -> Recorded | None:
-    """What RUN/epochs holds; None where it holds nothing. Raises UserError where epochs have different
-    questions."""
+    """Reads RUN/epochs; None where it holds nothing.
+
+    Raises UserError where epochs have different questions.
+    """
     states, first = {}, None
     for path in sorted(
         run.glob("epochs/*/representations.safetensors"), key=lambda path: int(path.parent.name)
@@ -75,11 +88,11 @@ def read_recorded(run: Path) -> Recorded | None:
 
 
 def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> dict[str, float | None]:
-    """How far harmful and benign questions (bool (N,), `states` (N, D)) are apart.
+    """Measures how far harmful and benign questions are apart; `harmful` bool (N,), `states` (N, D).
 
-    silhouette: mean, -1 to 1. probe: accuracy of a linear classifier, percent, cross-validated with the
-    questions of a pair on the same side. distance: as `distance_of_means` gives it. None where there are too
-    few questions.
+    Returns silhouette (mean, -1 to 1), probe (accuracy of a linear classifier in percent, cross-validated
+    with the questions of a pair on the same side) and distance (`distance_of_means`); None where there are
+    too few questions.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import silhouette_score
@@ -105,8 +118,10 @@ def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> di
 
 
 def distance_of_means(states: np.ndarray, harmful: np.ndarray) -> float | None:
-    """Distance of the means of harmful and benign questions (bool (N,), `states` (N, D)), in units of the
-    root of the mean squared distance of a question from its own mean; None where that is 0."""
+    """Returns the distance of the means of harmful and benign questions; bool (N,), `states` (N, D).
+
+    The unit is the root of the mean squared distance of a question from its own mean. None without a spread.
+    """
     means = [states[side].mean(0, dtype=np.float64) for side in (harmful, ~harmful)]
     own = np.where(harmful[:, None], *means)
     spread = np.sqrt(np.mean(np.sum((states - own) ** 2, axis=1)))
@@ -114,8 +129,11 @@ def distance_of_means(states: np.ndarray, harmful: np.ndarray) -> float | None:
 
 
 def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
-    """The embeddings and the numbers. The numbers are of all harmful and benign questions; of very many
-    questions the panels show the first of each label."""
+    """Embeds the states and measures their separation.
+
+    The numbers are of all harmful and benign questions; of very many questions the panels show the first of
+    each label.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -145,7 +163,7 @@ def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
 
 
 def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
-    """Of the runs that recorded something; several at a time are made (`keep_figure`)."""
+    """Returns the figures of the runs that recorded something; several at a time are made."""
     found = {run: figure for run in runs if (figure := kept_figure(run)) is not None}
     wanted = [run for run in runs if run not in found and read_recorded(run) is not None]
     if wanted:
@@ -157,7 +175,7 @@ def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
 
 
 def kept_figure(run: Path) -> Figure2 | None:
-    """RUN/report/figure2.json, where it is of what the run recorded."""
+    """Reads RUN/report/figure2.json; None where it is not of what the run recorded."""
     path, recorded = run / "report" / "figure2.json", read_recorded(run)
     if recorded is None or not path.is_file():
         return None
@@ -170,8 +188,11 @@ def kept_figure(run: Path) -> Figure2 | None:
 
 
 def keep_figure(run: Path) -> Figure2 | None:
-    """The run's figure, made where none of what it recorded is kept; None where it recorded nothing. Raises
-    UserError where scikit-learn is missing and the figure is to be made."""
+    """Returns the run's figure, which is made and kept where it is missing; None where the run recorded
+    nothing.
+
+    Raises UserError where scikit-learn is missing and the figure is to be made.
+    """
     kept, recorded = kept_figure(run), read_recorded(run)
     if kept is not None or recorded is None:
         return kept
@@ -199,9 +220,12 @@ def _key(recorded: Recorded) -> str:
 
 @contextlib.contextmanager
 def figures_meanwhile(threads: int) -> Iterator[Callable[[Path], None]]:
-    """Gives a function that takes a run which is done; its figure is made and kept by one of the threads.
-    Those that are begun at the end are waited for, the others left to `figures`. An interruption waits for
-    none."""
+    """Yields a function that takes a run which is done, whose figure one of the threads then makes and
+    keeps.
+
+    Figures that are begun at the end are waited for, the others left to `figures`. An interruption waits for
+    none.
+    """
     waiting = queue.SimpleQueue()
 
     def take() -> None:
@@ -223,7 +247,7 @@ def figures_meanwhile(threads: int) -> Iterator[Callable[[Path], None]]:
 
 
 def _shown(labels: np.ndarray, most: int) -> np.ndarray:
-    """Places of at most so many questions, as many of each label."""
+    """Returns the places of at most `most` questions, as many of each label."""
     names = sorted(set(labels))
     return np.sort(
         np.concatenate([np.flatnonzero(labels == name)[: max(1, most // len(names))] for name in names])
@@ -231,7 +255,7 @@ def _shown(labels: np.ndarray, most: int) -> np.ndarray:
 
 
 def _on_grid(points: np.ndarray, epochs: Sequence[int]) -> dict[int, list]:
-    """One scale for both axes and all epochs."""
+    """Puts points on one grid for both axes and all epochs."""
     low, high = points.min(0), points.max(0)
     scale = GRID / max(float((high - low).max()), 1e-9)
     whole = np.rint((points - (low + high) / 2) * scale + GRID / 2).astype(int)

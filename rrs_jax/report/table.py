@@ -24,22 +24,22 @@ ABSENT = "N/A"
 
 
 def recipe_of(run: str) -> str:
-    """A run's name without the ending -seedN of one recipe's further seeds."""
+    """Returns a run's name without the ending -seedN of one recipe's further seeds."""
     return re.sub(r"-seed\d+$", "", run)
 
 
 def header(summaries: Sequence[dict]) -> tuple[str, ...]:
-    """What a judge that sees no harm reports is called compliance, not ASR."""
+    """Returns the header; what a judge that sees no harm reports is called compliance, not ASR."""
     compliance = [summary.get("asr_is", "").startswith("compliance") for summary in summaries]
     rate = "Compliance" if all(compliance) else "ASR or compliance" if any(compliance) else "ASR"
     return ("Model", *(f"{rate} {mode}" for mode in MODES.values()), "ORR", "ORR borderline", "NSI average")
 
 
 def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> list[dict]:
-    """Every summary of these run folders with "run" added: vanilla first in each run, then by name; with
-    `vanilla_once` in the first run alone.
+    """Reads every summary of these run folders and adds "run": vanilla first in each run, then by name.
 
-    Raises UserError where a run has no evaluation or a summary lacks a field.
+    With `vanilla_once` the model before training comes in the first run alone. Raises UserError where a run
+    has no evaluation or a summary lacks a field.
     """
     summaries = []
     for run in map(Path, runs):
@@ -69,13 +69,13 @@ def _is_vanilla(summary: Path) -> bool:
 
 
 def text_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
-    """The table for a terminal: columns padded with spaces, notes below."""
+    """Returns the table for a terminal: columns padded with spaces, notes below."""
     summaries = read_summaries(runs, vanilla_once)
     return "\n".join([*text_rows([header(summaries), *_rows(summaries)]), "", *notes(summaries)]) + "\n"
 
 
 def markdown_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
-    """The same table in GitHub's Markdown."""
+    """Returns the table in GitHub's Markdown."""
     summaries = read_summaries(runs, vanilla_once)
     rows = markdown_rows([header(summaries), *_rows(summaries)])
     # Two spaces and a line's end are Markdown's line break.
@@ -83,7 +83,7 @@ def markdown_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> st
 
 
 def text_rows(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table whose first row is its header: columns padded with spaces."""
+    """Returns the lines of a table whose first row is its header: columns padded with spaces."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
@@ -93,12 +93,13 @@ def text_rows(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table whose first row is its header."""
     rule = ("---", *["---:"] * (len(rows[0]) - 1))
     return [_markdown_row(row) for row in (rows[0], rule, *rows[1:])]
 
 
 def notes(summaries: Sequence[dict]) -> list[str]:
-    """What the numbers are: unit, judge, sizes, and how many responses were neither answer nor refusal."""
+    """Returns what the numbers are: unit, judge, sizes, and how many responses were no answer or refusal."""
     lines = [
         "Percent of responses, in brackets the 95 % interval over questions; NSI in points.",
         *dict.fromkeys(_judge_note(summary) for summary in summaries),
@@ -157,10 +158,12 @@ def _rows(summaries: Sequence[dict]) -> list[tuple[str, ...]]:
 
 
 def label_of(summary: dict, several_runs: bool) -> str:
+    """Returns the label of an evaluation; of several runs with the run's name."""
     return f"{summary['run']}: {summary['name']}" if several_runs else summary["name"]
 
 
 def cell(block: dict | None, field: str) -> str:
+    """Formats a rate with its interval."""
     if block is None or block[field] is None:
         return ABSENT
     low, high = block["ci95"]
@@ -207,7 +210,7 @@ def _first_token(summary: dict) -> list[str]:
 
 
 def _over_refusal_elsewhere(summary: dict) -> list[str]:
-    """Rates of `evaluate.over_refusal_modes` that stand in no column."""
+    """Returns the rates of `evaluate.over_refusal_modes` that stand in no column."""
     found = []
     for mode, blocks in (summary.get("orr_by_mode") or {}).items():
         rates = {"benign": blocks["orr"], "borderline": blocks["borderline_orr"]}
