@@ -68,7 +68,6 @@ def extract_all(
     *,
     batch_size: int,
     buckets: Sequence[int],
-    mesh: Mesh | None = None,
     layers: tuple[int, ...] | None = None,
     attach: Callable[[Batch, Sequence[EncodedPrompt]], Batch] | None = None,
     progress=None,
@@ -89,12 +88,12 @@ def extract_all(
         return batch if attach is None else attach(batch, chosen)
 
     firsts = {selection.length: selection for selection in selections}.values()
-    calls = [_call(model, batch_of(selection), audio_bank, mesh, layers) for selection in firsts]
+    calls = [_call(model, batch_of(selection), audio_bank, None, layers) for selection in firsts]
     if calls:
         calls[0][0].prepare([arguments for _, arguments in calls])
     results: list[jax.Array | np.ndarray] = []
     for selection in selections:
-        results.append(extract_reps(model, batch_of(selection), audio_bank, mesh=mesh, layers=layers))
+        results.append(extract_reps(model, batch_of(selection), audio_bank, layers=layers))
         if len(results) > 1:  # the host reads one batch while the device computes the next
             results[-2] = np.asarray(results[-2])
         if progress is not None:

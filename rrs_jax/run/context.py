@@ -85,9 +85,8 @@ class RunContext:
         """
         model, samples = self.start_adapters(), Samples(self.read_training_rows())
         sample_ids = [row["id"] for row in samples.rows]
-        adapters = restore(
-            model, train_config(self.config), sample_ids, samples.harmful, self.folder.path, mesh=self.mesh
-        )
+        config = train_config(self.config)
+        adapters = restore(model, config, sample_ids, samples.harmful, self.folder.path)
         nnx.update(model, adapters)
         return model
 

@@ -79,7 +79,6 @@ def train_adapters(context: RunContext) -> dict:
         strategy,
         training_set.schedule(strategy.tails),
         context.folder.path,
-        mesh=context.mesh,
         steps=context.cache.steps,
         prefix_states=training_set.prefix_states,
         remat=_remat(context, strategy),

@@ -115,7 +115,6 @@ def _record(context: RunContext, epoch: int) -> None:
             bank.array,
             batch_size=context.config.extract.batch_size,
             buckets=bucket_lengths(lengths, price=price),
-            mesh=context.mesh,
             progress=progress,
         )
     metadata = {"epoch": str(epoch), "prompt": PROMPT_T} | {

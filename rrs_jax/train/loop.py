@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from rrs_jax.config.training import OptimiserConfig, TrainConfig
 from rrs_jax.distributed.mesh import fetch, mesh_of, put
@@ -33,7 +32,6 @@ def train(
     schedule: Schedule,
     folder: Path,
     *,
-    mesh: Mesh | None = None,
     steps: dict | None = None,
     prefix_states: Callable[[], PrefixStates | None] = lambda: None,
     remat: str | None = None,
@@ -46,7 +44,7 @@ def train(
     or gradient are not finite, naming the samples, and where the folder's checkpoints are of other settings.
 
     Args:
-      model: with its adapters at their start, also when a run goes on; it stays as it is.
+      model: with its adapters at their start, also when a run goes on; it stays as it is, on its own mesh.
       schedule: samples, prompts and padding of every step, and the training settings.
       steps: keeps compiled steps for later calls.
       prefix_states: makes the lower layers' states that steps start from, called where there are steps to
@@ -69,9 +67,7 @@ def train(
         )
     optimiser = dataclasses.replace(config.optimiser, remat=remat or config.optimiser.remat)
     total_steps = config.total_steps(len(data.sample_ids))
-    step = _make_step(
-        model, strategy, optimiser, mesh or mesh_of(model), total_steps, {} if steps is None else steps
-    )
+    step = _make_step(model, strategy, optimiser, total_steps, {} if steps is None else steps)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         start, fresh = step.init(), _beginning(config, data.sample_ids, data.harmful)
         state, position = _latest(checkpoints, start, fresh) or (start, fresh)
@@ -85,13 +81,7 @@ def train(
 
 
 def restore(
-    model: nnx.Module,
-    config: TrainConfig,
-    sample_ids: Sequence[str],
-    harmful: np.ndarray,
-    folder: Path,
-    *,
-    mesh: Mesh | None = None,
+    model: nnx.Module, config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarray, folder: Path
 ) -> nnx.State:
     """The adapters of a finished training, from the last checkpoint in `folder`.
 
@@ -99,7 +89,7 @@ def restore(
     where it is of other settings or samples.
     """
     total_steps = config.total_steps(len(sample_ids))
-    like = abstract_state(model, config.optimiser, mesh or mesh_of(model), total_steps)
+    like = abstract_state(model, config.optimiser, mesh_of(model), total_steps)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         found = _latest(checkpoints, like, _beginning(config, sample_ids, harmful))
     state, position = found or (None, None)
@@ -118,9 +108,10 @@ def _beginning(config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarr
 
 
 def _make_step(
-    model, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int, steps: dict
+    model: nnx.Module, strategy: Strategy, config: OptimiserConfig, total_steps: int, steps: dict
 ) -> TrainStep:
     """One out of `steps` where what is compiled would be the same."""
+    mesh = mesh_of(model)
     scheduled = total_steps if config.schedule != "constant" or config.average else None
     compiled = dataclasses.replace(config, penalty_weight=1.0)
     key = (nnx.split(model)[0], type(strategy), strategy.static, compiled, mesh, scheduled)
