@@ -1,5 +1,5 @@
-"""What the benchmarks share: sizes of models, lengths of clips and prompts, timing, and the arithmetic of
-floors.
+"""Parts that the benchmarks share: sizes of models, lengths of clips and prompts, timing, and the arithmetic
+of floors.
 
 Nothing here starts a device: each framework has its own in a process of its own.
 """
@@ -173,8 +173,8 @@ def step_flops(text, tokens: float, rank: int) -> float:
 
 
 def encoder_flops(audio, width: int, frames: Iterable[int]) -> float:
-    """Of clips with these counting frames, not padded; `audio` is an `AudioEncoderConfig`, `width` the
-    decoder's."""
+    """Operations of clips with these counting frames, not padded; `audio` is an `AudioEncoderConfig`, `width`
+    the decoder's."""
     total = 0.0
     d, f = audio.d_model, audio.encoder_ffn_dim
     for m in frames:

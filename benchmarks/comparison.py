@@ -87,7 +87,7 @@ def setting(line: dict) -> tuple:
 
 
 def medians(lines: Iterable[dict]) -> list[dict]:
-    """Of each variant its first line, with the median of its turns' seconds."""
+    """The first line of each variant, with the median of its turns' seconds."""
     variants: dict[str, list[dict]] = {}
     for line in lines:
         variants.setdefault(line["variant"], []).append(line)

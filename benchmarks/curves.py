@@ -23,7 +23,7 @@ STYLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Measured(Axis):
-    """With its ticks where something was measured."""
+    """An axis with its ticks where something was measured."""
 
     at: tuple[float, ...] = ()
 

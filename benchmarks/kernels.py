@@ -1,4 +1,4 @@
-"""Where the device's time goes: the kernels of a piece of work, from JAX's profiler."""
+"""The device's time by kernel: the kernels of a piece of work, from JAX's profiler."""
 
 import collections
 import re

@@ -66,7 +66,7 @@ def build(values: dict, dtype: str, quantize: str) -> nnx.Module:
 
 
 def matrices_of(arguments: argparse.Namespace) -> str:
-    """What a variant's name adds where the decoder's matrices have 8 bit; the floor stays that of 16 bit."""
+    """Suffix of a variant's name where the decoder's matrices have 8 bit; the floor stays that of 16 bit."""
     return "" if arguments.quantize == "none" else f", {arguments.quantize} matrices"
 
 
@@ -85,8 +85,8 @@ def rates(arguments: argparse.Namespace) -> dict:
 
 
 def peak_gib(before: float | None = None) -> float | None:
-    """Of this process so far; None where the device does not tell, or the work since `before` did not raise
-    it, so that the peak is that of earlier work."""
+    """Peak memory of this process so far; None where the device does not tell, or the work since `before` did
+    not raise it, so that the peak is that of earlier work."""
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = round(stats["peak_bytes_in_use"] / GIB, 2) if "peak_bytes_in_use" in stats else None
     return None if peak == before else peak
@@ -130,7 +130,7 @@ def one_setting(
     arguments: argparse.Namespace,
     curve: bool = False,
 ) -> None:
-    """With `curve` fewer steps and no profile."""
+    """Times training steps; with `curve` fewer of them and no profile."""
     line = dict(
         part="step",
         side="ours",
@@ -170,7 +170,7 @@ def one_setting(
 
 
 def profile_line(line: dict, found: dict) -> dict:
-    """What tells a profile apart from others, the work and the time that it belongs to, and its longest
+    """Name that tells a profile apart from others, the work and the time that it belongs to, and its longest
     kernels."""
     names = ("variant", "batch", "length", "rank", "floor_flops")
     told = {name: line[name] for name in names if name in line}

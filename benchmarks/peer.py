@@ -152,7 +152,7 @@ class Peer:
         return "Omni" not in type(self.tower).__name__
 
     def whole(self, inputs: dict) -> torch.Tensor:
-        """With the encoder: the last token's state after the final norm."""
+        """State computed with the encoder: the last token's state after the final norm."""
         if not self.fixed_frames:
             batch, length = inputs["input_ids"].shape
             places = torch.arange(length, device=DEVICE).expand(3, batch, length)
@@ -160,7 +160,7 @@ class Peer:
         return self.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[-1][:, -1]
 
     def kept(self, inputs: dict, decoder) -> torch.Tensor:
-        """The same with the encoder's outputs at hand."""
+        """State computed with the encoder's outputs at hand."""
         with torch.no_grad():
             embeddings = self.decoder.get_input_embeddings()(inputs["input_ids"]).clone()
             embeddings[:, AUDIO_START : AUDIO_START + AUDIO_TOKENS] = self.bank
@@ -227,7 +227,7 @@ class Peer:
         )
 
     def adapted(self, rank: int) -> peft.PeftModel:
-        """With adapters on all linears of the decoder and on no other."""
+        """A model with adapters on all linears of the decoder and on no other."""
         prefix = self.decoder_name + "."
         names = [name for name, _ in self.model.named_modules() if name.startswith(prefix)]
         targets = [name for name in names if name.rsplit(".", 1)[-1] in LINEARS]

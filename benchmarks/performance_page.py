@@ -66,8 +66,8 @@ def comparison_table(lines: Sequence[dict]) -> str:
 
 
 def failures(lines: Sequence[dict]) -> list[dict]:
-    """What failed and was not measured by a later call; a process that ended, where no later one of its side
-    began."""
+    """Lines of what failed and was not measured by a later call; a process that ended, where no later one of
+    its side began."""
     found = []
     for place, line in enumerate(lines):
         if "failed" not in line:
@@ -90,7 +90,7 @@ def failure(line: dict) -> str:
 
 
 def is_of_curve(line: dict, lines: Sequence[dict]) -> bool:
-    """Whether a step was measured for a curve alone: the first setting of its model is the one of the
+    """True where a step was measured for a curve alone: the first setting of its model is the one of the
     table."""
     first = next(
         (other for other in lines if other["model"] == line["model"] and other["part"] == "step"), None
@@ -121,7 +121,7 @@ def variants_table(lines: Sequence[dict]) -> str:
 
 
 def spent(line: dict) -> str:
-    """What the seconds of a line consist of, where it tells."""
+    """Parts that the seconds of a line consist of, where it tells."""
     if "stage_seconds" in line:
         stages = [f"{name} {seconds:.1f} s" for name, seconds in line["stage_seconds"].items()]
         compiling = sum(

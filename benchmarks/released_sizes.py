@@ -56,7 +56,8 @@ SMALL_AUDIO = {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 4,
 
 
 def small(values: dict) -> dict:
-    """The same config with everything narrow; the vocabulary stays, since the audio token's id lies in it."""
+    """A released config with everything narrow; the vocabulary stays, since the audio token's id lies in
+    it."""
     if "thinker_config" in values:
         return values | {"thinker_config": small(values["thinker_config"])}
     if "audio" in values:

@@ -1,4 +1,4 @@
-"""What share of the device's matrix-product rate a finished run reached, stage by stage.
+"""The share of the device's matrix-product rate that a finished run reached, stage by stage.
 
     python benchmarks/run_share.py runs/mini_rrs
 

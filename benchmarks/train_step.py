@@ -125,14 +125,14 @@ def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments
 
 
 def keep(line: dict, out: str | None) -> None:
-    """For benchmarks/performance_page.py."""
+    """Writes lines for benchmarks/performance_page.py."""
     if out:
         with open(out, "a") as file:
             file.write(json.dumps(line) + "\n")
 
 
 def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Namespace) -> dict:
-    """Of the untrained model, as a run's extraction."""
+    """Representations of the vanilla model, as a run's extraction."""
     model = nnx.merge(*nnx.split(model))
     model.lora, config = None, model.config.text
     model.language_model.unroll = unroll
@@ -154,8 +154,8 @@ def measure_extraction(model: nnx.Module, unroll: bool, arguments: argparse.Name
 
 
 def measure_products(model: nnx.Module, arguments: argparse.Namespace) -> None:
-    """What cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of this
-    shape. With float8 also without the rounding of x, the scales and, backward, the transposition
+    """The rate that cuBLAS reaches for the step's own matrix products, each over many matrices: the floor of
+    this shape. With float8 also without the rounding of x, the scales and, backward, the transposition
     (`bare`)."""
     tokens, layers = arguments.batch * arguments.length, 8
     sizes = sorted(set(model.config.text.linears().values()))

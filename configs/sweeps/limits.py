@@ -1,4 +1,5 @@
-"""Where the method fails: sounds beside written questions, words spelt letter by letter, other voices.
+"""Settings in which the method fails: sounds beside written questions, words spelt letter by letter, other
+voices.
 
     python launch.py --config=configs/mini_rrs.py:full --sweep=configs/sweeps/limits.py \\
         --config.run_dir=runs/paper --stages=evaluate,report

@@ -1,1 +1,2 @@
-"""What the frozen model computes once: clips' embeddings, representations, states of the lower layers."""
+"""Results that the frozen model computes once: clips' embeddings, representations, states of the lower
+layers."""

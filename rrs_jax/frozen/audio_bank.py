@@ -144,7 +144,7 @@ def encoder(graphdef):
 
 
 def empty_audio_bank(model: nnx.Module) -> AudioBank:
-    """For prompts without audio."""
+    """A bank of no clips, for prompts without audio."""
     return AudioBank(jnp.zeros((1, model.config.text.hidden_size), jnp.float32), (), ())
 
 

@@ -52,7 +52,7 @@ def extract_reps(
 def _call(
     model: nnx.Module, batch: Batch, audio_bank: jax.Array | None, mesh: Mesh | None, layers
 ) -> tuple[Programs, tuple]:
-    """What computes the representations of a batch, and its arguments on the devices."""
+    """The program that computes a batch's representations, and its arguments on the devices."""
     mesh = mesh or mesh_of(model)
     if audio_bank is None:
         audio_bank = jnp.zeros((1, model.config.text.hidden_size), jnp.float32)

@@ -66,7 +66,8 @@ class DeviceRate:
 
 
 def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, written_eval: Path) -> Sizes:
-    """From the run's own manifests where they are written, or the config's, or the starter set's numbers."""
+    """Counts from the run's own manifests where they are written, or the config's, or the starter set's
+    numbers."""
 
     def starter(name: str) -> int:
         return min(STARTER[name] if data[name] is None else data[name], STARTER[name])

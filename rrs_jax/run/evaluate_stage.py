@@ -145,7 +145,7 @@ class Evaluation:
         return make_judges(self.config.evaluate.judges, settings)
 
     def _engine(self, name: str, which: str) -> Engine:
-        """What answers for `name`: the endpoint, or the local model `which`."""
+        """The engine that answers for `name`: the endpoint, or the local model `which`."""
         if self.config.endpoint.url:
             return self._served_engine(name)
         made_by = self.local.made_by(which)

@@ -87,7 +87,7 @@ class RunFolder:
             self._record(config, record.get("sessions", []))
 
     def stage_done(self, name: str) -> bool:
-        """Whether the stage was finished with the values that now decide its output."""
+        """True where the stage was finished with the values that now decide its output."""
         return stage_is_done(self.path, name, self.values)
 
     def mark_done(self, name: str, **facts: object) -> None:
@@ -168,7 +168,7 @@ class RunFolder:
 
 
 def stage_is_done(path: Path, name: str, values: dict[str, object]) -> bool:
-    """The same for a folder that need not exist; `values` by dotted names."""
+    """True where the stage was finished with these values by dotted names; the folder need not exist."""
     mark = _mark(path, name)
     return mark.is_file() and read_json(mark).get("hash") == _hash(name, values)
 
@@ -194,7 +194,7 @@ def check_disk(path: Path, needed_bytes: int = LEAST_FREE_BYTES) -> None:
 
 
 def describe_machine() -> dict:
-    """What made a result and may change its last bits: command, source commit, versions, devices."""
+    """Facts that may change a result's last bits: command, source commit, versions, devices."""
     import jax
 
     devices = jax.devices()
@@ -242,7 +242,8 @@ def _file_hash(field: str, path: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """As JSON gives it back, and 25 as 25.0: values compare and hash alike however they were written."""
+    """A value as JSON gives it back, and 25 as 25.0: values compare and hash alike however they were
+    written."""
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return json.loads(json.dumps(value))

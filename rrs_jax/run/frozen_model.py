@@ -23,7 +23,7 @@ from rrs_jax.progress import Progress
 
 
 class FrozenModel:
-    """What a strategy may ask (`rrs_jax.strategies.FrozenModel`), answered by a run's model and clips.
+    """Answers to what a strategy may ask (`rrs_jax.strategies.FrozenModel`), by a run's model and clips.
 
     Args:
       context: the run, a `rrs_jax.run.context.RunContext`.

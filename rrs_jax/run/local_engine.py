@@ -45,7 +45,7 @@ class LocalEngine:
         )
 
     def made_by(self, which: str) -> dict:
-        """What decides a model's answers besides prompts and clips."""
+        """JSON values that decide a model's answers besides prompts and clips."""
         self.lead.call("serve", which)
         return {
             "model": self.config.model.path,
@@ -80,8 +80,8 @@ class LocalEngine:
             self.served_models[which] = Served([model], {"adapter": adapter_hash(model)})
 
     def _vanilla(self) -> nnx.Module:
-        """With adapters at their start, which change nothing, where the trained model answers too: what is
-        compiled for one then serves the other."""
+        """The vanilla model, with adapters at their start, which change nothing, where the trained model
+        answers too: what is compiled for one then serves the other."""
         return self.context.start_adapters() if self.alike else self.context.load_model()
 
     def _answer(

@@ -22,7 +22,7 @@ def lower_layers(config: ConfigDict) -> int:
 
 
 def answers_alike(config: ConfigDict) -> bool:
-    """Whether evaluation asks the model before training and the trained one, and has both compute alike.
+    """True where evaluation asks the vanilla and the trained model, and has both compute alike.
 
     On a CPU alone. A GPU adds an adapter's output to the product before it rounds to 16 bit, so that adapters
     of zeros round otherwise than none; and it computes layers in less time than their keys and values take to

@@ -116,7 +116,7 @@ def run_sweep(
 
 
 def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> dict[str, str]:
-    """What went wrong, by run."""
+    """Messages of the runs that failed, by name."""
     from rrs_jax.run import pipeline
     from rrs_jax.run.sweep_cache import SweepCache
 
@@ -139,7 +139,7 @@ def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> d
 
 
 def _data_runs(runs: dict[str, ConfigDict]) -> dict[str, ConfigDict]:
-    """Of runs with the same data the first one."""
+    """The first run of each data set."""
     from rrs_jax.config.strategy_table import STRATEGY_TABLE
 
     found: dict[str, tuple[str, ConfigDict]] = {}
@@ -159,7 +159,7 @@ def print_sweep(config: ConfigDict, path: str) -> None:
 
 
 def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
-    """What is done, and the rates of the runs that are evaluated; written to run_dir/report."""
+    """Text on what is done and the rates of the runs that are evaluated; also written to run_dir/report."""
     from rrs_jax.report.ranking import ranking
     from rrs_jax.report.table import markdown_table, text_table
 
@@ -209,7 +209,7 @@ def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
 
 
 def status(runs: dict[str, ConfigDict]) -> dict[str, dict[str, str]]:
-    """For each run and stage `done`, `to do`, or `-` where the strategy has no such stage."""
+    """States of each run's stages: `done`, `to do`, or `-` where the strategy has no such stage."""
     from rrs_jax.config.stages import STAGES
     from rrs_jax.run.folder import stage_is_done
 

@@ -1,4 +1,4 @@
-"""What the runs of one process, and of one sweep, have in common: each part made once and found again by its
+"""Parts that the runs of one process, and of one sweep, have in common: each made once and found again by its
 content."""
 
 import contextlib
@@ -61,7 +61,7 @@ class SweepCache:
     def audio_bank(
         self, model: nnx.Module, processor: Processor, paths: Sequence[Path], *, batch_size: int, cache: Path
     ) -> AudioBank:
-        """Of some clips; where `clips` are known, a part of the one bank of all of them."""
+        """Embeddings of some clips; where `clips` are known, a part of the one bank of all of them."""
         key = str(processor.folder)
         if not self.clips:
             return make_audio_bank(

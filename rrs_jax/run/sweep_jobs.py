@@ -216,7 +216,7 @@ def _config(values: dict) -> ConfigDict:
 
 
 def _write_to(log: Path) -> None:
-    """What this process and its libraries print goes to the end of a file."""
+    """Sends what this process and its libraries print to the end of a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,7 +18,7 @@ from rrs_jax.weights.load import check_path
 
 @dataclasses.dataclass(frozen=True)
 class StageWork:
-    """What a stage does, and in which of a run's processes.
+    """A stage's work, and which of a run's processes do it.
 
     Attributes:
       work: from the context to facts for the stage's mark.
@@ -58,7 +58,7 @@ def open_run(
 
 
 def stage_done(context: RunContext, name: str) -> bool:
-    """Whether the stage is finished with the values that decide its output now, as the first process
+    """True where the stage is finished with the values that decide its output now, as the first process
     knows."""
     return processes.by_first(lambda: context.folder.stage_done(name))
 
@@ -85,7 +85,7 @@ def mark_done(context: RunContext, name: str, facts: dict) -> None:
 
 
 def tells_the_user() -> bool:
-    """Whether this process prints the run's summary."""
+    """True in the process that prints the run's summary."""
     return processes.is_first()
 
 

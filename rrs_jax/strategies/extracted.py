@@ -1,4 +1,4 @@
-"""What a strategy takes from the frozen model, and the file in the run folder that keeps it."""
+"""Results that a strategy takes from the frozen model, and the file in the run folder that keeps them."""
 
 import dataclasses
 from pathlib import Path

@@ -138,7 +138,7 @@ def first_token_shares(frozen, arrays: dict[str, np.ndarray]) -> dict[str, float
 
 
 def _facts(frozen, config, vector: equations.SafetyVector, arrays: dict[str, np.ndarray]) -> dict:
-    """What the stage's mark keeps of the premise; also told on the terminal."""
+    """Facts on the premise for the stage's mark, which are also told on the terminal."""
     first = {kind: round(100 * share, 1) for kind, share in first_token_shares(frozen, arrays).items()}
     facts = {
         "refusal_token_id": frozen.refusal_ids[0],

@@ -19,7 +19,7 @@ from rrs_jax.train.step import Rows
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What a schedule draws from: the samples, their prompts and clips.
+    """Samples, their prompts and clips, which a schedule draws from.
 
     Attributes:
       sample_ids: names of the N samples, for messages.
@@ -102,7 +102,7 @@ class Schedule:
         return bucket_lengths(lengths, self.config.max_buckets, self.config.bucket_multiple, price=price)
 
     def epoch(self, epoch: int) -> tuple[Draws, list[list[Selection]]]:
-        """What is drawn for each sample, and each step's micro-batches.
+        """An epoch's draws for each sample, and each step's micro-batches.
 
         Example: five samples, of which 1 is the rewrite of 0, and a pool of three prompts; `twins_together`,
         seed 0, two micro-batches of two rows a step. Epoch 0 then has

@@ -14,7 +14,7 @@ from rrs_jax.train.step import TrainState
 
 @dataclasses.dataclass
 class Position:
-    """Where a run stands, beside its arrays.
+    """A run's place in its training, beside its arrays.
 
     Attributes:
       step: updates made, in all epochs.
@@ -108,8 +108,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
-        """What goes wrong in the background is raised by the next call; the storage library beneath Orbax
-        reports errors of the file system as ValueError."""
+        """Turns what went wrong in the background, which the next call raises, into a UserError. The storage
+        library beneath Orbax reports errors of the file system as ValueError."""
         try:
             yield
         except (OSError, ValueError) as error:

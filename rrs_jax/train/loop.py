@@ -102,7 +102,7 @@ def restore(
 
 
 def _beginning(config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarray) -> Position:
-    """Where a run begins, with the hash of all that shapes its adapters."""
+    """The first position of a run, with the hash of all that shapes its adapters."""
     settings = content_hash(config.result_settings(), list(sample_ids), np.asarray(harmful).tolist())
     return Position(0, 0, 0, config.seed, 0.0, settings)
 

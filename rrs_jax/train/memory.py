@@ -16,8 +16,8 @@ HEADROOM = 1.2  # over what is saved: workspaces, gradients, and what the alloca
 
 
 def activation_bytes(config: ConfigDict, text, tokens: int, parts: int, remat: str) -> float:
-    """What waits for the backward pass of a micro-batch whose rows have `tokens`, on one of the `parts` that
-    cut it, and the copies of 8-bit layers that are set apart for it."""
+    """Bytes that wait for the backward pass of a micro-batch whose rows have `tokens`, on one of the `parts`
+    that cut it, and the copies of 8-bit layers that are set apart for it."""
     item = jnp.dtype(config.model.dtype).itemsize
     rows = math.ceil(config.train.batch_size / config.train.gradient_accumulation / parts)
     layers = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)

@@ -1,4 +1,4 @@
-"""What RRS can be given beyond the paper, one file a variant; tried on the mini and of little use there.
+"""Additions to RRS beyond the paper, one file a variant; tried on the mini and of little use there.
 
 A variant gives further prompts to extract, other targets, weights or a loss around RRS's (`variant.py`). The
 paper's RRS has none of them. `train.text_share`, `train.audio_share` and `train.twins_together` belong to the

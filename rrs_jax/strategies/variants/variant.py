@@ -10,7 +10,7 @@ from rrs_jax.strategies.samples import Samples
 
 
 class Materials:
-    """What targets are made of, in the order of the N samples.
+    """Arrays that targets are made of, in the order of the N samples.
 
     Attributes:
       arrays, metadata: what `rrs_jax.strategies.rrs.extract` kept.
@@ -43,7 +43,7 @@ class Variant:
 
     @classmethod
     def asked(cls, samples: Samples, config) -> bool:
-        """Whether the config, or the samples' roles, ask for it."""
+        """True where the config, or the samples' roles, ask for it."""
         raise NotImplementedError(cls.__name__)
 
     def prompts(self, frozen) -> list[EncodedPrompt]:
