@@ -28,7 +28,7 @@ from flax import nnx
 from kernels import kernels, summary
 from parts import each_part, failure_told
 
-from rrs_jax.distributed.mesh import make_mesh
+from rrs_jax.distributed.mesh import make_mesh, mesh_of
 from rrs_jax.frozen.audio_bank import clips_at_once, make_audio_bank
 from rrs_jax.frozen.audio_bank import encoder as encode_function
 from rrs_jax.frozen.extraction import extract_reps
@@ -206,7 +206,7 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
     lengths = [m + CONVOLUTION_REACH for m in frames]
     buckets = bucket_lengths(lengths, 5, model.frame_multiple)
     graphdef, state = nnx.split(model)
-    encode = encode_function(graphdef)
+    encode = encode_function(graphdef, mesh_of(model))
     floor = encoder_flops(config.audio, config.text.hidden_size, frames)
     common = dict(
         part="encoder", side="ours", units=len(frames), unit="clips", floor_flops=floor, batch=batch

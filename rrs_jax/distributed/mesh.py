@@ -1,7 +1,9 @@
 """Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and how each parameter is cut over them."""
 
+import contextvars
 import functools
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -12,13 +14,16 @@ from rrs_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 
 # First match wins; the specification covers the last dimensions, so that a leading layer axis is never cut.
-PARTITION_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+# What `fsdp` cuts is gathered layer by layer, so it cuts the outer dimension: parts of the inner one would
+# have to be interleaved, for which XLA transposes the whole stack first.
+PARTITION_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"lora_[ab]$", ()),
     (r"(embed_tokens|lm_head)$", ("tensor", "fsdp")),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)\.kernel$", ("fsdp", "tensor")),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight$", ("tensor", "fsdp")),  # of float8, as torch has it
+    (r"(o_proj|out_proj|down_proj|fc2)\.kernel$", (("tensor", "fsdp"), None)),
+    # Of float8, as torch has them: (out, in).
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight$", (("tensor", "fsdp"), None)),
     (r"(o_proj|down_proj)\.weight$", ("fsdp", "tensor")),
-    (r"(o_proj|out_proj|down_proj|fc2)\.kernel$", ("tensor", "fsdp")),
     (r".*", ()),
 )
 
@@ -94,6 +99,76 @@ def _gathered(sharding: NamedSharding):
     return jax.jit(lambda array: array, out_shardings=sharding)
 
 
+_traced_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("traced_mesh", default=None)
+
+
+def traced_on(mesh: Mesh, function: Callable) -> Callable:
+    """Returns `function` for `jax.jit`, with the functions below bound to `mesh` while it is traced.
+
+    Without them XLA may keep a cut weight where it lies and cut the products instead: every device then has
+    all rows of the batch, and `fsdp` saves no activations.
+    """
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        token = _traced_mesh.set(mesh)
+        try:
+            return function(*arguments)
+        finally:
+            _traced_mesh.reset(token)
+
+    return traced
+
+
+def traced_size(axis: str) -> int:
+    """Size of an axis of the mesh that `traced_on` names; 1 where it names none."""
+    mesh = _traced_mesh.get()
+    return 1 if mesh is None else mesh.shape[axis]
+
+
+def rows_over(tree):
+    """Arrays (B, ...) with their rows cut over `data` and `fsdp`, where the traced mesh has `fsdp`."""
+    multiple = traced_size("data") * traced_size("fsdp")
+
+    def cut(array):
+        fits = array.ndim and array.shape[0] % multiple == 0
+        return _constrained(array, ("data", "fsdp")) if fits else array
+
+    return tree if traced_size("fsdp") == 1 else jax.tree.map(cut, tree)
+
+
+def gathered(layer):
+    """One layer's frozen weights, a tree with the parameters' names, each whole along `fsdp` and still cut
+    along `tensor`, where the traced mesh has `fsdp`."""
+    mesh = _traced_mesh.get()
+
+    def whole(path, array):
+        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        spec = parameter_sharding(mesh, name, array.shape).spec
+        if not any("fsdp" in _axes(entry) for entry in spec):
+            return array
+        return _constrained(
+            array, *[tuple(axis for axis in _axes(entry) if axis != "fsdp") for entry in spec]
+        )
+
+    return layer if traced_size("fsdp") == 1 else jax.tree_util.tree_map_with_path(whole, layer)
+
+
+def looked_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """`table[ids]` of an embedding (V, D) and ids (B, T): (B, T, D). Where the traced mesh cuts the table
+    over `fsdp`, each device looks its columns up for all its neighbours' rows and they exchange them."""
+    (rows, _), width, fsdp = ids.shape, table.shape[1], traced_size("fsdp")
+    if fsdp == 1 or width % fsdp or rows % (traced_size("data") * fsdp):
+        return table[ids]
+    columns = _constrained(table[_constrained(ids, "data")], "data", None, "fsdp")
+    return rows_over(columns)
+
+
+def _constrained(array: jax.Array, *spec) -> jax.Array:
+    spec = [entry or None for entry in spec]
+    return jax.lax.with_sharding_constraint(array, NamedSharding(_traced_mesh.get(), PartitionSpec(*spec)))
+
+
 def rows_multiple(mesh: Mesh) -> int:
     """A batch's rows must be a multiple of this."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -104,5 +179,18 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSh
     whole."""
     rule = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
     spec = (None,) * (len(shape) - len(rule)) + rule
-    spec = tuple(axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec))
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, PartitionSpec(*map(functools.partial(_dividing, mesh), spec, shape)))
+
+
+def _dividing(mesh: Mesh, axes: str | tuple[str, ...] | None, size: int) -> str | tuple[str, ...] | None:
+    """A dimension's axes, in their order, without those that do not divide what is left of its size."""
+    kept = []
+    for axis in _axes(axes):
+        if size % mesh.shape[axis] == 0:
+            size //= mesh.shape[axis]
+            kept.append(axis)
+    return tuple(kept) if len(kept) > 1 else kept[0] if kept else None
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()

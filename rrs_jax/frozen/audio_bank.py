@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from threadpoolctl import threadpool_limits
 
 from rrs_jax.distributed import processes
 from rrs_jax.distributed.machine import cores
-from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple
+from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple, traced_on
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import as_waveform
 from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
@@ -82,7 +83,7 @@ def make_audio_bank(
     counts: list[int] = []
     if audios:
         graphdef, state = nnx.split(model)
-        encode = encoder(graphdef)
+        encode = encoder(graphdef, mesh)
         progress = Progress(len(audios), "encoding audio", "clips")
         # Each worker's small products in its own thread: BLAS threads of several workers wait for one
         # another.
@@ -133,14 +134,14 @@ def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def encoder(graphdef):
+def encoder(graphdef, mesh: Mesh):
     """`encode_audio` of a model's structure as a function of its state, compiled once for each shape of
     clips."""
 
     def encode(state, features, lengths):
         return nnx.merge(graphdef, state).encode_audio(features, lengths)
 
-    return jax.jit(encode, compiler_options=compiler_options())
+    return jax.jit(traced_on(mesh, encode), compiler_options=compiler_options())
 
 
 def empty_audio_bank(model: nnx.Module) -> AudioBank:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple
+from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple, traced_on
 from rrs_jax.inputs.batching import (
     EncodedPrompt,
     Selection,
@@ -110,7 +110,11 @@ def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None):
         return model.layer_states(batch, audio_bank, layers)
 
     return Programs(
-        jax.jit(representations, out_shardings=replicated(mesh), compiler_options=compiler_options())
+        jax.jit(
+            traced_on(mesh, representations),
+            out_shardings=replicated(mesh),
+            compiler_options=compiler_options(),
+        )
     )
 
 

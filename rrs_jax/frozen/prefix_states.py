@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rrs_jax.distributed.mesh import batch_sharding, mesh_of, put, replicated, rows_multiple
+from rrs_jax.distributed.mesh import batch_sharding, mesh_of, put, replicated, rows_multiple, traced_on
 from rrs_jax.inputs.batching import EncodedPrompt, Selection, batches_in_buckets, collate, pad_rows
 from rrs_jax.models.ahead_of_time import Programs
 from rrs_jax.models.batch import Batch, Trees
@@ -232,7 +232,9 @@ def _lower_states(graphdef, mesh: Mesh, layers: int, keys_values: bool) -> Progr
         return model.lower_states(trees, audio_bank, layers, opening=opening, keys_values=keys_values)
 
     return Programs(
-        jax.jit(lower_states, out_shardings=replicated(mesh), compiler_options=compiler_options())
+        jax.jit(
+            traced_on(mesh, lower_states), out_shardings=replicated(mesh), compiler_options=compiler_options()
+        )
     )
 
 

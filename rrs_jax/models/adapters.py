@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from rrs_jax.distributed.mesh import traced_size
 from rrs_jax.models.quantised import product, product_back
 
 # The linears of a layer that read the same input.
@@ -72,9 +73,15 @@ def _backward(residuals, cotangents):
     x, thin, kernels, a, b = residuals
     rows = tuple(range(x.ndim - 1))
     of_thin = sum(dy @ b_one.T for dy, b_one in zip(cotangents, b, strict=True) if b_one is not None)
-    dx = jax.lax.optimization_barrier(of_thin @ a.T)
-    for dy, kernel in zip(cotangents, kernels, strict=True):
-        dx = product_back(dy, kernel) + dx
+    dx = of_thin @ a.T
+    if (
+        traced_size("tensor") > 1
+    ):  # each device has a part of each product: added up first, they are sent once
+        dx = sum(product_back(dy, kernel) for dy, kernel in zip(cotangents, kernels, strict=True)) + dx
+    else:
+        dx = jax.lax.optimization_barrier(dx)
+        for dy, kernel in zip(cotangents, kernels, strict=True):
+            dx = product_back(dy, kernel) + dx
     da = jnp.tensordot(x, of_thin, (rows, rows))
     db = [
         None if b_one is None else jnp.tensordot(thin, dy, (rows, rows))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rrs_jax.distributed.mesh import looked_up
 from rrs_jax.models.adapters import Adapters
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.batch import Batch, Trees
@@ -73,7 +74,7 @@ class AudioLanguageModel(nnx.Module):
 
     def embed(self, input_ids: jax.Array, audio_index: jax.Array, audio_bank: jax.Array) -> jax.Array:
         """(B, T, D): word embeddings, and the bank's rows where `audio_index` is not -1."""
-        words = self.language_model.embed_tokens[...][input_ids]
+        words = looked_up(self.language_model.embed_tokens[...], input_ids)
         audio = audio_bank[jnp.maximum(audio_index, 0)].astype(words.dtype)
         return jnp.where(audio_index[..., None] >= 0, audio, words)
 

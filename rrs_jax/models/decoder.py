@@ -13,7 +13,7 @@ from rrs_jax.models.cache import Cache, Store, cached_attention
 from rrs_jax.models.decoder_layer import DecoderConfig, DecoderLayer
 from rrs_jax.models.fused_attention import fused_attention
 from rrs_jax.models.layers import RMSNorm, attention, rotary_angles
-from rrs_jax.models.stack import layer_at, scan_layers
+from rrs_jax.models.stack import frozen_layer, layer_at, scan_layers
 
 
 class Decoder(nnx.Module):
@@ -161,7 +161,7 @@ class Decoder(nnx.Module):
         final = self.config.num_hidden_layers - 1
         x, _ = self._scan(x, lengths, adapters, final, start=start, remat=remat)
         graphdef, stacks = self._split_layers()
-        layer = nnx.merge(graphdef, layer_at(stacks, final))
+        layer = nnx.merge(graphdef, frozen_layer(stacks, final))
         adapters = jax.tree.map(lambda leaf: leaf[-1], adapters)
         last = (lengths - 1)[:, None]
         x_last = jnp.take_along_axis(x, last[..., None], axis=1)

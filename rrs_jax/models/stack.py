@@ -11,6 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from rrs_jax.distributed.mesh import gathered, rows_over
+
 # What the layers name with `jax.ad_checkpoint.checkpoint_name`; everything else of a layer is element by
 # element, or thin, between these.
 SAVED_NAMES = ("queries", "keys", "values", "attended", "middle", "gate", "up", "thin")
@@ -46,13 +48,14 @@ def scan_layers(
     """
     if start == stop:
         return x, None
+    x = rows_over(x)
     return _scan(step, remat, unroll, start, stop, x, adapters, frozen, shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
 def _scan(step, remat, unroll, start, stop, x, adapters, frozen, shared):
     def body(x, index, _):
-        return step(x, layer_at(frozen, index), layer_at(adapters, index - start), shared)
+        return step(x, frozen_layer(frozen, index), layer_at(adapters, index - start), shared)
 
     x, out = _loop(body, x, range(start, stop), unroll)
     return x, _stacked(out, unroll)
@@ -62,7 +65,7 @@ def _forward(step, remat, unroll, start, stop, x, adapters, frozen, shared):
     pullbacks = []
 
     def body(x, index, _):
-        layer, adapter = layer_at(frozen, index), layer_at(adapters, index - start)
+        layer, adapter = frozen_layer(frozen, index), layer_at(adapters, index - start)
         run = rematerialise(step, remat)
         (x, out), pull = jax.vjp(lambda x, adapter: run(x, layer, adapter, shared), x, adapter)
         places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves((layer, adapter, shared)))}
@@ -84,10 +87,11 @@ def _forward(step, remat, unroll, start, stop, x, adapters, frozen, shared):
 def _backward(step, remat, unroll, start, stop, residuals, cotangents):
     saved, adapters, frozen, shared, pullback = residuals
     dx, dout = cotangents
+    dx = rows_over(dx)
 
     def body(dx, index, values):
         saved, dout = values
-        found = jax.tree.leaves((layer_at(frozen, index), layer_at(adapters, index - start), shared))
+        found = jax.tree.leaves((frozen_layer(frozen, index), layer_at(adapters, index - start), shared))
         saved = iter(saved)
         leaves = [next(saved) if place is None else found[place] for place in pullback.places]
         return jax.tree.unflatten(pullback.structure, leaves)((dx, dout))
@@ -129,6 +133,12 @@ def _stacked(outs, unroll: bool):
 
 
 _scan.defvjp(_forward, _backward)
+
+
+def frozen_layer(stacks, index: jax.Array | int):
+    """One layer's frozen weights, as `layer_at` cuts them out, gathered where the mesh cuts them over
+    `fsdp`: the forward and the backward pass each gather a layer when they come to it."""
+    return gathered(layer_at(stacks, index))
 
 
 def layer_at(stacks, index: jax.Array | int):

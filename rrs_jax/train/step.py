@@ -13,7 +13,14 @@ from jax.sharding import Mesh
 
 from rrs_jax import equations
 from rrs_jax.config.training import OptimiserConfig
-from rrs_jax.distributed.mesh import batch_sharding, parameter_sharding, put, replicated, rows_multiple
+from rrs_jax.distributed.mesh import (
+    batch_sharding,
+    parameter_sharding,
+    put,
+    replicated,
+    rows_multiple,
+    traced_on,
+)
 from rrs_jax.inputs.batching import pad_rows
 from rrs_jax.models.ahead_of_time import Programs
 from rrs_jax.models.batch import Batch
@@ -154,17 +161,19 @@ class TrainStep:
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
         self._step = Programs(
             jit(
-                self._fused,
+                traced_on(mesh, self._fused),
                 donate_argnums=0,
                 in_shardings=(state, *inputs, all_of_it, rows),
                 out_shardings=(state, all_of_it, all_of_it),
             )
         )
         self._first = jit(
-            self._sums, in_shardings=(state.lora, base, all_of_it, rows), out_shardings=(sums, all_of_it)
+            traced_on(mesh, self._sums),
+            in_shardings=(state.lora, base, all_of_it, rows),
+            out_shardings=(sums, all_of_it),
         )
         self._next = jit(
-            self._add,
+            traced_on(mesh, self._add),
             donate_argnums=0,
             in_shardings=(sums, state.lora, base, all_of_it, rows),
             out_shardings=(sums, all_of_it),
@@ -244,6 +253,9 @@ class TrainStep:
 
     def _fused(self, state: TrainState, base, initial, penalty_weight, audio_bank, rows: Rows):
         sums, row_losses = self._sums(state.lora, base, audio_bank, rows)
+        # Else XLA may cut the update over the mesh and gather adapters and moments in place of the gradients.
+        gradients = jax.lax.with_sharding_constraint(sums.gradients, self._shardings(sums.gradients))
+        sums = sums.replace(gradients=gradients)
         return *self._update(state, sums, base, initial, penalty_weight), row_losses
 
     def _sums(self, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:

@@ -1,0 +1,1 @@
+"""Several GPUs of one host: what a training step sends between them, what it takes, what more would take."""
