@@ -151,10 +151,23 @@ def test_the_paper_stands_beside_its_code():
     pairs = re.findall(r"`([\w/]+\.py:[\w.]+)`", text)
     assert len(pairs) > 50 and [pair for pair in pairs if not named_pair_exists(pair)] == []
     assert text.count(".py:") == len(pairs)  # each is written as the test reads it
-    for part in ("1 to 3", "4 and 5", "6 to 8", "9, ΔV", "10, ΔV", "11, V", "12, V", "13, ‖Δθ‖²", "L(θ)"):
+    for part in ("1 to 3", "4 and 5", "6 to 8", "9, ΔV", "10, S", "11, V", "12, V", "13, ‖Δθ‖²", "L(θ)"):
         assert f"| {part}" in text
     for part in ("Basic", "Mirror", "Parallel", "figure 1", "figure 2", "figure 3", "table 1", "table 5"):
         assert f"| {part}" in text
+
+
+def test_the_equations_are_called_where_the_page_says():
+    text = (ROOT / "docs" / "paper_to_code.md").read_text(encoding="utf-8")
+    table = text.partition("## Equations")[2].partition("## Sections")[0]
+    checked = 0
+    for row in re.findall(r"^\| .*", table, re.M)[1:]:
+        *_, functions, callers = row.strip("| ").split(" | ")
+        sources = [(ROOT / path).read_text() for path in re.findall(r"`([\w/]+\.py):", callers)]
+        for name in re.findall(r"`rrs_jax/equations\.py:(\w+)`", functions):
+            assert any(re.search(rf"(?<!def )\b{name}\(", source) for source in sources), row
+            checked += 1
+    assert checked > 10
 
 
 def test_the_glossary_has_twelve_words():
