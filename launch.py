@@ -39,7 +39,7 @@ def main(_: list[str]) -> None:
         )
     if jobs < 1:
         raise UserError(f"--sweep_jobs: is {jobs}; give 1 or more processes.")
-    joining = command_line.joining()
+    options = command_line.join_options()
     by_torch = any(name.startswith(("local:", "llama_guard:")) for name in config.evaluate.judges)
     if (
         jobs == 1 and not by_torch
@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
 
         run_sweep(given, sweep, stages, index, jobs)
     else:
-        with joined(joining):
+        with joined(options):
             from rrs_jax.run import pipeline
 
             pipeline.run(config, stages)

@@ -20,7 +20,7 @@ from helpers.tensors import relative_error
 from helpers.xla_flags import UNOPTIMISED
 from rrs_jax.config import command_line, default_config, flatten
 from rrs_jax.distributed import processes
-from rrs_jax.distributed.join import Joining, joined
+from rrs_jax.distributed.join import JoinOptions, joined
 from rrs_jax.distributed.rendezvous import meet
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl, write_jsonl
@@ -171,7 +171,7 @@ import json, sys
 from pathlib import Path
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
-from rrs_jax.distributed.join import Joining, joined
+from rrs_jax.distributed.join import JoinOptions, joined
 
 def sentence(act):
     try:
@@ -190,9 +190,9 @@ def refused():
     raise UserError("no")
 
 index = int(sys.argv[1])
-with joined(Joining(sys.argv[2], 2, index, 60)):
+with joined(JoinOptions(sys.argv[2], 2, index, 60)):
     seen = []
-    lead = processes.Lead({"add": lambda a, b: seen.append(a + b)})
+    lead = processes.Leader({"add": lambda a, b: seen.append(a + b)})
     def work():
         lead.call("add", 1, 2)
         lead.call("add", "x" * 3_000_000, "y")
@@ -255,10 +255,10 @@ ENDINGS = """
 import sys, time
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.distributed.join import Joining, end, joined
+from rrs_jax.distributed.join import JoinOptions, end, joined
 
 index, how = int(sys.argv[1]), sys.argv[3]
-with exit_status() as told, joined(Joining(sys.argv[2], 2, index, 60)):
+with exit_status() as told, joined(JoinOptions(sys.argv[2], 2, index, 60)):
     print("READY", flush=True)
     if index == 1 and how == "mistake":
         raise UserError("this host has no model")
@@ -397,7 +397,7 @@ def test_mistakes_in_the_flags(arguments, sentence):
     command_line.define_flags(values, arguments)
     values(["launch.py", *arguments])
     with pytest.raises(UserError) as error:
-        command_line.joining(values)
+        command_line.join_options(values)
     assert str(error.value) == sentence
 
 
@@ -405,7 +405,7 @@ def test_without_flags_a_process_is_alone():
     values = flags.FlagValues()
     command_line.define_flags(values, [])
     values(["launch.py"])
-    assert command_line.joining(values) is None
+    assert command_line.join_options(values) is None
     with joined(None):
         assert processes.is_first() and not processes.several()
 
@@ -413,7 +413,7 @@ def test_without_flags_a_process_is_alone():
 def test_schedulers_variables_are_missed(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
         monkeypatch.delenv(name)
-    with pytest.raises(UserError) as error, joined(Joining()):
+    with pytest.raises(UserError) as error, joined(JoinOptions()):
         raise AssertionError
     assert (
         str(error.value)

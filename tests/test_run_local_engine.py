@@ -219,7 +219,7 @@ def test_which_runs_keep_prefix_states(whole_folder, sound_files, tmp_path, monk
         assert layers(**fields) == 0
     assert layers(SweepCache(tmp_path / "sweep")) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "here", dataclasses.replace(processes.here, count=2))
+        patch.setattr(processes, "this_process", dataclasses.replace(processes.this_process, count=2))
         assert layers() == 0
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert layers() == 0

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from rrs_jax.config import FIELDS, config_error, unknown_field
 from rrs_jax.config.kinds import split_names
 from rrs_jax.config.stages import STAGES, parse_stages
-from rrs_jax.distributed.join import Joining
+from rrs_jax.distributed.join import JoinOptions
 from rrs_jax.errors import UserError
 
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<name>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
@@ -120,7 +120,7 @@ def read(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[ConfigDict, tuple
     return config, parse_stages(flag_values.stages, config.get("strategy", "rrs"))
 
 
-def joining(flag_values: flags.FlagValues = flags.FLAGS) -> Joining | None:
+def join_options(flag_values: flags.FlagValues = flags.FLAGS) -> JoinOptions | None:
     """How this process joins the others of its run; None where it is alone. Raises UserError for what cannot
     be."""
     values = flag_values
@@ -142,7 +142,7 @@ def joining(flag_values: flags.FlagValues = flags.FLAGS) -> Joining | None:
         )
     if values.dry_run:
         raise UserError("--dry_run: needs one process; leave out --distributed and --coordinator.")
-    found = Joining(values.coordinator, values.num_processes, values.process_id, values.join_seconds)
+    found = JoinOptions(values.coordinator, values.num_processes, values.process_id, values.join_seconds)
     found.check()
     return found
 

@@ -1,4 +1,4 @@
-"""How the processes of one run come together, and how they end together."""
+"""The start of a run of several processes, which come together, and its end, which they reach together."""
 
 import _thread
 import contextlib
@@ -11,22 +11,23 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from rrs_jax.distributed.processes import ended, gather, here, is_first, put, several
+from rrs_jax.distributed.processes import ended, gather, is_first, put_message, several, this_process
 from rrs_jax.distributed.rendezvous import meet
 from rrs_jax.errors import UserError
 
-LEAVE_SECONDS = 5.0  # that one process gives the others to end as it does
+LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
 
 
 @dataclasses.dataclass(frozen=True)
-class Joining:
-    """How a process finds the others.
+class JoinOptions:
+    """Where a process finds the others.
 
     Attributes:
-      coordinator: HOST:PORT at which the first process listens; None: scheduler's variables (SLURM, Open MPI)
-        tell this and the next two.
-      processes, index: how many there are, and which of them this is, from 0.
-      seconds: that all have to come together in.
+      coordinator: HOST:PORT at which the first process listens; None reads it and the next two from a
+        scheduler's variables (SLURM, Open MPI).
+      processes: number of processes.
+      index: this process's number, from 0.
+      seconds: time in which all have to come together.
     """
 
     coordinator: str | None = None
@@ -35,7 +36,7 @@ class Joining:
     seconds: int = 300
 
     def check(self) -> None:
-        """Raises UserError for what cannot be."""
+        """Raises UserError for options that contradict one another or lie outside their range."""
         if self.seconds < 1:
             raise UserError(f"--join_seconds: is {self.seconds}; give 1 or more.")
         if self.coordinator is None:
@@ -58,15 +59,15 @@ class Joining:
 
 
 @contextlib.contextmanager
-def joined(joining: Joining | None) -> Iterator[None]:
-    """Within it the processes are one program. Where one ends with an exception all do, with its sentence.
+def joined(options: JoinOptions | None) -> Iterator[None]:
+    """Makes the processes one program: where one ends with an exception, all do, with its sentence.
 
-    Raises UserError where they do not come together in time. None: this process is alone.
+    Raises UserError where they do not come together in time. Does nothing for None, a process that is alone.
     """
-    if joining is None:
+    if options is None:
         yield
         return
-    _join(joining)
+    _join(options)
     try:
         yield
         gather("")  # none goes before the others are done
@@ -78,42 +79,46 @@ def joined(joining: Joining | None) -> Iterator[None]:
     _part()
 
 
-def _join(joining: Joining) -> None:
-    joining.check()
+def _join(options: JoinOptions) -> None:
+    options.check()
     import jax
     from jax._src.distributed import global_state  # JAX has no public name for its key-value store
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
     cards = None
-    if joining.coordinator is None:
-        joining, cards = _by_scheduler(joining)
-    meet(joining.coordinator, joining.processes, joining.index, joining.seconds)
+    if options.coordinator is None:
+        options, cards = _by_scheduler(options)
+    meet(options.coordinator, options.processes, options.index, options.seconds)
     try:
         jax.distributed.initialize(
-            joining.coordinator,
-            joining.processes,
-            joining.index,
+            options.coordinator,
+            options.processes,
+            options.index,
             local_device_ids=cards,
-            initialization_timeout=max(joining.seconds, 60),
+            initialization_timeout=max(options.seconds, 60),
             shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--coordinator: the processes cannot come together at {joining.coordinator} ({reason})."
+            f"--coordinator: the processes cannot come together at {options.coordinator} ({reason})."
         ) from error
-    here.index, here.count, here.client = joining.index, joining.processes, global_state.client
+    this_process.index, this_process.count, this_process.client = (
+        options.index,
+        options.processes,
+        global_state.client,
+    )
     threading.Thread(target=_watch, daemon=True).start()
     jax.devices()  # found by all at the same time, which wait for one another here
 
 
-def _by_scheduler(joining: Joining) -> tuple[Joining, list[int] | None]:
-    """What the variables of SLURM or Open MPI say, and which of the host's GPUs are this process's."""
+def _by_scheduler(options: JoinOptions) -> tuple[JoinOptions, list[int] | None]:
+    """Returns what the variables of SLURM or Open MPI say, and the numbers of this process's GPUs."""
     from jax._src.clusters import ClusterEnv
 
     try:
         address, count, index, cards = ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, joining.seconds
+            None, None, None, None, None, options.seconds
         )
     except Exception as error:
         raise UserError(f"--distributed: the scheduler's variables cannot be read ({error}).") from error
@@ -122,13 +127,13 @@ def _by_scheduler(joining: Joining) -> tuple[Joining, list[int] | None]:
             "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun,"
             " or give --coordinator, --num_processes and --process_id."
         )
-    found = dataclasses.replace(joining, coordinator=address, processes=count, index=index)
+    found = dataclasses.replace(options, coordinator=address, processes=count, index=index)
     found.check()
     return found, None if cards is None else list(cards)
 
 
 def end(status: int) -> NoReturn:
-    """Ends the program; at once where others are not on their way out, for whom JAX would wait."""
+    """Ends the program. Where others run on, it ends at once, since JAX would wait for them."""
     if not several():
         sys.exit(status)
     sys.stdout.flush()
@@ -140,22 +145,28 @@ def _part() -> None:
     import jax
 
     jax.distributed.shutdown()
-    here.index, here.count, here.client, here.rounds, here.leaving = 0, 1, None, 0, False
+    this_process.index, this_process.count, this_process.client, this_process.rounds, this_process.leaving = (
+        0,
+        1,
+        None,
+        0,
+        False,
+    )
 
 
 def _leave(error: BaseException) -> BaseException:
-    """Tells the others why this process ends, and waits a little for them. Returns what it is to end with."""
-    here.leaving = True
+    """Tells the others why this process ends, waits a little, and returns the exception to end with."""
+    this_process.leaving = True
     if isinstance(error, UserError):
         told = {"mistake": str(error)}
-    elif isinstance(error, KeyboardInterrupt) and not here.called_off:
+    elif isinstance(error, KeyboardInterrupt) and not this_process.called_off:
         told = {"interrupted": True}
     else:
         told = {"failed": type(error).__name__}
     with contextlib.suppress(Exception):  # the service may be gone with its process
-        put(f"rrs_jax/ended/{here.index}", json.dumps(told))
+        put_message(f"rrs_jax/ended/{this_process.index}", json.dumps(told))
     ends = ended(LEAVE_SECONDS)
-    others = {index: why for index, why in ends.items() if index != here.index}
+    others = {index: why for index, why in ends.items() if index != this_process.index}
     mistake = next(((index, why["mistake"]) for index, why in others.items() if "mistake" in why), None)
     if "failed" in told and mistake:  # called off, or the connection broke, because another one ended
         error = UserError(f"process {mistake[0]}: {mistake[1]}")
@@ -163,7 +174,7 @@ def _leave(error: BaseException) -> BaseException:
         error = KeyboardInterrupt()
     elif not is_first() and others.get(0) == told and "failed" not in told:
         error = SystemExit(2 if "mistake" in told else 1)  # the first one tells it
-    if len(ends) == here.count and not any("gone" in why for why in others.values()):
+    if len(ends) == this_process.count and not any("gone" in why for why in others.values()):
         with contextlib.suppress(Exception):
             _part()
     elif isinstance(error, SystemExit):
@@ -172,20 +183,22 @@ def _leave(error: BaseException) -> BaseException:
 
 
 def _watch() -> None:
-    """Calls this process off where another one has ended; where it does not hear, since it waits on its
-    devices for what will never come, ends it."""
+    """Interrupts this process where another one has ended, and ends it where it does not react.
+
+    A process that waits for another on its devices cannot react.
+    """
     while several():
         time.sleep(1.0)
-        if here.leaving or not ended(0):
+        if this_process.leaving or not ended(0):
             continue
-        here.called_off = True
+        this_process.called_off = True
         _thread.interrupt_main()
         time.sleep(LEAVE_SECONDS / 2)
-        if here.leaving or not several():
+        if this_process.leaving or not several():
             return
-        others = {index: why for index, why in ended(0).items() if index != here.index}
+        others = {index: why for index, why in ended(0).items() if index != this_process.index}
         with contextlib.suppress(Exception):
-            put(f"rrs_jax/ended/{here.index}", json.dumps({"gone": True}))
+            put_message(f"rrs_jax/ended/{this_process.index}", json.dumps({"gone": True}))
         if is_first():
             index, why = next(iter(others.items()), (0, {}))
             told = why.get("mistake") or "interrupted; the same command resumes"

@@ -1,4 +1,4 @@
-"""Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and how each parameter is cut over them."""
+"""Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and how each parameter is sharded."""
 
 import contextvars
 import functools
@@ -29,7 +29,7 @@ PARTITION_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what the others leave.
+    """Returns a mesh over all devices; one axis may be -1 and takes what the others leave.
 
     Raises UserError where the product of the axes is not the number of devices.
     """
@@ -52,7 +52,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
 
 
 def mesh_of(model) -> Mesh:
-    """The mesh on which a model's parameters lie; a single device is a mesh of one."""
+    """Returns the mesh on which a model's parameters lie; a single device is a mesh of one."""
     leaf = jax.tree.leaves(model)[0]
     if isinstance(leaf.sharding, NamedSharding):
         return leaf.sharding.mesh
@@ -60,17 +60,20 @@ def mesh_of(model) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `data` and `fsdp` together."""
+    """Returns the sharding of a batch: rows over `data` and `fsdp` together."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def put(tree, sharding: NamedSharding):
-    """Arrays of the host, the same in every process, onto the mesh's devices; of several processes each sends
-    what lies on its own."""
+    """Puts a tree of host arrays, the same in every process, on the mesh's devices.
+
+    Each process sends the parts that lie on its own devices.
+    """
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
@@ -84,7 +87,10 @@ def put(tree, sharding: NamedSharding):
 
 
 def fetch(tree):
-    """Arrays as NumPy's. Where other processes hold parts of one, all have to fetch it at the same point."""
+    """Returns a tree of device arrays as NumPy arrays.
+
+    Where other processes hold parts of an array, all of them have to fetch it at the same point.
+    """
 
     def whole(array):
         if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
@@ -170,13 +176,15 @@ def _constrained(array: jax.Array, *spec) -> jax.Array:
 
 
 def rows_multiple(mesh: Mesh) -> int:
-    """A batch's rows must be a multiple of this."""
+    """Returns the number of which a batch's rows must be a multiple."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """By the first rule that matches the dotted path; an axis that does not divide its dimension is left
-    whole."""
+    """Returns a parameter's sharding by the first of `PARTITION_RULES` that matches its dotted path.
+
+    A mesh axis that does not divide its dimension is left out there.
+    """
     rule = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
     spec = (None,) * (len(shape) - len(rule)) + rule
     return NamedSharding(mesh, PartitionSpec(*map(functools.partial(_dividing, mesh), spec, shape)))

@@ -1,10 +1,10 @@
-"""Several processes, on one host or on several, that do one run together, and what they tell one another.
+"""The processes of one run, on one host or several, and the messages between them.
 
-All of them go through the same stages in step, each with its part of every array on its own devices. What is
-no work of the devices (speech, judges, the run's files) the first process does alone, and the others wait for
-what it says.
+All processes run the same stages in step, each with its part of every array on its own devices. Work that
+needs no device (speech, judges, the run's files) is done by the first process alone while the others wait for
+its result.
 
-In a program of one process everything here does nothing, and JAX is not imported.
+In a program of one process these functions do nothing, and JAX is not imported.
 """
 
 import contextlib
@@ -20,13 +20,21 @@ from typing import Any
 from rrs_jax.errors import UserError
 
 PIECE = 2**20  # characters of one message
-SEEN_SECONDS = 70.0  # network file systems keep for up to a minute that a file is not there
+SEEN_SECONDS = 70.0  # network file systems remember for up to a minute that a file did not exist
 
 
 @dataclasses.dataclass
-class Here:
-    """This process: its number among `count`, JAX's coordination service, the rounds of messages so far;
-    whether it is on its way out, and whether because another one is."""
+class ThisProcess:
+    """This process's place in the run.
+
+    Attributes:
+      index: its number, from 0.
+      count: number of processes.
+      client: JAX's client of the coordination service; None in a program of one process.
+      rounds: number of messages exchanged so far, the same in all processes.
+      leaving: it is about to end.
+      called_off: it was interrupted because another process has ended.
+    """
 
     index: int = 0
     count: int = 1
@@ -36,33 +44,36 @@ class Here:
     called_off: bool = False
 
 
-here = Here()  # `rrs_jax.distributed.join` sets it
+this_process = ThisProcess()  # set by `rrs_jax.distributed.join`
 
 
 def is_first() -> bool:
-    """Whether this process writes the run's files and talks to the user."""
-    return here.index == 0
+    """Returns True in the process that writes the run's files and talks to the user."""
+    return this_process.index == 0
 
 
 def several() -> bool:
-    return here.count > 1
+    """Returns True where several processes do the run together."""
+    return this_process.count > 1
 
 
 def gather(value: str) -> list[str]:
-    """What each process says, in their order; returns when all have said it. All have to call it the same
-    number of times. RuntimeError where another one has ended."""
+    """Returns the values of all processes, in their order, once all of them have called it.
+
+    All processes have to call it equally often. Raises RuntimeError where another process has ended.
+    """
     if not several():
         return [value]
-    here.rounds += 1
-    put(_key(here.rounds, here.index), value)
-    said = [_get(_key(here.rounds, index)) for index in range(here.count)]
-    if here.rounds > 1:  # all have read what was said before, else they would not have come here
-        here.client.key_value_delete(_key(here.rounds - 1, here.index))
+    this_process.rounds += 1
+    put_message(_key(this_process.rounds, this_process.index), value)
+    said = [_get(_key(this_process.rounds, index)) for index in range(this_process.count)]
+    if this_process.rounds > 1:  # all have read what was said before, else they would not have come here
+        this_process.client.key_value_delete(_key(this_process.rounds - 1, this_process.index))
     return said
 
 
 def by_first(work: Callable[[], Any]) -> Any:
-    """The first process does it alone; all get what it gives, which JSON can hold, or its UserError."""
+    """Calls `work` in the first process; all get its value, which JSON can hold, or raise its UserError."""
     if not several():
         return work()
     said = {}
@@ -79,7 +90,7 @@ def by_first(work: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def in_step() -> Iterator[None]:
-    """All leave it together: the UserError that one of them meets within it is raised by all."""
+    """Keeps all processes together until each has left the block; a UserError of one is raised by all."""
     mistake = None
     try:
         yield
@@ -92,23 +103,23 @@ def in_step() -> Iterator[None]:
         raise UserError(_of_several(said))
 
 
-class Lead:
-    """Work that the first process does alone but for some functions, which all run together.
+class Leader:
+    """Runs work in the first process alone, but for some functions, which all processes run together.
 
-    functions: by name; their arguments are what JSON can hold. What they return stays in each process.
+    functions: functions by name, with arguments that JSON can hold. Their values stay in each process.
     """
 
     def __init__(self, functions: dict[str, Callable]):
         self.functions = functions
 
     def call(self, name: str, *arguments, **own):
-        """By the first process: has all run the function; `own` arguments are for this process alone."""
+        """Runs a function in all processes, called by the first; `own` arguments stay in this process."""
         if several():
             arguments = json.loads(gather(json.dumps({"run": name, "arguments": arguments}))[0])["arguments"]
         return self.functions[name](*arguments, **own)
 
     def run(self, work: Callable[[], Any]) -> Any:
-        """`work`'s value, which JSON can hold; the others follow its calls."""
+        """Returns the value of `work`, which JSON can hold; the other processes follow its calls."""
         if is_first():
             if not several():
                 return work()
@@ -128,7 +139,7 @@ class Lead:
 
 
 def check_alike(values: dict[str, object]) -> None:
-    """Raises UserError, in all processes, where values by their names are not the same in all."""
+    """Raises UserError, in all processes, where a value is not the same in all of them."""
     said = [json.loads(text) for text in gather(json.dumps(values, default=str))]
     for index, other in enumerate(said):
         names = [name for name in said[0] if other.get(name) != said[0][name]]
@@ -144,8 +155,7 @@ def check_alike(values: dict[str, object]) -> None:
 
 
 def check_shared(folder: Path) -> None:
-    """Raises UserError, in all processes, where a file that the first one writes in `folder` is not seen by
-    all."""
+    """Raises UserError, in all processes, where one does not see a file that the first writes in `folder`."""
     if not several():
         return
     name = by_first(lambda: f".seen-by-all-{uuid.uuid4().hex}")
@@ -174,7 +184,7 @@ def _appears(path: Path) -> bool:
 
 
 def _on_network(folder: Path) -> bool:
-    """Whether a mount that is no disk of this host's holds the folder; where that cannot be told, yes."""
+    """Returns True where the folder lies on no disk of this host, or where that cannot be told."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
@@ -186,33 +196,35 @@ def _on_network(folder: Path) -> bool:
 
 
 def ended(seconds: float) -> dict[int, dict]:
-    """How the processes ended that did, by number, after waiting for all of them."""
+    """Returns how processes ended, by number, after waiting up to `seconds` for all of them."""
     until = time.monotonic() + seconds
     while True:
         found = {}
         with contextlib.suppress(Exception):  # there is none, or no service any more
-            for key, text in here.client.key_value_dir_get("rrs_jax/ended"):
+            for key, text in this_process.client.key_value_dir_get("rrs_jax/ended"):
                 found[int(key.split("/")[-2])] = json.loads(text[1:])
-        if len(found) == here.count or time.monotonic() > until:
+        if len(found) == this_process.count or time.monotonic() > until:
             return found
         time.sleep(0.1)
 
 
 def _of_several(mistakes: list[str | None]) -> str:
-    """The first process's sentence, or another's with its number."""
+    """Returns the first process's sentence, or another's with its number."""
     index = next(index for index, mistake in enumerate(mistakes) if mistake)
     return mistakes[index] if index == 0 else f"process {index}: {mistakes[index]}"
 
 
-def _key(round_: int, index: int) -> str:
-    return f"rrs_jax/{round_}/{index}"
+def _key(number: int, index: int) -> str:
+    return f"rrs_jax/{number}/{index}"
 
 
-def put(key: str, text: str) -> None:
-    """In pieces, each with whether another one comes."""
+def put_message(key: str, text: str) -> None:
+    """Stores a text in pieces, each marked with + where another one follows and with . at the end."""
     pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)] or [""]
     for number, piece in enumerate(pieces):
-        here.client.key_value_set(f"{key}/{number}", ("+" if number + 1 < len(pieces) else ".") + piece)
+        this_process.client.key_value_set(
+            f"{key}/{number}", ("+" if number + 1 < len(pieces) else ".") + piece
+        )
 
 
 def _get(key: str) -> str:
@@ -229,7 +241,7 @@ def _wait(key: str) -> str:
 
     while True:
         try:
-            return here.client.blocking_key_value_get(key, 1000)
+            return this_process.client.blocking_key_value_get(key, 1000)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise

@@ -1,8 +1,8 @@
-"""Processes find one another before JAX does, whose own client ends the program without a sentence where one
-is missing.
+"""The rendezvous of a run's processes, before JAX connects them.
 
-The first process listens at the coordinator's port, at which JAX's service listens afterwards; each other one
-tells its number and how many it expects, and waits for the answer.
+JAX's own client would end the program without a sentence where a process is missing. The first process
+listens at the coordinator's port, at which JAX's service listens afterwards; each other one sends its number
+and how many processes it expects, and waits for the answer.
 """
 
 import contextlib
@@ -17,8 +17,10 @@ GREETING = "rrs_jax"
 
 
 def meet(coordinator: str, count: int, index: int, seconds: float) -> None:
-    """Returns when all `count` processes are there. Raises UserError, in all that are, where that takes
-    longer than `seconds` or two are the same one."""
+    """Returns when all `count` processes are there.
+
+    Raises UserError, in all that are there, where that takes longer than `seconds` or two have one number.
+    """
     host, _, port = coordinator.rpartition(":")
     until = time.monotonic() + seconds
     if index == 0:
@@ -40,15 +42,15 @@ def _await_others(port: int, count: int, until: float, seconds: float) -> None:
         raise UserError(
             f"--coordinator: port {port} cannot be used ({os.strerror(error.errno)}); give another one."
         ) from error
-    here: dict[int, socket.socket] = {}
+    present: dict[int, socket.socket] = {}
     mistake = None
     with server, contextlib.ExitStack() as stack:
-        while len(here) < count - 1 and mistake is None:
+        while len(present) < count - 1 and mistake is None:
             server.settimeout(max(until - time.monotonic(), 0.01))
             try:
                 other, _ = server.accept()
             except TimeoutError:
-                absent = ", ".join(str(i) for i in range(1, count) if i not in here)
+                absent = ", ".join(str(i) for i in range(1, count) if i not in present)
                 mistake = (
                     f"--num_processes: process {absent} did not come in {seconds:g} s; start all {count}, or"
                     " give more --join_seconds."
@@ -64,10 +66,10 @@ def _await_others(port: int, count: int, until: float, seconds: float) -> None:
                     f"--num_processes: is {count} in process 0 and {expected} in process {number}; give all"
                     " the same."
                 )
-            elif number in here:
+            elif number in present:
                 mistake = f"--process_id: {number} was given to two processes; give each its own."
-            here[number if number not in here else -1] = other
-        for other in here.values():
+            present[number if number not in present else -1] = other
+        for other in present.values():
             with contextlib.suppress(OSError):
                 other.sendall(json.dumps({"mistake": mistake}).encode() + b"\n")
                 other.settimeout(5)

@@ -40,7 +40,7 @@ class LocalEngine:
         # A sweep's vanilla model answers once for all runs, whatever they train.
         self.alike = answers_alike(context.config) and context.cache.folder is None
         self.shared_layers = shared_layers(context.config) if self.alike and not processes.several() else 0
-        self.lead = processes.Lead(
+        self.lead = processes.Leader(
             {"serve": self._serve, "answer": self._answer, "answer_texts": self._answer_texts}
         )
 
