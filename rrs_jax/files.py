@@ -88,6 +88,12 @@ def write_json(path: str | Path, value: object) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_for_html(value: object) -> str:
+    """Returns JSON that can stand inside a script element: only "</script" and "<!--" could end or change it."""
+    text = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
 def read_json(path: str | Path) -> dict:
     """Raises UserError where the file is missing or is not JSON."""
     path = Path(path)

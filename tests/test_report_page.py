@@ -19,12 +19,13 @@ from selenium.webdriver.common.by import By
 from helpers.report_runs import HOSTILE, REFUSAL, write_recorded, write_run
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool
-from rrs_jax.files import read_json
+from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.report import page, separation
 from rrs_jax.report.page import make_page, make_sweep_pages
-from rrs_jax.report.paper_tables import csv_table, latex_table, markdown_table, paper_tables
+from rrs_jax.report.paper_tables import paper_tables
 from rrs_jax.report.plots import Axis, axis_over
 from rrs_jax.report.results import read_paper, read_results, read_run
+from rrs_jax.report.table_formats import csv_table, latex_table, markdown_table
 
 QWEN = {"model.path": "/models/Qwen2-Audio-7B-Instruct"}
 MODES = ("audio_text", "text_only", "audio_only")
@@ -253,7 +254,7 @@ def test_figure_2_is_made_again_only_for_other_states(tmp_path, capsys):
     capsys.readouterr()
     assert separation.figures([folder])[folder] == first and kept.stat().st_mtime_ns == before
     assert capsys.readouterr().err == ""  # no progress of nothing
-    rows = page.read_jsonl(folder / "data" / "eval" / "manifest.jsonl")
+    rows = read_jsonl(folder / "data" / "eval" / "manifest.jsonl")
     write_recorded(folder, rows, (4,), 4, np.random.default_rng(9))
     assert separation.figures([folder])[folder] != first and kept.stat().st_mtime_ns != before
 
@@ -454,9 +455,9 @@ def test_marks_and_points_can_be_hovered(opened, sweep):
     box = cloud.rect  # margins of 40 about the grid of 1000; the pointer's offset is from the middle
     scale = box["width"] / 1080
     hover(opened, cloud, round((x - 500) * scale), round((500 - y) * scale))
-    question = {
-        row["id"]: row for row in page.read_jsonl(sweep / "rrs" / "data" / "eval" / "manifest.jsonl")
-    }[figure.ids[3]]
+    question = {row["id"]: row for row in read_jsonl(sweep / "rrs" / "data" / "eval" / "manifest.jsonl")}[
+        figure.ids[3]
+    ]
     assert tip.is_displayed() and tip.text == f"{question['label']}: {question['question']}"
 
 

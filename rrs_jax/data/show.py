@@ -9,7 +9,6 @@ DATASET/table1.md (the paper's table 1) and DATASET/figure3.svg (its figure 3), 
 
 import argparse
 import html
-import json
 import os
 import sys
 from collections import Counter, defaultdict
@@ -22,7 +21,7 @@ from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import find_manifests
 from rrs_jax.data.questions import changed_words
 from rrs_jax.errors import exit_status
-from rrs_jax.files import write_atomic
+from rrs_jax.files import json_for_html, write_atomic
 
 Sets = dict[str, list[dict]]
 RESPONSE_LETTERS = 60  # of an answer in table 1
@@ -165,16 +164,9 @@ def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str) -> s
                     "audio": _link(path, folder),
                 }
             )
-    # Inside a script element only "</script" and "<!--" could end or change it.
-    data = (
-        json.dumps(rows, ensure_ascii=False)
-        .replace("<", "\\u003c")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
     facts = html.escape("\n\n".join(summary(name, members) for name, members in sets.items()))
     filled = PAGE.read_text(encoding="utf-8")
-    for mark, text in (("FACTS", facts), ("FIGURE", figure), ("DATA", data)):
+    for mark, text in (("FACTS", facts), ("FIGURE", figure), ("DATA", json_for_html(rows))):
         filled = filled.replace(f"<!--{mark}-->", text, 1)
     return filled
 

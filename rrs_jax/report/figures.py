@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,43 +50,58 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
     found = _epoch_summaries(run, results)
     if len(found) < 2 or not any(0 < epoch < int(run.config["train.epochs"]) for epoch in found):
         return None
-    blocks = {
-        (f"ASR {title}", f"c{place}", "asr"): {
-            epoch: summary["modes"].get(mode) for epoch, summary in found.items()
-        }
-        for place, (mode, title) in enumerate(MODES.items())
-    }
-    for name, kind, field in (("benign", "c3", "orr"), ("borderline", "borderline", "borderline_orr")):
-        blocks[f"ORR {name}", kind, "rate"] = {epoch: summary[field] for epoch, summary in found.items()}
-    series = [
-        (name, kind, own, field)
-        for (name, kind, field), own in blocks.items()
-        if any(block and block[field] is not None for block in own.values())
-    ]
+    series = _rate_series(found)
     title = f"Rates of {recipe.title} by epoch"
     plot = Plot(axis_over(list(found), "epoch", zero=True), Axis(0, 100, "percent"), title, 440, 290)
-    rows = [("Epoch", *(name for name, *_ in series))]
-    for name, kind, blocks, field in series:
+    for one in series:
         known = [
-            (epoch, block) for epoch, block in sorted(blocks.items()) if block and block[field] is not None
+            (epoch, block) for epoch, block in one.blocks.items() if block and block[one.field] is not None
         ]
-        plot.band([(epoch, *(block["ci95"] or [block[field]] * 2)) for epoch, block in known], kind)
-        plot.line([(epoch, block[field]) for epoch, block in known], kind, dashed=field == "rate")
+        plot.band([(epoch, *(block["ci95"] or [block[one.field]] * 2)) for epoch, block in known], one.kind)
+        plot.line([(epoch, block[one.field]) for epoch, block in known], one.kind, dashed=one.over_refusal)
         for epoch, block in known:
-            plot.dot(
-                epoch,
-                block[field],
-                kind,
-                f"{name}, epoch {epoch}: {_rate(block, field)}",
-                hollow=field == "rate",
-            )
-    for epoch in sorted(found):
-        rows.append((str(epoch), *(_rate(blocks[epoch], field) for _, _, blocks, field in series)))
-    named = legend([(name, kind) for name, kind, *_ in series])
+            tip = f"{one.name}, epoch {epoch}: {_rate(block, one.field)}"
+            plot.dot(epoch, block[one.field], one.kind, tip, hollow=one.over_refusal)
+    rows = [("Epoch", *(one.name for one in series))]
+    rows += [(str(epoch), *(_rate(one.blocks[epoch], one.field) for one in series)) for epoch in found]
+    named = legend([(one.name, one.kind) for one in series])
     return (
         f"<figure><figcaption>{html.escape(recipe.title)}</figcaption>{plot.svg()}{named}"
         f"{details('Numbers', table_of(rows))}</figure>"
     )
+
+
+class RateSeries(NamedTuple):
+    """One rate by epoch: its CSS class, the summaries' blocks, and the rate's field in them."""
+
+    name: str
+    kind: str
+    blocks: dict[int, dict | None]
+    field: str
+
+    @property
+    def over_refusal(self) -> bool:
+        """True for a rate of refusals, False for ASR."""
+        return self.field == "rate"
+
+
+def _rate_series(summaries: dict[int, dict]) -> list[RateSeries]:
+    """Returns the rates that are known after some epoch: ASR of each mode, then ORR."""
+    series = [
+        RateSeries(
+            f"ASR {title}",
+            f"c{place}",
+            {epoch: summary["modes"].get(mode) for epoch, summary in summaries.items()},
+            "asr",
+        )
+        for place, (mode, title) in enumerate(MODES.items())
+    ]
+    for name, kind, field in (("benign", "c3", "orr"), ("borderline", "borderline", "borderline_orr")):
+        blocks = {epoch: summary[field] for epoch, summary in summaries.items()}
+        series.append(RateSeries(f"ORR {name}", kind, blocks, "rate"))
+    return [
+        one for one in series if any(block and block[one.field] is not None for block in one.blocks.values())
+    ]
 
 
 def _epoch_summaries(run: FinishedRun, results: Results) -> dict[int, dict]:
@@ -112,39 +128,7 @@ def tradeoff(results: Results) -> str:
     The ORR of benign questions is filled, that of borderline ones hollow.
     """
     recipes = [recipe for recipe in results.everything if recipe.summary]
-    parts = []
-    for mode, title in MODES.items():
-        points = [
-            (number, recipe, recipe.summary["modes"].get(mode))
-            for number, recipe in enumerate(recipes, start=1)
-        ]
-        points = [entry for entry in points if entry[2] and entry[2]["asr"] is not None]
-        if not points:
-            continue
-        plot = Plot(*_plane(points, title), f"ORR against ASR, {title}", 400, 360)
-        for number, recipe, block in points:
-            orr, borderline = recipe.summary["orr"], recipe.summary["borderline_orr"]
-            both = [entry["rate"] for entry in (orr, borderline) if entry and entry["rate"] is not None]
-            if len(both) == 2:
-                plot.line([(block["asr"], rate) for rate in both], "faint")
-            for name, entry, hollow in (("borderline", borderline, True), ("benign", orr, False)):
-                if entry and entry["rate"] is not None:
-                    plot.cross(_interval(block, "asr"), _interval(entry, "rate"), colour(number - 1))
-                    tip = (
-                        f"{recipe.title}: ASR {title} {_rate(block, 'asr')}, ORR {name}"
-                        f" {_rate(entry, 'rate')}"
-                    )
-                    plot.dot(block["asr"], entry["rate"], colour(number - 1), tip, hollow, str(number))
-        for key, row in results.paper.items():
-            if (
-                key in TITLES
-                and row.get(mode) is not None
-                and row["orr"] <= plot.y.high
-                and row[mode] <= plot.x.high
-            ):
-                tip = f"{TITLES[key]} in the paper: ASR {title} {row[mode]}, ORR {row['orr']}"
-                plot.dot(row[mode], row["orr"], "faint", tip, square=True)
-        parts.append(f"<figure>{plot.svg()}</figure>")
+    planes = [_tradeoff_plane(mode, title, recipes, results.paper) for mode, title in MODES.items()]
     names = "".join(
         f'<li class="{colour(place)}">{html.escape(recipe.title)}</li>'
         for place, recipe in enumerate(recipes)
@@ -154,8 +138,46 @@ def tradeoff(results: Results) -> str:
     )
     return (
         f"<p>{said} Both low is best.</p><ol class='names'>{names}</ol><div"
-        f" class='row'>{''.join(parts)}</div>"
+        f" class='row'>{''.join(planes)}</div>"
     )
+
+
+def _tradeoff_plane(mode: str, title: str, recipes: Sequence[Recipe], paper: dict[str, dict]) -> str:
+    """Draws the plane of one mode; "" where no recipe was asked in it."""
+    points = [
+        (number, recipe, block)
+        for number, recipe in enumerate(recipes, start=1)
+        if (block := recipe.summary["modes"].get(mode)) and block["asr"] is not None
+    ]
+    if not points:
+        return ""
+    plot = Plot(*_plane(points, title), f"ORR against ASR, {title}", 400, 360)
+    for number, recipe, block in points:
+        _draw_recipe(plot, number, recipe, block, title)
+    for key, row in paper.items():
+        if (
+            key in TITLES
+            and row.get(mode) is not None
+            and row["orr"] <= plot.y.high
+            and row[mode] <= plot.x.high
+        ):
+            tip = f"{TITLES[key]} in the paper: ASR {title} {row[mode]}, ORR {row['orr']}"
+            plot.dot(row[mode], row["orr"], "faint", tip, square=True)
+    return f"<figure>{plot.svg()}</figure>"
+
+
+def _draw_recipe(plot: Plot, number: int, recipe: Recipe, block: dict, title: str) -> None:
+    """Draws a recipe's two points with their intervals, joined by a line."""
+    orr, borderline = recipe.summary["orr"], recipe.summary["borderline_orr"]
+    both = [entry["rate"] for entry in (orr, borderline) if entry and entry["rate"] is not None]
+    if len(both) == 2:
+        plot.line([(block["asr"], rate) for rate in both], "faint")
+    for name, entry, hollow in (("borderline", borderline, True), ("benign", orr, False)):
+        if entry and entry["rate"] is not None:
+            plot.cross(_interval(block, "asr"), _interval(entry, "rate"), colour(number - 1))
+            rates = f"ASR {title} {_rate(block, 'asr')}, ORR {name} {_rate(entry, 'rate')}"
+            tip = f"{recipe.title}: {rates}"
+            plot.dot(block["asr"], entry["rate"], colour(number - 1), tip, hollow, str(number))
 
 
 def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis, Axis]:

@@ -10,28 +10,19 @@ files of the run folders are read.
 import argparse
 import contextlib
 import html
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.config import FIELDS
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.files import read_jsonl, write_atomic
-from rrs_jax.report import figures
-from rrs_jax.report.details import details as all_details
-from rrs_jax.report.paper_tables import csv_table, html_table, latex_table, markdown_table, paper_tables
-from rrs_jax.report.plots import by_label
-from rrs_jax.report.results import FinishedRun, Recipe, Results, read_paper, read_results
-from rrs_jax.report.samples import choose_samples, html_samples
-from rrs_jax.report.separation import Figure2
+from rrs_jax.files import json_for_html, write_atomic
+from rrs_jax.report import figures, sections
+from rrs_jax.report.paper_tables import paper_tables
+from rrs_jax.report.results import Results, read_results
 from rrs_jax.report.separation import figures as all_figures
-from rrs_jax.report.table import MODES, notes, read_summaries
-from rrs_jax.report.table import text_table as rates_table
+from rrs_jax.report.table_formats import csv_table, latex_table, markdown_table
 
 TEMPLATE = Path(__file__).parent / "page.html"
-MOST_CLOUDS = 10  # runs whose figure 2 stands on a sweep's page; each run's own page has its own
-MOST_CHARTS = 3  # of one kind that are not folded away
 
 
 def make_page(out: str | Path, folders: Sequence[str | Path], title: str) -> Path:
@@ -64,341 +55,29 @@ def make_sweep_pages(folder: Path, runs: Sequence[Path]) -> None:
 def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
     """Returns the page as HTML; a section without content is left out."""
     questions: list[str] = []
-    sections = [
-        ("Results", "results", _key_figures(results)),
-        ("Tables", "tables", _tables(results, folders)),
-        ("Representations", "figure2", _figure_2(results, questions)),
-        ("Rates by epoch", "epochs", _by_epoch(results)),
+    parts = [
+        ("Results", "results", sections.key_figures(results)),
+        ("Tables", "tables", sections.tables(results, folders)),
+        ("Representations", "figure2", sections.figure_2(results, questions)),
+        ("Rates by epoch", "epochs", sections.by_epoch(results)),
         ("Safety against over-rejection", "tradeoff", figures.tradeoff(results)),
-        ("Losses", "losses", _losses(results)),
+        ("Losses", "losses", sections.losses(results)),
         ("Safety features", "features", figures.contributions(results.recipes)),
-        ("Answers", "answers", _samples(results)),
-        ("Config", "config", _config(results)),
-        ("How it was made", "made", _made(results)),
+        ("Answers", "answers", sections.samples(results)),
+        ("Config", "config", sections.config(results)),
+        ("How it was made", "made", sections.made(results)),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for heading, name, _ in sections)
+    parts = [part for part in parts if part[2]]
+    links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for heading, name, _ in parts)
     body = "".join(
         f'<section id="{name}"><h2>{html.escape(heading)}</h2>{inner}</section>'
-        for heading, name, inner in sections
+        for heading, name, inner in parts
     )
-    # Inside a script element only "</script" and "<!--" could end or change it.
-    data = json.dumps(questions, ensure_ascii=False).replace("<", "\\u003c")
-    data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     head, rest = TEMPLATE.read_text(encoding="utf-8").split("<!--BODY-->")
     middle, tail = rest.split("<!--DATA-->")
     head = head.replace("<!--TITLE-->", html.escape(title))
-    return f"{head}<h1>{html.escape(title)}</h1>{_facts(results)}<nav>{links}</nav>{body}{middle}{data}{tail}"
-
-
-def _facts(results: Results) -> str:
-    recipes = results.everything or list(results.recipes)
-    if not recipes:
-        return ""
-    config = recipes[-1].config
-    facts = [
-        f"model {config['model.path']}",
-        (
-            f"{sum(len(recipe.runs) for recipe in recipes)} runs"
-            if len(recipes) > 2
-            else f"strategy {config['strategy']}"
-        ),
-    ]
-    summary = next((recipe.summary for recipe in recipes if recipe.summary), None)
-    if summary:
-        block = next((block for block in summary["modes"].values() if block), None)
-        sets = {"harmful": block, "benign": summary["orr"], "borderline": summary["borderline_orr"]}
-        facts += [f"{entry['queries']} {name}" for name, entry in sets.items() if entry]
-        facts += [
-            f"{summary['samples']} answer{'s' if summary['samples'] > 1 else ''} each",
-            f"judge {summary['judge']}",
-        ]
-    return "<p class='facts'>" + "".join(f"<span>{html.escape(fact)}</span>" for fact in facts) + "</p>"
-
-
-def _key_figures(results: Results) -> str:
-    """Shows the model before training beside the main recipe."""
-    before, after = results.vanilla, results.main
-    if before is None or after is None:
-        return "" if before or after else "<p>No run is evaluated yet.</p>"
-    pairs = [
-        (f"ASR {title}", before.summary["modes"].get(mode), after.summary["modes"].get(mode), "asr")
-        for mode, title in MODES.items()
-    ]
-    pairs += [
-        ("ORR benign", before.summary["orr"], after.summary["orr"], "rate"),
-        ("ORR borderline", before.summary["borderline_orr"], after.summary["borderline_orr"], "rate"),
-    ]
-    tiles = []
-    for name, old, new, field in pairs:
-        if old and new and old[field] is not None and new[field] is not None:
-            better = "better" if new[field] < old[field] else "worse" if new[field] > old[field] else "same"
-            tiles.append(
-                f"<div class='tile {better}'><span>{html.escape(name)}</span><b>{old[field]:.1f} →"
-                f" {new[field]:.1f}</b><small>{_interval(old)} → {_interval(new)}</small></div>"
-            )
-    said = f"Vanilla → {after.title}. Percent of answers, in brackets the 95 % interval; lower is better."
-    if before.summary.get("asr_is", "").startswith("compliance"):
-        said += (
-            " The judge sees refusals alone, so that what is called ASR here is compliance, its upper bound."
-        )
-    return f"<p>{html.escape(said)}</p><div class='tiles'>{''.join(tiles)}</div>"
-
-
-def _interval(block: dict) -> str:
-    return "" if not block["ci95"] else f"[{block['ci95'][0]:.1f}, {block['ci95'][1]:.1f}]"
-
-
-def _tables(results: Results, folders: Sequence[str | Path]) -> str:
-    evaluated = [path for path in folders if list(Path(path).glob("eval/*/summary.json"))]
-    if not evaluated:
-        return ""
-    tables = paper_tables(results)
-    parts = [html_table(table) for table in tables]
-    if tables:
-        files = " ".join(
-            f'<a href="table{table.number}.{kind}">table{table.number}.{kind}</a>'
-            for table in tables
-            for kind in ("md", "csv", "tex")
-        )
-        parts.append(f"<p class='files'>{files}</p>")
-    said = [
-        "Percent, in brackets the 95 % interval over questions; NSI in points. Bold: lowest rate, underlined:"
-        " highest NSI, the vanilla model apart. Below a rule: what the paper does not have."
-    ]
-    if results.paper:
-        said.append(f"Beside them, the paper's numbers for {results.paper_title}. {read_paper()['source']}")
-    else:
-        said.append(
-            "model.path names none of the paper's three models, so that no number of the paper stands beside"
-            " these."
-        )
-    seeds = [recipe for recipe in results.everything if recipe.summary and "seeds" in recipe.summary]
-    parts.append(f"<p>{html.escape(' '.join(said))}</p>")
-    if seeds:
-        parts.append(_seeds(seeds))
-    summaries = read_summaries(evaluated, vanilla_once=True)
-    text = rates_table(evaluated, vanilla_once=True).split("\n\n")[0]
-    parts.append(figures.details("All evaluations", f"<pre>{html.escape(text)}</pre>"))
-    parts.append(
-        figures.details(
-            "Judges, paired tests, categories",
-            f"<pre>{html.escape(all_details(evaluated, vanilla_once=True))}</pre>",
-        )
-    )
-    notes_shown = "".join(f"<li>{html.escape(note)}</li>" for note in notes(summaries))
-    parts.append(figures.details("Notes", f"<ul>{notes_shown}</ul>"))
-    return "".join(parts)
-
-
-def _seeds(recipes: Sequence[Recipe]) -> str:
-    """Shows mean and Student's interval over seeds, which say what another seed may give."""
-    modes = (f"ASR {title}" for title in MODES.values())
-    rows = [("Over seeds: mean [95 % interval]", *modes, "ORR", "ORR borderline", "Avg. NSI")]
-    for recipe in recipes:
-        seeds = recipe.summary["seeds"]
-        blocks = [
-            *(seeds["modes"].get(mode) for mode in MODES),
-            seeds["orr"],
-            seeds["borderline_orr"],
-            seeds["nsi_average"],
-        ]
-        rows.append(
-            (
-                recipe.title,
-                *(
-                    (
-                        "N/A"
-                        if not block
-                        else f"{block['mean']:.1f}"
-                        + (f" [{block['ci95'][0]:.1f}, {block['ci95'][1]:.1f}]" if block["ci95"] else "")
-                    )
-                    for block in blocks
-                ),
-            )
-        )
-    return figures.table_of(rows)
-
-
-def _figure_2(results: Results, questions: list[str]) -> str:
-    """Shows figure 2 of the runs; extends `questions`, on which the panels' points have their places."""
-    recipes = [
-        recipe
-        for recipe in results.recipes
-        if list(recipe.runs[0].path.glob("epochs/*/representations.safetensors"))
-    ]
-    if not recipes:
-        return ""
-    try:
-        made = all_figures([recipe.runs[0].path for recipe in recipes])
-    except UserError as error:
-        return f"<p class='absent'>{html.escape(str(error))}</p>"
-    shown = _main_first(results, recipes)[:MOST_CLOUDS]
-    said = (
-        "Figure 2: representations of the evaluation questions under the prompt t, spoken beside it. All"
-        " epochs are embedded together, so that the panels of a run have common coordinates. Silhouette,"
-        " linear probe (cross-validated, a pair's questions on the same side) and distance of means are taken"
-        " in the whole space, of harmful against benign questions."
-    )
-    parts = [
-        f"<p>{html.escape(said)}</p>",
-        figures.legend([("harmful", "harmful"), ("benign", "benign"), ("borderline", "borderline")]),
-    ]
-    for place, recipe in enumerate(shown):
-        figure = made[recipe.runs[0].path]
-        inner = _located(figure, recipe, questions)
-        heading = f"<h3>{html.escape(recipe.title)}</h3>"
-        parts.append(heading + inner if place == 0 else figures.details(recipe.title, inner))
-    if len(recipes) > 1:
-        entries = [(recipe.title, made[recipe.runs[0].path]) for recipe in recipes]
-        parts.append("<h3>Separation of all runs</h3>" + _separations(entries))
-    return "".join(parts)
-
-
-def _separations(entries: Sequence[tuple[str, Figure2]]) -> str:
-    rows = [("Run", "Epochs", "Silhouette", "Linear probe, % right", "Distance of means, in spreads")]
-    for title, figure in entries:
-        first, last = min(figure.numbers), max(figure.numbers)
-        pairs = [
-            [figure.numbers[epoch][field] for epoch in (first, last)]
-            for field in ("silhouette", "probe", "distance")
-        ]
-        shown = [
-            " → ".join(figures.shown(value, digits) for value in pair)
-            for pair, digits in zip(pairs, (3, 1, 2), strict=True)
-        ]
-        rows.append((title, f"{first} → {last}", *shown))
-    return figures.table_of(rows)
-
-
-def _questions_of(run: FinishedRun, figure: Figure2) -> list[str]:
-    manifest = run.path / "data" / "eval" / "manifest.jsonl"
-    rows = {row["id"]: row["question"] for row in (read_jsonl(manifest) if manifest.is_file() else [])}
-    return [f"{label}: {rows.get(name, name)}" for name, label in zip(figure.ids, figure.labels, strict=True)]
-
-
-def _located(figure: Figure2, recipe: Recipe, questions: list[str]) -> str:
-    """Wraps a run's figure 2 in an element that says which questions its points are.
-
-    `data-start` is the place on the page's list at which the run's questions begin. `data-LABEL` has, for
-    that label's points in the order in which they are drawn, their places counted from there. Questions that
-    are not on the list yet are added.
-    """
-    own = _questions_of(recipe.runs[0], figure)
-    start = next((i for i in range(len(questions)) if questions[i : i + len(own)] == own), None)
-    if start is None:
-        start = len(questions)
-        questions += own
-    members = by_label(figure.labels).items()
-    places = " ".join(f'data-{label}="{" ".join(map(str, own))}"' for label, own in members)
-    panels = figures.panels(figure, recipe.title)
-    return f'<div class="located" data-start="{start}" {places}>{panels}</div>'
-
-
-def _by_epoch(results: Results) -> str:
-    recipes = _main_first(results, [recipe for recipe in results.recipes if recipe.summary])
-    said = "Bands are 95 % intervals over questions; of several seeds the first one is shown."
-    return _charts(said, [figures.rates_by_epoch(recipe, results) for recipe in recipes])
-
-
-def _losses(results: Results) -> str:
-    said = (
-        "Mean loss of a harmful and of a benign question in a step, and the penalty; each run has its own"
-        " scale."
-    )
-    return _charts(
-        said,
-        [
-            figures.loss_curves(recipe.runs[0], recipe.title)
-            for recipe in _main_first(results, results.recipes)
-        ],
-    )
-
-
-def _main_first(results: Results, recipes: Sequence[Recipe]) -> list[Recipe]:
-    return sorted(recipes, key=lambda recipe: recipe is not results.main)
-
-
-def _charts(said: str, drawn: Sequence[str | None]) -> str:
-    """Shows the first few charts side by side and folds the others away.
-
-    None stands for a run without numbers for the chart.
-    """
-    drawn = [chart for chart in drawn if chart]
-    if not drawn:
-        return ""
-    first, others = (
-        f"<div class='row'>{''.join(part)}</div>" for part in (drawn[:MOST_CHARTS], drawn[MOST_CHARTS:])
-    )
-    return f"<p>{said}</p>{first}" + (figures.details("Other runs", others) if drawn[MOST_CHARTS:] else "")
-
-
-def _samples(results: Results) -> str:
-    samples = choose_samples(results)
-    if not samples:
-        return ""
-    said = (
-        "Of each set, questions whose verdict changed with training in turns with ones whose did not. First"
-        " answers; the verdicts are the judge's. Clips and answers are cut where they are long."
-    )
-    return f"<p>{html.escape(said)}</p>{html_samples(samples)}"
-
-
-def _config(results: Results) -> str:
-    """Shows the configs: of one run what differs from the defaults, of several what differs between them."""
-    recipes = list(
-        {recipe.runs[0].path: recipe for recipe in (*results.recipes, *results.everything)}.values()
-    )
-    configs = [recipe.config for recipe in recipes]
-    names = list(
-        dict.fromkeys(name for config in configs for name in config if name not in ("run_dir", "seed"))
-    )
-    differing = [name for name in names if len({json.dumps(config.get(name)) for config in configs}) > 1]
-    parts = []
-    if differing:
-        rows = [("Field", *(recipe.name for recipe in recipes))]
-        rows += [(name, *(_value(config.get(name)) for config in configs)) for name in differing]
-        parts.append("<h3>Differences between runs</h3>" + figures.table_of(rows))
-    common = [
-        (name, _value(configs[0].get(name)))
-        for name in names
-        if name not in differing
-        and (name not in FIELDS or _value(configs[0].get(name)) != _value(FIELDS[name].default))
-    ]
-    if common:
-        parts.append(
-            "<h3>Other values than the defaults</h3>" + figures.table_of([("Field", "Value"), *common])
-        )
-    return "".join(parts)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _made(results: Results) -> str:
-    rows = [("Run", "Seed", "Started", "Commit", "Device", "Seconds of each stage")]
-    versions: dict[str, str] = {}
-    runs = {run.path: run for recipe in results.everything for run in recipe.runs}
-    for run in runs.values():
-        last = run.sessions[-1] if run.sessions else {}
-        device = last.get("device", {})
-        versions |= last.get("versions", {})
-        started = str(last.get("started", "–"))[:16].replace("T", " ")
-        rows.append(
-            (
-                run.name,
-                str(run.config.get("seed")),
-                started,
-                str(last.get("commit") or "–")[:18],
-                f"{device.get('count', '–')} {device.get('kind', '')}",
-                ", ".join(f"{k} {v:.0f}" for k, v in run.seconds.items()),
-            )
-        )
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return figures.table_of(rows) + f"<p>{html.escape(shown)}</p>"
+    top = f"<h1>{html.escape(title)}</h1>{sections.facts(results)}<nav>{links}</nav>"
+    return f"{head}{top}{body}{middle}{json_for_html(questions)}{tail}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

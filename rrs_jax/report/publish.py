@@ -22,7 +22,7 @@ from rrs_jax.config import FIELDS, flatten
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
-from rrs_jax.report.table import markdown_table, paste, read_summaries
+from rrs_jax.report.table import is_vanilla, markdown_table, paste, read_summaries
 
 REPORT_FILES = ("*.html", "table[0-9].md", "*.csv", "*.tex", "*.svg", "*.png")  # what the page links to
 LARGEST_BYTES = 5_000_000  # of a file that goes into the repository
@@ -79,7 +79,7 @@ def read_evaluations(source: Path) -> list[PublishedEvaluation]:
         PublishedEvaluation(run.name, path.parent.name, records[run], _seconds(run), read_json(path))
         for run in runs
         for path in sorted(run.glob("eval/*/summary.json"))
-        if run in (*own, with_vanilla) or path.parent.name.partition("-")[0] != "vanilla"
+        if run in (*own, with_vanilla) or not is_vanilla(path.parent.name)
     ]
 
 
@@ -165,7 +165,7 @@ def _without(values: dict, others: dict) -> dict:
 def _line(evaluation: PublishedEvaluation, config: dict, meaning: dict, sessions: list[dict]) -> dict:
     """Returns the line of one evaluation; adds to `sessions` those that are not among them yet."""
     record, summary = evaluation.record, evaluation.summary
-    vanilla = evaluation.name.partition("-")[0] == "vanilla"
+    vanilla = is_vanilla(evaluation.name)
     places = []
     for session in map(_without_paths, record["sessions"]):
         known = {field: session[field] for field in ("command", "commit", "device", "versions")}

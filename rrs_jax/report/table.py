@@ -43,7 +43,9 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
     """
     summaries = []
     for run in map(Path, runs):
-        paths = sorted(run.glob("eval/*/summary.json"), key=lambda path: (not _is_vanilla(path), path))
+        paths = sorted(
+            run.glob("eval/*/summary.json"), key=lambda path: (not is_vanilla(path.parent.name), path)
+        )
         if not paths:
             raise UserError(f"{run}: holds no eval/NAME/summary.json; run the evaluate stage on it first.")
         for path in paths:
@@ -53,7 +55,7 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
                 raise UserError(f"{path}: has no {', '.join(lacking)}; run the evaluate stage again.")
             if (
                 vanilla_once
-                and _is_vanilla(path)
+                and is_vanilla(path.parent.name)
                 and any(path.parent.name == other["name"] for other in summaries)
             ):
                 continue
@@ -63,9 +65,9 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
     return summaries
 
 
-def _is_vanilla(summary: Path) -> bool:
+def is_vanilla(evaluation: str) -> bool:
     """Also in another setting or on other questions, whose name stands behind."""
-    return summary.parent.name.partition("-")[0] == "vanilla"
+    return evaluation.partition("-")[0] == "vanilla"
 
 
 def text_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> str:
@@ -162,12 +164,16 @@ def label_of(summary: dict, several_runs: bool) -> str:
     return f"{summary['run']}: {summary['name']}" if several_runs else summary["name"]
 
 
+def interval_text(ci95: Sequence[float] | None) -> str:
+    """Formats an interval; None is empty."""
+    return f"[{ci95[0]:.1f}, {ci95[1]:.1f}]" if ci95 else ""
+
+
 def cell(block: dict | None, field: str) -> str:
     """Formats a rate with its interval."""
     if block is None or block[field] is None:
         return ABSENT
-    low, high = block["ci95"]
-    return f"{block[field]:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{block[field]:.1f} {interval_text(block['ci95'])}"
 
 
 def _nsi_cell(nsi: dict | None) -> str:
