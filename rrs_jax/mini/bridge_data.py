@@ -74,7 +74,10 @@ def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes:
 def _speak_and_answer(
     model: nnx.Module, processor: Processor, texts: list[str], questions: list[str], sizes: DataSizes
 ) -> tuple[dict[int, Clip], dict[int, Answer]]:
-    """Speaks the texts on all cores while the device answers the questions; both by place."""
+    """Speaks the texts on all cores while the device answers the questions.
+
+    Returns clips and answers by their texts' places; what cannot be spoken or is not answered is absent.
+    """
     # The voices yield to the process that feeds the device.
     with voice_processes(cores(), niceness=10) as pool:
         clips = pool.map(
@@ -102,8 +105,10 @@ def _speak_and_answer(
 
 
 def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarray, int] | None:
-    """One question spoken in its own voice, as float16 features; None where it cannot be spoken or is too
-    long."""
+    """Speaks one question in its own voice and returns its log-mel features in float16.
+
+    None where it cannot be spoken or is too long.
+    """
     try:
         waveform = speak(question, draw_voice(question, seed))
     except UserError:  # one of 30,000 questions that no voice can say
@@ -115,8 +120,10 @@ def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarra
 
 
 def save_clips(clips: list[tuple[np.ndarray, int]], file: Path) -> None:
-    """All clips' frames one behind the other; how many each has, and how many of them count in the encoder's
-    mask."""
+    """Writes all clips' frames one behind the other.
+
+    Beside them stand how many frames each clip has, and how many of them count in the encoder's mask.
+    """
     tensors = {
         "features": np.concatenate([features.T for features, _ in clips]),
         "frames": np.array([features.shape[1] for features, _ in clips], np.int32),
@@ -127,7 +134,7 @@ def save_clips(clips: list[tuple[np.ndarray, int]], file: Path) -> None:
 
 
 def load_clips(work: Path) -> list[tuple[np.ndarray, int]]:
-    """What `log_mel` gave of each clip, in float16."""
+    """Reads what `save_clips` wrote."""
     entries, _ = read_header(work / "features.safetensors")
     features, frames, lengths = (entries[name].array() for name in ("features", "frames", "feature_lengths"))
     ends = np.cumsum(frames)

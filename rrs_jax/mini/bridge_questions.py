@@ -307,7 +307,7 @@ def ask_questions(
     seed: int,
     word_share: float = 0.0,
 ) -> list[str]:
-    """Distinct questions of 5 to 18 words in the order in which they were drawn.
+    """Returns distinct questions of 5 to 18 words in the order in which they were drawn.
 
     `word_share` of the samples are asked for with a word of the decoder's vocabulary, the others for a topic.
     """
@@ -339,34 +339,33 @@ def ask_questions(
 
 
 def vocabulary_words(processor: Processor) -> list[str]:
-    """Lower-case words of 4 to 12 letters that are one token each, the commoner ones first."""
+    """Returns lower-case words of 4 to 12 letters that are one token each, commoner ones first."""
     vocabulary = processor.tokenizer.get_vocab()
     pieces = sorted((id, token) for token, id in vocabulary.items() if re.fullmatch("Ġ[a-z]{4,12}", token))
     return [token[1:] for id, token in pieces if id < COMMON_IDS]
 
 
 def word_lists(processor: Processor, count: int, seed: int) -> list[str]:
-    """Lists of WORDS_A_LIST random words of the decoder's vocabulary, to be spoken and repeated.
-
-    In a question the words before tell much of a word; among random words it is heard or not.
-    """
+    """Returns lists of WORDS_A_LIST random words of the decoder's vocabulary, to be spoken and repeated."""
     words = vocabulary_words(processor)
     drawn = np.random.default_rng([seed, count]).integers(len(words), size=(count, WORDS_A_LIST))
     return [", ".join(words[i] for i in row).capitalize() + "." for row in drawn]
 
 
 def wanted(question: str) -> bool:
+    """Returns whether a text is a question that a voice can say, of 5 to 18 words."""
     words = question.split()
     return bool(SPEAKABLE.fullmatch(question)) and MIN_WORDS <= len(words) <= MAX_WORDS
 
 
 def draw_instruction(i: int, seed: int) -> str | None:
-    """The instruction that question i is answered under; None for the bare question."""
+    """Draws the instruction that question i is answered under; None for the bare question."""
     random = np.random.default_rng([seed, i])
     return INSTRUCTIONS[random.integers(len(INSTRUCTIONS))] if random.random() < INSTRUCTED_SHARE else None
 
 
 def written_prompt(question: str, instruction: str | None) -> str:
+    """Returns the written question, behind the instruction where there is one."""
     return question if instruction is None else f"{instruction}\n\n{question}"
 
 
@@ -379,10 +378,11 @@ def answer_questions(
     batch_size: int,
     seed: int,
 ) -> dict[int, tuple[list[int], bool]]:
-    """Greedy answers in text by question's place: token ids, and whether the answer ended by itself.
+    """Answers the questions greedily in text.
 
-    Questions with alarming words are not asked. Declined answers are left out, those with a disclaimer too:
-    otherwise the bridge would teach to over-refuse. So are programs, which nobody would listen to.
+    Returns by question's place its token ids, and whether the answer ended by itself. Questions with alarming
+    words are not asked. Declined answers are left out, those with a disclaimer too: otherwise the bridge
+    would teach to over-refuse. So are programs, which nobody would listen to.
     """
     judge = Phrases()
     prompts = [

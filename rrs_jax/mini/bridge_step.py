@@ -1,8 +1,8 @@
 """One training step of the mini's bridge: projector and LoRA learn to hear what the decoder reads.
 
-Cross-entropy on the decoder's own answer to the written question, and the divergence from the distribution
-that the decoder has when it reads the question (self-distillation); and the state before the answer.
-The base's weights stay as they are.
+The loss is cross-entropy on the decoder's own answer to the written question, the divergence from the
+distribution that the decoder has when it reads the question (self-distillation), and the distance of the
+states before the answer. The base's weights stay as they are.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 class Example:
     """A spoken question with an instruction, the same question written, and the answer that follows both.
 
-    `clip` is what `log_mel` gives of the one clip that `spoken` has.
+    `clip` is the one clip of `spoken`, as `log_mel` returns it.
     """
 
     spoken: list[int]
@@ -41,6 +41,8 @@ class Example:
 
 @flax.struct.dataclass
 class DistillationBatch:
+    """A batch of `Example`s on the device."""
+
     spoken: Batch
     features: jax.Array  # (B, M, frames)
     feature_lengths: jax.Array  # int32 (B,)
@@ -60,7 +62,10 @@ def make_batch(
     answer_length: int,
     audio_token_id: int,
 ) -> DistillationBatch:
-    """Both prompts followed by the answer, padded to the given lengths; answers beyond theirs are cut."""
+    """Pads both prompts, each followed by the answer, to the given lengths.
+
+    Answers beyond `answer_length` are cut.
+    """
     answers = np.zeros((len(examples), answer_length), np.int32)
     mask = np.zeros((len(examples), answer_length), np.float32)
     spoken, written = [], []
@@ -87,11 +92,11 @@ def make_batch(
 
 
 class Bridge:
-    """What is trained, beside the frozen model, float32:
+    """The frozen model and the start of what is trained beside it, in float32.
 
-    `{"projector": {"kernel", "bias"}, "encoder": {target: {"lora_a", "lora_b"}}, "lora": the decoder's
-    state}`; the encoder's pairs are stacked over its layers, (L, in, R) and (L, R, out), started as the
-    decoder's are.
+    initial: `{"projector": {"kernel", "bias"}, "encoder": {target: {"lora_a", "lora_b"}}, "lora": the
+    decoder's state}`; the encoder's pairs are stacked over its layers, (L, in, R) and (L, R, out), and begin
+    as the decoder's do.
     """
 
     def __init__(self, model: nnx.Module, lora: LoRAConfig, seed: int = 0):
@@ -117,7 +122,7 @@ class Bridge:
         }
 
     def encode(self, base, trainable, features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """(1 + C · frames // 4, d_model): a row of zeros, and the encoder's output of each clip."""
+        """Returns (1 + C · frames // 4, d_model): a row of zeros, and the encoder's output of each clip."""
         parameters = dict(nnx.to_flat_state(base))
         for target, pair in trainable["encoder"].items():
             path = ("audio_tower", "layers", target, "kernel")
@@ -132,10 +137,11 @@ class Bridge:
     def answer_states(
         self, base, trainable, batch: Batch, bank: jax.Array | None, start: jax.Array, count: int
     ):
-        """(B, count, D) behind the final norm: of the prompt's last token, and of the answer's tokens but the
-        last.
+        """Returns the states behind the final norm (B, count, D) from which the answer's tokens are
+        predicted.
 
-        `bank` is what `encode` gives; without it the decoder reads, as it is without the bridge.
+        They are those of the prompt's last token and of all answer tokens but the last. `bank` is what
+        `encode` returns; without it the decoder reads, as it is without the bridge.
         """
         model = nnx.merge(self.graphdef, trainable["lora"], base)
         x = model.language_model.embed_tokens[...][batch.input_ids]
@@ -151,11 +157,12 @@ class Bridge:
         return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
     def logits(self, base, states: jax.Array) -> jax.Array:
+        """Returns the logits of states."""
         return nnx.merge(self.graphdef, self.initial["lora"], base).logits(states)
 
 
 def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, distil: bool, state_weight: float):
-    """Mean over the answers' tokens of cross-entropy, plus the divergence from the reading decoder.
+    """Returns loss and metrics: per answer token cross-entropy plus divergence from the reading decoder.
 
     `state_weight` adds that times the squared distance between the states in which the hearing and the
     reading decoder end the prompt, as a share of the reading one's spread over the batch: answers hardly need
@@ -188,8 +195,10 @@ def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, distil: b
 
 
 def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, *, distil: bool, state_weight: float):
-    """`step(trainable, optimiser_state, base, batch, rate, decoder)`; with `decoder` 0 in place of 1 the
-    decoder's LoRA stays as it is."""
+    """Makes the compiled `step(trainable, optimiser_state, base, batch, rate, decoder)`.
+
+    With `decoder` 0 in place of 1 the decoder's LoRA stays as it is.
+    """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options())
     def step(trainable, optimiser_state, base, batch, rate, decoder):

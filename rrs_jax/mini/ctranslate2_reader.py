@@ -48,8 +48,7 @@ class CTranslate2Encoder:
     """The encoder of an unquantised Whisper `model.bin`; arrays are read-only views of the mapped file."""
 
     def __init__(self, path: Path):
-        """Raises UserError where the file is not such a model, is truncated, or lacks arrays of the
-        encoder."""
+        """Raises UserError where the file is no such model, is truncated, or lacks arrays."""
         self.path = path
         self.arrays = read_variables(path)
         self.num_layers = 0
@@ -79,7 +78,7 @@ class CTranslate2Encoder:
             )
 
     def audio_config(self) -> dict:
-        """The encoder's part of config.json."""
+        """Returns the encoder's part of config.json."""
         width, num_mel_bins, _ = self.arrays["encoder/conv1/weight"].shape
         return {
             "num_mel_bins": num_mel_bins,
@@ -91,7 +90,7 @@ class CTranslate2Encoder:
         }
 
     def lazy_tensors(self) -> Iterator[LazyTensor]:
-        """The encoder's tensors under their Qwen2-Audio names."""
+        """Yields the encoder's tensors under their Qwen2-Audio names."""
         for theirs, ours in TOP_NAMES.items():
             yield LazyTensor.of(f"audio_tower.{ours}", self.arrays[theirs])
         for layer in range(self.num_layers):
@@ -115,7 +114,7 @@ class CTranslate2Encoder:
 
 
 def read_variables(path: Path) -> dict[str, np.ndarray]:
-    """All variables of a CTranslate2 file, aliases included, as views of the mapped file.
+    """Reads all variables of a CTranslate2 file, aliases included, as views of the mapped file.
 
     Raises UserError where the file is truncated, has bytes left over, or holds a dtype that NumPy lacks.
     """
@@ -148,17 +147,20 @@ class Cursor:
         self.data, self.position = data, 0
 
     def number(self, code: str) -> int:
+        """Reads a number of `struct`'s type `code`."""
         (value,) = struct.unpack_from("<" + code, self.data, self.position)
         self.position += struct.calcsize("<" + code)
         return value
 
     def string(self) -> str:
+        """Reads a string."""
         end = self.position + 2 + self.number("H")
         text = self.data[self.position : end]
         self.position = end
         return text.rstrip(b"\0").decode()
 
     def variable(self) -> tuple[str, np.ndarray]:
+        """Reads a variable's name and array."""
         name = self.string()
         shape = tuple(self.number("I") for _ in range(self.number("B")))
         dtype = np.dtype(DTYPES[self.number("B")]).newbyteorder("<")

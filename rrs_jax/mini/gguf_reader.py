@@ -55,13 +55,14 @@ class GGUFDecoder:
             raise UserError(f"{path}: holds the architecture '{architecture}'; mini needs 'qwen2'.")
 
     def field(self, key: str):
+        """Returns a metadata field. Raises UserError where the file lacks it."""
         field = self.reader.get_field(key)
         if field is None:
             raise UserError(f"{self.path}: lacks the field '{key}'; fetch the file again.")
         return field.contents()
 
     def text_config(self) -> dict:
-        """The decoder's part of config.json."""
+        """Returns the decoder's part of config.json."""
         return {
             "vocab_size": int(self.tensors["token_embd.weight"].shape[1]),
             "hidden_size": self.field("qwen2.embedding_length"),
@@ -75,6 +76,7 @@ class GGUFDecoder:
         }
 
     def vocabulary(self) -> Vocabulary:
+        """Returns the decoder's vocabulary."""
         tokens = self.field("tokenizer.ggml.tokens")
         kinds = self.field("tokenizer.ggml.token_type")
         added = {
@@ -86,11 +88,10 @@ class GGUFDecoder:
         return Vocabulary(ranks=ranks, merges=list(self.field("tokenizer.ggml.merges")), added=added)
 
     def lazy_tensors(self) -> Iterator[LazyTensor]:
-        """All tensors of the decoder under their Qwen2-Audio names, without a head.
+        """Yields all tensors of the decoder under their Qwen2-Audio names, without a head.
 
         The embedding and the output matrix are two quantisations of one tied matrix; the finer one stands for
-        both.
-        Raises UserError naming every missing and every surplus tensor.
+        both. Raises UserError naming every missing and every surplus tensor.
         """
         names = {"output_norm.weight": "norm.weight"}
         for layer in range(self.field("qwen2.block_count")):
@@ -110,13 +111,14 @@ class GGUFDecoder:
             yield self.lazy_tensor(self.tensors[ours], f"language_model.model.{theirs}")
 
     def embedding_name(self) -> str:
-        """`output.weight` or `token_embd.weight`, whichever spends more bytes on a value."""
+        """Returns `output.weight` or `token_embd.weight`, whichever spends more bytes on a value."""
         tables = [name for name in ("output.weight", "token_embd.weight") if name in self.tensors]
         if not tables:
             raise UserError(f"{self.path}: lacks 'token_embd.weight'; fetch the file again.")
         return max(tables, key=lambda name: self.tensors[name].n_bytes / self.tensors[name].n_elements)
 
     def lazy_tensor(self, tensor, name: str) -> LazyTensor:
+        """Returns a tensor that is dequantised when it is written."""
         import gguf
 
         shape = tuple(int(size) for size in reversed(tensor.shape))
@@ -133,5 +135,5 @@ class GGUFDecoder:
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal that rounds to the same float32: 1e-06 where the file holds 9.99999997e-07."""
+    """Returns the shortest decimal of the same float32: 1e-06 for 9.99999997e-07."""
     return float(str(np.float32(value)))

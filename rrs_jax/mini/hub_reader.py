@@ -37,12 +37,15 @@ class HubDecoder:
         self.folder = folder
 
     def text_config(self) -> dict:
+        """Returns the decoder's part of config.json."""
         return chosen_fields(self.folder / "config.json", TEXT_FIELDS)
 
     def vocabulary(self) -> Vocabulary:
+        """Returns the decoder's vocabulary."""
         return Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json")
 
     def lazy_tensors(self) -> Iterator[LazyTensor]:
+        """Yields the decoder's tensors under their Qwen2-Audio names, without a head."""
         return renamed(self.folder, "model.", "language_model.model.")
 
 
@@ -53,14 +56,16 @@ class HubEncoder:
         self.folder = folder
 
     def audio_config(self) -> dict:
+        """Returns the encoder's part of config.json."""
         return chosen_fields(self.folder / "config.json", AUDIO_FIELDS)
 
     def lazy_tensors(self) -> Iterator[LazyTensor]:
+        """Yields the encoder's tensors under their Qwen2-Audio names."""
         return renamed(self.folder, "model.encoder.", "audio_tower.")
 
 
 def chosen_fields(path: Path, names: tuple[str, ...]) -> dict:
-    """Raises UserError naming the fields that config.json lacks."""
+    """Returns these fields of a config.json. Raises UserError naming those that it lacks."""
     config = read_json(path)
     missing = [name for name in names if name not in config]
     if missing:
@@ -69,7 +74,7 @@ def chosen_fields(path: Path, names: tuple[str, ...]) -> dict:
 
 
 def renamed(folder: Path, theirs: str, ours: str) -> Iterator[LazyTensor]:
-    """The folder's tensors whose names begin with `theirs`, with that beginning replaced."""
+    """Yields the folder's tensors whose names begin with `theirs`, under names that begin with `ours`."""
     for name, entry in read_folder(folder).items():
         if name.startswith(theirs):
             yield LazyTensor(ours + name.removeprefix(theirs), entry.shape, entry.array)

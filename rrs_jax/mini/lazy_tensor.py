@@ -28,10 +28,11 @@ class LazyTensor:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> "LazyTensor":
+        """Returns a tensor that exists already."""
         return cls(name, tuple(array.shape), lambda: array)
 
     def values(self) -> np.ndarray:
-        """The tensor as float16. Raises UserError where the shape is another or a value is not finite."""
+        """Returns the values as float16. Raises UserError for another shape or values that are not finite."""
         array = self.make()
         with np.errstate(over="ignore"):
             values = array.astype(DTYPE, copy=False)
@@ -44,8 +45,10 @@ class LazyTensor:
 
 
 def write_tensors(path: Path, tensors: Iterable[LazyTensor], what: str) -> None:
-    """Writes the tensors as float16 to `path`, in the given order, with the metadata that transformers asks
-    for."""
+    """Writes the tensors as float16 to `path`, in the given order.
+
+    The file has the metadata that transformers asks for; `what` names the work in the progress bar.
+    """
     tensors = list(tensors)
     megabytes = [math.prod(tensor.shape) * DTYPE.itemsize // 1_000_000 for tensor in tensors]
     with Progress(sum(megabytes), what, unit="MB") as progress:

@@ -1,4 +1,4 @@
-"""How well the mini hears: `python -m rrs_jax.mini.measure --questions=60 --out=measures.json`.
+"""Measures how well the mini hears: `python -m rrs_jax.mini.measure --questions=60 --out=measures.json`.
 
 The questions are the harmless ones of the starter set, which no bridge is trained on. The written question's
 own greedy answer is the reference for what is heard:
@@ -42,7 +42,7 @@ ANSWER = "Answer the question in the audio."
 
 
 def measure(model: nnx.Module, processor: Processor, questions: Sequence[str], bank: AudioBank) -> dict:
-    """The measures above, rounded to 0.1; clip i of the bank is question i."""
+    """Returns the measures of the module's docstring, rounded to 0.1; clip i of the bank is question i."""
     everything = range(len(questions))
     written = _generate(model, processor, bank, [(question, []) for question in questions])
     repeated = _generate(model, processor, bank, [(REPEAT, [i]) for i in everything])
@@ -69,6 +69,7 @@ def measure(model: nnx.Module, processor: Processor, questions: Sequence[str], b
 
 
 def word_f1(expected: list[str], found: list[str]) -> float:
+    """Returns the F1 of two lists of words, 0 to 1."""
     common = sum((Counter(expected) & Counter(found)).values())
     return 2 * common / (len(expected) + len(found)) if common else 0.0
 
@@ -90,7 +91,7 @@ def _generate(
 def _score(
     model, processor: Processor, bank: AudioBank, clips: Sequence[int], answers: list[list[int]]
 ) -> dict:
-    """Agreement and mean log-likelihood of the written answers behind the heard questions."""
+    """Returns agreement and mean log-likelihood of the written answers behind the heard questions."""
     graphdef, state = nnx.split(model)
 
     @jax.jit

@@ -7,6 +7,7 @@ add lora_alpha/rank · B·A to `NAME.weight`; `lora_alpha` and `rank` stand in t
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,11 @@ TIED = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weig
 
 
 def ensure_mini(cache: Path | None = None, bridge: Path | None = None) -> Path:
-    """The folder `<cache>/mini-HASH` with base and bridge merged, made on the first call; HASH is the
-    bridge's.
+    """Returns the folder `<cache>/mini-HASH` with base and bridge merged, which the first call makes.
 
-    `cache` as in ensure_base. `bridge` is the folder with the bridge's files, by default the shipped one.
-    Raises UserError where there is no bridge, its tensors do not fit the base, or ensure_base fails.
+    HASH is the bridge's. `cache` is as for `ensure_base`, `bridge` the folder with the bridge's files, by
+    default the shipped one. Raises UserError where there is no bridge, its tensors do not fit the base, or
+    `ensure_base` fails.
     """
     files = bridge_files(bridge)
     base = ensure_base(cache)
@@ -45,7 +46,11 @@ def ensure_mini(cache: Path | None = None, bridge: Path | None = None) -> Path:
 
 
 def bridge_files(folder: Path | None = None) -> list[Path]:
-    """The bridge's files, from `folder`, the repository's checkpoints/mini or the installed package's."""
+    """Returns the bridge's files.
+
+    They lie in `folder`, by default in checkpoints/mini of the repository or of the installed package. Raises
+    UserError where there is none.
+    """
     package = Path(rrs_jax.__file__).parent
     folders = (
         [Path(folder)] if folder else [package.parent / "checkpoints/mini", package / "checkpoints/mini"]
@@ -93,8 +98,10 @@ def merge_bridge(base: Path, files: list[Path], target: Path) -> None:
 def read_bridge(
     files: list[Path], base: dict[str, TensorEntry]
 ) -> tuple[dict[str, TensorEntry], dict[str, tuple[TensorEntry, TensorEntry]], float]:
-    """Whole tensors and LoRA pairs under the names of the base tensors that they change, and the pairs'
-    scale."""
+    """Reads a bridge's whole tensors, its LoRA pairs and their scale.
+
+    Both dicts have the names of the base's tensors that they change. Raises UserError for what does not fit.
+    """
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -102,28 +109,12 @@ def read_bridge(
         tensors |= header[0]
         metadata |= header[1]
     lora = {name for name in tensors if name.endswith((LORA_A, LORA_B))}
-    problems = []
     whole = {name: tensors[name] for name in tensors.keys() - lora}
-    for name in sorted(whole):
-        if name not in base or name in TIED:
-            problems.append(f"{name} is no tensor that a bridge changes")
-        elif whole[name].shape != base[name].shape:
-            problems.append(f"{name} has the shape {whole[name].shape} in place of {base[name].shape}")
-    pairs = {}
-    for stem in sorted({name.removesuffix(LORA_A).removesuffix(LORA_B) for name in lora}):
-        name = f"{stem}.weight"
-        if not {stem + LORA_A, stem + LORA_B} <= lora:
-            problems.append(f"{stem} has only one of lora_A and lora_B")
-        elif name not in base or name in TIED:
-            problems.append(f"{name} is no tensor that a bridge changes")
-        else:
-            pairs[name] = tensors[stem + LORA_A], tensors[stem + LORA_B]
-            (rank, width), (height, other_rank) = (part.shape for part in pairs[name])
-            if (height, width) != base[name].shape or rank != other_rank or str(rank) != metadata.get("rank"):
-                problems.append(
-                    f"{stem} has LoRA shapes {(rank, width)} and {(height, other_rank)} that do not fit "
-                    f"{base[name].shape} at rank {metadata.get('rank')}"
-                )
+    pairs = {
+        f"{stem}.weight": (tensors.get(stem + LORA_A), tensors.get(stem + LORA_B))
+        for stem in sorted({name.removesuffix(LORA_A).removesuffix(LORA_B) for name in lora})
+    }
+    problems = [*_whole_problems(whole, base), *_pair_problems(pairs, base, metadata.get("rank"))]
     if lora and not {"lora_alpha", "rank"} <= metadata.keys():
         problems.append(f"the metadata {json.dumps(metadata)} lacks lora_alpha or rank")
     if problems:
@@ -133,3 +124,26 @@ def read_bridge(
         )
     scale = float(metadata["lora_alpha"]) / float(metadata["rank"]) if lora else 0.0
     return whole, pairs, scale
+
+
+def _whole_problems(whole: dict[str, TensorEntry], base: dict[str, TensorEntry]) -> Iterator[str]:
+    for name in sorted(whole):
+        if name not in base or name in TIED:
+            yield f"{name} is no tensor that a bridge changes"
+        elif whole[name].shape != base[name].shape:
+            yield f"{name} has the shape {whole[name].shape} in place of {base[name].shape}"
+
+
+def _pair_problems(pairs: dict, base: dict[str, TensorEntry], rank: str | None) -> Iterator[str]:
+    for name, pair in pairs.items():
+        if None in pair:
+            yield f"{name.removesuffix('.weight')} has only one of lora_A and lora_B"
+        elif name not in base or name in TIED:
+            yield f"{name} is no tensor that a bridge changes"
+        else:
+            (rows, width), (height, columns) = (part.shape for part in pair)
+            if (height, width) != base[name].shape or rows != columns or str(rows) != rank:
+                yield (
+                    f"{name.removesuffix('.weight')} has LoRA shapes {(rows, width)} and {(height, columns)}"
+                    f" that do not fit {base[name].shape} at rank {rank}"
+                )

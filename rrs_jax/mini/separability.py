@@ -1,5 +1,6 @@
-"""Can harmful questions be told from their harmless twins inside the mini? `python -m
-rrs_jax.mini.separability`.
+"""Probes whether harmful questions and their rewrites can be told apart inside the mini.
+
+    python -m rrs_jax.mini.separability
 
 A linear probe (ridge regression on standardised features) on the hidden states behind every third layer, at
 the prompt's last token and averaged over the question, once for the spoken and once for the written question.
@@ -38,7 +39,8 @@ RIDGES = (300.0, 3_000.0, 30_000.0)
 
 
 def hidden_features(model: nnx.Module, rows: list, bank: jax.Array, audio_token_id: int) -> np.ndarray:
-    """float32 (N, 2, layers, D): each prompt's last token, and the mean over the question's positions.
+    """Returns float32 (N, 2, layers, D): the prompt's last token, and the mean over the question's
+    positions.
 
     The question's positions are its audio's, or all of a prompt without audio.
     """
@@ -69,7 +71,10 @@ def hidden_features(model: nnx.Module, rows: list, bank: jax.Array, audio_token_
 
 
 def probe_accuracy(features: np.ndarray, harmful: np.ndarray, pairs: list[str], seed: int = 0) -> float:
-    """Share of (N, D) told right by a ridge classifier, cross-validated over pairs; the best of `RIDGES`."""
+    """Returns the share of (N, D) told right by a ridge classifier, cross-validated over pairs.
+
+    It is that of the best of `RIDGES`.
+    """
     distinct = sorted(set(pairs))
     fold_of = dict(zip(distinct, np.random.default_rng(seed).permutation(len(distinct)) % FOLDS, strict=True))
     folds = np.array([fold_of[pair] for pair in pairs])

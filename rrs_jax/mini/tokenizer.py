@@ -13,6 +13,10 @@ PRE_TOKENIZER = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+
+Added = dict[int, tuple[str, bool]]  # added tokens: id to text and whether it is special
+
 END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
 # Qwen2-Audio's marks stand in the three rows behind <|im_end|> (151646 to 151648), where Qwen2.5-Coder has
 # other marks, which neither it nor Qwen2-Audio's template uses in chats.
@@ -49,27 +53,34 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level byte-pair vocabulary: ranks of ordinary tokens, merges "a b", added tokens as id -> (text,
-    special)."""
+    """A byte-level byte-pair vocabulary.
+
+    Attributes:
+      ranks: id of each ordinary token.
+      merges: pairs "a b" in the order in which they are merged.
+      added: added tokens, id to (text, special).
+    """
 
     ranks: dict[str, int]
     merges: list[str]
-    added: dict[int, tuple[str, bool]]
+    added: Added
 
     @property
     def pad_token_id(self) -> int:
-        """Of <|endoftext|>, 151643 in Qwen's vocabularies."""
+        """Id of <|endoftext|>, 151643 in Qwen's vocabularies."""
         return self.token_id(END_OF_TEXT)
 
     @property
     def eos_token_id(self) -> int:
-        """Of <|im_end|>, 151645 in Qwen's vocabularies."""
+        """Id of <|im_end|>, 151645 in Qwen's vocabularies."""
         return self.token_id(END_OF_TURN)
 
     @property
     def audio_token_ids(self) -> tuple[int, ...]:
-        """Of the rows that AUDIO_TOKENS take. Raises UserError where the vocabulary has no special tokens
-        there."""
+        """Ids of the rows that AUDIO_TOKENS take.
+
+        Raises UserError where the vocabulary has no special tokens there.
+        """
         ids = tuple(range(self.eos_token_id + 1, self.eos_token_id + 1 + len(AUDIO_TOKENS)))
         if not set(ids) <= self.added.keys():
             raise UserError(
@@ -78,6 +89,7 @@ class Vocabulary:
         return ids
 
     def token_id(self, text: str) -> int:
+        """Returns an added token's id. Raises UserError where there is none."""
         for token_id, (content, _) in self.added.items():
             if content == text:
                 return token_id
@@ -87,6 +99,7 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer_json(cls, path: Path) -> "Vocabulary":
+        """Reads the vocabulary of a tokenizer.json."""
         content = json.loads(path.read_text(encoding="utf-8"))
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
         added = {token["id"]: (token["content"], token["special"]) for token in content["added_tokens"]}
@@ -99,94 +112,73 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, model_max_length: int)
     Raises UserError where the vocabulary lacks Qwen's special tokens.
     """
     marks = zip(vocabulary.audio_token_ids, AUDIO_TOKENS, strict=True)
-    added = vocabulary.added | {token_id: (text, True) for token_id, text in marks}
-    write_json(
-        folder / "tokenizer.json",
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {
-                    "id": token_id,
-                    "content": text,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": special,
-                }
-                for token_id, (text, special) in sorted(added.items())
-            ],
-            "normalizer": {"type": "NFC"},
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {
-                        "type": "Split",
-                        "pattern": {"Regex": PRE_TOKENIZER},
-                        "behavior": "Isolated",
-                        "invert": False,
-                    },
-                    {
-                        "type": "ByteLevel",
-                        "add_prefix_space": False,
-                        "trim_offsets": False,
-                        "use_regex": False,
-                    },
-                ],
-            },
-            "post_processor": {
-                "type": "ByteLevel",
-                "add_prefix_space": False,
-                "trim_offsets": False,
-                "use_regex": False,
-            },
-            "decoder": {
-                "type": "ByteLevel",
-                "add_prefix_space": False,
-                "trim_offsets": False,
-                "use_regex": False,
-            },
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": vocabulary.ranks,
-                "merges": vocabulary.merges,
-            },
-        },
-    )
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": model_max_length,
-            "bos_token": None,
-            "eos_token": END_OF_TURN,
-            "pad_token": END_OF_TEXT,
-            "unk_token": None,
-            "errors": "replace",
-            "processor_class": "Qwen2AudioProcessor",
-            "chat_template": CHAT_TEMPLATE,
-            "added_tokens_decoder": {
-                str(token_id): {
-                    "content": text,
-                    "lstrip": False,
-                    "normalized": False,
-                    "rstrip": False,
-                    "single_word": False,
-                    "special": special,
-                }
-                for token_id, (text, special) in sorted(added.items())
-            },
-        },
-    )
+    added = dict(sorted((vocabulary.added | {i: (text, True) for i, text in marks}).items()))
+    write_json(folder / "tokenizer.json", _tokenizer(vocabulary, added))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(added, model_max_length))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def _tokenizer(vocabulary: Vocabulary, added: Added) -> dict:
+    """Returns the contents of tokenizer.json."""
+    split = {"type": "Split", "pattern": {"Regex": PRE_TOKENIZER}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": token_id,
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": special,
+            }
+            for token_id, (text, special) in added.items()
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
+        "post_processor": BYTE_LEVEL,
+        "decoder": BYTE_LEVEL,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary.ranks,
+            "merges": vocabulary.merges,
+        },
+    }
+
+
+def _tokenizer_config(added: Added, model_max_length: int) -> dict:
+    """Returns the contents of tokenizer_config.json."""
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model_max_length,
+        "bos_token": None,
+        "eos_token": END_OF_TURN,
+        "pad_token": END_OF_TEXT,
+        "unk_token": None,
+        "errors": "replace",
+        "processor_class": "Qwen2AudioProcessor",
+        "chat_template": CHAT_TEMPLATE,
+        "added_tokens_decoder": {
+            str(token_id): {
+                "content": text,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": special,
+            }
+            for token_id, (text, special) in added.items()
+        },
+    }

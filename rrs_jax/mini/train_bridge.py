@@ -1,9 +1,8 @@
-"""Trains the mini's bridge: `python -m rrs_jax.mini.train_bridge --work=FOLDER` (under 10 minutes on one
-H100).
+"""Trains the mini's bridge: `python -m rrs_jax.mini.train_bridge --work=FOLDER`.
 
-The questions, their answers and their speech lie in the work folder and are made once; the bridge is
-`FOLDER/bridge-*.safetensors`. It belongs into `checkpoints/mini/`; `python -m rrs_jax.mini.measure` gives the
-figures of its model card.
+It takes under 10 minutes on one H100. The questions, their answers and their speech lie in the work folder
+and are made once; the bridge is `FOLDER/bridge-*.safetensors`. It belongs into `checkpoints/mini/`;
+`python -m rrs_jax.mini.measure` gives the figures of its model card.
 """
 
 import argparse
@@ -63,8 +62,14 @@ ENCODER_MODULES = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v
 
 
 class Phase(NamedTuple):
-    """`repeat`: share of batches that repeat the question in place of answering it; `decoder`: its LoRA is
-    trained too."""
+    """One phase of the training.
+
+    Attributes:
+      steps: number of steps.
+      repeat: share of batches that repeat the question in place of answering it.
+      rate: highest learning rate.
+      decoder: the decoder's LoRA is trained too.
+    """
 
     name: str
     steps: int
@@ -137,7 +142,7 @@ def run(asked: argparse.Namespace) -> None:
 
 
 class Examples:
-    """What is heard, what is read and what is answered, of any row.
+    """What is heard, read and answered for each row.
 
     Encoded prompts are kept: the step would wait for the tokenizer, and prompts come again, for every clip of
     the same length and in every epoch.
@@ -164,20 +169,24 @@ class Examples:
         self.written_length = -(-(max(map(len, questions)) + room) // 16) * 16 + ANSWER_TOKENS
 
     def answer(self, i: int, prompt: str | None) -> Example:
+        """Returns row i with its answer; `prompt` stands beside a question without an instruction."""
         row, clip = self.rows[i], self.clips[i]
         spoken = self.encode(row["instruction"] or prompt, (audio_token_count(clip[1]),))
         written = self.encode(written_prompt(row["question"], row["instruction"]))
         return Example(spoken, clip, written, row["answer"] + (self.end if row["ended"] else []))
 
     def repeat(self, i: int, prompt: str) -> Example:
-        """Nothing is read: the loss of repeating has no divergence."""
+        """Returns row i to be repeated.
+
+        Nothing is read: the loss of repeating has no divergence.
+        """
         clip, said = self.clips[i], self.processor.text_ids(self.rows[i]["question"])
         return Example(
             self.encode(prompt, (audio_token_count(clip[1]),)), clip, self.encode(prompt), said + self.end
         )
 
     def batches(self, random: np.random.Generator, *, repeat: bool) -> Iterator[DistillationBatch]:
-        """Epoch after epoch, of all rows to be repeated, or of those that have an answer."""
+        """Yields batches, epoch after epoch, of all rows to be repeated or of those with an answer."""
         rows = [i for i, row in enumerate(self.rows) if repeat or row["answer"] is not None]
         make, prompts = (self.repeat, REPEAT_PROMPTS) if repeat else (self.answer, ANSWER_PROMPTS)
         while True:
@@ -199,7 +208,7 @@ class Examples:
 def train(
     bridge: Bridge, examples: Examples, phases: Sequence[Phase], work: Path, *, state_weight: float, seed: int
 ) -> None:
-    """Writes the bridge into `work`, now and then and at the end."""
+    """Trains phase by phase; writes the bridge into `work` every SAVE_EVERY steps and at the end."""
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
     steps = {
         repeat: make_step(bridge, optimiser, distil=not repeat, state_weight=state_weight)
@@ -234,7 +243,7 @@ def train(
 
 
 def summarise(recent: list) -> dict[str, float]:
-    """Means since the last line; a loss that is not finite ends the training."""
+    """Returns means since the last line; a loss that is not finite ends the training."""
     result = {}
     for repeating, word in ((True, "repeat"), (False, "answer")):
         chosen = jax.device_get([metrics for flag, metrics in recent if flag == repeating])
@@ -246,9 +255,10 @@ def summarise(recent: list) -> dict[str, float]:
 
 
 def save_bridge(trainable, folder: Path) -> None:
-    """Float16, in the layout that `rrs_jax.mini.model` merges: projector, lora_A (R, in), lora_B (out, R).
+    """Writes the bridge in float16, in the layout that `rrs_jax.mini.model` merges.
 
-    Two files, so that none is larger than a repository likes.
+    That is the projector, lora_A (R, in) and lora_B (out, R). There are two files, so that none is larger
+    than a repository likes.
     """
     tensors = {
         "multi_modal_projector.linear.weight": np.asarray(trainable["projector"]["kernel"]).T,
