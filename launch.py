@@ -17,7 +17,7 @@ from absl import app, flags
 from rrs_jax.config import command_line, resolve, validate
 from rrs_jax.distributed.join import end, joined
 from rrs_jax.distributed.machine import memory_share
-from rrs_jax.errors import UserError, exit_status
+from rrs_jax.errors import exit_status
 from rrs_jax.evaluate.problems import evaluation_problems
 
 command_line.define_flags()
@@ -25,25 +25,15 @@ flags.adopt_module_key_flags(command_line)  # `--help` shows them
 
 
 def main(_: list[str]) -> None:
+    """Runs the stages, a sweep, or the dry run of either, as the flags say. JAX is not imported yet."""
     given, stages = command_line.read()
     config = resolve(given)
     validate(config, evaluation_problems)
-    sweep, index, jobs = flags.FLAGS.sweep, flags.FLAGS.sweep_index, flags.FLAGS.sweep_jobs
-    if sweep is None and (index is not None or jobs != 1):
-        raise UserError(
-            f"--sweep_{'jobs' if index is None else 'index'}: has no meaning without --sweep; give both."
-        )
-    if index is not None and jobs != 1:
-        raise UserError(
-            "--sweep_jobs: has no meaning with --sweep_index, which is one run; give one of them."
-        )
-    if jobs < 1:
-        raise UserError(f"--sweep_jobs: is {jobs}; give 1 or more processes.")
+    sweep, index, jobs = command_line.sweep_options()
     options = command_line.join_options()
     by_torch = any(name.startswith(("local:", "llama_guard:")) for name in config.evaluate.judges)
-    if (
-        jobs == 1 and not by_torch
-    ):  # several processes of a sweep get theirs there, and torch wants room beside JAX
+    # Several processes of a sweep get their shares there, and torch wants room beside JAX.
+    if jobs == 1 and not by_torch:
         os.environ.update(memory_share())
     # Imported here, since they bring in JAX: help and mistakes in the config are told at once.
     if flags.FLAGS.dry_run and sweep is not None:

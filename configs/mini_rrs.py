@@ -15,6 +15,7 @@ from rrs_jax.config.prompts import PROMPT_T
 
 
 def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config; `variant` is empty, `full` or `smoke`."""
     config = default_config()
     config.model.path = "mini"
     config.model.dtype = "float32"

@@ -21,6 +21,7 @@ from rrs_jax.config.variants import card24, smoke
 
 
 def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config; `variant` is empty, `card24` or `smoke`."""
     config = default_config()
     config.model.path = "Qwen/Qwen2.5-Omni-7B"
     config.run_dir = "runs/omni_rrs"

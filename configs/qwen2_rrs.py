@@ -19,6 +19,7 @@ from rrs_jax.config.variants import card24, smoke
 
 
 def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config; `variant` is empty, `card24` or `smoke`."""
     config = default_config()
     config.model.path = "Qwen/Qwen2-Audio-7B-Instruct"
     config.run_dir = "runs/qwen2_rrs"

@@ -22,6 +22,7 @@ from rrs_jax.config.variants import card24, smoke
 
 
 def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config; `variant` is empty, `card24` or `smoke`."""
     config = default_config()
     config.model.path = "Qwen/Qwen-Audio-Chat"
     config.run_dir = "runs/qwen_audio_rrs"

@@ -13,5 +13,6 @@ SETTINGS = ("spoken", "silence", "noise", "unit_noise", "spelled", "other_voices
 
 
 def runs(_) -> Iterator[tuple[str, dict]]:
+    """Yields the name and the fields of each run."""
     for strategy in ("vanilla", "rrs", "rrs_plus", "sft_shallow_mirror"):
         yield strategy, {"strategy": strategy, "evaluate.setting": SETTINGS}

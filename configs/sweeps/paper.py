@@ -17,6 +17,7 @@ SEEDS = 3
 
 
 def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
+    """Yields the name and the fields of each run."""
     rows = {"vanilla": {"strategy": "vanilla"}}
     for strategy in ("sft_full", "sft_shallow_mirror", "sft_shallow_parallel", "sft_deep"):  # table 2
         rows[strategy] = {"strategy": strategy}

@@ -4,6 +4,7 @@ from rrs_jax.config.fields import FIELDS
 
 
 def main() -> None:
+    """Prints each field's flag with its default, and its sentence."""
     for field in FIELDS.values():
         print(f"--config.{field.name}={field.default!r}\n    {field.sentence} Takes {field.kind.wants}.")
 

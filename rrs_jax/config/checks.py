@@ -1,6 +1,6 @@
-"""What is wrong with a config, told before any weight is read."""
+"""Mistakes in a config, told before any weight is read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -30,10 +30,12 @@ def validate(config: ConfigDict, *further: Callable[[dict[str, object]], Iterabl
 
 
 def config_error(problems: Iterable[str]) -> UserError:
+    """Returns one error for all problems of a config."""
     return UserError(f"config: {'; '.join(problems)}.")
 
 
 def unknown_field(name: str) -> str:
+    """Returns the problem of a name that is no field, with the field that was probably meant."""
     members = [field for field in FIELDS if field.startswith(name + ".")]
     if members:
         return f"{name} is a group, give one of its fields such as {members[0]}"
@@ -42,8 +44,13 @@ def unknown_field(name: str) -> str:
     return f"{name} is no field, {hint}"
 
 
-def _contradictions(values: dict[str, object]) -> Iterable[str]:
-    """What is wrong although every field is right by itself."""
+def _contradictions(values: dict[str, object]) -> Iterator[str]:
+    """Yields what is wrong although every field is right by itself."""
+    for check in (_files, _batches, _shares, _strategy, _evaluation, _servers):
+        yield from check(values)
+
+
+def _files(values: dict[str, object]) -> Iterator[str]:
     for name in (*DATA.values(), "data.eval_manifest"):
         path = None if values[name] is None else Path(values[name])
         is_folder = name == "data.manifest" and path is not None and path.is_dir()  # the authors' questions
@@ -52,66 +59,73 @@ def _contradictions(values: dict[str, object]) -> Iterable[str]:
     for path in values["data.exclude"]:
         if not Path(path).is_file():
             yield f"data.exclude has {path!r} and there is no such file"
+
+
+def _batches(values: dict[str, object]) -> Iterator[str]:
     if sum(values[f"mesh.{axis}"] == -1 for axis in ("data", "fsdp", "tensor")) > 1:
         yield "mesh has more than one -1, give all axes but one a number"
-    if values["train.batch_size"] % values["train.gradient_accumulation"]:
-        yield (
-            f"train.gradient_accumulation is {values['train.gradient_accumulation']} and does not divide "
-            f"train.batch_size {values['train.batch_size']}"
-        )
-    if values["train.text_share"] + values["train.audio_share"] > 1:
-        yield (
-            f"train.text_share is {values['train.text_share']} and train.audio_share"
-            f" {values['train.audio_share']}, together more than 1"
-        )
-    if values["rrs.harmful_audio_weight"] is not None and not values["train.audio_share"]:
-        yield (
-            f"rrs.harmful_audio_weight is {values['rrs.harmful_audio_weight']} and no question is asked by"
-            " its clip alone, give train.audio_share more than 0"
-        )
-    if (
-        values["train.twins_together"]
-        and values["train.batch_size"] // values["train.gradient_accumulation"] % 2
-    ):
+    size, parts = values["train.batch_size"], values["train.gradient_accumulation"]
+    if size % parts:
+        yield f"train.gradient_accumulation is {parts} and does not divide train.batch_size {size}"
+    if values["train.twins_together"] and size // parts % 2:
         yield (
             "train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
-            f"{values['train.batch_size'] // values['train.gradient_accumulation']}"
+            f"{size // parts}"
         )
+
+
+def _shares(values: dict[str, object]) -> Iterator[str]:
+    written, heard = values["train.text_share"], values["train.audio_share"]
+    if written + heard > 1:
+        yield f"train.text_share is {written} and train.audio_share {heard}, together more than 1"
+    weight = values["rrs.harmful_audio_weight"]
+    if weight is not None and not heard:
+        yield (
+            f"rrs.harmful_audio_weight is {weight} and no question is asked by its clip alone, give"
+            " train.audio_share more than 0"
+        )
+
+
+def _strategy(values: dict[str, object]) -> Iterator[str]:
     needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
     if values["data.manifest"] and values[needed] is None:
         yield (
             f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such"
             " questions"
         )
+    if values["rrs.whiten"] is not None and values["rrs.project"]:
+        yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
+
+
+def _evaluation(values: dict[str, object]) -> Iterator[str]:
     for name in ("evaluate.epochs", "report.representation_epochs"):
         given = values[name] if isinstance(values[name], tuple) else ()
         late = [str(epoch) for epoch in given if int(epoch) > values["train.epochs"]]
         if late:
             yield f"{name} has {', '.join(late)}, behind the last of train.epochs {values['train.epochs']}"
-    if values["rrs.whiten"] is not None and values["rrs.project"]:
-        yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
     if values["generate.greedy"] and values["evaluate.samples"] > 1:
         yield (
             f"evaluate.samples is {values['evaluate.samples']} with generate.greedy, which answers "
             "the same each time, give evaluate.samples=1 or greedy=false"
         )
-    asked_model = any(name.startswith("llm:") and "@" not in name for name in values["evaluate.judges"])
-    judged = asked_model or values["evaluate.air_bench"] is not None
-    if judged and not (values["judge.url"] and values["judge.model"]):
-        yield "judge.url and judge.model are needed by evaluate.air_bench and by judges called llm"
-    elif any(name.startswith("llm:") for name in values["evaluate.judges"]) and not values["judge.url"]:
-        yield "judge.url is needed by judges called llm"
-    if values["endpoint.url"]:
-        if not values["endpoint.model"]:
-            yield "endpoint.model is needed with endpoint.url"
-        if (
-            values["strategy"] != "vanilla"
-            and values["evaluate.vanilla"]
-            and not values["endpoint.vanilla_model"]
-        ):
-            yield "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"
-        if any(name.startswith("own:") for name in values["evaluate.judges"]):
-            yield "evaluate.judges has own, which needs a model that runs here and not endpoint.url"
     outside = [mode for mode in values["evaluate.over_refusal_modes"] if mode not in values["evaluate.modes"]]
     if outside:
         yield f"evaluate.over_refusal_modes has {', '.join(outside)}, which evaluate.modes lacks"
+
+
+def _servers(values: dict[str, object]) -> Iterator[str]:
+    by_server = [name for name in values["evaluate.judges"] if name.startswith("llm:")]
+    unnamed_model = any("@" not in name for name in by_server) or values["evaluate.air_bench"] is not None
+    if unnamed_model and not (values["judge.url"] and values["judge.model"]):
+        yield "judge.url and judge.model are needed by evaluate.air_bench and by judges called llm"
+    elif by_server and not values["judge.url"]:
+        yield "judge.url is needed by judges called llm"
+    if not values["endpoint.url"]:
+        return
+    if not values["endpoint.model"]:
+        yield "endpoint.model is needed with endpoint.url"
+    before_training = values["strategy"] != "vanilla" and values["evaluate.vanilla"]
+    if before_training and not values["endpoint.vanilla_model"]:
+        yield "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"
+    if any(name.startswith("own:") for name in values["evaluate.judges"]):
+        yield "evaluate.judges has own, which needs a model that runs here and not endpoint.url"

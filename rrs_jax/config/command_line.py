@@ -18,7 +18,7 @@ CONFIG = re.compile(r"--?config(?:=(?P<value>.*))?$", re.DOTALL)
 
 
 class NamesParser(flags.ArgumentParser):
-    """Tuples of names as `a,b`, where ml_collections takes `('a','b')` alone."""
+    """Reads a tuple of names written as `a,b`, where ml_collections takes `('a','b')` alone."""
 
     def parse(self, argument: str | Sequence[str]) -> tuple[str, ...]:
         return split_names(argument)
@@ -31,7 +31,7 @@ config_flags.register_flag_parser_for_type(tuple, NamesParser())
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequence[str] | None = None) -> None:
-    """--config, --stages and --dry_run. `arguments` stands for sys.argv, from which overrides are read."""
+    """Defines the flags of `launch.py`. Overrides of the config are read from `arguments`, or sys.argv."""
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -73,7 +73,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
     flags.DEFINE_string(
         "coordinator",
         None,
-        "The same without a scheduler: HOST:PORT at which process 0 listens.",
+        "HOST:PORT at which process 0 listens: several processes of one run without a scheduler.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
@@ -88,9 +88,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
 
 
 def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Reads `arguments` (the program's name first) into `flag_values`; all wrong overrides are named at once.
+    """Reads `arguments` (the program's name first) into `flag_values` and returns those that are no flags.
 
-    Raises UserError for a mistake in a flag or a field, or in the config file.
+    Raises UserError for a mistake in a flag, in the config file or in overrides, all of which it names.
     """
     check_overrides(arguments)
     path = config_path(arguments)
@@ -113,16 +113,39 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
 
 
 def read(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[ConfigDict, tuple[str, ...]]:
-    """The config and the stages of parsed flags. Raises UserError where no config was given."""
+    """Returns the config, as given and not resolved, and the stages of parsed flags.
+
+    Raises UserError where no config was given.
+    """
     config = flag_values.config
     if not isinstance(config, ConfigDict):
         raise UserError("--config: give a config file, for example --config=configs/mini_rrs.py.")
     return config, parse_stages(flag_values.stages, config.get("strategy", "rrs"))
 
 
+def sweep_options(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str | None, int | None, int]:
+    """Returns the sweep's file or None, the number of its one run or None for all, and how many processes.
+
+    Raises UserError for flags that contradict one another.
+    """
+    sweep, index, jobs = flag_values.sweep, flag_values.sweep_index, flag_values.sweep_jobs
+    if sweep is None and (index is not None or jobs != 1):
+        flag = "jobs" if index is None else "index"
+        raise UserError(f"--sweep_{flag}: has no meaning without --sweep; give both.")
+    if index is not None and jobs != 1:
+        raise UserError(
+            "--sweep_jobs: has no meaning with --sweep_index, which is one run; give one of them."
+        )
+    if jobs < 1:
+        raise UserError(f"--sweep_jobs: is {jobs}; give 1 or more processes.")
+    return sweep, index, jobs
+
+
 def join_options(flag_values: flags.FlagValues = flags.FLAGS) -> JoinOptions | None:
-    """How this process joins the others of its run; None where it is alone. Raises UserError for what cannot
-    be."""
+    """Returns how this process joins the others of its run, or None where it is alone.
+
+    Raises UserError for flags that contradict one another.
+    """
     values = flag_values
     if values.coordinator is None and not values.distributed:
         for name in ("num_processes", "process_id"):
@@ -148,7 +171,7 @@ def join_options(flag_values: flags.FlagValues = flags.FLAGS) -> JoinOptions | N
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Compares every --config.NAME=VALUE with the fields; raises one UserError for all that are wrong."""
+    """Raises one UserError that names every wrong --config.NAME=VALUE."""
     problems = []
     for name, value in overrides(arguments):
         if name not in FIELDS:
@@ -160,7 +183,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def overrides(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Name and text of each override; None for a switch without a value."""
+    """Yields the name and the text of each override; the text is None for a boolean without a value."""
     arguments = list(arguments)
     for position, argument in enumerate(arguments):
         if argument == "--":
@@ -174,7 +197,7 @@ def overrides(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def config_path(arguments: Sequence[str]) -> str | None:
-    """The config file named by `arguments`. Raises UserError where there is no such file."""
+    """Returns the config file that `arguments` name, or None. Raises UserError where it does not exist."""
     for position, argument in enumerate(arguments):
         if match := CONFIG.match(argument):
             value = match["value"]

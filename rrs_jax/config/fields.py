@@ -5,7 +5,7 @@ single fields with `--config.NAME=VALUE`. Where the paper (Yang et al. 2025) lea
 sentence says so. The fields of training lie in `rrs_jax.config.training`.
 """
 
-from rrs_jax.config.kinds import Field, choice, either, names, number, switch, text, whole, wholes
+from rrs_jax.config.kinds import Field, boolean, choice, either, integer, integers, names, number, text
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.config.training import SEED, training_fields
@@ -44,29 +44,29 @@ FIELDS = {field.name: field for field in (
     Field("data.eval_set", "eval", choice("eval", "check"),
           "Starter set: which pairs and borderline questions are asked; `check` is as many others, to "
           "measure what was chosen by those of `eval`."),
-    Field("data.categories", None, either(whole(1), None),
+    Field("data.categories", None, either(integer(1), None),
           "Starter set: number of categories, the first ones; None is all 14."),
-    Field("data.pairs_per_category", None, either(whole(1), None),
+    Field("data.pairs_per_category", None, either(integer(1), None),
           "Starter set: pairs of a harmful question and its benign rewrite, per category; None is all (20)."),
-    Field("data.eval_pairs_per_category", None, either(whole(1), None),
+    Field("data.eval_pairs_per_category", None, either(integer(1), None),
           "Starter set: evaluation pairs per category; None is all (10)."),
-    Field("data.borderline", None, either(whole(0), None),
+    Field("data.borderline", None, either(integer(0), None),
           "Starter set: harmless questions with alarming words, for over-refusal; None is all (120)."),
-    Field("data.everyday", 0, either(whole(0), None),
+    Field("data.everyday", 0, either(integer(0), None),
           "Starter set, also beside a manifest: plain questions on which the model is to stay as it is; None "
           "is all 140."),
-    Field("data.contrast", 0, either(whole(0), None),
+    Field("data.contrast", 0, either(integer(0), None),
           "Starter set, also beside a manifest: harmless questions with alarming words, in other styles than "
           "the rewrites; None is all 160."),
     Field("data.contrast_role", "keep", choice("keep", "mirror"),
           "Role of the contrast questions: `keep`, the model is to stay as it is on them; `mirror`, they "
           "move as rewrites do."),
-    Field("data.rewrites_per_pair", 1, whole(1, 2),
+    Field("data.rewrites_per_pair", 1, integer(1, 2),
           "Starter set: benign rewrites of each harmful question of Mirror."),
-    Field("data.voices_per_question", 1, whole(1),
+    Field("data.voices_per_question", 1, integer(1),
           "Starter set: different voices that say each training question; every clip is a sample of its "
           "own."),
-    Field("data.seed", 0, whole(0, 2**31 - 1),
+    Field("data.seed", 0, integer(0, 2**31 - 1),
           "Seed of the data: each question's voice, noise as a distractor, and which questions a part of the "
           "starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
@@ -120,12 +120,13 @@ FIELDS = {field.name: field for field in (
     Field("rrs.whiten", None, either(number(0, 1, above=True), None),
           "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does "
           "not point along what benign questions differ in; None leaves ΔV."),
-    Field("rrs.project", 0, whole(0), "Principal directions of the benign representations removed from ΔV."),
-    Field("rrs.positions", 1, whole(1, 64),
+    Field("rrs.project", 0, integer(0),
+          "Principal directions of the benign representations removed from ΔV."),
+    Field("rrs.positions", 1, integer(1, 64),
           "Positions with a target: the prompt's last, then those behind the first tokens of the frozen "
           "model's own refusal under t̃ or own answer, where it keeps what it has."),
-    Field("sft.tokens", 128, whole(1), "Tokens of a response that sft_full and sft_deep train on at most."),
-    Field("sft.prefill", 10, whole(0),
+    Field("sft.tokens", 128, integer(1), "Tokens of a response that sft_full and sft_deep train on at most."),
+    Field("sft.prefill", 10, integer(0),
           "Most tokens of an answer before the refusal of sft_deep (section 5.1: 0 to 10)."),
     Field("rivals.layers", (), names("different numbers of layers", *map(str, range(256)), empty=True),
           "Decoder layers, from 0, behind which rerouting and steering act; empty is those at 1/3 and 2/3 of "
@@ -141,14 +142,14 @@ FIELDS = {field.name: field for field in (
           "How the squared distance to the target is reduced over features: `sum` is the equation as "
           "written. Its scale against the penalty is not in the paper; `mean` makes that hidden_size times "
           "heavier."),
-    Field("lora.rank", 8, whole(1), "Rank of the adapters. Not in the paper; 8 is PEFT's default."),
+    Field("lora.rank", 8, integer(1), "Rank of the adapters. Not in the paper; 8 is PEFT's default."),
     Field("lora.alpha", 16.0, number(0, above=True),
           "Adapters are scaled by alpha / rank. Not in the paper."),
     Field("lora.targets", ("all",),
           names(f"all, or different names out of {', '.join(LINEARS)}", "all", *LINEARS),
           "Linears of each decoder layer that get an adapter; the paper says \"LLM modules\", so all. "
           "A model refuses names that its decoder does not have."),
-    Field("lora.layers", "all", either(whole(0), "all"),
+    Field("lora.layers", "all", either(integer(0), "all"),
           "`all`, or the first layer with an adapter: layers below it have none and need no backward pass."),
 
     *training_fields("train"),
@@ -157,32 +158,32 @@ FIELDS = {field.name: field for field in (
           "for all prompts of extraction and training (strategies rrs and rrs_plus, rrs.positions=1), and on "
           "a CPU, with these layers' keys and values, for the evaluated answers before and after training. "
           "Where they need more, or with 0, these layers are computed each time."),
-    Field("extract.batch_size", 16, whole(1), "Questions at once in passes without gradient.",
+    Field("extract.batch_size", 16, integer(1), "Questions at once in passes without gradient.",
           placement=True),
 
-    Field("mesh.data", -1, either(whole(1), -1),
+    Field("mesh.data", -1, either(integer(1), -1),
           "Devices along which batches are cut; -1 is all that are left.", placement=True),
-    Field("mesh.fsdp", 1, either(whole(1), -1), "Devices over which batches and weights are cut.",
+    Field("mesh.fsdp", 1, either(integer(1), -1), "Devices over which batches and weights are cut.",
           placement=True),
-    Field("mesh.tensor", 1, either(whole(1), -1), "Devices over which heads and MLP columns are cut.",
+    Field("mesh.tensor", 1, either(integer(1), -1), "Devices over which heads and MLP columns are cut.",
           placement=True),
 
-    Field("generate.batch_size", 16, whole(1),
+    Field("generate.batch_size", 16, integer(1),
           "Answers in flight at once; the samples of one question are in flight together and share its "
           "prompt.", placement=True),
     Field("generate.cache_dtype", "auto", choice("auto", "bfloat16", "float32", "int8"),
           "Number type of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` "
           "halves bfloat16's memory at a relative error of about 1 % in a layer's attention "
           "(docs/generation.md)."),
-    Field("generate.max_new_tokens", 256, whole(1),
+    Field("generate.max_new_tokens", 256, integer(1),
           "Tokens after which an answer is cut. Not in the paper."),
-    Field("generate.greedy", False, switch(),
+    Field("generate.greedy", False, boolean(),
           "Take the likeliest token always; otherwise sample as the next four fields say."),
     Field("generate.temperature", None, either(number(0, above=True), None),
           "Temperature of sampling; None is the model folder's value."),
     Field("generate.top_p", None, either(number(0, 1, above=True), None),
           "Probability of the tokens that are sampled from (nucleus); None is the model folder's value."),
-    Field("generate.top_k", None, either(whole(0), None),
+    Field("generate.top_k", None, either(integer(0), None),
           "Number of tokens that are sampled from; None is the model folder's value, 0 keeps all tokens."),
     Field("generate.repetition_penalty", None, either(number(0, above=True), None),
           "Factor against tokens that have occurred; None is the model folder's value."),
@@ -193,12 +194,12 @@ FIELDS = {field.name: field for field in (
           names(f"different names out of {', '.join(MODES)}", *MODES, empty=True),
           "Ways of asking benign and borderline questions, among evaluate.modes; the paper has one ORR a "
           "model."),
-    Field("evaluate.samples", 5, whole(1), "Answers to each question in each mode (section 5.1)."),
+    Field("evaluate.samples", 5, integer(1), "Answers to each question in each mode (section 5.1)."),
     Field("evaluate.judges", ("phrases", "first_token"),
           names(f"different names, with commas between, out of {JUDGES_WRITTEN}"),
           "Judges of refusal and harm; the first one's rates are the summary's. The paper does not name its "
           "judge."),
-    Field("evaluate.limit", None, either(whole(1), None), "Questions of each set at most; None is all."),
+    Field("evaluate.limit", None, either(integer(1), None), "Questions of each set at most; None is all."),
     Field("evaluate.text_only_variant", "prompted", choice(*TEXT_ONLY_VARIANTS),
           "Written questions: `prompted` announces the question as an audio's content, `plain` does not. Not "
           "in the paper."),
@@ -212,8 +213,8 @@ FIELDS = {field.name: field for field in (
           "folder of its own in RUN/eval."),
     Field("evaluate.air_bench", None, either(text("a folder"), None),
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
-    Field("evaluate.vanilla", True, switch(), "Evaluate the model before training too; NSI needs it."),
-    Field("evaluate.epochs", (), wholes("different epochs of the training, with commas between", 1),
+    Field("evaluate.vanilla", True, boolean(), "Evaluate the model before training too; NSI needs it."),
+    Field("evaluate.epochs", (), integers("different epochs of the training, with commas between", 1),
           "Evaluate the adapters after these epochs too, in RUN/eval/epochs; the last one is evaluated "
           "anyway. They must be among the epochs that the training kept: these or "
           "report.representation_epochs."),
@@ -225,10 +226,10 @@ FIELDS = {field.name: field for field in (
           "Temperature of `llm` judges; None leaves it out, as some models ask. AIR-Bench has its own, 1."),
     Field("judge.key_variable", "OPENAI_API_KEY", text("an environment variable's name"),
           "Environment variable that holds the judge's key.", placement=True),
-    Field("judge.concurrency", 8, whole(1), "Requests at once to the judge.", placement=True),
+    Field("judge.concurrency", 8, integer(1), "Requests at once to the judge.", placement=True),
     Field("judge.timeout", 120.0, number(0, above=True), "Seconds that one request to the judge may take.",
           placement=True),
-    Field("judge.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.",
+    Field("judge.retries", 6, integer(0), "Further tries after 429, 5xx, time-outs and broken replies.",
           placement=True),
     Field("endpoint.url", None, either(text("an address"), None),
           "Evaluate what an OpenAI-compatible server that hears answers, in place of the model here."),
@@ -238,18 +239,18 @@ FIELDS = {field.name: field for field in (
           "The model before training, as the endpoint calls it; NSI needs it."),
     Field("endpoint.key_variable", "OPENAI_API_KEY", text("an environment variable's name"),
           "Environment variable that holds the endpoint's key.", placement=True),
-    Field("endpoint.concurrency", 16, whole(1), "Requests at once to the endpoint.", placement=True),
+    Field("endpoint.concurrency", 16, integer(1), "Requests at once to the endpoint.", placement=True),
     Field("endpoint.timeout", 300.0, number(0, above=True),
           "Seconds that one request to the endpoint may take.", placement=True),
-    Field("endpoint.retries", 6, whole(0), "Further tries after 429, 5xx, time-outs and broken replies.",
+    Field("endpoint.retries", 6, integer(0), "Further tries after 429, 5xx, time-outs and broken replies.",
           placement=True),
     Field("report.representation_epochs", None,
-          either(either(wholes("different epochs, with commas between, 0 for the model before training", 0),
+          either(either(integers("different epochs, with commas between, 0 for the model before training", 0),
                         "ends"), None),
           "Figure 2: epochs whose adapters the training keeps (RUN/epochs) and of whose models it writes "
           "down the representations of the evaluation questions; None is 0, 2, 4 and so on, and the last; "
           "`ends` is 0 and the last; empty is none."),
-    Field("export.merged", False, switch(),
+    Field("export.merged", False, boolean(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
           "Class whose module names the adapter has: `whole` for that of the whole model, `thinker` for that "

@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """`wants` completes the sentence "give ...". `read` turns command-line text into a value, or raises
-    ValueError; `accepts` judges a value; `type` is what ml_collections enforces, object for nothing.
+    """What a field accepts.
+
+    Attributes:
+      wants: the end of the sentence "give ...".
+      type: the type that ml_collections enforces; object for none.
+      read: turns the text of a command line into a value, or raises ValueError.
+      accepts: returns True for a value that the field can have.
     """
 
     wants: str
@@ -48,7 +53,7 @@ class Field:
     placement: bool = False
 
     def problem(self, value: object) -> str | None:
-        """None, or what is wrong with `value` and what to give instead."""
+        """Returns what is wrong with `value` and what to give instead, or None."""
         return None if self.kind.accepts(value) else f"{self.name} is {value!r}, give {self.kind.wants}"
 
     def problem_with_text(self, text: str) -> str | None:
@@ -56,8 +61,8 @@ class Field:
         return self.problem(self.kind.value_of(text))
 
 
-def whole(low: int, high: int | None = None) -> Kind:
-    """An int from `low` to `high`."""
+def integer(low: int, high: int | None = None) -> Kind:
+    """Returns the kind of an int from `low` to `high`; None is no upper limit."""
 
     def accepts(value: object) -> bool:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -68,7 +73,7 @@ def whole(low: int, high: int | None = None) -> Kind:
 
 
 def number(low: float = -math.inf, high: float | None = None, *, above: bool = False) -> Kind:
-    """A finite float or int from `low` to `high`, `low` itself left out where `above`."""
+    """Returns the kind of a finite float or int from `low` to `high`, without `low` itself for `above`."""
 
     def accepts(value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
@@ -81,7 +86,8 @@ def number(low: float = -math.inf, high: float | None = None, *, above: bool = F
     return Kind(f"a number {wants}", float, float, accepts)
 
 
-def switch() -> Kind:
+def boolean() -> Kind:
+    """Returns the kind of a bool, written true, t, 1, false, f or 0."""
     words = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
     def read(text: str) -> object:
@@ -91,16 +97,17 @@ def switch() -> Kind:
 
 
 def text(wants: str) -> Kind:
-    """Any text that is not blank."""
+    """Returns the kind of a text that is not blank."""
     return Kind(wants, str, str, lambda value: isinstance(value, str) and bool(value.strip()))
 
 
 def choice(*words: str) -> Kind:
+    """Returns the kind of one of the words."""
     return Kind(f"one of {', '.join(words)}", str, str, words.__contains__)
 
 
 def names(wants: str, *allowed: str, empty: bool = False) -> Kind:
-    """A tuple of different words, of `allowed` where that is given; `empty` permits none."""
+    """Returns the kind of a tuple of different words, out of `allowed` if given; `empty` permits none."""
 
     def accepts(value: object) -> bool:
         if not isinstance(value, tuple) or not all(isinstance(item, str) and item.strip() for item in value):
@@ -112,9 +119,11 @@ def names(wants: str, *allowed: str, empty: bool = False) -> Kind:
     return Kind(wants, tuple, split_names, accepts)
 
 
-def wholes(wants: str, low: int) -> Kind:
-    """A tuple of different whole numbers from `low` on; a command line gives them as texts, which `int`
-    reads."""
+def integers(wants: str, low: int) -> Kind:
+    """Returns the kind of a tuple of different ints from `low` on, or of their decimal texts.
+
+    A command line gives texts; whoever uses the field calls `int` on each.
+    """
 
     def accepts(value: object) -> bool:
         if not isinstance(value, tuple) or not all(str(item).isdecimal() for item in value):
@@ -126,14 +135,14 @@ def wholes(wants: str, low: int) -> Kind:
 
 
 def split_names(written: str | Iterable[str]) -> tuple[str, ...]:
-    """`q_proj,v_proj`, `('q_proj', 'v_proj')` or a sequence: a tuple of names."""
+    """Returns the names in `q_proj,v_proj`, in `('q_proj', 'v_proj')` or in a sequence, as a tuple."""
     if not isinstance(written, str):
         return tuple(written)
     return tuple(part.strip(" '\"") for part in written.strip("()[] ").split(",") if part.strip(" '\""))
 
 
 def either(kind: Kind, word: str | None) -> Kind:
-    """A value of `kind`, or the one word (None: the config's None)."""
+    """Returns the kind of a value of `kind` or one further word; None stands for the value None."""
     written = "None" if word is None else word
 
     def read(text: str) -> object:
@@ -146,7 +155,7 @@ def either(kind: Kind, word: str | None) -> Kind:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known dotted name that `name` was probably meant to be; None where nothing resembles it."""
+    """Returns the known dotted name that `name` was probably meant to be, or None."""
     known = list(known)
     by_leaf = {entry.rsplit(".", 1)[-1]: entry for entry in reversed(known)}
     whole_name = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -11,7 +11,14 @@ from rrs_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """`needs`: stages whose output it reads. `fields`: dotted names or groups that decide its output."""
+    """A stage's row.
+
+    Attributes:
+      name: its name on the command line.
+      what: what it makes.
+      needs: the stages whose output it reads.
+      fields: dotted names or groups of the fields that decide its output.
+    """
 
     name: str
     what: str
@@ -33,12 +40,12 @@ STAGES = {stage.name: stage for stage in (
 # A run may go on with other values of these, which decide only where and how fast it is done.
 PLACEMENT_FIELDS = tuple(field.name for field in FIELDS.values() if field.placement)
 
-# Later stages may be repeated with other values in the same run folder; what these fix, a run folder keeps.
+# A run folder keeps the values that decide these; later stages may be repeated in it with other values.
 FIXED_STAGES = ("data", "extract", "train")
 
 
 def parse_stages(written: str | Iterable[str], strategy: str = "rrs") -> tuple[str, ...]:
-    """The stages asked for, in their order, less those that the strategy does not have.
+    """Returns the stages asked for, in their order, without those that the strategy does not have.
 
     Raises UserError that names every unknown stage.
     """
@@ -54,8 +61,10 @@ def parse_stages(written: str | Iterable[str], strategy: str = "rrs") -> tuple[s
 
 
 def stages_of(strategy: str) -> tuple[str, ...]:
-    """A strategy without adapters trains and exports nothing, and one without a file extracts nothing
-    either."""
+    """Returns the stages that a strategy has, in their order.
+
+    Without adapters there is nothing to train and export; not every strategy extracts something.
+    """
     entry = STRATEGY_TABLE.get(strategy)
     absent = set() if entry is None or entry.trains else {"train", "export"}
     if entry is not None and not entry.extracts:
@@ -64,11 +73,12 @@ def stages_of(strategy: str) -> tuple[str, ...]:
 
 
 def needs_of(name: str, strategy: str) -> tuple[str, ...]:
+    """Returns the stages whose output a stage reads, among those that the strategy has."""
     return tuple(need for need in STAGES[name].needs if need in stages_of(strategy))
 
 
 def dependents_of(name: str) -> tuple[str, ...]:
-    """Stages that read, directly or through others, what `name` makes."""
+    """Returns the stages that read, directly or through others, the output of stage `name`."""
     found = [name]
     for stage in STAGES.values():
         if any(need in found for need in stage.needs):
@@ -77,12 +87,12 @@ def dependents_of(name: str) -> tuple[str, ...]:
 
 
 def belongs(field: str, groups: Iterable[str]) -> bool:
-    """Whether a dotted name is one of the groups or lies in one."""
+    """Returns True for a dotted name that is one of the groups or lies in one."""
     return any(field == group or field.startswith(group + ".") for group in groups)
 
 
 def fields_of(name: str, values: dict[str, object], strategy: str) -> dict[str, object]:
-    """The values that decide the stage's output, those of the stages it needs included."""
+    """Returns the values that decide a stage's output, with those of the stages that it needs."""
     groups = set(STAGES[name].fields)
     for need in needs_of(name, strategy):
         groups.update(fields_of(need, values, strategy))

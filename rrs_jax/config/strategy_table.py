@@ -1,4 +1,4 @@
-"""Every strategy once: its name, the file that holds it, and which stages it has. Imports nothing heavy."""
+"""The table of strategies: name, file, training questions, stages and preset. It imports nothing heavy."""
 
 import dataclasses
 import importlib
@@ -66,5 +66,5 @@ STRATEGY_TABLE = {
 
 
 def load_strategy(strategy: str):
-    """The strategy's module, see `rrs_jax.strategies`."""
+    """Returns the strategy's module, whose interface `rrs_jax.strategies` describes."""
     return importlib.import_module(f"rrs_jax.strategies.{STRATEGY_TABLE[strategy].module}")

@@ -1,11 +1,13 @@
-"""Variants that the released models' configs share, behind the colon of `--config=FILE:VARIANT`."""
+"""Variants that several config files have, behind the colon of `--config=FILE:VARIANT`."""
 
 from ml_collections import ConfigDict
 
 
 def card24(config: ConfigDict) -> None:
-    """For a card of 24 GB: four questions at a time and nothing kept but the layers' inputs. Slower, the same
-    steps."""
+    """Fits the training on a card of 24 GB: a quarter of the batch at a time, and full rematerialisation.
+
+    The steps are the same and take longer.
+    """
     config.train.gradient_accumulation = 4
     config.train.remat = "full"
     config.extract.batch_size = 8
@@ -13,7 +15,7 @@ def card24(config: ConfigDict) -> None:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Every stage on a few questions, in a run folder of its own."""
+    """Runs every stage on a few questions, in a run folder of its own."""
     config.run_dir += "_smoke"
     config.data.categories = 4
     config.data.pairs_per_category = 1

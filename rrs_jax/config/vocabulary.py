@@ -1,4 +1,4 @@
-"""Words that fields take and that other packages give a meaning: settings of a question, judges."""
+"""Values of fields whose meaning other packages define: settings of a question, judges."""
 
 from rrs_jax.config.prompts import MODES
 
@@ -13,7 +13,7 @@ SETTING_MODES = {
 }
 SETTINGS = tuple(SETTING_MODES)
 
-# A judge's name: what stands before the colon, and what behind it (`rrs_jax.evaluate.judges`).
+# A judge's name: the part before the colon, and the one behind it (`rrs_jax.evaluate.judges`).
 JUDGES = {
     "phrases": None,
     "first_token": None,

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import filelock
 
-from rrs_jax.config.kinds import choice, number, split_names, whole
+from rrs_jax.config.kinds import choice, integer, number, split_names
 from rrs_jax.data.beavertails import REPOSITORY, SPLITS, Question, read_beavertails
 from rrs_jax.data.check import MAX_LISTED, check_excluded, clip_faults, text_faults
 from rrs_jax.data.questions import MAX_WORDS
@@ -279,19 +279,19 @@ ARGUMENTS = (
     ("--split", choice(*SPLITS).argument, SPLITS[0], f"split of the hub repository: {', '.join(SPLITS)}"),
     ("--out", str, "", "folder of the data set"),
     ("--sets", split_names, SETS, "sets to make, by commas: basic, mirror, parallel"),
-    ("--basic", whole(1).argument, 1400, "question-answer pairs of Basic"),
-    ("--per_category", whole(1).argument, 50, "harmful questions of each category in Mirror and Parallel"),
-    ("--seed", whole(0).argument, 0, "seed of all draws"),
-    ("--max_words", whole(3).argument, MAX_WORDS, "longer questions are left out"),
+    ("--basic", integer(1).argument, 1400, "question-answer pairs of Basic"),
+    ("--per_category", integer(1).argument, 50, "harmful questions of each category in Mirror and Parallel"),
+    ("--seed", integer(0).argument, 0, "seed of all draws"),
+    ("--max_words", integer(3).argument, MAX_WORDS, "longer questions are left out"),
     ("--exclude", split_names, (), "files of evaluation questions not to be trained on, by commas"),
     ("--writer", str, "none", "who rewrites: openai:MODEL, local:FOLDER, local:mini, or none (only --edits)"),
     ("--writer_url", str, "", "base URL of an OpenAI-compatible endpoint; empty is $OPENAI_BASE_URL"),
     ("--temperature", number().argument, None, "sent to the endpoint; by default none is sent"),
     ("--dtype", choice("bfloat16", "float32").argument, "bfloat16", "number type of a local writer"),
-    ("--concurrency", whole(1).argument, 8, "calls to the endpoint at once"),
+    ("--concurrency", integer(1).argument, 8, "calls to the endpoint at once"),
     ("--timeout", number(0.01).argument, 60.0, "seconds that one call may take"),
     ("--first_wait", number(0).argument, 1.0, "seconds before a call is repeated; doubles from try to try"),
-    ("--tries", whole(1).argument, 3, "rewrites of a question before it is left to a person"),
+    ("--tries", integer(1).argument, 3, "rewrites of a question before it is left to a person"),
     ("--edits", str, "", "a person's rewrites: lines with `harmful` and `benign`, null to leave one out"),
     ("--voices", split_names, (), "google, hibari, flite, espeak or voices, by commas; empty is hibari"),
     ("--max_cost_usd", number(0).argument, 0.0, "US dollars for paid voices; the estimate is told first"),

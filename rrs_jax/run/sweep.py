@@ -1,13 +1,12 @@
-"""Many runs of one config with named overrides: one after the other, several at once, or one of them by its
-index.
+"""Many runs of one config with named overrides: in turn, several at once, or one of them by its index.
 
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_jobs=4
     python launch.py --config=configs/mini_rrs.py --sweep=configs/sweeps/paper.py --sweep_index=3
 
 A sweep file has a function `runs(config)` that yields a name and a dict of fields for each run. A run lies in
-run_dir/NAME; what runs have in common lies in run_dir/shared, once (`rrs_jax.run.sweep_cache`). The same
-command resumes.
+run_dir/NAME; what several runs use lies once in run_dir/shared (`rrs_jax.run.sweep_cache`). The same command
+resumes.
 """
 
 import copy
@@ -77,8 +76,7 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
 def run_sweep(
     config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None, jobs: int = 1
 ) -> None:
-    """Runs what is not done yet, in `jobs` processes, and prints and writes what is done and the table of
-    rates.
+    """Runs what is not done yet, in `jobs` processes, and writes and prints the state and the table of rates.
 
     A run that ends with a UserError is told and passed over; all of them are raised together at the end. With
     several processes the same holds for a run that crashes; then the exit status is 1.
@@ -150,7 +148,7 @@ def _data_runs(runs: dict[str, ConfigDict]) -> dict[str, ConfigDict]:
 
 
 def print_sweep(config: ConfigDict, path: str) -> None:
-    """The runs with their numbers, and what is done of each."""
+    """Prints the runs with their numbers, and what is done of each."""
     for number, (name, state) in enumerate(status(read_sweep(path, config)).items()):
         print(
             f"{number:>3}  {name:<28} "
@@ -183,8 +181,10 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
 
 
 def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
-    """The runs, and in place of each with others behind it whose names end in -seedN all of them as one,
-    written to `target`, where all have the same evaluations."""
+    """Returns the runs' folders, with the seeds of one recipe pooled into one folder in `target`.
+
+    A run is pooled with the runs of its name and -seedN where all of them have the same evaluations.
+    """
     from rrs_jax.evaluate.pool import pool_runs
     from rrs_jax.report.table import recipe_of
 

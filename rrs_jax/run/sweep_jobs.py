@@ -1,8 +1,8 @@
-"""A sweep's runs shared out among processes of one machine; each takes the next run that none has taken.
+"""A sweep's runs in several processes of one machine, each of which takes the next run that is left.
 
-The processes meet in run_dir/shared: what one has made (`rrs_jax.run.sweep_cache`) the others find, and what
-one is making they wait for. A process that fails or dies loses its own run alone, and the same command
-resumes it.
+They share run_dir/shared: a part that one has made (`rrs_jax.run.sweep_cache`) the others find, and they wait
+for one that is being made. A process that fails or dies loses only its own run, and the same command resumes
+it.
 """
 
 import contextlib
@@ -30,7 +30,14 @@ PREPARING = "data"  # the task that comes before all runs
 
 @dataclasses.dataclass
 class Worker:
-    """A process, the line to it, the run that it has and since when."""
+    """A worker process.
+
+    Attributes:
+      process, line: the process, and the pipe to it.
+      number: its number, from 0.
+      task: the name of its run, or None where it has none.
+      since: time at which it got it, of `time.monotonic`.
+    """
 
     process: multiprocessing.Process
     line: Connection
@@ -42,9 +49,10 @@ class Worker:
 class Jobs:
     """Does `runs` (configs by name) in `number` processes.
 
-    data_runs: the runs whose data stage makes all questions and clips of the sweep; it is done first, by one
-      process.
-    stages: of each run, by name. on_done: called with the folder of each run that is done.
+    data_runs: names of the runs whose data stages make all questions and clips of the sweep; one process does
+      them first.
+    stages: each run's stages, by name.
+    on_done: called with the folder of each run that is done.
     """
 
     def __init__(
@@ -65,7 +73,7 @@ class Jobs:
         self.crashed = False
 
     def run(self) -> dict[str, str]:
-        """Returns what went wrong, by run. Ctrl-C ends the processes, which keep what they have done."""
+        """Does all runs and returns what went wrong, by run. Ctrl-C ends the processes and keeps their work."""
         try:
             self._prepare()
             while self.waiting or any(worker.task for worker in self.workers):
@@ -78,7 +86,7 @@ class Jobs:
         return self.failed
 
     def _prepare(self) -> None:
-        """All processes start, and load their libraries while the first one makes the data."""
+        """Starts all processes; they load their libraries while the first one makes the data."""
         self.workers = [self._start(number) for number in range(self.number)]
         first = self.workers[0]
         self._give(first, PREPARING)
@@ -100,8 +108,10 @@ class Jobs:
         return Worker(process, ours, number)
 
     def _settings(self, number: int) -> dict[str, str]:
-        """Environment of a process: its part of the card's memory, and its card where CUDA_VISIBLE_DEVICES
-        has several."""
+        """Returns a process's environment: its share of a card's memory, and its card if there are several.
+
+        The cards are those of CUDA_VISIBLE_DEVICES.
+        """
         cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip()]
         together = -(-self.number // max(len(cards), 1))
         settings = {} if len(cards) < 2 else {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]}
@@ -119,7 +129,7 @@ class Jobs:
             worker.line.send((name, values, self.stages[name]))
 
     def _hear(self) -> None:
-        """Waits until a process has something to say, or is dead."""
+        """Waits until processes report or die, and records what became of their runs."""
         ready = wait([thing for worker in self.workers for thing in (worker.line, worker.process.sentinel)])
         for place, worker in enumerate(self.workers):
             if worker.line not in ready and worker.process.sentinel not in ready:
@@ -159,14 +169,13 @@ class Jobs:
         )
 
     def _left(self) -> float:
-        """Seconds, if the runs to come take as long as those that are done."""
+        """Returns the seconds left, if the runs to come take as long as those that are done."""
         mean, now = sum(self.seconds) / len(self.seconds), time.monotonic()
         begun = sum(max(mean - (now - worker.since), 0.0) for worker in self.workers if worker.task)
         return (mean * len(self.waiting) + begun) / self.number
 
     def _end(self) -> None:
-        """Idle processes leave by themselves; the others are interrupted, and killed if they do not heed
-        that."""
+        """Ends all processes: idle ones by themselves, busy ones by SIGTERM, and if need be by SIGKILL."""
         for worker in self.workers:
             if worker.task:
                 worker.process.terminate()
