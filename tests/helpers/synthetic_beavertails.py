@@ -80,6 +80,11 @@ def benign_rows(prompt: str) -> list[dict]:
     return [row(prompt, f"A good answer about it. {prompt}", True), row(prompt, "Another good answer.", True)]
 
 
+def lines(rows: list[dict]) -> str:
+    """Returns the rows as JSON lines."""
+    return "".join(json.dumps(item) + "\n" for item in rows)
+
+
 def source_rows(each: int, seed: int = 0) -> list[dict]:
     """`each` harmful questions a category (some nearly equal by chance) and twice as many benign ones in
     all."""
@@ -96,4 +101,4 @@ def source_rows(each: int, seed: int = 0) -> list[dict]:
 
 if __name__ == "__main__":
     with open(sys.argv[1], "w") as file:
-        file.writelines(json.dumps(item) + "\n" for item in source_rows(int(sys.argv[2])))
+        file.write(lines(source_rows(int(sys.argv[2]))))
