@@ -1,6 +1,6 @@
 """Small files: JSON lines, atomic writes, content hashes.
 
-Of several processes that do one run only the first one writes; what others would write is dropped.
+Only the first of a run's processes writes; what the others would write is dropped.
 """
 
 import contextlib
@@ -85,17 +85,18 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
+    """Writes a value as indented JSON, never half of it."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def json_for_html(value: object) -> str:
-    """Returns JSON that can stand inside a script element: only "</script" and "<!--" could end or change it."""
+    """Returns JSON for a script element, without "</script" and "<!--", which would end or change it."""
     text = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def read_json(path: str | Path) -> dict:
-    """Raises UserError where the file is missing or is not JSON."""
+    """Returns the JSON object in a file. Raises UserError where the file is missing or is not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +107,7 @@ def read_json(path: str | Path) -> dict:
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """One object a line; empty lines are passed over. Raises UserError with the line's number."""
+    """Returns the objects of a JSON lines file. Raises UserError that names a wrong line by its number."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -118,7 +119,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 
 def parse_jsonl(path: Path, text: str) -> Iterator[dict]:
-    """The objects of a JSON lines text that was read from `path`; raises as `read_jsonl` does."""
+    """Yields the objects of a JSON lines text that was read from `path`; raises as `read_jsonl` does."""
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold U+2028
         if not line.strip():
             continue
@@ -134,6 +135,7 @@ def parse_jsonl(path: Path, text: str) -> Iterator[dict]:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    """Writes one JSON object a line, never half of the file."""
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -155,8 +157,10 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 
 def read_growing_jsonl(path: str | Path) -> list[dict]:
-    """Rows of a file that `append_jsonl` writes, none where there is no file; a last line cut by a kill is
-    taken off."""
+    """Returns the rows of a file that `append_jsonl` writes; none where there is no file.
+
+    A last line that a kill has cut off is removed from the file.
+    """
     path = Path(path)
     if not path.exists():
         return []
@@ -172,7 +176,7 @@ def read_growing_jsonl(path: str | Path) -> list[dict]:
 
 
 def content_hash(*parts: object) -> str:
-    """16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON."""
+    """Returns 16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON."""
     digest = hashlib.sha256()
     for part in parts:
         data = (

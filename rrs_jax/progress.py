@@ -1,7 +1,6 @@
-"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds; and what else is told
-meanwhile.
+"""Progress of long work: a bar on a terminal, otherwise one line every ten seconds, and messages meanwhile.
 
-Of several processes only the first one talks.
+Only the first of a run's processes talks.
 """
 
 import sys
@@ -63,6 +62,6 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """A line to the user that is no result, on standard error."""
+    """Tells the user something that is no result, in a line on standard error."""
     if processes.is_first():
         print(text, file=sys.stderr, flush=True)

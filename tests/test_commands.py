@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 COMMANDS = (
+    "data.authors",
     "data.build",
     "data.distractors",
     "data.intelligibility",
@@ -17,6 +18,7 @@ COMMANDS = (
     "mini.measure",
     "mini.separability",
     "mini.train_bridge",
+    "report.authors_states",
     "report.details",
     "report.page",
     "report.publish",

@@ -30,6 +30,26 @@ class NamesParser(flags.ArgumentParser):
 config_flags.register_flag_parser_for_type(tuple, NamesParser())
 
 
+# How each flag beside --config is defined: its kind, name, default and help.
+FLAGS = (
+    (flags.DEFINE_string, "stages", ",".join(STAGES),
+     "Stages to run, in this order whatever the order given."),
+    (flags.DEFINE_string, "sweep", None,
+     "File of runs with named overrides of the config: configs/sweeps/paper.py."),
+    (flags.DEFINE_integer, "sweep_index", None,
+     "The one run of the sweep to do, from 0; without it all of them."),
+    (flags.DEFINE_integer, "sweep_jobs", 1, "Processes that share the sweep's runs, on one machine."),
+    (flags.DEFINE_bool, "dry_run", False, "Print stages, sizes, memory and estimated time, and end."),
+    (flags.DEFINE_bool, "distributed", False,
+     "This is one of several processes of one run, as SLURM's or Open MPI's variables say."),
+    (flags.DEFINE_string, "coordinator", None,
+     "HOST:PORT at which process 0 listens: several processes of one run without a scheduler."),
+    (flags.DEFINE_integer, "num_processes", None, "With --coordinator: how many processes."),
+    (flags.DEFINE_integer, "process_id", None, "With --coordinator: which of them this is, from 0."),
+    (flags.DEFINE_integer, "join_seconds", 300, "Seconds in which all processes have to come together."),
+)  # fmt: skip
+
+
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequence[str] | None = None) -> None:
     """Defines the flags of `launch.py`. Overrides of the config are read from `arguments`, or sys.argv."""
     config_flags.DEFINE_config_file(
@@ -40,51 +60,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
         flag_values=flag_values,
         sys_argv=None if arguments is None else list(arguments),
     )
-    flags.DEFINE_string(
-        "stages",
-        ",".join(STAGES),
-        "Stages to run, in this order whatever the order given.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_string(
-        "sweep",
-        None,
-        "File of runs with named overrides of the config: configs/sweeps/paper.py.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_integer(
-        "sweep_index",
-        None,
-        "The one run of the sweep to do, from 0; without it all of them.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_integer(
-        "sweep_jobs", 1, "Processes that share the sweep's runs, on one machine.", flag_values=flag_values
-    )
-    flags.DEFINE_bool(
-        "dry_run", False, "Print stages, sizes, memory and estimated time, and end.", flag_values=flag_values
-    )
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "This is one of several processes of one run, as SLURM's or Open MPI's variables say.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_string(
-        "coordinator",
-        None,
-        "HOST:PORT at which process 0 listens: several processes of one run without a scheduler.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_integer(
-        "num_processes", None, "With --coordinator: how many processes.", flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "With --coordinator: which of them this is, from 0.", flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "join_seconds", 300, "Seconds in which all processes have to come together.", flag_values=flag_values
-    )
+    for define, name, default, meaning in FLAGS:
+        define(name, default, meaning, flag_values=flag_values)
 
 
 def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a field accepts.
+    """The values that a field accepts.
 
     Attributes:
       wants: the end of the sentence "give ...".

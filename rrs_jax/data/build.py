@@ -43,9 +43,10 @@ FOR_A_PERSON = "for_a_person.jsonl"
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What is built.
+    """Sizes and sources of the sets that are built.
 
     Attributes:
+      sets: names of the sets to make.
       basic: pairs of question and answer in Basic.
       per_category: pairs of each category in Mirror, and as many in Parallel.
       seed: of all draws.

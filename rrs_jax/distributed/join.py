@@ -20,7 +20,7 @@ LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
 
 @dataclasses.dataclass(frozen=True)
 class JoinOptions:
-    """Where a process finds the others.
+    """Address and time at which a process meets the others of its run.
 
     Attributes:
       coordinator: HOST:PORT at which the first process listens; None reads it and the next two from a
