@@ -10,7 +10,8 @@ import soundfile
 
 from helpers.misbehaving_server import FAULTS, Server
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.air_bench import GROUPS, META, TASKS, air_bench, judge_prompt, parse_scores, read_meta
+from rrs_jax.evaluate.air_bench import META, air_bench, judge_prompt, parse_scores, read_meta
+from rrs_jax.evaluate.air_bench_scores import GROUPS, TASKS
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig
 from rrs_jax.evaluate.engine import Engine
 from rrs_jax.evaluate.plan import Target

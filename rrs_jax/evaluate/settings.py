@@ -1,12 +1,12 @@
 """Settings of "Audio Is the Achilles' Heel" in which questions are asked, and their prompts and clips.
 
-| setting    | modes      | clip                                              | text               |
-| spoken     | all three  | the spoken question                               | the mode's         |
-| silence    | text_only  | zeros, as long as the spoken question             | the bare question  |
-| noise      | text_only  | Gaussian, mean and variance of the harmful speech | the bare question  |
-| unit_noise | text_only  | Gaussian, mean 0 and variance 1                   | the bare question  |
-| other_voices | audio_text, audio_only | the question by a voice that training lacked | the mode's |
-| spelled    | audio_text | the harmful question with its harmful words spelt | PROMPT_SPELLED     |
+| setting      | modes                  | clip                                          | text              |
+| spoken       | all three              | the spoken question                           | the mode's        |
+| silence      | text_only              | zeros, as long as the spoken question         | the bare question |
+| noise        | text_only              | Gaussian, harmful speech's mean and variance  | the bare question |
+| unit_noise   | text_only              | Gaussian, mean 0 and variance 1               | the bare question |
+| other_voices | audio_text, audio_only | the question by a voice that training lacked  | the mode's        |
+| spelled      | audio_text             | the harmful question, its harmful words spelt | PROMPT_SPELLED    |
 
 AIAH does not list the harmful words. Here they are those that the benign rewrite lacks; without a rewrite,
 all words except `EMPTY_WORDS`.

@@ -51,11 +51,12 @@ def summarise(
         "samples": samples,
     }
     summary |= rates_by_judge(judgements, first)
-    summary["nsi"] = nsi(vanilla, summary) if vanilla else None
-    summary["by_category"] = by_category(judgements, first)
-    summary["other_judges"] = {judge.name: _other_judge(judgements, judge) for judge in judges[1:]}
-    summary["agreement"] = agreement(judgements, judges)
-    return summary
+    return summary | {
+        "nsi": nsi(vanilla, summary) if vanilla else None,
+        "by_category": by_category(judgements, first),
+        "other_judges": {judge.name: _other_judge(judgements, judge) for judge in judges[1:]},
+        "agreement": agreement(judgements, judges),
+    }
 
 
 def _other_judge(judgements: Sequence[dict], judge: Judge) -> dict:

@@ -68,6 +68,15 @@ def measure(model: nnx.Module, processor: Processor, questions: Sequence[str], b
     }
 
 
+def load_mini(questions: Sequence[str], dtype: str) -> tuple[nnx.Module, Processor, AudioBank]:
+    """Loads the mini in `dtype` and encodes the questions' speech; clip i of the bank is question i."""
+    folder = ensure_mini()
+    processor = Processor.from_folder(folder)
+    model = load_weights(folder, dtype=jnp.dtype(dtype))
+    clips = speak_all([(question, draw_voice(question, 0)) for question in questions])
+    return model, processor, make_audio_bank(model, processor.mel, [p for p, _ in clips], batch_size=BATCH)
+
+
 def word_f1(expected: list[str], found: list[str]) -> float:
     """Returns the F1 of two lists of words, 0 to 1."""
     common = sum((Counter(expected) & Counter(found)).values())
@@ -149,14 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Prints the measures, and writes them where that is asked for."""
-    folder = ensure_mini()
-    processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(options.measure_dtype))
     rows = [row for row in choose_rows(StarterChoice("eval")) if row["label"] == "benign"]
     rows += [row for row in choose_rows(StarterChoice("train")) if row["label"] == "benign"]
     questions = [row["question"] for row in rows][: options.questions]
-    clips = speak_all([(question, draw_voice(question, 0)) for question in questions])
-    bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)
+    model, processor, bank = load_mini(questions, options.measure_dtype)
     measures = measure(model, processor, questions, bank)
     print(json.dumps(measures, indent=2))
     if options.out:

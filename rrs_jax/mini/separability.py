@@ -20,19 +20,13 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.config.prompts import PROMPT_T, evaluation_prompt
-from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import StarterChoice, choose_rows
-from rrs_jax.data.voices import draw_voice
 from rrs_jax.errors import exit_status
 from rrs_jax.files import write_json
-from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths, collate, restore_order
-from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.model import ensure_mini
+from rrs_jax.mini.measure import BATCH, load_mini
 from rrs_jax.progress import Progress
-from rrs_jax.weights.load import load_weights
 
-BATCH = 8
 EVERY = 3  # layers
 FOLDS = 10
 RIDGES = (300.0, 3_000.0, 30_000.0)
@@ -108,12 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Prints the shares, and writes them where that is asked for."""
-    folder = ensure_mini()
-    processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(options.probe_dtype))
     rows = choose_rows(StarterChoice("train", options.pairs_per_category))
-    clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
-    bank = make_audio_bank(model, processor.mel, [path for path, _ in clips], batch_size=BATCH)
+    model, processor, bank = load_mini([row["question"] for row in rows], options.probe_dtype)
     spoken = [(processor.encode(PROMPT_T, bank.clips([i])[1]), *bank.clips([i])) for i in range(len(rows))]
     written = [
         (processor.encode(evaluation_prompt("text_only", row["question"], "prompted")), [], [])

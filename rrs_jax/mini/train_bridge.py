@@ -142,7 +142,7 @@ def run(asked: argparse.Namespace) -> None:
 
 
 class Examples:
-    """What is heard, read and answered for each row.
+    """Rows as examples of what is heard, read and answered.
 
     Encoded prompts are kept: the step would wait for the tokenizer, and prompts come again, for every clip of
     the same length and in every epoch.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import json_for_html, write_atomic
-from rrs_jax.report import figures, sections
+from rrs_jax.report import figures, provenance, sections, training_figures
 from rrs_jax.report.paper_tables import paper_tables
 from rrs_jax.report.results import Results, read_results
 from rrs_jax.report.separation import figures as all_figures
@@ -62,10 +62,10 @@ def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
         ("Rates by epoch", "epochs", sections.by_epoch(results)),
         ("Safety against over-rejection", "tradeoff", figures.tradeoff(results)),
         ("Losses", "losses", sections.losses(results)),
-        ("Safety features", "features", figures.contributions(results.recipes)),
+        ("Safety features", "features", training_figures.contributions(results.recipes)),
         ("Answers", "answers", sections.samples(results)),
-        ("Config", "config", sections.config(results)),
-        ("How it was made", "made", sections.made(results)),
+        ("Config", "config", provenance.config(results)),
+        ("How it was made", "made", provenance.made(results)),
     ]
     parts = [part for part in parts if part[2]]
     links = "".join(f'<a href="#{name}">{html.escape(heading)}</a>' for heading, name, _ in parts)

@@ -1,14 +1,12 @@
 """The sections of the report page, each from the results of runs to HTML; empty where there is nothing."""
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.config import FIELDS
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl
-from rrs_jax.report import figures
+from rrs_jax.report import figures, training_figures
 from rrs_jax.report.details import details as all_details
 from rrs_jax.report.paper_tables import paper_tables
 from rrs_jax.report.plots import by_label
@@ -85,14 +83,11 @@ def tables(results: Results, folders: Sequence[str | Path]) -> str:
     evaluated = [path for path in folders if list(Path(path).glob("eval/*/summary.json"))]
     if not evaluated:
         return ""
-    tables = paper_tables(results)
-    parts = [html_table(table) for table in tables]
-    if tables:
-        files = " ".join(
-            f'<a href="table{table.number}.{kind}">table{table.number}.{kind}</a>'
-            for table in tables
-            for kind in ("md", "csv", "tex")
-        )
+    found = paper_tables(results)
+    parts = [html_table(table) for table in found]
+    if found:
+        names = [f"table{table.number}.{kind}" for table in found for kind in ("md", "csv", "tex")]
+        files = " ".join(f'<a href="{name}">{name}</a>' for name in names)
         parts.append(f"<p class='files'>{files}</p>")
     said = [
         "Percent, in brackets the 95 % interval over questions; NSI in points. Bold: lowest rate, underlined:"
@@ -243,7 +238,7 @@ def losses(results: Results) -> str:
     return _charts(
         said,
         [
-            figures.loss_curves(recipe.runs[0], recipe.title)
+            training_figures.loss_curves(recipe.runs[0], recipe.title)
             for recipe in _main_first(results, results.recipes)
         ],
     )
@@ -269,69 +264,11 @@ def _charts(said: str, drawn: Sequence[str | None]) -> str:
 
 def samples(results: Results) -> str:
     """Shows questions with their clips and answers."""
-    samples = choose_samples(results)
-    if not samples:
+    chosen = choose_samples(results)
+    if not chosen:
         return ""
     said = (
         "Of each set, questions whose verdict changed with training in turns with ones whose did not. First"
         " answers; the verdicts are the judge's. Clips and answers are cut where they are long."
     )
-    return f"<p>{html.escape(said)}</p>{html_samples(samples)}"
-
-
-def config(results: Results) -> str:
-    """Shows the configs: of one run what differs from the defaults, of several what differs between them."""
-    recipes = list(
-        {recipe.runs[0].path: recipe for recipe in (*results.recipes, *results.everything)}.values()
-    )
-    configs = [recipe.config for recipe in recipes]
-    names = list(
-        dict.fromkeys(name for config in configs for name in config if name not in ("run_dir", "seed"))
-    )
-    differing = [name for name in names if len({json.dumps(config.get(name)) for config in configs}) > 1]
-    parts = []
-    if differing:
-        rows = [("Field", *(recipe.name for recipe in recipes))]
-        rows += [(name, *(_value(config.get(name)) for config in configs)) for name in differing]
-        parts.append("<h3>Differences between runs</h3>" + figures.table_of(rows))
-    common = [
-        (name, _value(configs[0].get(name)))
-        for name in names
-        if name not in differing
-        and (name not in FIELDS or _value(configs[0].get(name)) != _value(FIELDS[name].default))
-    ]
-    if common:
-        parts.append(
-            "<h3>Other values than the defaults</h3>" + figures.table_of([("Field", "Value"), *common])
-        )
-    return "".join(parts)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def made(results: Results) -> str:
-    """Shows where, when and with which versions each run was made."""
-    rows = [("Run", "Seed", "Started", "Commit", "Device", "Seconds of each stage")]
-    versions: dict[str, str] = {}
-    runs = {run.path: run for recipe in results.everything for run in recipe.runs}
-    for run in runs.values():
-        last = run.sessions[-1] if run.sessions else {}
-        device = last.get("device", {})
-        versions |= last.get("versions", {})
-        started = str(last.get("started", "–"))[:16].replace("T", " ")
-        rows.append(
-            (
-                run.name,
-                str(run.config.get("seed")),
-                started,
-                str(last.get("commit") or "–")[:18],
-                f"{device.get('count', '–')} {device.get('kind', '')}",
-                ", ".join(f"{k} {v:.0f}" for k, v in run.seconds.items()),
-            )
-        )
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return figures.table_of(rows) + f"<p>{html.escape(shown)}</p>"
+    return f"<p>{html.escape(said)}</p>{html_samples(chosen)}"
