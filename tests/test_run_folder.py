@@ -78,6 +78,28 @@ def test_an_earlier_versions_folder_of_the_preset_goes_on_or_is_refused_in_a_sen
         RunFolder(tmp_path, resolve(config))
 
 
+@pytest.mark.parametrize(
+    "strategy, hashes",
+    [
+        ("rrs", "1dbe9522faf66b14 d60ad9e2e817d6ab b316f03fa2356232 2d1d0d793482c4e5 26385f8cb4d34daa"),
+        (
+            "steering_conditional",
+            "5ac8c7a8b01a8187 34a0b137ef21081e aea9b8735e894c07 416bb01b0ec3f2f6 01857e586d621650",
+        ),
+    ],
+)
+def test_stages_that_an_earlier_version_has_done_are_done(tmp_path, config, strategy, hashes):
+    """The hashes are those that version 0.1.0 wrote for the default config of the mini."""
+    config.strategy = strategy
+    folder = RunFolder(tmp_path, config)
+    (tmp_path / ".done").mkdir()
+    for stage, done in zip(STAGES, hashes.split(), strict=False):
+        (tmp_path / ".done" / f"{stage}.json").write_text(json.dumps({"hash": done}))
+        assert folder.stage_done(stage), stage
+    config.evaluate.samples = 4
+    assert not RunFolder(tmp_path, config).stage_done("evaluate")
+
+
 def test_where_and_how_fast_may_change(tmp_path, config):
     finish(RunFolder(tmp_path, config))
     config.mesh.fsdp = 4

@@ -11,7 +11,7 @@ import transformers
 import rrs_jax
 from helpers.qwen2_audio import reference_representations
 from helpers.tensors import relative_error
-from rrs_jax.config import default_config
+from rrs_jax.config import default_config, resolve
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
@@ -158,3 +158,14 @@ def test_other_questions_and_settings_have_folders_of_their_own(run, sound_files
     comparison = read_json(path / "eval" / "rrs-jsonl" / "compared_to_vanilla.json")
     assert comparison["judges"]["phrases"]["harmful"]["audio_text"]["queries"] == 1
     assert (path / "eval" / "rrs" / "summary.json").read_text() == before
+
+
+def test_a_run_records_the_resolved_config_also_of_one_that_is_not_resolved(tmp_path):
+    config = default_config()
+    config.model.path, config.strategy, config.run_dir = "mini", "rrs_plus", str(tmp_path)
+    config.train.epochs = 10  # the default, given
+    for given in (config, resolve(config)):
+        pipeline.run(given, ())
+        recorded = read_json(tmp_path / "config.json")["config"]
+        assert (recorded["train"]["epochs"], recorded["train"]["average"]) == (10, 0.5)
+        assert recorded["data"]["everyday"] is None and recorded["rrs"]["harmful_weight"] == 3.0

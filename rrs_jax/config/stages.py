@@ -40,6 +40,10 @@ STAGES = {stage.name: stage for stage in (
 # A run may go on with other values of these, which decide only where and how fast it is done.
 PLACEMENT_FIELDS = tuple(field.name for field in FIELDS.values() if field.placement)
 
+# Fields that run folders may know and the program has no more, with the value that it acts by. They count
+# among a stage's values, so that what such a folder has with this value is done.
+RETIRED_FIELDS = {"evaluate.air_bench_limit": None, "evaluate.split": "all", "rivals.probe_threshold": 0.0}
+
 # A run folder keeps the values that decide these; later stages may be repeated in it with other values.
 FIXED_STAGES = ("data", "extract", "train")
 
@@ -98,6 +102,6 @@ def fields_of(name: str, values: dict[str, object], strategy: str) -> dict[str, 
         groups.update(fields_of(need, values, strategy))
     return {
         field: value
-        for field, value in values.items()
+        for field, value in (values | RETIRED_FIELDS).items()
         if belongs(field, groups) and field not in PLACEMENT_FIELDS
     }
