@@ -28,6 +28,7 @@ import numpy as np
 from rrs_jax.errors import UserError
 
 SUM_PARTS = 16  # pieces in which the long sum of a Gram matrix is taken
+AUTHORS_SIGN_SHARE = 51  # percent for which the authors' program goes by sign
 
 
 class SafetyVector(NamedTuple):
@@ -92,11 +93,14 @@ def mean_change(harmful_refusal: jax.Array, benign: jax.Array) -> jax.Array:
     return jnp.mean(refused - rough, axis=0) - jnp.mean(benign - rough, axis=0)
 
 
-def select(contributions: jax.Array, top_m: float | str) -> jax.Array:
+def select(contributions: jax.Array, top_m: float | str, rule: str = "count") -> jax.Array:
     """S of equation 10, bool (D,): the `top_m` percent of the features that contribute most; ties go to the
     first.
 
     "positive" keeps every feature that raises the logit, which the paper calls approximately the top 51 %.
+    Departure: with the `rule` "authors" as in the authors' program. Contributions are compared in float16;
+      51 keeps every feature whose contribution is not below 0; of other shares the lowest features are left
+      out, so that ties go to the last.
     Raises UserError for a `top_m` that is neither above 0 and at most 100, nor "positive".
     """
     if top_m == "positive":
@@ -106,55 +110,85 @@ def select(contributions: jax.Array, top_m: float | str) -> jax.Array:
             f"rrs.top_m: {top_m!r} is no share of the features; give percent above 0 up to 100, or"
             ' "positive".'
         )
-    order = jnp.argsort(-contributions, stable=True)
     count = round(top_m / 100 * contributions.shape[0])
+    if rule == "authors":
+        half = contributions.astype(jnp.float16)
+        if top_m == AUTHORS_SIGN_SHARE:
+            return half >= 0
+        order = jnp.flip(jnp.argsort(half, stable=True))
+    else:
+        order = jnp.argsort(-contributions, stable=True)
     return jnp.zeros(contributions.shape, bool).at[order[:count]].set(True)
 
 
-@functools.partial(jax.jit, static_argnames="top_m")
+@functools.partial(jax.jit, static_argnames=("top_m", "rule", "dtype"))
 def safety_features(
-    delta_mean: jax.Array, lm_head: jax.Array, token_ids: jax.Array, top_m: float | str
+    delta_mean: jax.Array,
+    lm_head: jax.Array,
+    token_ids: jax.Array,
+    top_m: float | str,
+    rule: str = "count",
+    dtype: str = "float32",
 ) -> SafetyVector:
     """Equations 5 and 10 for a mean change ΔV̄ (D,): contributions, safety features S and safety vector
-    ΔV̄ˢ."""
-    contributions = contribution(refusal_row(lm_head, token_ids), delta_mean)
-    selected = select(contributions, top_m)
+    ΔV̄ˢ.
+
+    top_m, rule: as in `select`. Departure: with `dtype` "bfloat16" ΔV̄ and its contributions are rounded to
+      it, as in the authors' program; the arrays stay float32.
+    """
+    delta_mean = _rounded(delta_mean, dtype)
+    contributions = _rounded(contribution(refusal_row(lm_head, token_ids), delta_mean), dtype)
+    selected = select(contributions, top_m, rule)
     return SafetyVector(delta_mean, contributions, jnp.where(selected, delta_mean, 0), selected)
 
 
-@functools.partial(jax.jit, static_argnames="top_m")
+@functools.partial(jax.jit, static_argnames=("top_m", "rule", "dtype"))
 def safety_vector(
     harmful_refusal: jax.Array,
     benign: jax.Array,
     lm_head: jax.Array,
     token_ids: jax.Array,
     top_m: float | str = 51.0,
+    rule: str = "count",
+    dtype: str = "float32",
 ) -> SafetyVector:
     """Equations 9, 5 and 10 as one function on the device, which reads the refusal token's row of `lm_head`.
 
     harmful_refusal (N, D), benign (M, D), lm_head (V, D), token_ids int (K,); `top_m` in percent, or
-    "positive".
+    "positive"; rule and dtype as in `safety_features`.
     Raises UserError for a `top_m` outside its range.
     """
-    return safety_features(mean_change(harmful_refusal, benign), lm_head, token_ids, top_m)
+    delta_mean = mean_change(harmful_refusal, benign)
+    return safety_features(delta_mean, lm_head, token_ids, top_m, rule, dtype)
 
 
-def draw_prompts(random: np.random.Generator, samples: int, prompts: int) -> np.ndarray:
+def draw_prompts(random: np.random.Generator, samples: int, prompts: int, group: int = 1) -> np.ndarray:
     """t′ of equation 11, int (samples,): for every question the place of one of the pool's `prompts` texts.
 
     The paper draws one "in each step". Each question of a step draws its own here, anew in each epoch.
+    Departure: with a `group` above 1 so many questions, one behind the other, draw without replacement, as in
+      the authors' program; where they are more than the texts, a text comes again when all have come.
     """
-    return random.integers(prompts, size=samples)
+    if group == 1:
+        return random.integers(prompts, size=samples)
+    shuffled = random.permuted(np.tile(np.arange(prompts), (-(-samples // group), 1)), axis=1)
+    return shuffled[:, np.arange(group) % prompts].ravel()[:samples]
 
 
-def targets(representations: np.ndarray, harmful: np.ndarray, vector: np.ndarray) -> np.ndarray:
+def targets(
+    representations: np.ndarray, harmful: np.ndarray, vector: np.ndarray, dtype: str = "float32"
+) -> np.ndarray:
     """V^tgt of equation 12, float32 (N, D): V0(d, t) plus the safety vector for harmful questions, minus it
     for benign.
 
     representations (N, D), under t; harmful bool (N,); vector (D,), or one for each question (N, D).
+    Departure: with `dtype` "bfloat16" both summands and the sum are rounded to it, as in the authors'
+      program.
     """
+    narrow = jnp.dtype(dtype)
     sign = np.where(harmful, np.float32(1), np.float32(-1))[:, None]
-    return np.asarray(representations, np.float32) + sign * np.asarray(vector, np.float32)
+    start, change = (np.asarray(array, np.float32).astype(narrow) for array in (representations, vector))
+    return (start + sign.astype(narrow) * change).astype(np.float32)
 
 
 def squared_distance(predicted: jax.Array, target: jax.Array, reduction: str = "sum") -> jax.Array:
@@ -197,6 +231,15 @@ def objective(
     batch size, and the penalty has a weight, 1 by default.
     """
     return distances / questions + penalty_weight * penalty
+
+
+def _rounded(x: jax.Array, dtype: str) -> jax.Array:
+    """float32 numbers rounded to another floating type. A cast there and back is one that XLA may leave
+    out."""
+    if dtype == "float32":
+        return x
+    kind = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
 
 
 @jax.custom_vjp

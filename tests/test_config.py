@@ -115,6 +115,8 @@ def test_every_training_field_reaches_the_training():
         "train.gradient_accumulation": 3,
         "train.learning_rate": 0.25,
         "train.twins_together": True,
+        "train.prompt_draw": "micro_batch",
+        "train.prompt_group": 2,
         "train.text_share": 0.125,
         "train.audio_share": 0.375,
         "train.schedule": "linear",
@@ -273,6 +275,10 @@ def test_words_are_those_of_the_rooms_that_use_them():
         ("seed", -1),
         ("data__audio_max_seconds", 2400.0),
         ("penalty__weight", -1.0),
+        ("rrs__top_m_rule", "sign"),
+        ("rrs__target_dtype", "bfloat16"),
+        ("train__prompt_draw", "epoch"),
+        ("train__prompt_group", 1),
     ],
 )
 def test_wrong_value_is_refused_by_name(name, value):
@@ -330,6 +336,14 @@ def test_a_misspelt_field_in_a_config_file_fails_where_it_stands():
         ({"data__manifest": "no/such.jsonl"}, "data.manifest is 'no/such.jsonl' and there is no such file"),
         ({"mesh__fsdp": -1}, "mesh has more than one -1"),
         ({"train__gradient_accumulation": 3}, "does not divide train.batch_size 16"),
+        (
+            {"train__prompt_draw": "micro_batch", "train__prompt_group": 5},
+            "train.prompt_group is 5 and does not divide train.batch_size",
+        ),
+        (
+            {"train__prompt_draw": "micro_batch", "train__twins_together": True},
+            "train.prompt_draw is micro_batch, in which no prompt comes twice, and train.twins_together",
+        ),
         ({"generate__greedy": True}, "evaluate.samples is 5 with generate.greedy"),
         ({"evaluate__modes": ("text_only",)}, "evaluate.over_refusal_modes has audio_text"),
     ],

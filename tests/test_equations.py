@@ -79,6 +79,75 @@ def test_draws_are_of_the_pool_and_all_of_it():
     assert counts.shape == (10,) and counts.min() > 400 and counts.max() < 600
 
 
+AUTHORS_FEATURES = 3584
+AUTHORS_LEFT_OUT = {50: 1792, 25: 2688, 12.5: 3136}  # of these features, by share kept
+
+
+def authors_mask(delta: np.ndarray, row: np.ndarray, share: float, dtype) -> np.ndarray:
+    """Features that the authors' program keeps, by what docs/authors.md says of it, feature by feature.
+
+    It sorts with an algorithm that orders equal numbers at random; here the first of them is left out first.
+    """
+    product = (torch.tensor(row, dtype=dtype) * torch.tensor(delta, dtype=dtype)).to(torch.float16).numpy()
+    kept = np.ones(len(product), bool)
+    if share == 51:
+        for feature, value in enumerate(product):
+            if value < 0:
+                kept[feature] = False
+    else:
+        kept[np.argsort(product, kind="stable")[: AUTHORS_LEFT_OUT[share]]] = False
+    return kept
+
+
+def changes(kind: str) -> np.ndarray:
+    """ΔV̄: random numbers, or numbers as a model's final norm gives them: some far from all others, others 0
+    or so small that float16 rounds their contribution to 0."""
+    rng = np.random.default_rng(4)
+    delta = rng.normal(size=AUTHORS_FEATURES) * 0.3
+    if kind == "of a model":
+        delta = rng.standard_t(2, AUTHORS_FEATURES) * 0.3
+        delta[::40], delta[1::40] = 0, delta[1::40] * 1e-6
+    return delta
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["random", "of a model"])
+@pytest.mark.parametrize("share", [51, 50, 25, 12.5])
+def test_the_authors_masks(share, kind, dtype):
+    delta = changes(kind)
+    row = np.random.default_rng(5).normal(size=AUTHORS_FEATURES).astype(np.float32) * 0.02
+    head, ids = jnp.asarray(row[None], dtype), np.zeros(1, np.int32)
+    found = equations.safety_features(np.float32(delta), head, ids, share, "authors", dtype)
+    expected = authors_mask(delta, row, share, getattr(torch, dtype))
+    np.testing.assert_array_equal(found.selected, expected)
+    if share != 51:
+        assert expected.sum() == AUTHORS_FEATURES - AUTHORS_LEFT_OUT[share]
+    rounded = torch.tensor(delta, dtype=getattr(torch, dtype)).float().numpy()
+    np.testing.assert_array_equal(found.vector, np.where(expected, rounded, 0))
+
+
+def test_targets_rounded_as_the_authors_are():
+    rng = np.random.default_rng(6)
+    start, vector = rng.normal(size=(4, 50)).astype(np.float32) * 3, rng.normal(size=50).astype(np.float32)
+    harmful = np.array([True, False, False, True])
+    found = equations.targets(start, harmful, vector, "bfloat16")
+    for row, given in enumerate(torch.tensor(start, dtype=torch.bfloat16)):
+        change = torch.tensor(vector, dtype=torch.bfloat16)
+        expected = given + change if harmful[row] else given - change
+        np.testing.assert_array_equal(found[row], expected.float().numpy())
+
+
+def test_a_group_draws_each_prompt_once():
+    drawn = equations.draw_prompts(np.random.default_rng(0), 4003, 10, 4)
+    assert drawn.shape == (4003,)
+    assert all(len({*drawn[start : start + 4]}) == 4 for start in range(0, 4000, 4))
+    counts = np.bincount(drawn, minlength=10)
+    assert counts.shape == (10,) and counts.min() > 320 and counts.max() < 480
+    more = equations.draw_prompts(np.random.default_rng(1), 12, 5, 6)
+    assert all(sorted(more[start : start + 5]) == [0, 1, 2, 3, 4] for start in (0, 6))
+    assert more[5] == more[0] and more[11] == more[6]
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_the_objective_and_its_gradient(reduction):
     """L(θ) of a linear model with an adapter, by torch with dense weights."""

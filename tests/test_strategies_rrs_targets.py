@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from rrs_jax import equations
 from rrs_jax.config import default_config
@@ -59,11 +60,11 @@ class Frozen:
     def refusal_row(self):
         return np.asarray(equations.refusal_row(self.heads, self.refusal_ids))
 
-    def safety_vector(self, refused, benign, top_m):
-        return equations.safety_vector(refused, benign, self.heads, np.array(self.refusal_ids), top_m=top_m)
+    def safety_vector(self, refused, benign, *selection):
+        return equations.safety_vector(refused, benign, self.heads, np.array(self.refusal_ids), *selection)
 
-    def safety_features(self, delta, top_m):
-        return equations.safety_features(delta, self.heads, np.array(self.refusal_ids), top_m=top_m)
+    def safety_features(self, delta, *selection):
+        return equations.safety_features(delta, self.heads, np.array(self.refusal_ids), *selection)
 
 
 class Work:
@@ -126,6 +127,23 @@ def test_the_papers_targets_beside_a_kept_sample(work):
     found = strategy.examples(np.array([4, 0]), np.array([2, 1]))["target"]
     np.testing.assert_array_equal(found[0], state(4, "pool", 2))
     np.testing.assert_array_equal(found[1], target(strategy, 0))
+
+
+def test_the_authors_selection_and_rounding(work):
+    """By sign, and every number of the targets one of bfloat16."""
+    work.config.rrs.top_m, work.config.rrs.top_m_rule = 51, "authors"
+    work.config.rrs.target_dtype, work.config.model.dtype = "model", "bfloat16"
+    original, refused, benign = (torch.tensor(part) for part in parts(work))
+    delta = (refused.mean(0) - benign.mean(0)).bfloat16()
+    vector = torch.where(delta * torch.tensor(HEAD).bfloat16() < 0, 0, delta)
+    assert 0 < (vector == 0).sum() < D
+    strategy = built(work)
+    for i in (0, 1, 2, 3):
+        start = original[i].bfloat16()
+        expected = start + vector if LABELS[i] == "harmful" else start - vector
+        np.testing.assert_array_equal(target(strategy, i), expected.float().numpy())
+    work.config.model.dtype = "float32"  # nothing is rounded then
+    assert (target(built(work), 0) != target(strategy, 0)).any()
 
 
 def test_own_targets_take_the_selected_features_of_the_own_refused_state(work):

@@ -300,6 +300,34 @@ def test_twins_come_in_one_micro_batch_under_one_prompt():
     assert len(beside) > 5  # those without a twin meet others in every epoch
 
 
+@pytest.mark.parametrize("parts, group", [(1, 3), (2, 3), (3, 2)])
+def test_a_micro_batch_draws_its_prompts_without_replacement(parts, group):
+    """Groups of three; of two where a part of a step's batch has two rows. Ten samples fill the last up."""
+    data, _ = make_data()
+    config = replace(CONFIG, batch_size=6, gradient_accumulation=parts, prompt_draw="micro_batch")
+    config = replace(config, prompt_group=3)
+    schedule, beside, counts = Schedule(data, config, AUDIO), set(), np.zeros(PROMPTS)
+    for epoch in range(30):
+        (prompts, _), steps = schedule.epoch(epoch)
+        assert len(steps) == config.steps_per_epoch(SAMPLES) == 2
+        selections = [selection for step in steps for selection in step]
+        counted = np.concatenate([one.indices[one.weights > 0] for one in selections])
+        assert sorted(counted) == list(range(SAMPLES))
+        for selection in selections:
+            rows = zip(
+                selection.indices.reshape(-1, group), selection.weights.reshape(-1, group), strict=True
+            )
+            for unit, weights in rows:
+                own = unit[weights > 0].tolist()
+                assert len({*prompts[own]}) == len(own)
+                beside |= {frozenset((one, other)) for one in own for other in own if one != other}
+            assert all(len(data.encode(i, prompts[i])[0]) <= selection.length for i in selection.indices)
+        counts += np.bincount(prompts, minlength=PROMPTS)
+    assert len(beside) > 20  # of 45 pairs
+    assert counts.min() > 70  # of 300 draws, 100 expected
+    np.testing.assert_array_equal(schedule.epoch(29)[0].prompts, prompts)
+
+
 def test_the_example_of_the_schedule():
     """The steps that the docstring of `Schedule.epoch` shows."""
     lengths = [[10, 13, 9], [12, 11, 8], [23, 20, 18], [31, 30, 29], [17, 15, 22]]

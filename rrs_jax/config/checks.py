@@ -46,7 +46,7 @@ def unknown_field(name: str) -> str:
 
 def _contradictions(values: dict[str, object]) -> Iterator[str]:
     """Yields what is wrong although every field is right by itself."""
-    for check in (_files, _batches, _shares, _strategy, _evaluation, _servers):
+    for check in (_files, _batches, _prompt_groups, _shares, _strategy, _evaluation, _servers):
         yield from check(values)
 
 
@@ -71,6 +71,22 @@ def _batches(values: dict[str, object]) -> Iterator[str]:
         yield (
             "train.twins_together needs an even train.batch_size (over train.gradient_accumulation), it is "
             f"{size // parts}"
+        )
+
+
+def _prompt_groups(values: dict[str, object]) -> Iterator[str]:
+    rows = values["train.batch_size"] // values["train.gradient_accumulation"]
+    if values["train.prompt_draw"] == "each" or not rows:
+        return
+    if rows % min(values["train.prompt_group"], rows):
+        yield (
+            f"train.prompt_group is {values['train.prompt_group']} and does not divide train.batch_size (over"
+            f" train.gradient_accumulation) {rows}"
+        )
+    if values["train.twins_together"]:
+        yield (
+            "train.prompt_draw is micro_batch, in which no prompt comes twice, and train.twins_together gives"
+            " two questions the same, give one of them"
         )
 
 

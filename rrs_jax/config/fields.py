@@ -88,6 +88,13 @@ FIELDS = {field.name: field for field in (
     Field("rrs.top_m", 51.0, either(number(0, 100, above=True), "positive"),
           "Percent of features kept in the safety vector (section 4.1), by contribution to the refusal "
           "token's logit; `positive` keeps those that raise it, about 51 %."),
+    Field("rrs.top_m_rule", "count", choice("count", "authors"),
+          "How rrs.top_m selects: `count` keeps the share that contributes most; `authors` does as the "
+          "authors' program (docs/authors.md): 51 keeps every feature that does not lower the logit, other "
+          "shares leave out the lowest."),
+    Field("rrs.target_dtype", "float32", choice("float32", "model"),
+          "Number type of the safety vector and the targets; `model` rounds them to model.dtype, as the "
+          "authors' program does."),
     Field("rrs.refusal_prompt", PROMPT_REFUSAL, text("a prompt"),
           "t̃ of equation 8, under which the model is to refuse harmful questions; the default is the "
           "paper's. The extract stage prints whether it does."),

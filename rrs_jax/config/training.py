@@ -134,6 +134,21 @@ class TrainConfig:
         "Put a harmful question and its rewrite into one batch under one prompt, so that what both move "
         "cancels. Not in the paper.",
     )
+    prompt_draw: str = setting(
+        "train.prompt_draw",
+        "each",
+        choice("each", "micro_batch"),
+        "How a step draws the prompts t': `each` question by itself; `micro_batch`: train.prompt_group "
+        "questions, about equally long, draw different ones, as in the authors' program. The paper says "
+        '"randomly selected".',
+    )
+    prompt_group: int = setting(
+        "train.prompt_group",
+        4,
+        integer(2),
+        "Questions that share out the prompts with train.prompt_draw=micro_batch; 4 is the authors' "
+        "micro-batch. At most the questions of a part of a step's batch, which it must divide.",
+    )
     text_share: float = setting(
         "train.text_share",
         0.0,
@@ -169,7 +184,19 @@ class TrainConfig:
                 if field.placement:
                     del own[name]
         values["optimiser"]["clip_norm"] = self.optimiser.clip_norm or 0.0  # as checkpoints name no clipping
+        if self.prompts_together == 1:  # as checkpoints of programs without these fields
+            del values["prompt_draw"], values["prompt_group"]
         return values
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a part of a step's batch."""
+        return self.batch_size // self.gradient_accumulation
+
+    @property
+    def prompts_together(self) -> int:
+        """Number of questions that draw their prompts without replacement; 1 where each draws by itself."""
+        return min(self.prompt_group, self.micro_batch_size) if self.prompt_draw == "micro_batch" else 1
 
     def total_steps(self, samples: int) -> int:
         """Number of updates of the whole training."""
@@ -177,7 +204,7 @@ class TrainConfig:
 
     def steps_per_epoch(self, samples: int) -> int:
         """Returns the number of updates in which so many samples are seen once."""
-        micro_batches = -(-samples // (self.batch_size // self.gradient_accumulation))
+        micro_batches = -(-samples // self.micro_batch_size)
         return -(-micro_batches // self.gradient_accumulation)
 
 

@@ -111,14 +111,14 @@ class FrozenModel:
         return first_tokens(self.model, states)
 
     def safety_vector(
-        self, harmful_refusal: np.ndarray, benign: np.ndarray, top_m: float | str
+        self, harmful_refusal: np.ndarray, benign: np.ndarray, *selection: float | str
     ) -> SafetyVector:
         refused, benign = put((harmful_refusal, benign), replicated(self.context.mesh))
-        return self._fetched(equations.safety_vector(refused, benign, *self._head(), top_m=top_m))
+        return self._fetched(equations.safety_vector(refused, benign, *self._head(), *selection))
 
-    def safety_features(self, delta_mean: np.ndarray, top_m: float | str) -> SafetyVector:
+    def safety_features(self, delta_mean: np.ndarray, *selection: float | str) -> SafetyVector:
         delta = put(delta_mean, replicated(self.context.mesh))
-        return self._fetched(equations.safety_features(delta, *self._head(), top_m=top_m))
+        return self._fetched(equations.safety_features(delta, *self._head(), *selection))
 
     def refusal_row(self) -> np.ndarray:
         return fetch(jax.jit(equations.refusal_row)(*self._head()))

@@ -99,12 +99,12 @@ class FrozenModel(Protocol):
         """Greedy answers as token ids, at most so many, without an end token."""
 
     def safety_vector(
-        self, harmful_refusal: np.ndarray, benign: np.ndarray, top_m: float | str
+        self, harmful_refusal: np.ndarray, benign: np.ndarray, *selection: float | str
     ) -> SafetyVector:
         """`rrs_jax.equations.safety_vector` with this model's output head and refusal tokens, as NumPy
-        arrays."""
+        arrays; selection: its `top_m`, `rule` and `dtype`."""
 
-    def safety_features(self, delta_mean: np.ndarray, top_m: float | str) -> SafetyVector:
+    def safety_features(self, delta_mean: np.ndarray, *selection: float | str) -> SafetyVector:
         """`rrs_jax.equations.safety_features`, likewise."""
 
     def refusal_row(self) -> np.ndarray:

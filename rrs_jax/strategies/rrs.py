@@ -70,6 +70,7 @@ class RRS:
 def extract(samples: Samples, frozen, config) -> Extracted:
     """Representations and safety vector, equations 6 to 10, and whether the method's premise holds."""
     rrs, variants = config.rrs, chosen_variants(samples, config)
+    selection = rrs.top_m, rrs.top_m_rule, target_dtype(config)
     harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(samples.mirrored)
     asked = [(harmful, PROMPT_T), (harmful, rrs.refusal_prompt), (benign, PROMPT_T)]  # equations 6, 8, 7
     prompts = [[frozen.prompt(i, text) for i in indices] for indices, text in asked]
@@ -85,11 +86,11 @@ def extract(samples: Samples, frozen, config) -> Extracted:
         """Equations 9, 5 and 10; a variant may turn the mean change before features are selected."""
         turning = [variant for variant in variants if variant.turns]
         if not turning:
-            return frozen.safety_vector(refused, benign, rrs.top_m)
+            return frozen.safety_vector(refused, benign, *selection)
         delta = np.asarray(equations.mean_change(refused, benign))
         for variant in turning:
             delta = variant.turn(delta, arrays)
-        return frozen.safety_features(delta, rrs.top_m)
+        return frozen.safety_features(delta, *selection)
 
     vector = find_vector(arrays["harmful_refusal"], arrays["benign"])
     for variant in variants:
@@ -100,6 +101,7 @@ def extract(samples: Samples, frozen, config) -> Extracted:
         "model": config.model.path,
         "prompts": str([PROMPT_T, rrs.refusal_prompt]),
         "top_m": str(rrs.top_m),
+        "top_m_rule": rrs.top_m_rule,
         "refusal_token_id": str(frozen.refusal_ids[0]),
         "refusal_token_ids": json.dumps(frozen.refusal_ids),
     }
@@ -117,13 +119,18 @@ def build(extracted: Extracted, samples: Samples, config):
     variants, materials = chosen_variants(samples, config), Materials(samples, extracted)
     for variant in variants:
         variant.prepare(materials)
-    targets = equations.targets(materials.start, samples.harmful, materials.vectors)
+    targets = equations.targets(materials.start, samples.harmful, materials.vectors, target_dtype(config))
     for variant in variants:
         targets = variant.change(targets, materials)
     strategy = RRS(targets, config.loss.reduction)
     for variant in variants:
         strategy = variant.wrap(strategy, materials)
     return strategy
+
+
+def target_dtype(config) -> str:
+    """Number type to which ΔV̄ and the targets are rounded (`rrs.target_dtype`)."""
+    return config.model.dtype if config.rrs.target_dtype == "model" else "float32"
 
 
 def first_token_shares(frozen, arrays: dict[str, np.ndarray]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from typing import NamedTuple
 
 import jax
@@ -49,10 +48,10 @@ class Draws(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Samples that stay in one micro-batch: one sample by itself, or two.
+    """Samples that stay in one micro-batch: one sample by itself, or several.
 
     Attributes:
-      samples: int (U, 1) or (U, 2).
+      samples: int (U, samples of a unit).
       weights: float32 of the same shape, 1 for a sample and 0 for a repetition that fills up a unit.
     """
 
@@ -118,9 +117,13 @@ class Schedule:
             steps          [0 1]  [2 2] | [3 4]
         """
         order_seed, draw_seed = np.random.SeedSequence([self.config.seed, epoch]).generate_state(2)
-        random = np.random.default_rng(draw_seed)  # prompts, units and tails draw from it, in this order
-        prompts = self._draw_prompts(random)
-        units = self._draw_units(random)
+        random = np.random.default_rng(draw_seed)  # prompts, units and tails draw from it
+        if self.config.prompts_together > 1:
+            units = self._draw_groups(random)
+            prompts = self._draw_prompts(random, units)
+        else:
+            prompts = self._draw_prompts(random)
+            units = self._draw_units(random)
         if self.twins is not None:
             first, second = units.samples.T
             prompts[second] = prompts[first]
@@ -130,10 +133,18 @@ class Schedule:
         steps = [micro_batches[start : start + parts] for start in range(0, len(micro_batches), parts)]
         return Draws(prompts, tails), steps
 
-    def _draw_prompts(self, random: np.random.Generator) -> np.ndarray:
-        """Each sample's prompt (N,): spoken, or by the config's shares written or the clip alone."""
+    def _draw_prompts(self, random: np.random.Generator, groups: Units | None = None) -> np.ndarray:
+        """Each sample's prompt (N,): spoken, or by the config's shares written or the clip alone.
+
+        groups: units in which no text of the pool comes twice; None lets each sample draw by itself.
+        """
         samples, prompts_of_each = self.lengths.shape
-        prompts = draw_prompts(random, samples, self.data.num_prompts)
+        if groups is None:
+            prompts = draw_prompts(random, samples, self.data.num_prompts)
+        else:
+            drawn = draw_prompts(random, groups.samples.size, self.data.num_prompts, groups.samples.shape[1])
+            prompts, real = np.empty(samples, np.int64), groups.weights.ravel() > 0
+            prompts[groups.samples.ravel()[real]] = drawn[real]
         written, heard = self.config.text_share, self.config.audio_share
         if written or heard:
             drawn = random.random(samples)
@@ -148,6 +159,13 @@ class Schedule:
             return Units(samples, np.ones(samples.shape, np.float32))
         return units_of_two(self.twins, random.permutation(self.alone))
 
+    def _draw_groups(self, random: np.random.Generator) -> Units:
+        """The samples in random units of `prompts_together`, of about the same length, so that what fills up
+        a unit's shorter ones is little."""
+        order = random.permutation(len(self.lengths))
+        bucket = np.searchsorted(self.buckets, self.lengths[order].mean(axis=1))
+        return units_of(order[np.argsort(-bucket, kind="stable")], self.config.prompts_together)
+
     def _draw_tails(self, random: np.random.Generator) -> np.ndarray:
         """Each sample's tail (N,)."""
         choices = np.array([len(lengths) for lengths in self.tail_lengths])
@@ -160,8 +178,8 @@ class Schedule:
 
     def _micro_batches(self, units: Units, lengths: np.ndarray, seed: int) -> list[Selection]:
         """All units in micro-batches of one padded length each, in random order."""
-        rows = self.config.batch_size // self.config.gradient_accumulation
-        longest, units_together = lengths[units.samples].max(axis=1), rows // units.samples.shape[1]
+        longest = lengths[units.samples].max(axis=1)
+        units_together = self.config.micro_batch_size // units.samples.shape[1]
         return [
             Selection(
                 units.samples[batch.indices].ravel(),
@@ -211,6 +229,17 @@ def units_of_two(twins: np.ndarray, alone: np.ndarray) -> Units:
 
     Example: twins [[4 7]] and alone [5 2 9] are units [4 7] [5 2] [9 9] with weights [1 1] [1 1] [1 0].
     """
-    others = np.array(list(zip_longest(alone[::2], alone[1::2], fillvalue=-1)), np.int32).reshape(-1, 2)
-    weights = np.concatenate([np.ones_like(twins), others >= 0]).astype(np.float32)
-    return Units(np.concatenate([twins, np.where(others < 0, others[:, :1], others)]), weights)
+    others = units_of(alone, 2)
+    weights = np.concatenate([np.ones(twins.shape, np.float32), others.weights])
+    return Units(np.concatenate([twins, others.samples]), weights)
+
+
+def units_of(order: np.ndarray, size: int) -> Units:
+    """Units of `size` samples in this order (N,); the last sample is repeated with weight 0 to fill up.
+
+    Example: [5 2 9] in units of two are [5 2] [9 9] with weights [1 1] [1 0].
+    """
+    missing = -len(order) % size
+    samples = np.concatenate([order, np.repeat(order[-1:], missing)])
+    weights = np.repeat(np.float32([1, 0]), [len(order), missing])
+    return Units(samples.reshape(-1, size), weights.reshape(-1, size))
