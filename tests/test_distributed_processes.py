@@ -5,24 +5,18 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
+from helpers.ports import free_port
 from helpers.tensors import relative_error
 from helpers.xla_flags import UNOPTIMISED
-from rrs_jax.config import command_line, default_config, flatten
-from rrs_jax.distributed import processes
-from rrs_jax.distributed.join import JoinOptions, joined
-from rrs_jax.distributed.rendezvous import meet
-from rrs_jax.errors import UserError
+from rrs_jax.config import default_config, flatten
 from rrs_jax.files import read_jsonl, write_jsonl
 from rrs_jax.testing import twin_rows
 from rrs_jax.weights.safetensors_io import read_header
@@ -36,11 +30,6 @@ def get_config():
     return config
 """
 STEPS = 5  # and as many epochs: batches of one length compile once
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def start(arguments: list[str], devices: int, log: Path) -> subprocess.Popen:
@@ -293,130 +282,3 @@ def test_all_end_where_one_ends(tmp_path, how, sent, status, first_says):
     )
     assert without_gloo(logs[0].read_text()).split("\n") == ["READY", first_says, ""]
     assert "Traceback" not in logs[1].read_text()
-
-
-def together(calls) -> list[str | None]:
-    """What each of some calls of `meet`, made at the same time, says."""
-
-    def sentence(arguments):
-        try:
-            meet(*arguments)
-        except UserError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(sentence, calls))
-
-
-def test_processes_meet_in_any_order_and_strangers_are_passed_over():
-    port = free_port()
-    with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(meet, f"127.0.0.1:{port}", 3, i, 30.0) for i in (2, 0)]
-        with connection(port) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        waiting.append(pool.submit(meet, f"127.0.0.1:{port}", 3, 1, 30.0))
-        assert [one.result(60) for one in waiting] == [None] * 3
-
-
-def connection(port: int) -> socket.socket:
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), timeout=5)
-        except OSError:  # nobody listens yet
-            time.sleep(0.05)
-
-
-def test_who_does_not_come_is_named():
-    port = free_port()
-    absent = "--num_processes: process 1, 3 did not come in 2 s; start all 4, or give more --join_seconds."
-    assert together([(f"127.0.0.1:{port}", 4, 0, 2.0), (f"127.0.0.1:{port}", 4, 2, 2.0)]) == [absent, absent]
-    said = together([(f"127.0.0.1:{port}", 2, 1, 1.0)])
-    assert said == [
-        f"--coordinator: no process 0 answers at 127.0.0.1:{port} in 1 s (Connection refused); start it"
-        " there, check name, port and firewall, or give more --join_seconds."
-    ]
-
-
-def test_processes_that_contradict_one_another():
-    where = f"127.0.0.1:{free_port()}"
-    twice = "--process_id: 1 was given to two processes; give each its own."
-    assert together([(where, 3, 0, 20.0), (where, 3, 1, 20.0), (where, 3, 1, 20.0)]) == [twice] * 3
-    other = "--num_processes: is 2 in process 0 and 3 in process 1; give all the same."
-    assert together([(where, 2, 0, 20.0), (where, 3, 1, 20.0)]) == [other] * 2
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert together([(f"127.0.0.1:{port}", 2, 0, 1.0)]) == [
-            f"--coordinator: port {port} cannot be used (Address already in use); give another one."
-        ]
-
-
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        (
-            ["--process_id=0"],
-            "--process_id: has no meaning without --coordinator; give both, or --distributed alone.",
-        ),
-        (["--coordinator=here"], "--coordinator: 'here' is no HOST:PORT, such as node01:7890."),
-        (["--coordinator=a:99999"], "--coordinator: 'a:99999' is no HOST:PORT, such as node01:7890."),
-        (
-            ["--coordinator=a:1", "--num_processes=2"],
-            "--coordinator: needs --process_id too; give how many processes there are and which this is.",
-        ),
-        (
-            ["--coordinator=a:1", "--num_processes=2", "--process_id=2"],
-            "--process_id: is 2; with --num_processes=2 give 0 to 1.",
-        ),
-        (
-            ["--coordinator=a:1", "--num_processes=0", "--process_id=0"],
-            "--num_processes: is 0; give 1 or more.",
-        ),
-        (["--distributed", "--join_seconds=0"], "--join_seconds: is 0; give 1 or more."),
-        (
-            ["--distributed", "--coordinator=a:1"],
-            (
-                "--distributed: a scheduler's variables name the coordinator; give it or --coordinator, not"
-                " both."
-            ),
-        ),
-        (
-            ["--distributed", "--dry_run"],
-            "--dry_run: needs one process; leave out --distributed and --coordinator.",
-        ),
-        (
-            ["--distributed", "--sweep=a.py"],
-            (
-                "--sweep: one run lies on several hosts, not a sweep; give each host its own runs by"
-                " --sweep_index, without --distributed and --coordinator."
-            ),
-        ),
-    ],
-)
-def test_mistakes_in_the_flags(arguments, sentence):
-    values = flags.FlagValues()
-    command_line.define_flags(values, arguments)
-    values(["launch.py", *arguments])
-    with pytest.raises(UserError) as error:
-        command_line.join_options(values)
-    assert str(error.value) == sentence
-
-
-def test_without_flags_a_process_is_alone():
-    values = flags.FlagValues()
-    command_line.define_flags(values, [])
-    values(["launch.py"])
-    assert command_line.join_options(values) is None
-    with joined(None):
-        assert processes.is_first() and not processes.several()
-
-
-def test_schedulers_variables_are_missed(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
-        monkeypatch.delenv(name)
-    with pytest.raises(UserError) as error, joined(JoinOptions()):
-        raise AssertionError
-    assert (
-        str(error.value)
-        == "--distributed: no scheduler's variables tell the processes apart; start them by srun or mpirun,"
-        " or give --coordinator, --num_processes and --process_id."
-    )
