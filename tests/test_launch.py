@@ -219,10 +219,8 @@ def test_what_is_done_has_status_0():
 
 def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
     called = []
-    pipeline = types.ModuleType("rrs_jax.run.pipeline")
-    pipeline.run = lambda config, stages: called.append((config, stages))
-    monkeypatch.setitem(sys.modules, "rrs_jax.run.pipeline", pipeline)
-    monkeypatch.setattr(importlib.import_module("rrs_jax"), "pipeline", pipeline, raising=False)
+    pipeline = types.SimpleNamespace(run=lambda config, stages: called.append((config, stages)))
+    monkeypatch.setattr(importlib.import_module("rrs_jax.run"), "pipeline", pipeline, raising=False)
     arguments = ["launch.py", MINI, "--config.strategy=rrs_plus", "--config.seed=4", "--stages=data"]
     monkeypatch.setattr(sys, "argv", arguments)
     launch = importlib.import_module("launch")
@@ -238,7 +236,7 @@ def test_launch_calls_the_pipeline_with_config_and_stages(monkeypatch):
 )
 def test_a_run_takes_the_card_but_what_torch_or_the_user_wants(monkeypatch, given, judges, share):
     monkeypatch.setattr(
-        importlib.import_module("rrs_jax"),
+        importlib.import_module("rrs_jax.run"),
         "pipeline",
         types.SimpleNamespace(run=lambda *_: None),
         raising=False,

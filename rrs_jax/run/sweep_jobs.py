@@ -73,7 +73,7 @@ class Jobs:
         self.crashed = False
 
     def run(self) -> dict[str, str]:
-        """Does all runs and returns what went wrong, by run. Ctrl-C ends the processes and keeps their work."""
+        """Does all runs and returns what went wrong, by run. Ctrl-C ends the processes; their work stays."""
         try:
             self._prepare()
             while self.waiting or any(worker.task for worker in self.workers):
