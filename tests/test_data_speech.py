@@ -258,7 +258,7 @@ def test_clips_survive_an_empty_cache_and_another_disk(tmp_path, monkeypatch):
     def other_disk(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("rrs_jax.data.starter.os.link", other_disk)
+    monkeypatch.setattr("rrs_jax.data.speech_cache.os.link", other_disk)
     choice = StarterChoice("train", pairs_per_category=1, categories=1)
     path = build_starter(tmp_path / "data", choice, voices="tones", cache=tmp_path / "cache")
     audio, _ = audio_paths(path, load_manifest(path))

@@ -30,8 +30,7 @@ import soxr
 from rrs_jax.config.kinds import number, split_names
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import words
-from rrs_jax.data.speech import speak_all
-from rrs_jax.data.starter import place_clip
+from rrs_jax.data.speech import placed_clip, speak_all
 from rrs_jax.data.voices import PEAK, SAMPLING_RATE, draw_voice, read_voices
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import atomic_path, content_hash, write_jsonl
@@ -197,23 +196,13 @@ def _spelled(rows: list[dict], folder: Path, options: VariantOptions) -> Path:
         (spell(row["question"], twins[row["id"]]), draw_voice(row["question"], options.seed, drawn))
         for row in chosen
     ]
-    made = []
-    for row, (text, voice), (clip, seconds) in zip(
-        chosen, texts, speak_all(texts, max_cost_usd=options.max_cost_usd), strict=True
-    ):
-        audio = f"audio/{row['id']}.flac"
-        place_clip(clip, folder / audio)
-        made.append(
-            row
-            | {
-                "audio": audio,
-                "voice": voice.name,
-                "seconds": round(seconds, 3),
-                "variant": "spelled",
-                "spoken": text,
-                "spelled": twins[row["id"]],
-            }
-        )
+    clips = speak_all(texts, max_cost_usd=options.max_cost_usd)
+    made = [
+        row
+        | placed_clip(clip, voice, folder, row["id"])
+        | {"variant": "spelled", "spoken": text, "spelled": twins[row["id"]]}
+        for row, (text, voice), clip in zip(chosen, texts, clips, strict=True)
+    ]
     write_jsonl(folder / "manifest.jsonl", made)
     return folder / "manifest.jsonl"
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
-from rrs_jax.data.starter import place_clip
+from rrs_jax.data.speech_cache import place_clip
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import write_atomic, write_jsonl
 

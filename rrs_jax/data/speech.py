@@ -5,15 +5,15 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import soundfile
 
 from rrs_jax.data.service import Refused
-from rrs_jax.data.speech_cache import speech_folder
-from rrs_jax.data.voices import SAMPLING_RATE, Voice, loaded, speak
+from rrs_jax.data.speech_cache import place_clip, speech_folder
+from rrs_jax.data.voices import SAMPLING_RATE, Voice, draw_voice, loaded, read_voices, speak
 from rrs_jax.distributed.machine import cores, environment
 from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import atomic_path, content_hash
@@ -53,6 +53,28 @@ def clip_fields(clip: tuple[Path, float]) -> dict:
     """Returns the fields `audio` (an absolute path) and `seconds` of a row that has this clip."""
     path, seconds = clip
     return {"audio": str(path.absolute()), "seconds": round(seconds, 3)}
+
+
+def placed_clip(clip: tuple[Path, float], voice: Voice, folder: Path, name: str) -> dict:
+    """Puts a clip at `folder`/audio/NAME.flac; returns `audio`, `voice` and `seconds` of its row."""
+    path, seconds = clip
+    audio = f"audio/{name}.flac"
+    place_clip(path, folder / audio)
+    return {"audio": audio, "voice": voice.name, "seconds": round(seconds, 3)}
+
+
+def speak_missing(rows: Sequence[dict], voices: str | Iterable[str], seed: int, max_cost_usd: float) -> None:
+    """Speaks the rows without a clip, each in a voice drawn from `voices` (names as for `read_voices`).
+
+    They get `audio` (an absolute path), `seconds` and `voice`. Raises UserError as `speak_all` does.
+    """
+    mute = [row for row in rows if not row["audio"]]
+    if mute:
+        drawn = read_voices(voices)
+        spoken = [(row["question"], draw_voice(row["question"], seed, drawn)) for row in mute]
+        clips = speak_all(spoken, max_cost_usd=max_cost_usd)
+        for row, (_, voice), clip in zip(mute, spoken, clips, strict=True):
+            row |= clip_fields(clip) | {"voice": voice.name}
 
 
 class Budget:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rrs_jax.data.intelligibility import Listener, hear_all
 from rrs_jax.data.speech import Budget, try_speak_all
-from rrs_jax.data.starter import place_clip
+from rrs_jax.data.speech_cache import place_clip
 from rrs_jax.data.voices import Voice, draw_voice
 from rrs_jax.errors import UserError
 from rrs_jax.files import write_jsonl

@@ -11,18 +11,16 @@
 No two questions of different pairs are nearly equal. There are questions only, never answers.
 """
 
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from rrs_jax.data.speech import speak_all
+from rrs_jax.data.speech import placed_clip, speak_all
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.errors import UserError
-from rrs_jax.files import atomic_path, content_hash, read_jsonl, write_jsonl
+from rrs_jax.files import content_hash, read_jsonl, write_jsonl
 
 CATEGORIES = (  # BeaverTails' keys; commas belong to the names
     "animal_abuse",
@@ -142,9 +140,8 @@ def build_starter(
     ]
     spoken = [(row["question"], voice) for row, voice in zip(rows, chosen, strict=True)]
     clips = speak_all(spoken, cache, workers, max_cost_usd)
-    for row, voice, (clip, seconds) in zip(rows, chosen, clips, strict=True):
-        row |= {"audio": f"audio/{row['id']}.flac", "voice": voice.name, "seconds": round(seconds, 3)}
-        place_clip(clip, folder / row["audio"])
+    for row, voice, clip in zip(rows, chosen, clips, strict=True):
+        row |= placed_clip(clip, voice, folder, row["id"])
     write_jsonl(folder / "manifest.jsonl", rows)  # last: a manifest's clips are all there
     return folder / "manifest.jsonl"
 
@@ -215,13 +212,3 @@ def _row(name: str, pair: str, label: str, category: str, question: str) -> dict
         "question": question,
         "response": None,
     }
-
-
-def place_clip(clip: Path, target: Path) -> None:
-    """Puts a clip of the cache at `target`: a hard link, or a copy where the cache lies on another disk."""
-    with atomic_path(target) as temporary:
-        temporary.unlink()
-        try:
-            os.link(clip, temporary)
-        except OSError:
-            shutil.copyfile(clip, temporary)

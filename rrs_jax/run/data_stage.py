@@ -9,9 +9,8 @@ from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE
 from rrs_jax.data.authors import training_rows
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
-from rrs_jax.data.speech import speak_all
+from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows
-from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.errors import UserError
 from rrs_jax.files import write_jsonl
 from rrs_jax.inputs.audio import check_audios
@@ -95,14 +94,7 @@ def _take_manifest(source: Path, added: list[dict], target: Path, voices: str, c
             " adds; give it another id, or set both fields to 0."
         )
     rows += [row | {"audio": None} for row in added]
-    mute = [row for row in rows if not row["audio"]]
-    if mute:
-        drawn = read_voices(voices)
-        texts = [(row["question"], draw_voice(row["question"], config.data.seed, drawn)) for row in mute]
-        clips = speak_all(texts, max_cost_usd=config.data.max_cost_usd)
-        for row, (path, seconds) in zip(mute, clips, strict=True):
-            voice = draw_voice(row["question"], config.data.seed, drawn)
-            row |= {"audio": str(path.absolute()), "seconds": round(seconds, 3), "voice": voice.name}
+    speak_missing(rows, voices, config.data.seed, config.data.max_cost_usd)
     rows = [row | {"audio": str((source.parent / row["audio"]).absolute())} for row in rows]
     check_audios([row["audio"] for row in rows], max_seconds=config.data.audio_max_seconds)
     write_jsonl(target, rows)

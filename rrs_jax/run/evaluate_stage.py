@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rrs_jax.data.speech import clip_fields, speak_all
-from rrs_jax.data.voices import Voice, draw_voice, read_voices
+from rrs_jax.data.speech import speak_missing
+from rrs_jax.data.voices import Voice, read_voices
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench import air_bench, read_meta
 from rrs_jax.evaluate.compare import compare_folders
@@ -205,25 +205,20 @@ class Evaluation:
         return Questions(rows, folder, self.setting)
 
     def _published_rows(self) -> list[dict]:
-        """Rows of the published question sets; those without a clip are spoken where the setting needs it."""
+        """Reads published question sets; rows without a clip are spoken where the setting needs it."""
         config, data = self.config.evaluate, self.config.data
         rows = chosen_rows(read_question_sets(config.questions), config.limit)
-        mute = [row for row in rows if not row["audio"]]
-        if mute and (set(config.modes) != {"text_only"} or self.setting != "spoken"):
-            voices = read_voices(",".join(data.voices))
-            spoken = [(row["question"], draw_voice(row["question"], data.seed, voices)) for row in mute]
-            clips = speak_all(spoken, max_cost_usd=data.max_cost_usd)
-            for row, (_, voice), clip in zip(mute, spoken, clips, strict=True):
-                row |= clip_fields(clip) | {"voice": voice.name}
+        if set(config.modes) != {"text_only"} or self.setting != "spoken":
+            speak_missing(rows, data.voices, data.seed, data.max_cost_usd)
         given = [row["audio"] for row in rows if row["audio"] and row["voice"] is None]
         check_audios(given, max_seconds=data.audio_max_seconds)
         return rows
 
     def _setting_voices(self) -> tuple[Voice, ...] | None:
-        """The voices that the setting draws from: the run's, or for `other_voices` those it does not have."""
+        """Returns the voices to draw from: the run's, or for `other_voices` those that it lacks."""
         if self.setting not in ("spelled", "other_voices"):
             return None
-        voices = read_voices(",".join(self.config.data.voices))
+        voices = read_voices(self.config.data.voices)
         if self.setting == "other_voices":
             return tuple(set(read_voices("")) - set(voices)) or voices
         return voices
