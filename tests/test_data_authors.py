@@ -22,7 +22,7 @@ from rrs_jax.data.starter import starter_pairs
 from rrs_jax.data.voices import ENGINES
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
-from rrs_jax.run.context import Session
+from rrs_jax.run.context import RunContext
 from rrs_jax.run.estimates import count_questions
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.pipeline import make_data
@@ -328,7 +328,7 @@ def test_a_run_takes_the_folder(clone, tmp_path, monkeypatch, capsys):
     validate(config)
     assert count_questions(config.data, config.evaluate, tmp_path / "no", tmp_path / "no").train == 16
     folder = RunFolder(config.run_dir, config)
-    assert make_data(Session(config, folder)) == {"harmful": 6, "questions": 12}
+    assert make_data(RunContext(config, folder)) == {"harmful": 6, "questions": 12}
     told = capsys.readouterr().err
     assert "row 4 is left out" in told and str(held) in told and "row 8 is left out" in told
     assert "7 of 12 questions have no recording" in told

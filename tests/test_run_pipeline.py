@@ -65,7 +65,7 @@ def test_rrs_plus_adds_its_questions_to_a_manifest(whole_folder, sound_files, tm
     def spoken(texts, **_):
         return [(sound_files[place % len(sound_files)], 1.0) for place, _ in enumerate(texts)]
 
-    monkeypatch.setattr("rrs_jax.run.data_stage.speak_all", spoken)
+    monkeypatch.setattr("rrs_jax.data.speech.speak_all", spoken)
     rows = twin_rows(sound_files)
     write_jsonl(tmp_path / "manifest.jsonl", rows)
     config = default_config()
