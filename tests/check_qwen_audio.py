@@ -77,7 +77,7 @@ def waveforms() -> list[np.ndarray]:
 
 
 def audio_info(folder: Path, waves: list[np.ndarray]) -> dict:
-    """What the published tokenizer makes of files: here of 16-bit wav, as ffmpeg hands them over."""
+    """Returns what the published tokenizer makes of files: here of 16-bit wav, as ffmpeg hands them over."""
     audio = published(folder, "audio")
     mels, lengths, spans = [], [], []
     for wave in waves:
@@ -95,8 +95,8 @@ def audio_info(folder: Path, waves: list[np.ndarray]) -> dict:
 
 
 def compare_encoder(folder: Path, reference, model) -> list[np.ndarray]:
-    """Each clip alone, as `chat` hears one; then all in one batch, where the published code lets them
-    touch."""
+    """Compares clips one by one, as `chat` hears them, then all in one batch, where the published code lets
+    them touch."""
     waves, ours = waveforms(), []
     features = [log_mel(wave, MEL) for wave in waves]
     width = -(-max(array.shape[1] for array, _ in features) // 4) * 4

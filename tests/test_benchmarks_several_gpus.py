@@ -1,4 +1,4 @@
-"""What a training step sends between eight CPU devices, against what its mesh is planned to send."""
+"""Bytes that a training step sends between eight CPU devices, against what its mesh is planned to send."""
 
 import sys
 from pathlib import Path

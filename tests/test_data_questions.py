@@ -1,4 +1,4 @@
-"""What a voice can read."""
+"""Questions that a voice can read, and those that it cannot."""
 
 import pytest
 

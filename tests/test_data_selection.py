@@ -35,7 +35,8 @@ odd_rows = st.builds(
 @settings(max_examples=12, deadline=None)
 @given(st.lists(odd_rows, max_size=12), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_the_draw_does_not_depend_on_the_sources_order(extra, seed, rng):
-    """Nor on rows that occur twice; and what may be drawn is spoken, a question, and like no other."""
+    """Rows that occur twice change nothing either; what may be drawn is spoken, a question, and like no
+    other."""
     rows = ROWS[:300] + extra
     shuffled = rng.sample(rows, len(rows))
     pool, other = (

@@ -37,7 +37,7 @@ TEXTS = [f"How do I feed {name} young cats?" for name in "one two three four fiv
 
 
 def first_fails(*actions):
-    """Each prompt's first calls fail in these ways, then it is answered."""
+    """Lets each prompt's first calls fail in these ways, then answers."""
     return lambda n, name: actions[n] if n < len(actions) else "ok"
 
 

@@ -251,7 +251,7 @@ TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float3
 
 @pytest.mark.parametrize("speed", [0.8, 1.25])
 def test_speed_moves_length_and_pitch(speed):
-    """Against scipy: the strongest frequency of the result."""
+    """The strongest frequency of the result is found by scipy."""
     changed = at_speed(TONE, speed)
     assert len(changed) == pytest.approx(RATE / speed, abs=2)
     frequencies, power = scipy.signal.periodogram(changed, RATE, window="hann")

@@ -130,7 +130,7 @@ else:
 
 
 def test_flite_is_called(tmp_path, monkeypatch):
-    """With a stand-in for the program, which takes the options of flite 2.2 and nothing else."""
+    """A stand-in for the program takes the options of flite 2.2 and nothing else."""
     program = tmp_path / "flite"
     program.write_text(FLITE)
     program.chmod(0o755)

@@ -67,7 +67,7 @@ def test_every_style_has_its_questions(name, styles, each):
 
 
 def test_one_borderline_style_is_not_trained_on():
-    """On it, what the contrast questions teach is seen to carry over."""
+    """This style shows whether what the contrast questions teach carries over."""
     styles = [{row["style"] for row in starter_singles(name)} for name in ("borderline", "contrast")]
     assert styles[0] - styles[1] == {"public_figure"}
 

@@ -59,10 +59,9 @@ GLOO = (
 
 
 def without_gloo(text: str) -> str:
-    """What is left without the lines that XLA's CPU collectives print. They write a line in eight pieces, so
-    that those of two devices' threads may stand within one another: then nothing may be left over but all of
-    their pieces and numbers.
-    """
+    """Returns the text without the lines that XLA's CPU collectives print. They write a line in eight pieces,
+    so that those of two devices' threads may stand within one another: then nothing may be left over but all
+    of their pieces and numbers."""
     text = re.sub(
         rf"{re.escape(GLOO[0])}\d{GLOO[1]}\d{GLOO[2]}{GLOO[3]}\d\n", "", text
     )  # not two lines' numbers in one

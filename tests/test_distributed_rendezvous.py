@@ -1,4 +1,4 @@
-"""How processes meet, and what is said of those that do not come or contradict one another."""
+"""Processes that meet, and what is said of those that do not come or contradict one another."""
 
 import socket
 import time
@@ -10,7 +10,7 @@ from rrs_jax.errors import UserError
 
 
 def together(calls) -> list[str | None]:
-    """What each of some calls of `meet`, made at the same time, says."""
+    """Calls `meet` with each of the arguments at the same time; returns what each call says."""
 
     def sentence(arguments):
         try:

@@ -66,13 +66,14 @@ def names_in(file: Path) -> frozenset[str]:
 
 
 def named_pair_exists(pair: str) -> bool:
-    """Whether `PATH:NAME` is a Python file of the repository and something in it."""
+    """Returns whether `PATH:NAME` is a Python file of the repository and something in it."""
     path, _, name = pair.partition(":")
     return (ROOT / path).is_file() and name in names_in(ROOT / path)
 
 
 def dotted_exists(dotted: str) -> bool:
-    """Whether a dotted name is a module of the repository, or something that a module has or imports."""
+    """Returns whether a dotted name is a module of the repository, or something that a module has or
+    imports."""
     path = ROOT / dotted.replace(".", "/")
     if path.is_dir() or path.with_suffix(".py").is_file():
         return True

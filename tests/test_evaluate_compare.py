@@ -58,7 +58,7 @@ def test_paired_block_against_plain_computations():
 
 
 def test_the_paired_test_keeps_its_level_and_finds_a_drop():
-    """Without a difference p is below 0.05 in about one of twenty; with 15 points nearly always."""
+    """p is below 0.05 in about one of twenty draws without a difference, and nearly always with 15 points."""
     null = [paired_block(counts(10 + 2 * i), counts(11 + 2 * i))["p_permutation"] for i in range(60)]
     assert sum(p < 0.05 for p in null) <= 9  # 3 expected, three standard deviations are 5
     drop = [

@@ -176,7 +176,7 @@ def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(
 
 @pytest.mark.parametrize("in_flight", [6, 7, 8])
 def test_every_place_is_taken_in_every_wave(model, texts, in_flight):
-    """Also where the places are no multiple of a prefill's prompts. Two waves of answers of 1 + 16 tokens."""
+    """The places may be no multiple of a prefill's prompts. Two waves of answers of 1 + 16 tokens."""
     generator = Generator(
         model, SamplingConfig(max_new_tokens=17, greedy=True), eos_token_ids=(-1,), batch_size=in_flight
     )

@@ -51,7 +51,7 @@ def folder(original, tmp_path):
 
 
 def expected_ids(folder, text, clips=(), system=None) -> list[int]:
-    """What transformers' processor gives for clips of these numbers of samples."""
+    """Returns what transformers' processor gives for clips of these numbers of samples."""
     processor = transformers.Qwen2AudioProcessor.from_pretrained(folder)
     content = [{"type": "audio", "audio_url": "clip.wav"} for _ in clips]
     content += [] if text is None else [{"type": "text", "text": text}]

@@ -30,7 +30,7 @@ def processor(folder):
 
 
 def test_special_tokens_have_the_ids_of_the_release():
-    """With its 151643 ranks; the table of the published tokenizer."""
+    """The ids follow the release's 151643 ranks; the table is that of the published tokenizer."""
     names = special_tokens()
     ids = {name: 151643 + place for place, name in enumerate(names)}
     assert len(ids) == len(names) == 155165 - 151643

@@ -27,7 +27,7 @@ def in_the_repository(monkeypatch):
 
 
 def read(*arguments: str):
-    """What launch.py reads from these arguments."""
+    """Returns what launch.py reads from these arguments."""
     values = flags.FlagValues()
     command_line.define_flags(values, ["launch.py", *arguments])
     command_line.parse(["launch.py", *arguments], values)

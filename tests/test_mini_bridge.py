@@ -40,7 +40,7 @@ def spoken_examples(clips) -> list[Example]:
 def answer_log_probabilities(
     reference, ids: list[list[int]], answers, **inputs
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Of each answer's tokens; and the states of the prompts' last tokens."""
+    """Returns the log-probability of each answer's tokens, and the states of the prompts' last tokens."""
     output = reference(**inputs, output_hidden_states=True)
     logits = output.logits.double()
     scores = [

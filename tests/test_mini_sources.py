@@ -1,4 +1,4 @@
-"""Where the mini's files come from: folders, the package index, the hub."""
+"""Sources of the mini's files: folders, the package index, the hub."""
 
 import hashlib
 import subprocess

@@ -11,7 +11,7 @@ from rrs_jax.models.ahead_of_time import Programs
 
 
 def programs_of(**options) -> Programs:
-    """Of a function of its own, since `jax.jit` keeps what it compiles by function."""
+    """Returns the programs of a function of its own, since `jax.jit` keeps what it compiles by function."""
 
     def scaled(state, rows):
         return state + rows.sum(), {"rows": rows * state}
@@ -53,7 +53,7 @@ def test_a_shape_alone_is_left_to_its_call():
 
 
 def test_compilations_run_beside_one_another():
-    """Each waits, while it is traced, until all three are."""
+    """Every function waits, while it is traced, until all three are."""
     together = threading.Barrier(3, timeout=60)
 
     def waits(rows):

@@ -22,7 +22,7 @@ EIGHT_BIT = ml_dtypes.float8_e4m3fn
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """Each row to the nearest of the numbers of its own scale, in float64."""
+    """Rounds each row to the nearest of the numbers of its own scale, in float64."""
     scale = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-30) / 448
     return (x / scale).astype(EIGHT_BIT).astype(np.float64) * scale
 
@@ -41,7 +41,7 @@ def matrices():
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 6e-3)])
 def test_products_are_those_of_rounded_rows(matrices, dtype, tolerance):
-    """In bfloat16 each element has two roundings of at most 2⁻⁹."""
+    """Elements have two roundings of at most 2⁻⁹ in bfloat16."""
     x, dy, matrix = (array.astype(dtype) for array in matrices)
     eight = Float8.of(jnp.asarray(matrix))
     assert eight.rows.dtype == EIGHT_BIT and eight.scale.dtype == jnp.float32
@@ -73,7 +73,7 @@ def test_the_derivative_passes_through_the_rounding_of_x(matrices):
 
 
 def test_finer_steps_serve_a_gradient_better_than_a_wider_range():
-    """Why dy is e4m3 and not e5m2: both directions of a product, with rows whose numbers span five
+    """The reason why dy is e4m3 and not e5m2: both directions of a product, with rows whose numbers span five
     decades."""
     rng = np.random.default_rng(1)
     dy = rng.normal(size=(64, 500)) * np.exp(rng.normal(size=(64, 500)) * 2)
@@ -83,7 +83,7 @@ def test_finer_steps_serve_a_gradient_better_than_a_wider_range():
 
 
 def test_a_gpus_products_take_8_bit_operands(matrices, monkeypatch):
-    """Both of them with the sum over the last axis, as the H100's 8-bit units want it."""
+    """Both products sum over the last axis, as the H100's 8-bit units want it."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     eight = Float8.of(jnp.asarray(matrices[2]))
 
@@ -172,7 +172,7 @@ def test_states_are_those_of_torch(reference, eight_bit, folder, clips):
     "remat, layers", [("none", "stacked"), ("dots", "stacked"), ("dots", "unrolled"), ("lean", "apart")]
 )
 def test_gradients_are_those_of_torch(reference, eight_bit, folder, clips, remat, layers):
-    """Of adapters on some linears of the upper layers, so that gradients pass linears with and without
+    """Adapters lie on some linears of the upper layers, so that gradients pass linears with and without
     one."""
     rows, row_clips = prompts(np.random.default_rng(2))
     model = load(folder, "float8")

@@ -165,8 +165,7 @@ def test_every_hidden_state_representation_and_logits(reference, model, side):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_positions_are_those_of_get_rope_index(reference, model, monkeypatch, side):
-    """What the decoder hands to the rotation, seen there, exactly: three equal rows that count from a row's
-    first token."""
+    """The rotation gets exactly three equal rows that count from a row's first token."""
     rows, row_clips = prompts(np.random.default_rng(2))
     inputs = torch_inputs(rows, row_clips, random_clips(FRAMES), side)
     frames = torch.tensor([FRAMES[i] for clips in row_clips for i in clips])
@@ -232,7 +231,7 @@ def test_greedy_answers_equal_transformers(reference, model):
 def test_sound_to_embeddings_as_transformers_extractor_and_encoder(
     reference, model, monkeypatch, at_once, batches
 ):
-    """From waveforms: 300 s padding there, the clip's own frames here; lengths that fill no frame and no
+    """Waveforms with 300 s of padding there and the clip's own frames here; lengths that fill no frame and no
     window. In two batches and in one, filled up to what eight devices divide."""
     seen = []
     monkeypatch.setattr(audio_bank, "FRAMES_AT_ONCE", at_once)
@@ -265,7 +264,7 @@ def test_sound_to_embeddings_as_transformers_extractor_and_encoder(
 
 @pytest.mark.parametrize("size", ["omni-7b", "omni-3b"])
 def test_the_released_sizes_have_the_parameters_and_keys_of_transformers(size):
-    """By shape alone: names, shapes and counts against transformers on the meta device."""
+    """Names, shapes and counts against transformers on the meta device."""
     values = RELEASED[size]
     with torch.device("meta"):
         reference = THINKER(transformers.Qwen2_5OmniThinkerConfig(**values["thinker_config"]))

@@ -104,7 +104,7 @@ def test_each_clip_is_encoded_as_if_alone(model, tensors):
 
 
 def test_the_released_batch_changes_the_vectors_of_shorter_clips(model, tensors):
-    """What the documentation says of the released encoder, whose cut is at the longest clip of the batch."""
+    """The released encoder cuts at the longest clip of the batch, as the documentation says."""
     clips, values = random_clips(), small_values()
     alone = encode(model, clips[:1], FRAMES[:1], 24)[0]
     longest = plain.positions_behind_convolutions(max(FRAMES))
@@ -299,7 +299,7 @@ def test_damaged_weights_are_named(tmp_path):
 
 
 def test_the_fused_projections_thirds_are_cut_over_a_mesh(folder, model):
-    """Each third by itself, so that every device has whole heads of queries, keys and values."""
+    """Thirds are cut one by one, so that every device has whole heads of queries, keys and values."""
     cut = load_weights(folder, mesh=make_mesh(data=2, fsdp=2, tensor=2))
     for name in ("q_proj", "k_proj", "v_proj"):
         ours, whole = getattr(cut.language_model.layers, name), getattr(model.language_model.layers, name)

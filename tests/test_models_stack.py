@@ -20,7 +20,7 @@ def draw(seed, *shape):
 
 
 def layer(x, weights, adapter, shared):
-    """With a residual, values of all kinds of use, and a bias that stands for an adapter."""
+    """Computes a layer with a residual, values of all kinds of use, and a bias that stands for an adapter."""
     angle, lengths = shared
     gate = checkpoint_name(x @ weights["gate"], "gate")
     if adapter is not None:

@@ -142,7 +142,7 @@ def test_questions_that_differ_everywhere_are_told_apart():
 
 
 def test_pairs_may_be_in_order_where_no_line_parts_all():
-    """Each question is 3 from its rewrite along a feature in which the pairs are 100 apart."""
+    """A question is 3 from its rewrite along a feature in which the pairs are 100 apart."""
     states = random_states(shift=3.0)
     far = 50 * np.random.default_rng(1).normal(size=len(PATHS)).astype(np.float32)
     for kind in ("harmful", "benign"):

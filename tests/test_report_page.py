@@ -53,7 +53,7 @@ def sweep(tmp_path_factory):
 
 
 def rows_of(folder, number):
-    """By strategy, from the CSV file."""
+    """Returns the CSV file's rows by strategy."""
     rows = list(csv.DictReader((folder / "report" / f"table{number}.csv").open(encoding="utf-8")))
     return {row["strategy"]: row for row in rows}
 
@@ -114,7 +114,8 @@ def test_numbers_are_the_summaries(sweep):
 
 
 def test_seeds_are_pooled(sweep):
-    """By hand: answers of both seeds over all answers; NSI against the vanilla model of the same seeds."""
+    """Rates by hand: answers of both seeds over all answers; NSI against the vanilla model of the same
+    seeds."""
     row = rows_of(sweep, 3)["RRS (2 seeds)"]
     parts = [read_json(sweep / name / "eval" / "rrs" / "summary.json") for name in ("rrs", "rrs-seed1")]
     answered = sum(
@@ -343,7 +344,7 @@ def test_dark_and_print(opened):
 
 
 def contrast(one: str, other: str) -> float:
-    """Of the web's accessibility rules (WCAG 2), for `rgb(r, g, b)`."""
+    """Returns the contrast by the web's accessibility rules (WCAG 2), for `rgb(r, g, b)`."""
 
     def luminance(colour: str) -> float:
         parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]

@@ -47,8 +47,8 @@ def test_separation_against_its_definitions(distance):
 
 
 def test_the_probe_keeps_pairs_together():
-    """Each question stands there twice. Split anywhere, four twins of five are learnt from and give the label
-    away; pair by pair nothing does."""
+    """Every question stands there twice. Split anywhere, four twins of five are learnt from and give the
+    label away; pair by pair nothing does."""
     states, harmful, pairs = clusters(0.0, pairs=40, width=200)
     twice = np.concatenate([states, states])
     numbers = separation.separation(twice, np.tile(harmful, 2), np.tile(pairs, 2))
@@ -60,8 +60,8 @@ def test_the_probe_keeps_pairs_together():
 
 
 def test_epochs_have_common_coordinates(tmp_path):
-    """What has the same state in two epochs has the same place in both; and the plane of PCA is that of
-    numpy's SVD."""
+    """A state that is the same in two epochs has the same place in both; the plane of PCA is that of numpy's
+    SVD."""
     rng = np.random.default_rng(0)
     states = rng.normal(size=(24, 9)).astype(np.float32) * np.arange(9, 0, -1)
     moved = states.copy()
@@ -124,8 +124,8 @@ def test_a_figure_has_one_thread_also_where_it_is_a_programs_first(tmp_path):
 
 
 def test_figures_are_made_while_others_run(tmp_path, monkeypatch):
-    """What waits at the end is left to the pages, what is begun is waited for; a fault is none of the
-    sweep's."""
+    """A figure that waits at the end is left to the pages, one that is begun is waited for; a fault is none
+    of the sweep's."""
     begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
     made = []
 

@@ -184,7 +184,7 @@ def test_questions_already_written_are_counted(config, tmp_path):
 
 
 def temporary_bytes(remat: str, layers: int, text: dict) -> int:
-    """Of a compiled training step of eight rows of 48 tokens, by XLA's own account."""
+    """Returns the bytes of a compiled training step of eight rows of 48 tokens, by XLA's own account."""
     decoder = DecoderConfig(**text | {"num_hidden_layers": layers})
     config = Qwen2AudioConfig(AudioEncoderConfig(24, 1, 3, 40, 12, 1500), decoder, 60)
     model = Qwen2Audio(config, dtype=jnp.float32, lora=LoRAConfig(rank=1))

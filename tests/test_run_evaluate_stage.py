@@ -20,7 +20,7 @@ LIMIT = 3  # questions of a label, of four pairs and six borderline ones
 
 
 class Hum(Tones):
-    """Under the name of the engine whose voices are drawn from where none are named."""
+    """An engine under the name of the one whose voices are drawn from where none are named."""
 
     name = "hibari"
     voices = tuple(f"hibari:{hertz}" for hertz in (*SPOKEN, *OTHERS))

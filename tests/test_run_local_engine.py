@@ -171,7 +171,7 @@ def evaluated(evaluations, run) -> tuple[dict, list]:
 
 
 def test_a_runs_answers_with_and_without(whole_folder, sound_files, tmp_path):
-    """Also: the second model compiles nothing, and what made the vanilla model's answers has no adapter."""
+    """The second model compiles nothing, and what made the vanilla model's answers has no adapter."""
     fields = {
         "generate.greedy": True,
         "generate.max_new_tokens": 6,

@@ -109,7 +109,7 @@ CASES = {
 @pytest.mark.parametrize("template", ["default", "chat_template.json"])
 @pytest.mark.parametrize("case", CASES)
 def test_prompts(folder, tmp_path, case, template):
-    """Against the text of MODELS.md section 3.6, read by transformers' tokenizer."""
+    """Prompts equal the released template's text, read by transformers' tokenizer."""
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     if template != "default":
@@ -132,7 +132,7 @@ def test_settings_of_the_folder(folder):
 
 
 def reference_representations(model, folder, files) -> np.ndarray:
-    """By transformers' tokenizer, extractor and thinker, one clip at a time."""
+    """Returns the states of transformers' tokenizer, extractor and thinker, one clip at a time."""
     thinker = getattr(model, "thinker", model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
@@ -234,7 +234,7 @@ def config_of(name: str, variant: str):
     "name, size", [("omni_rrs", "omni-7b"), ("omni_rrs", "omni-3b"), ("qwen2_rrs", "qwen2-audio")]
 )
 def test_the_preset_for_24_gb_fits_by_the_dry_run(tmp_path, name, size):
-    """From config.json alone; parameters of the 7B without what is not loaded, by MODELS.md."""
+    """The dry run reads config.json alone; the parameters are those of the 7B without what is not loaded."""
     (tmp_path / "config.json").write_text(json.dumps(RELEASED[size]))
     config = config_of(name, "card24")
     config.model.path, config.run_dir = str(tmp_path), str(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What a run keeps of its epochs, against transformers and PEFT, also where it was killed on the way."""
+"""Epochs that a run keeps, against transformers and PEFT, also where it was killed on the way."""
 
 import json
 

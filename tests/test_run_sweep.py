@@ -100,7 +100,7 @@ def states(base):
 
 
 def test_kept_questions_may_aim_at_what_the_model_has_where_it_reads_them(base, swept):
-    """With a share of 1 the target beside a spoken prompt is the state of the same prompt in writing, which
+    """A share of 1 makes the target beside a spoken prompt the state of the same prompt in writing, which
     `train.text_share` has in the pool as well."""
     run = base[1] / "runs" / "rrs_plus"
     entries, _ = read_header(run / "representations.safetensors")
@@ -154,7 +154,7 @@ def test_what_runs_have_in_common_is_made_once(swept):
 
 
 def test_a_run_alone_gives_what_it_gives_in_the_sweep(swept):
-    """Up to the last bits: clips are encoded in other batches."""
+    """The last bits differ, since clips are encoded in other batches."""
     config, path = swept
     alone = config.copy_and_resolve_references()
     alone.run_dir = str(path / "alone")

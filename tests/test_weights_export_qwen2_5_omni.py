@@ -1,5 +1,5 @@
-"""What is exported of Qwen2.5-Omni, as transformers and PEFT load it: numbers, not exceptions, since PEFT
-leaves an adapter at zero with no more than a warning where names do not match."""
+"""Exports of Qwen2.5-Omni, as transformers and PEFT load them: numbers, not exceptions, since PEFT leaves an
+adapter at zero with no more than a warning where names do not match."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
 
 
 def load(folder, lora):
-    """On one device, both LoRA matrices random."""
+    """Loads the model onto one device; both LoRA matrices are random."""
     model = load_weights(folder, lora=lora, mesh=make_mesh(devices=jax.devices()[:1]))
     rng = np.random.default_rng(1)
     for target in model.lora.config.targets:

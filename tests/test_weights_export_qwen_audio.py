@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, lora: LoRAConfig):
-    """Both LoRA matrices random."""
+    """Loads the model; both LoRA matrices are random."""
     model, rng = load_weights(folder, lora=lora), np.random.default_rng(1)
     for target in model.lora.config.targets:
         pair = model.lora.pair(target)

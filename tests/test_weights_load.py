@@ -65,7 +65,7 @@ def test_round_trip_is_bit_identical(tmp_path, monkeypatch, dtype, shards, by_de
 
 
 def test_values_are_cast_as_torch_casts_them(folder):
-    """From float32 on disk to bfloat16 on the device: rounded to nearest even, once."""
+    """Float32 on disk becomes bfloat16 on the device: rounded to nearest even, once."""
     model = load(folder, dtype=jnp.bfloat16)
     ours = {
         name: data

@@ -19,8 +19,8 @@ def answer(model, requests, bank=None, *, eos=EOS, batch_size=8, cache_dtype="au
 
 
 def expected_answer(reference, ids, features=(), frames=(), eos=EOS, **settings) -> list[int]:
-    """Of transformers, one prompt at a time: in a padded batch its repetition penalty counts the padding's
-    token too."""
+    """Returns transformers' answer to one prompt; in a padded batch its repetition penalty counts the
+    padding's token too."""
     inputs = dict(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long))
     if len(features):
         mask = (np.arange(3000)[None] < np.asarray(frames)[:, None]).astype(np.int64)

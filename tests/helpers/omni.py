@@ -71,7 +71,7 @@ def make_whole(**text) -> transformers.PreTrainedModel:
 
 
 def save_whole(model, path, **options) -> None:
-    """With the speakers' file, without which the class does not load."""
+    """Saves the model with the speakers' file, without which the class does not load."""
     model.save_pretrained(path, **options)
     torch.save(
         {"Chelsie": {"bos_token": 1, "cond": torch.zeros(1, 8), "ref_mel": torch.zeros(1, 4, 8)}},

@@ -12,7 +12,7 @@ LORA = LoRAConfig(rank=3, alpha=5.0, targets=("q_proj", "v_proj", "up_proj", "do
 
 
 def load(folder, quantize: str, lora=LORA):
-    """On one device, both LoRA matrices random."""
+    """Loads the model onto one device; both LoRA matrices are random."""
     model = load_weights(folder, lora=lora, mesh=make_mesh(devices=jax.devices()[:1]), quantize=quantize)
     rng = np.random.default_rng(1)
     for target in lora.targets if lora else ():

@@ -1,4 +1,4 @@
-"""What nearly equal questions are, written down once more."""
+"""The definition of nearly equal questions, written down once more."""
 
 from rrs_jax.data.questions import changed_words, words
 
