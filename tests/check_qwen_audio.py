@@ -29,6 +29,7 @@ from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.inputs.qwen_tokenizer import QwenTokenizer
 from rrs_jax.models.cache import Cache
+from rrs_jax.models.decoder_pass import Wanted
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.testing.qwen_audio import END, PAD, START, small_values, write_qwen_audio
 from rrs_jax.weights.export import export_adapter, export_merged
@@ -151,7 +152,7 @@ def compare_decoder(folder: Path, reference, model, clips: list[np.ndarray]) -> 
             )
         batch = jax.tree.map(jnp.asarray, collate([row], len(ids) + 3, model.config.audio_token_id))
         x = model.embed(batch.input_ids, batch.audio_index, bank)
-        layers = model.language_model.layer_outputs(x, batch.lengths, None)
+        layers = model(batch, bank, Wanted(each_layer="all")).each_layer
         hidden = model.hidden_states(batch, bank)
         for one, other in zip([x, *layers[:-1], hidden], theirs.hidden_states, strict=True):
             states.append(error(one[0, : len(ids)], other[0]))

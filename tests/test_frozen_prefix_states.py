@@ -17,8 +17,10 @@ from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.frozen.extraction import extract_all
-from rrs_jax.frozen.prefix_states import PrefixStates, collate_trees, make_trees, opening_length, states_bytes
+from rrs_jax.frozen.prefix_states import PrefixStates, states_bytes
+from rrs_jax.frozen.prefix_trees import collate_trees, make_trees, shared_prefix_length
 from rrs_jax.inputs.batching import bucket_lengths, collate
+from rrs_jax.models.decoder_pass import DecoderInputs, TreeLayout, Wanted
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.qwen_decoder import QwenDecoder, QwenDecoderConfig
 from rrs_jax.run import pipeline
@@ -61,9 +63,9 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
         [3, 4, 1, 1, 1] if most == 512 else [2, 1, 1, 1, 2, 1, 1, 1]
     )
     assert all(row in prefix_states for row in rows) and (rows[0][0][:-1], *rows[0][1:]) not in prefix_states
-    assert trees[1].common == 5 + 2 + COUNTS[2] or most == 10
+    assert trees[1].prefix == 5 + 2 + COUNTS[2] or most == 10
     assert (
-        opening_length(model, trees) == 5 and opening_length(model, trees[:1]) == 0
+        shared_prefix_length(model, trees) == 5 and shared_prefix_length(model, trees[:1]) == 0
     )  # the system prompt, and none of one
     expected = by_transformers(reference, rows, clips)
     states, _ = prefix_states.states(rows, 80)
@@ -83,7 +85,7 @@ def test_states_and_representations_are_those_of_transformers(reference, folder,
 def test_three_rotary_positions(tmp_path):
     reference, model, rows = thinker(tmp_path, ((1, 6), (1, 3), (0, 8)))
     trees, prefix_states = make_prefix_states(model, rows, jnp.zeros((2, 48)))
-    assert [len(tree.rows) for tree in trees] == [2, 1] and opening_length(model, trees) == 9
+    assert [len(tree.rows) for tree in trees] == [2, 1] and shared_prefix_length(model, trees) == 9
     for (ids, _, _), ours in zip(rows, prefix_states.states(rows, 20)[0], strict=True):
         with torch.no_grad():
             theirs = reference(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[
@@ -119,23 +121,21 @@ def test_prompts_beyond_the_trained_length_have_trees_of_their_own():
     model = SimpleNamespace(language_model=decoder)
     trees = make_trees(model, rows)
     assert (
-        opening_length(model, trees) == 0
+        shared_prefix_length(model, trees) == 0
     )  # though all prompts begin with 14 tokens: they are rotated otherwise
     assert [[len(row) for row, _, _ in tree.rows] for tree in trees] == [[14, 15], [20, 30, 31], [50]]
     batch = collate_trees(trees, 64, AUDIO)
     words = decoder.embed_tokens[...]
-    states, _ = decoder.lower_states(
-        words[batch.input_ids], batch.positions, batch.branches, batch.lengths, LAYERS
-    )
+    layout = TreeLayout(batch.positions, batch.branches)
+    inputs = DecoderInputs(words[batch.input_ids], batch.lengths, tree=layout)
+    states = decoder(inputs, None, Wanted(stop=LAYERS)).states
     for tree, ours in zip(trees, states, strict=True):
-        start = tree.common
+        start = tree.prefix
         for row, _, _ in tree.rows:
-            end = start + len(row) - tree.common
-            found = jnp.concatenate([ours[: tree.common], ours[start:end]])
-            whole = decoder.layer_outputs(words[jnp.asarray([row])], jnp.array([len(row)]), None)[
-                LAYERS - 1, 0
-            ]
-            assert relative_error(found, whole) < 1e-5
+            end = start + len(row) - tree.prefix
+            found = jnp.concatenate([ours[: tree.prefix], ours[start:end]])
+            alone = DecoderInputs(words[jnp.asarray([row])], jnp.array([len(row)]))
+            assert relative_error(found, decoder(alone, None, Wanted(stop=LAYERS)).states[0]) < 1e-5
             start = end
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rrs_jax.models.cache import Cache, Store
+from rrs_jax.models.cache import Cache, KeysValues
 from rrs_jax.models.fused_attention import fused_attention, serves
 
 
@@ -40,7 +40,7 @@ def test_the_kernel_equals_softmax_attention(samples, key_heads, groups, size, s
     for row in range(rows):
         for stack in answers:
             stack[layer, row // samples, :, row % samples, valid[row]] /= 100
-    stores = [Store.of(*map(jnp.asarray, stacks), dtype) for stacks in (prompts, answers)]
+    stores = [KeysValues.of(*map(jnp.asarray, stacks), dtype) for stacks in (prompts, answers)]
     prompts, answers = map(numbers, stores)
     expected = np.zeros(q.shape)
     for row in range(rows):
@@ -76,7 +76,7 @@ def test_the_kernel_equals_softmax_attention(samples, key_heads, groups, size, s
         np.testing.assert_array_equal(before, after)
 
 
-def numbers(store: Store) -> list[np.ndarray]:
+def numbers(store: KeysValues) -> list[np.ndarray]:
     """Keys and values as they are meant."""
     pairs = (store.keys, store.key_scales), (store.values, store.value_scales)
     return [

@@ -17,6 +17,7 @@ from rrs_jax.frozen import audio_bank
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, audio_token_count, log_mel, pad_features
+from rrs_jax.models.decoder_pass import Wanted
 from rrs_jax.models.layers import rotary_angles, rotate
 from rrs_jax.models.qwen2_5_omni import OmniConfig
 from rrs_jax.models.released import RELEASED
@@ -152,7 +153,7 @@ def test_every_hidden_state_representation_and_logits(reference, model, side):
     batch, bank, _ = ours_inputs(model, rows, row_clips, clips)
     real = np.arange(batch.input_ids.shape[1])[None] < np.asarray(batch.lengths)[:, None]
     x = model.embed(batch.input_ids, batch.audio_index, bank)
-    layers = model.language_model.layer_outputs(x, batch.lengths, None)
+    layers = model(batch, bank, Wanted(each_layer="all")).each_layer
     hidden = model.hidden_states(batch, bank)
     for ours, theirs in zip([x, *layers[:-1], hidden], expected.hidden_states, strict=True):
         assert relative_error(np.asarray(ours)[real], theirs.numpy()[mask]) < 1e-4

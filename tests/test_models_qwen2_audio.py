@@ -13,6 +13,7 @@ from helpers.tensors import relative_error
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.cache import Cache
+from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
 from rrs_jax.weights.load import load_weights
 
 
@@ -47,7 +48,7 @@ def test_every_hidden_state_representation_and_logits(reference, model, clips, s
     real = np.arange(batch.input_ids.shape[1])[None] < np.asarray(batch.lengths)[:, None]
 
     x = model.embed(batch.input_ids, batch.audio_index, bank)
-    layers = model.language_model.layer_outputs(x, batch.lengths, None)
+    layers = model(batch, bank, Wanted(each_layer="all")).each_layer
     hidden = model.hidden_states(batch, bank)
     for ours, theirs in zip([x, *layers[:-1], hidden], expected.hidden_states, strict=True):
         assert relative_error(np.asarray(ours)[real], theirs.numpy()[mask]) < 1e-4
@@ -120,7 +121,8 @@ def test_padding_has_no_influence_and_no_gradient(model):
     lengths = jnp.array([4, 7])
 
     def representation(x):
-        return (model.language_model.last_hidden_state(x, lengths, None) ** 2).sum(axis=1)
+        output = model.language_model(DecoderInputs(x, lengths), None, Wanted(last_only=True))
+        return (output.last**2).sum(axis=1)
 
     x = jax.random.normal(jax.random.key(0), (2, 7, 48))
     gradient = jax.grad(lambda x: representation(x).sum())(x)

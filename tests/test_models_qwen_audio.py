@@ -18,6 +18,7 @@ from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.models.cache import Cache
+from rrs_jax.models.decoder_pass import Wanted
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen_audio import QwenAudioConfig
 from rrs_jax.testing.qwen_audio import END, PAD, START, shapes, small_values, write_qwen_audio
@@ -140,7 +141,7 @@ def test_every_hidden_state_representation_and_logits(tmp_path, ntk, logn):
     expected = [states_of(tensors, values, clips, row) for row in rows]
 
     x = model.embed(batch.input_ids, batch.audio_index, bank)
-    layers = model.language_model.layer_outputs(x, batch.lengths, None)
+    layers = model(batch, bank, Wanted(each_layer="all")).each_layer
     hidden = model.hidden_states(batch, bank)
     for i, (states, length) in enumerate(zip(expected, lengths, strict=True)):
         for ours, theirs in zip([x, *layers[:-1], hidden], states, strict=True):

@@ -58,9 +58,8 @@ def test_scan_and_its_derivative(arrays, unroll, remat, stop):
         return jnp.sum(x**2) + jnp.sum(jnp.stack(outs) * factors)
 
     def scanned(x, adapters):
-        x, outs = stack.scan_layers(
-            layer, x, shared, weights, adapters, FIRST, stop, remat=remat, unroll=unroll
-        )
+        scan = stack.LayerScan(layer, FIRST, stop, remat=remat, unroll=unroll)
+        x, outs = stack.scan_layers(scan, x, weights, adapters, shared)
         return jnp.sum(x**2) + jnp.sum(outs * factors)
 
     for ours, theirs in zip(
@@ -69,6 +68,25 @@ def test_scan_and_its_derivative(arrays, unroll, remat, stop):
         strict=True,
     ):
         assert relative_error(ours, theirs) < 1e-5
+
+
+def test_a_derivative_is_taken_apart_into_inputs_and_saved_arrays():
+    """The example of `Pullback`: of x ← sin(x @ w) only the cosine is saved."""
+    x, w, other = draw(0, 3, WIDTH), draw(1, WIDTH, WIDTH), draw(2, WIDTH, WIDTH)
+    found = []
+
+    @jax.jit
+    def derivative(x, w, dy):
+        _, pull = jax.vjp(lambda x: jnp.sin(x @ w), x)
+        pullback, saved = stack.Pullback.taken_apart(pull, (w,))
+        found.append((pullback.sources, [leaf.shape for leaf in saved]))
+        return saved, pullback.put_together(saved, (other,))(dy)[0]
+
+    dy = jnp.ones((3, WIDTH))
+    (cosine,), dx = derivative(x, w, dy)
+    assert found == [([0, None], [(3, WIDTH)])]
+    assert relative_error(cosine, jnp.cos(x @ w)) < 1e-6
+    assert relative_error(dx, (dy * jnp.cos(x @ w)) @ other.T) < 1e-6
 
 
 def test_layers_without_adapters_have_a_derivative_too(arrays):
@@ -82,7 +100,8 @@ def test_layers_without_adapters_have_a_derivative_too(arrays):
             x, out = layer(x, stack.layer_at(weights, i), None, shared)
         return x, out
 
-    gradient = jax.grad(total)(x, lambda x: stack.scan_layers(layer, x, shared, weights, None, 0, LAYERS))
+    scan = stack.LayerScan(layer, 0, LAYERS)
+    gradient = jax.grad(total)(x, lambda x: stack.scan_layers(scan, x, weights, None, shared))
     assert relative_error(gradient, jax.grad(total)(x, plain)) < 1e-5
 
 

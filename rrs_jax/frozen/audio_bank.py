@@ -18,6 +18,7 @@ from rrs_jax.distributed import processes
 from rrs_jax.distributed.machine import cores
 from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple, traced_on
 from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.frozen.overlap import one_behind
 from rrs_jax.inputs.audio import as_waveform
 from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_lengths
 from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
@@ -32,9 +33,12 @@ FRAMES_AT_ONCE = 2**15  # half as many rows for a matrix product: enough for eve
 
 @dataclasses.dataclass(frozen=True)
 class AudioBank:
-    """`array` (rows, D) on the device; clip i owns rows `offsets[i]` to `offsets[i] + counts[i]`.
+    """The embeddings of all clips, one below the other.
 
-    Row 0 belongs to no clip, so that a bank without clips has a row too. `prints` are hashes of the clips.
+    Attributes:
+      array: (rows, D) on the device. Row 0 belongs to no clip, so that a bank without clips has a row too.
+      offsets, counts: clip i owns the rows from `offsets[i]` to `offsets[i] + counts[i]`.
+      prints: hashes of the clips.
     """
 
     array: jax.Array
@@ -43,7 +47,7 @@ class AudioBank:
     prints: tuple[str, ...] = ()
 
     def part(self, prints: Sequence[str]) -> "AudioBank":
-        """The clips of these hashes, on the same array."""
+        """The bank of the clips with these hashes, on the same array."""
         place = {name: i for i, name in enumerate(self.prints)}
         chosen = [place[name] for name in prints]
         offsets, counts = self.clips(chosen)
@@ -69,58 +73,64 @@ def make_audio_bank(
     `batch_size`: clips at once, at least; short ones are taken together (`clips_at_once`). `cache` names a
     file that keeps the result; it is used again where `cache_key` and the clips are the same.
     """
-    mesh = mesh_of(model)
-    dtype, width = model.dtype, model.config.text.hidden_size
+    everywhere = replicated(mesh_of(model))
     prints = [_fingerprint(audio) for audio in audios]
-    key = content_hash(str(dtype), cache_key, prints)
-    if cache is not None and processes.by_first(
-        lambda: cache.is_file() and read_header(cache)[1].get("key") == key
-    ):
+    key = content_hash(str(model.dtype), cache_key, prints)
+    if cache is not None and processes.by_first(lambda: _is_kept(cache, key)):
         entries, _ = read_header(cache)
         counts = entries["counts"].array()[1:].tolist()
-        return _bank(put(entries["rows"].array(), replicated(mesh)), counts, prints)
-    rows: list[np.ndarray] = [np.zeros((0, width), dtype)] * len(audios)
-    counts: list[int] = []
-    if audios:
-        graphdef, state = nnx.split(model)
-        encode = encoder(graphdef, mesh)
-        progress = Progress(len(audios), "encoding audio", "clips")
-        # Each worker's small products in its own thread: BLAS threads of several workers wait for one
-        # another.
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(WORKERS) as pool, progress:
-            waveforms = list(pool.map(as_waveform, audios))
-            counts = [mel.token_count(mel.feature_length(len(waveform))) for waveform in waveforms]
-            lengths = [mel.frames(len(waveform)) for waveform in waveforms]
-            price = program_price(encoder_flops(model.config.audio) / 2, mesh.size)
-            buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple, price=price)
-            size = clips_at_once(len(audios), buckets[-1], batch_size, rows_multiple(mesh))
-            selections = batches_in_buckets(lengths, size, buckets)
-            # In the order in which they are encoded, so that the device starts behind the first batch's
-            # features.
-            features = [
-                pool.map(log_mel, [waveforms[i] for i in batch.indices], repeat(mel)) for batch in selections
-            ]
-
-            def read(selection: Selection, output: jax.Array) -> None:
-                output = fetch(output)
-                for place, i in enumerate(selection.indices):
-                    if selection.weights[place]:
-                        rows[i] = output[place, : counts[i]]
-                progress.update(int(selection.weights.sum()))
-
-            before = None
-            for selection, clips in zip(selections, features, strict=True):
-                arrays, frames = pad_features(list(clips), selection.length)
-                output = encode(state, *put((arrays, frames), batch_sharding(mesh)))
-                if before is not None:
-                    read(*before)  # while the device computes the next one
-                before = selection, output
-            read(*before)
-    array = np.concatenate([np.zeros((1, width), dtype), *rows])
+        return _bank(put(entries["rows"].array(), everywhere), counts, prints)
+    rows = _encode(model, mel, audios, batch_size, max_buckets) if audios else []
+    counts = [len(own) for own in rows]
+    array = np.concatenate([np.zeros((1, model.config.text.hidden_size), model.dtype), *rows])
     if cache is not None:
         with atomic_path(cache) as temporary:
             save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
-    return _bank(put(array, replicated(mesh)), counts, prints)
+    return _bank(put(array, everywhere), counts, prints)
+
+
+def _is_kept(cache: Path, key: str) -> bool:
+    return cache.is_file() and read_header(cache)[1].get("key") == key
+
+
+def _encode(
+    model: nnx.Module,
+    mel: MelConfig,
+    audios: Sequence[str | Path | np.ndarray],
+    batch_size: int,
+    max_buckets: int,
+) -> list[np.ndarray]:
+    """Each clip's embeddings (A, D), on the host in the model's dtype."""
+    mesh, rows = mesh_of(model), [np.empty(0)] * len(audios)
+    graphdef, parameters = nnx.split(model)
+    encode, progress = encoder(graphdef, mesh), Progress(len(audios), "encoding audio", "clips")
+    # Each worker's small products in its own thread: BLAS threads of several workers wait for one another.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(WORKERS) as pool, progress:
+        waveforms = list(pool.map(as_waveform, audios))
+        counts = [mel.token_count(mel.feature_length(len(waveform))) for waveform in waveforms]
+        lengths = [mel.frames(len(waveform)) for waveform in waveforms]
+        price = program_price(encoder_flops(model.config.audio) / 2, mesh.size)
+        buckets = bucket_lengths(lengths, max_buckets, model.frame_multiple, price=price)
+        size = clips_at_once(len(audios), buckets[-1], batch_size, rows_multiple(mesh))
+        selections = batches_in_buckets(lengths, size, buckets)
+        # Asked for in the order in which they are encoded, so that the device starts behind the first
+        # batch's features.
+        features = [
+            pool.map(log_mel, [waveforms[i] for i in batch.indices], repeat(mel)) for batch in selections
+        ]
+
+        def run(selection: Selection, clips) -> jax.Array:
+            arrays = pad_features(list(clips), selection.length)
+            return encode(parameters, *put(arrays, batch_sharding(mesh)))
+
+        calls = ((batch, run(batch, clips)) for batch, clips in zip(selections, features, strict=True))
+        for selection, output in one_behind(calls):
+            output = fetch(output)
+            for place in np.flatnonzero(selection.weights):
+                clip = selection.indices[place]
+                rows[clip] = output[place, : counts[clip]]
+            progress.update(int(selection.weights.sum()))
+    return rows
 
 
 def clips_at_once(clips: int, frames: int, least: int, multiple: int) -> int:
@@ -145,7 +155,7 @@ def encoder(graphdef, mesh: Mesh):
 
 
 def empty_audio_bank(model: nnx.Module) -> AudioBank:
-    """A bank of no clips, for prompts without audio."""
+    """A bank without clips, for prompts without audio."""
     return AudioBank(jnp.zeros((1, model.config.text.hidden_size), jnp.float32), (), ())
 
 

@@ -1,13 +1,12 @@
 """The layers below the first adapter, computed once for all prompts of a run.
 
-They are frozen, all prompts begin alike, with the system prompt, and those of one clip go on alike, with the
-clip. So the opening of all goes through them once, then each clip's common beginning, and each prompt's own
-end behind it; and extraction, training and the answers of several models start above them.
+They are frozen, and prompts have common prefixes: the system prompt, and the clip. So the shared prefix of
+all goes through them once, then each tree (`rrs_jax.frozen.prefix_trees`) behind it; and extraction, training
+and the answers of several models start above them.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,75 +14,25 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rrs_jax.distributed.mesh import batch_sharding, mesh_of, put, replicated, rows_multiple, traced_on
-from rrs_jax.inputs.batching import EncodedPrompt, Selection, batches_in_buckets, collate, pad_rows
+from rrs_jax.frozen.overlap import one_behind
+from rrs_jax.frozen.prefix_trees import Tree, collate_trees, locations, prompt_key, shared_prefix_length
+from rrs_jax.inputs.batching import EncodedPrompt, Selection, batches_in_buckets, pad_rows
 from rrs_jax.models.ahead_of_time import Programs
-from rrs_jax.models.batch import Batch, Trees
-from rrs_jax.models.cache import Store
+from rrs_jax.models.batch import Batch
+from rrs_jax.models.cache import KeysValues
 from rrs_jax.models.flops import state_size
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.progress import Progress
 
-# Tokens behind a beginning: attention grows with the square of a tree's length, a beginning has about 100.
-MOST_OF_ENDS = 512
-
-
-class Tree(NamedTuple):
-    """Prompts of the same clips whose first `common` tokens are the same."""
-
-    rows: list[EncodedPrompt]
-    common: int
-
-    @property
-    def length(self) -> int:
-        """Of the sequence: the beginning and all ends."""
-        return self.common + sum(len(ids) - self.common for ids, _, _ in self.rows)
-
-    @property
-    def longest(self) -> int:
-        return max(len(ids) for ids, _, _ in self.rows)
-
-
-def make_trees(model: nnx.Module, rows: Sequence[EncodedPrompt], most: int = MOST_OF_ENDS) -> list[Tree]:
-    """Each different prompt once, those of the same clips together, one without a clip by itself; where their
-    ends have more than `most` tokens, in several trees that repeat the beginning."""
-    kinds = model.language_model.angle_kinds(np.array([len(ids) for ids, _, _ in rows]))
-    groups: dict[tuple, dict[tuple, EncodedPrompt]] = {}
-    for row, kind in zip(rows, kinds.tolist(), strict=True):
-        _, offsets, counts = row
-        group = (tuple(offsets), tuple(counts), kind) if len(offsets) else _key(row)
-        groups.setdefault(group, {}).setdefault(_key(row), row)
-    trees = []
-    for members in groups.values():
-        common = _common_length([ids for ids, _, _ in members.values()])
-        taken: list[EncodedPrompt] = []
-        for row in members.values():
-            if taken and Tree([*taken, row], common).length > common + most:
-                trees.append(Tree(taken, common))
-                taken = []
-            taken.append(row)
-        trees.append(Tree(taken, common))
-    return trees
+# Hidden states (..., D), and keys and values (..., L, K, E) or None.
+States = tuple[np.ndarray, KeysValues | None]
 
 
 def states_bytes(model: nnx.Module, trees: Sequence[Tree], kept_layers: int = 0) -> int:
     """Bytes of host memory that the `PrefixStates` of these trees take, with `kept_layers` layers' keys and
     values."""
-    return (
-        sum(tree.length for tree in trees) * state_size(model.config.text, kept_layers) * model.dtype.itemsize
-    )
-
-
-def opening_length(model: nnx.Module, trees: Sequence[Tree]) -> int:
-    """How many first tokens all trees have in common, none of them a clip's; 0 for a tree alone, or where not
-    all prompts, and an opening by itself, are rotated alike."""
-    lengths = [tree.longest for tree in trees]
-    if len(trees) < 2 or len({*model.language_model.angle_kinds(np.array([1, *lengths])).tolist()}) > 1:
-        return 0
-    ids = trees[0].rows[0][0]
-    shared = _common_length([tree.rows[0][0] for tree in trees])
-    shared = min(shared, *(min(tree.common, tree.length - 1) for tree in trees))
-    audio = np.flatnonzero(np.isin(ids[:shared], model.config.audio_token_id))
-    return int(audio[0]) if len(audio) else shared
+    tokens = sum(tree.length for tree in trees)
+    return tokens * state_size(model.config.text, kept_layers) * model.dtype.itemsize
 
 
 class PrefixStates:
@@ -111,143 +60,111 @@ class PrefixStates:
         keys_values: bool = False,
     ):
         self.layers, self.keys_values = layers, keys_values
-        self._kept: list[tuple[np.ndarray, Store | None]] = [()] * len(
-            trees
-        )  # of each tree, the leaves (its length, ...)
-        self._places: dict[
-            tuple, tuple[int, int, int, int]
-        ] = {}  # tree, length of the beginning, start and end of its own
-        for number, tree in enumerate(trees):
-            start = tree.common
-            for row in tree.rows:
-                end = start + len(row[0]) - tree.common
-                self._places[_key(row)] = number, tree.common, start, end
-                start = end
-        self._compute(model, trees, audio_bank, batch_size, buckets, mesh or mesh_of(model))
+        self._locations = locations(trees)
+        self._of_tree: list[States] = [()] * len(trees)  # of a tree's tokens, (its length, ...)
+        self._compute(
+            _LowerLayers(model, layers, audio_bank, mesh or mesh_of(model)),
+            trees,
+            shared_prefix_length(model, trees),
+            lambda lengths: batches_in_buckets(lengths, batch_size, buckets(lengths)),
+        )
 
     def __contains__(self, row: EncodedPrompt) -> bool:
-        return _key(row) in self._places
+        return prompt_key(row) in self._locations
 
-    def states(self, rows: Sequence[EncodedPrompt], length: int) -> tuple[np.ndarray, Store | None]:
-        """(B, length, D), and keys and values (B, length, n, K, H); zero past a row's end. Raises KeyError
-        for a prompt that is not here."""
-        places = [self._places[_key(row)] for row in rows]
+    def states(self, rows: Sequence[EncodedPrompt], length: int) -> States:
+        """States (B, length, D), and keys and values (B, length, L, K, E); zero past a row's end.
+
+        Raises KeyError for a prompt that is not here.
+        """
         found = jax.tree.map(
-            lambda leaf: np.zeros((len(rows), length, *leaf.shape[1:]), leaf.dtype), self._kept[0]
+            lambda leaf: np.zeros((len(rows), length, *leaf.shape[1:]), leaf.dtype), self._of_tree[0]
         )
-        for place, (number, common, start, end) in enumerate(places):
-            for target, tree in zip(jax.tree.leaves(found), jax.tree.leaves(self._kept[number]), strict=True):
-                target[place, :common] = tree[:common]
-                target[place, common : common + end - start] = tree[start:end]
+        for row, prompt in enumerate(rows):
+            at = self._locations[prompt_key(prompt)]
+            of_tree = jax.tree.leaves(self._of_tree[at.tree])
+            for target, tokens in zip(jax.tree.leaves(found), of_tree, strict=True):
+                target[row, : at.prefix] = tokens[: at.prefix]
+                target[row, at.prefix : at.prefix + at.end - at.start] = tokens[at.start : at.end]
         return found
 
     def attach(self, batch: Batch, rows: Sequence[EncodedPrompt]) -> Batch:
-        """The batch of these rows, to start from here."""
-        states, store = self.states(rows, batch.input_ids.shape[1])
-        return batch.replace(lower_states=states, lower_store=store, lower_layers=self.layers)
+        """The batch of these rows with their states, from which it then starts."""
+        states, keys_values = self.states(rows, batch.input_ids.shape[1])
+        return batch.replace(lower_states=states, lower_keys_values=keys_values, lower_layers=self.layers)
 
     def _compute(
-        self, model: nnx.Module, trees: Sequence[Tree], audio_bank, batch_size: int, buckets, mesh: Mesh
+        self,
+        lower: "_LowerLayers",
+        trees: Sequence[Tree],
+        skip: int,
+        cut: Callable[[Sequence[int]], list[Selection]],
     ) -> None:
-        audio_ids, rows, skip = model.config.audio_token_id, rows_multiple(mesh), opening_length(model, trees)
+        """Computes the shared prefix of `skip` tokens and, behind it, all trees in the batches that `cut`
+        makes of their lengths."""
+        seen, kept = lower.shared_prefix(trees[0], skip, self.keys_values) if skip else (None, None)
         lengths = [tree.length - skip for tree in trees]
-        selections = batches_in_buckets(lengths, batch_size, buckets(lengths)) if trees else []
-        graphdef, state = nnx.split(model)
-        bank = put(audio_bank, replicated(mesh))
-        before_all, opening = (), None  # what is kept of the opening, and what the trees see of it
-        if skip:
-            tree = Tree([(trees[0].rows[0][0][:skip], [], [])], skip)
-            batch = put(pad_rows(collate_trees([tree], skip, audio_ids), rows), batch_sharding(mesh))
-            states, store = _lower_states(graphdef, mesh, self.layers, True)(state, batch, bank, None)
-            opening = jax.tree.map(lambda leaf: leaf[0].swapaxes(0, 1), store)
-            before_all = jax.tree.map(
-                lambda leaf: np.asarray(leaf[0]), (states, store if self.keys_values else None)
-            )
-        program = _lower_states(graphdef, mesh, self.layers, self.keys_values)
+        selections = cut(lengths) if trees else []
+        program = lower.program(self.keys_values)
 
         def arguments(selection: Selection) -> tuple:
-            batch = collate_trees([trees[i] for i in selection.indices], selection.length, audio_ids, skip)
-            return state, put(pad_rows(batch, rows), batch_sharding(mesh)), bank, opening
+            chosen = [trees[i] for i in selection.indices]
+            return lower.arguments(chosen, selection.length, skip, seen)
 
-        def read(selection: Selection, output: tuple[jax.Array, Store | None]) -> None:
-            output = jax.tree.map(np.asarray, output)
-            for place in np.flatnonzero(selection.weights):
-                number = selection.indices[place]
-                own = jax.tree.map(lambda leaf, cut=(place, slice(lengths[number])): leaf[cut], output)
-                parts = (before_all, own) if skip else (own,)
-                self._kept[number] = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-            progress.update(sum(len(trees[i].rows) for i in selection.indices[selection.weights > 0]))
-
-        program.prepare(
-            [arguments(one) for one in {selection.length: selection for selection in selections}.values()]
-        )
-        before = None
-        with Progress(
-            sum(len(tree.rows) for tree in trees), f"layers below {self.layers}", "prompts"
-        ) as progress:
-            for selection in selections:
-                output = program(*arguments(selection))
-                if before is not None:
-                    read(*before)  # while the device computes the next one
-                before = selection, output
-            if before is not None:
-                read(*before)
+        one_of_each_length = {selection.length: selection for selection in selections}
+        program.prepare([arguments(selection) for selection in one_of_each_length.values()])
+        prompts = sum(len(tree.rows) for tree in trees)
+        calls = ((selection, program(*arguments(selection))) for selection in selections)
+        with Progress(prompts, f"layers below {self.layers}", "prompts") as progress:
+            for selection, output in one_behind(calls):
+                output = jax.tree.map(np.asarray, output)
+                for row in np.flatnonzero(selection.weights):
+                    tree = selection.indices[row]
+                    own = jax.tree.map(lambda leaf, at=(row, slice(lengths[tree])): leaf[at], output)
+                    parts = (kept, own) if skip else (own,)
+                    self._of_tree[tree] = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+                    progress.update(len(trees[tree].rows))
 
 
-def collate_trees(
-    trees: Sequence[Tree], length: int, audio_token_id: int | Sequence[int], skip: int = 0
-) -> Trees:
-    """Trees without their first `skip` tokens to NumPy arrays (B, length). Raises ValueError as `collate`
-    does, and for a tree that is longer."""
-    shape = len(trees), length
-    found = Trees(
-        input_ids=np.zeros(shape, np.int32),
-        audio_index=np.full(shape, -1, np.int32),
-        positions=np.zeros(shape, np.int32),
-        branches=np.zeros(shape, np.int32),
-        lengths=np.array([tree.longest for tree in trees], np.int32),
-    )
-    for place, tree in enumerate(trees):
-        if tree.length - skip > length:
-            raise ValueError(f"tree {place} has {tree.length - skip} tokens, the batch is {length} long")
-        batch = collate(tree.rows, tree.longest, audio_token_id)
-        parts = [(0, skip, tree.common, 0)]
-        parts += [(row, tree.common, end, row + 1) for row, end in enumerate(batch.lengths)]
-        start = 0
-        for row, first, end, branch in parts:
-            here = place, slice(start, start + end - first)
-            found.input_ids[here], found.audio_index[here] = (
-                batch.input_ids[row, first:end],
-                batch.audio_index[row, first:end],
-            )
-            found.positions[here], found.branches[here] = np.arange(first, end), branch
-            start += end - first
-    return found
+class _LowerLayers:
+    """A model's layers below `layers`, run over trees on a mesh."""
+
+    def __init__(self, model: nnx.Module, layers: int, audio_bank: jax.Array, mesh: Mesh):
+        self.graphdef, self.parameters = nnx.split(model)
+        self.layers, self.mesh, self.audio_token_id = layers, mesh, model.config.audio_token_id
+        self.audio_bank = put(audio_bank, replicated(mesh))
+
+    def program(self, keys_values: bool) -> Programs:
+        """The compiled pass, with keys and values or without."""
+        return _lower_states(self.graphdef, self.mesh, self.layers, keys_values)
+
+    def arguments(
+        self, trees: Sequence[Tree], length: int, skip: int = 0, prefix: KeysValues | None = None
+    ) -> tuple:
+        """The program's arguments for a batch of trees without their first `skip` tokens, whose keys and
+        values `prefix` (L, P, K, E) are."""
+        batch = pad_rows(collate_trees(trees, length, self.audio_token_id, skip), rows_multiple(self.mesh))
+        return self.parameters, put(batch, batch_sharding(self.mesh)), self.audio_bank, prefix
+
+    def shared_prefix(self, tree: Tree, length: int, keys_values: bool) -> tuple[KeysValues, States]:
+        """The shared prefix as the trees see it, keys and values (L, P, K, E) on the device, and as it is
+        kept, (P, ...) on the host."""
+        ids, _, _ = tree.rows[0]
+        alone = Tree([(ids[:length], [], [])], length)
+        states, by_token = self.program(True)(*self.arguments([alone], length))
+        seen = jax.tree.map(lambda leaf: leaf[0].swapaxes(0, 1), by_token)
+        kept = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (states, by_token if keys_values else None))
+        return seen, kept
 
 
 @functools.lru_cache(maxsize=8)
 def _lower_states(graphdef, mesh: Mesh, layers: int, keys_values: bool) -> Programs:
-    def lower_states(state, trees, audio_bank, opening: Store | None):
-        model = nnx.merge(graphdef, state)
-        return model.lower_states(trees, audio_bank, layers, opening=opening, keys_values=keys_values)
+    def lower_states(parameters, trees, audio_bank, prefix: KeysValues | None):
+        model = nnx.merge(graphdef, parameters)
+        return model.lower_states(trees, audio_bank, layers, prefix=prefix, keys_values=keys_values)
 
     return Programs(
         jax.jit(
             traced_on(mesh, lower_states), out_shardings=replicated(mesh), compiler_options=compiler_options()
         )
     )
-
-
-def _key(row: EncodedPrompt) -> tuple:
-    ids, offsets, _ = row
-    return tuple(ids), tuple(offsets)
-
-
-def _common_length(sequences: Sequence[list[int]]) -> int:
-    """Of the longest beginning that all have; what the first and the last in order share, all between them
-    share."""
-    first, last = min(sequences), max(sequences)
-    for place, (one, other) in enumerate(zip(first, last, strict=False)):
-        if one != other:
-            return place
-    return len(first)

@@ -3,6 +3,17 @@
 Prompts that are equal (the samples of one query) are computed once: their answers share the prompt's keys and
 values. A prompt leaves when all its answers are finished.
 
+Example: prompts a, b and c, two answers each, four answers in flight. Two *places* then hold a prompt with
+its answers, a *slot* of the cache holds one token of every answer:
+
+    prefill    places [a a] [b b]    the first token of each answer is chosen
+    chunk      16 steps              an answer that ends early leaves its row idle, its place stays taken
+    chunk      16 steps              the cache grows from 16 slots to 32 (`resize_to_need`)
+    collect    places [a a] [   ]    both answers of b are finished
+    prefill    places [a a] [c c]    c begins in slots that b has left, a goes on
+    ...
+    collect    places [   ] [c c]    no prompt waits: one place is enough (`_shrink`)
+
 A decoding step reads every weight once and of the cache the slots in use, up to rounding: the prompts' slots
 are as many as the longest prompt in flight has, the answers' grow with the longest answer in flight.
 
@@ -22,22 +33,26 @@ from flax import nnx
 
 from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, rows_multiple
 from rrs_jax.frozen.prefix_states import PrefixStates
-from rrs_jax.generate.sampling import SamplingConfig, next_tokens
+from rrs_jax.generate.sampling import SamplingConfig
 from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
+from rrs_jax.generate.steps import CHUNK_STEPS, AskedAnswers, StepSettings, decode_chunk, prefill
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
-from rrs_jax.models.batch import Batch
 from rrs_jax.models.fused_attention import serves
 from rrs_jax.models.stack import compiler_options
 
-CHUNK_STEPS = 16
 WHOLE_ROWS = 8  # of a product on a GPU
 PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One request. `row` is what `collate` takes: token ids, and each clip's place and size in the audio
-    bank; `seed` makes a sampled answer repeatable, whatever else is in the batch."""
+    """One request for an answer.
+
+    Attributes:
+      key: handed back with the answer.
+      row: token ids, and each clip's place and size in the audio bank (`rrs_jax.inputs.batching.collate`).
+      seed: makes a sampled answer repeatable, whatever else is in the batch.
+    """
 
     key: object
     row: tuple[Sequence[int], Sequence[int], Sequence[int]]
@@ -81,7 +96,6 @@ class Generator:
         self.eos = np.asarray(list(eos_token_ids), np.int32)
         self.audio_token_id = model.config.audio_token_id
         cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
-        common = self.graphdef, sampling, self.eos
         options = compiler_options()
         if fused is None:
             kept_in = model.dtype if cache_dtype is None else cache_dtype
@@ -89,9 +103,10 @@ class Generator:
         # The kernel reads used slots alone, so it can have more of them at once: one program less, and one
         # copy less.
         self.slot_growth = 4 if fused else 2
-        self._prefill = jax.jit(functools.partial(_prefill, *common, cache_dtype), compiler_options=options)
+        settings = StepSettings(self.graphdef, sampling, self.eos, cache_dtype, fused)
+        self._prefill = jax.jit(functools.partial(prefill, settings), compiler_options=options)
         self._decode = jax.jit(
-            functools.partial(_decode, *common, fused), donate_argnums=(1,), compiler_options=options
+            functools.partial(decode_chunk, settings), donate_argnums=(1,), compiler_options=options
         )
 
     def generate(
@@ -102,7 +117,9 @@ class Generator:
         prefix_states: PrefixStates | None = None,
     ) -> None:
         """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token.
-        `prefix_states`: where to start, with keys and values, if all prompts are in it."""
+
+        `prefix_states`, which hold keys and values, are where prefill starts if all prompts are in them.
+        """
         if not prompts:
             return
         if prefix_states is not None and not all(prompt.row in prefix_states for prompt in prompts):
@@ -147,7 +164,8 @@ class Generator:
     def _run_prefill(
         self, new, audio_bank, width: int, size: int, samples: int, prefix_states: PrefixStates | None
     ) -> Entered:
-        """Surplus prompts repeat the last one, surplus answers are never active."""
+        """Prefills the groups `new`, filled up to `size`: surplus prompts repeat the last one, surplus
+        answers are never active."""
         filled = [*new, *[new[-1]] * (size - len(new))]
         rows = [group[0].row for group in filled]
         batch = collate(rows, width, self.audio_token_id)
@@ -157,11 +175,12 @@ class Generator:
             [[prompt.seed for prompt in group] + [0] * (samples - len(group)) for group in filled]
         )
         wanted = np.asarray([[i < len(group) for i in range(samples)] for group in filled])
-        inputs = (batch, seeds.astype(np.uint32), wanted)
-        batch, seeds, wanted = put(inputs, batch_sharding(self.mesh))
-        return self._prefill(self.state, batch, audio_bank, seeds, wanted)
+        asked = AskedAnswers(seeds.astype(np.uint32), wanted)
+        batch, asked = put((batch, asked), batch_sharding(self.mesh))
+        return self._prefill(self.state, batch, audio_bank, asked)
 
     def _insert(self, state: DecodingState | None, entered: Entered, places: list, new) -> DecodingState:
+        """Puts prefilled groups into free places, which are then taken."""
         width = entered.prompts.keys.shape[3]
         if state is None:
             state = empty_state(entered, len(places), width, CHUNK_STEPS)
@@ -195,7 +214,7 @@ class Generator:
 
     @staticmethod
     def _shrink(state: DecodingState, places: list) -> tuple[DecodingState, list]:
-        """Half as many places once no prompt waits and half of them are idle."""
+        """The state with half as many places, once half of them are idle and no prompt waits."""
         alive = [index for index, place in enumerate(places) if place]
         half = len(places) // 2
         devices = len(state.tokens.sharding.device_set)
@@ -206,8 +225,12 @@ class Generator:
 
 
 def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Prompt]]:
-    """Equal prompts together, at most n in a group, where n gives the fewest slots: a group holds its prompt
-    once and has n answers' slots, used or not."""
+    """Groups of equal prompts, at most n in a group, where n gives the fewest slots: a group holds its prompt
+    once and has n answers' slots, used or not.
+
+    Example: a prompt of 100 tokens asked four times and one of 100 asked once, answers of 50 tokens. In
+    groups of at most 4 they take 2 · (100 + 4 · 50) = 600 slots, one by one 5 · (100 + 50) = 750.
+    """
     groups: dict[tuple, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault(tuple(map(tuple, prompt.row)), []).append(prompt)
@@ -221,8 +244,12 @@ def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Promp
 
 
 def resize_to_need(state: DecodingState, places: list, growth: int) -> DecodingState:
-    """Room for one more chunk behind the longest answer in flight, rounded up to a power of `growth` of
-    chunks."""
+    """The state with room for one more chunk behind the longest answer in flight, in slots that are a chunk
+    times a power of `growth`.
+
+    Example: with chunks of 16 and a growth of 2, answers of up to 17 tokens have 32 slots, since the newest
+    token is not in the cache yet; from 18 on they have 64.
+    """
     longest = max(
         len(answer)
         for place in places
@@ -231,82 +258,7 @@ def resize_to_need(state: DecodingState, places: list, growth: int) -> DecodingS
         if not finished
     )
     slots = CHUNK_STEPS
-    while slots < longest - 1 + CHUNK_STEPS:  # the newest token is not in the cache yet
+    while slots < longest - 1 + CHUNK_STEPS:
         slots *= growth
     have = state.cache.valid.shape[1]
     return state if slots == have else resize(state, state.cache.prompts.keys.shape[3], slots)
-
-
-def _prefill(
-    graphdef, sampling: SamplingConfig, eos, cache_dtype, params, batch: Batch, audio_bank, seeds, wanted
-):
-    """Prompts (q, T) in, the first tokens of their answers chosen; `seeds` and `wanted` are (q, n)."""
-    model = nnx.merge(graphdef, params)
-    logits, positions, store = model.prefill(batch, audio_bank, cache_dtype)
-    (queries, vocabulary), samples = logits.shape, seeds.shape[1]
-    real = jnp.arange(batch.input_ids.shape[1])[None] < batch.lengths[:, None]
-    if sampling.repetition_penalty != 1.0:
-        seen = (
-            jnp.zeros((queries, vocabulary), bool).at[jnp.arange(queries)[:, None], batch.input_ids].max(real)
-        )
-    else:
-        seen = jnp.zeros((queries, 1), bool)
-    logits, seen, positions = (jnp.repeat(x, samples, axis=0) for x in (logits, seen, positions))
-    seeds = seeds.reshape(-1)
-    tokens = next_tokens(logits, seen, _keys(seeds, jnp.zeros(seeds.shape, jnp.int32)), sampling)
-    active = wanted.reshape(-1) & ~jnp.isin(tokens, eos) & (sampling.max_new_tokens > 1)
-    return Entered(
-        prompts=store,
-        lengths=batch.lengths,
-        tokens=tokens,
-        positions=positions,
-        active=active,
-        seeds=seeds,
-        seen=_mark(seen, tokens),
-    )
-
-
-def _decode(graphdef, sampling: SamplingConfig, eos, fused: bool, params, state: DecodingState):
-    """Up to CHUNK_STEPS more tokens a row; returns the state and the tokens (B, 1 + CHUNK_STEPS): the one
-    chosen before, and the new ones of the row, left-aligned."""
-    model = nnx.merge(graphdef, params)
-    adapters = model.adapters(all_layers=True)  # once, not in every step
-    rows = state.tokens.shape[0]
-
-    def unfinished(carry):
-        state, _, n = carry
-        return (n < CHUNK_STEPS) & jnp.any(state.active)
-
-    def step(carry):
-        state, chosen, n = carry
-        logits, cache = model.decode(
-            state.tokens, state.positions, state.slot, state.cache, adapters, fused=fused
-        )
-        tokens = next_tokens(logits, state.seen, _keys(state.seeds, state.made), sampling)
-        tokens = jnp.where(state.active, tokens, state.tokens)
-        made = state.made + state.active
-        state = DecodingState(
-            cache=cache,
-            tokens=tokens,
-            positions=state.positions + state.active,
-            made=made,
-            active=state.active & ~jnp.isin(tokens, eos) & (made < sampling.max_new_tokens),
-            seeds=state.seeds,
-            seen=_mark(state.seen, tokens),
-            slot=(state.slot + 1) % state.cache.valid.shape[1],
-        )
-        return state, chosen.at[:, n + 1].set(tokens), n + 1
-
-    chosen = jnp.zeros((rows, 1 + CHUNK_STEPS), jnp.int32).at[:, 0].set(state.tokens)
-    state, chosen, _ = jax.lax.while_loop(unfinished, step, (state, chosen, jnp.int32(0)))
-    return state, chosen
-
-
-def _keys(seeds: jax.Array, made: jax.Array) -> jax.Array:
-    return jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(seeds, made)
-
-
-def _mark(seen: jax.Array, tokens: jax.Array) -> jax.Array:
-    if seen.shape[1] == 1:
-        return seen
-    return seen.at[jnp.arange(seen.shape[0]), tokens].set(True)

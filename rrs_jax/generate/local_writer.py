@@ -16,7 +16,8 @@ from rrs_jax.weights.load import load_weights, resolve_folder
 
 
 class LocalWriter:
-    """A folder, a hub id, or `mini`. The first attempt at a prompt is greedy, later ones are sampled.
+    """A writer of text by the model in a folder, of a hub id, or `mini`. The first attempt at a prompt is
+    greedy, later ones are sampled.
 
     One model may be asked in several runs: an attempt's answer depends on the prompt and the attempt alone.
     """
@@ -40,6 +41,7 @@ class LocalWriter:
         ]
 
     def ask(self, requests: Sequence[Request], on_answer: Callable[[Request, str], None]) -> None:
+        """Writes an answer to every request; `on_answer` is called with each as it is ready."""
         bank = empty_audio_bank(self.module)
         with Progress(len(requests), "writing", unit="answers") as progress:
 

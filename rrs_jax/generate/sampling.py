@@ -5,10 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-CHUNK, PART = (
-    128,
-    16,
-)  # widths in which the vocabulary, and then its best chunks, are searched for large logits
+# Widths in which the vocabulary, and then its best chunks, are searched for large logits.
+CHUNK, PART = 128, 16
 SPARE = 12  # candidates beyond top_k, for logits that are exactly equal
 TOP_P_CANDIDATES = 128  # where top_k does not say how many tokens can be kept
 
@@ -27,7 +25,7 @@ class SamplingConfig:
 
     @classmethod
     def from_generation_config(cls, values: dict, **overrides) -> "SamplingConfig":
-        """From a folder's generation_config.json; an override of None leaves the folder's value.
+        """Settings of a folder's generation_config.json; an override of None leaves the folder's value.
 
         Greedy decoding asked for by an override also drops the folder's repetition penalty, which
         transformers would keep and which makes greedy answers depend on the prompt's words.
@@ -42,7 +40,7 @@ class SamplingConfig:
 
 
 def next_tokens(logits: jax.Array, seen: jax.Array, keys: jax.Array, config: SamplingConfig) -> jax.Array:
-    """(B, V) float32 logits to (B,) int32 tokens.
+    """The next token of each row, int32 (B,), from float32 logits (B, V).
 
     `seen` (B, V) marks the tokens of the prompt and of the answer so far; `keys` (B,) are random keys, one a
     row, so that a row's answer does not depend on its neighbours.
@@ -59,14 +57,15 @@ def next_tokens(logits: jax.Array, seen: jax.Array, keys: jax.Array, config: Sam
         return chosen
 
     def from_all(_):
-        """Rows in which more tokens may be kept than there are candidates. What the others drew does not
-        change."""
+        """Draws from the whole vocabulary where more tokens may be kept than there are candidates; what the
+        other rows drew does not change."""
         return jnp.where(complete, chosen, _pick(keys, *_filtered(*_sorted(logits), logits, config)))
 
     return jax.lax.cond(jnp.all(complete), lambda _: chosen, from_all, None)
 
 
 def penalised(logits: jax.Array, seen: jax.Array, config: SamplingConfig) -> jax.Array:
+    """Logits (B, V), those of tokens `seen` (B, V) lowered by the repetition penalty."""
     if config.repetition_penalty == 1.0:
         return logits
     lowered = jnp.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
@@ -74,12 +73,13 @@ def penalised(logits: jax.Array, seen: jax.Array, config: SamplingConfig) -> jax
 
 
 def candidates(logits: jax.Array, config: SamplingConfig) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The largest of a row's logits (B, C), falling, those that top-k and top-p drop as -inf; their tokens
-    (B, C); and which rows (B,) are complete, that is, have no further token that would be kept (None: all
-    are).
+    """The largest logits of each row, their tokens, and which rows are complete.
 
-    A vocabulary is not sorted for this: the C chunks with the largest maxima hold the C largest logits, and
-    so do the C best parts of these chunks.
+    Returns (B, count) logits, falling, those that top-k and top-p drop as -inf; int32 (B, count) tokens; and
+    bool (B,), rows that have no further token that would be kept (None: all rows).
+
+    A vocabulary is not sorted for this: the `count` chunks with the largest maxima hold the `count` largest
+    logits, and so do the `count` best parts of these chunks.
     """
     count = (config.top_k or TOP_P_CANDIDATES) + SPARE
     if logits.shape[-1] < 2 * count * CHUNK:
@@ -104,17 +104,18 @@ def candidates(logits: jax.Array, config: SamplingConfig) -> tuple[jax.Array, ja
 
 
 def _filtered(values: jax.Array, tokens: jax.Array, logits: jax.Array, config: SamplingConfig):
-    """Top-k keeps everything that is not below the k-th largest. Top-p drops, from the smallest on, what
-    makes up 1 - p together; the largest logit always stays. Of equal logits at that border as many stay as in
-    transformers, where it depends on torch's sorting which ones; here it is the first tokens."""
+    """Falling logits with those that top-k and top-p drop as -inf, and their tokens.
+
+    Top-k keeps everything that is not below the k-th largest. Top-p drops, from the smallest on, what makes
+    up 1 - p together; the largest logit always stays. Of equal logits at that border as many stay as in
+    transformers, where it depends on torch's sorting which ones; here it is the first tokens.
+    """
     if config.top_k and config.top_k < logits.shape[-1]:
         values = jnp.where(values >= values[:, config.top_k - 1 : config.top_k], values, -jnp.inf)
         logits = values
     if config.top_p < 1.0:
         shares = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-        if (
-            values.shape == logits.shape
-        ):  # all that is there: summed up from the smallest, as transformers does
+        if values.shape == logits.shape:  # the whole row: summed up from the smallest, as transformers does
             dropped = jnp.cumsum(shares[:, ::-1], axis=-1)[:, ::-1] <= jnp.float32(1 - config.top_p)
         else:
             dropped = jnp.cumsum(shares, axis=-1) - shares >= jnp.float32(config.top_p)
@@ -123,12 +124,12 @@ def _filtered(values: jax.Array, tokens: jax.Array, logits: jax.Array, config: S
 
 
 def _sorted(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All logits, falling, and their tokens."""
+    """Logits of each row, falling, and their tokens."""
     return jax.lax.top_k(logits, logits.shape[-1])
 
 
 def _chunks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(B, V) as (B, chunks, CHUNK), filled up with -inf; and the places, (1, chunks, CHUNK)."""
+    """Logits (B, V) cut into (B, chunks, CHUNK), filled up with -inf; and the places, (1, chunks, CHUNK)."""
     filled = jnp.pad(logits, [(0, 0), (0, -logits.shape[-1] % CHUNK)], constant_values=-jnp.inf)
     return filled.reshape(len(logits), -1, CHUNK), jnp.arange(filled.shape[-1]).reshape(1, -1, CHUNK)
 

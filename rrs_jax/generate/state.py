@@ -6,30 +6,39 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from rrs_jax.models.cache import Cache, Store
+from rrs_jax.models.cache import Cache, KeysValues
 
 
 @flax.struct.dataclass
 class DecodingState:
-    """Q prompts with n answers each, B = Q·n rows in this order. `tokens` were chosen last and are not in the
-    cache yet."""
+    """Q prompts with U answers each, B = Q·U rows in this order.
+
+    Attributes:
+      tokens: int32 (B,), chosen last and not in the cache yet.
+      positions: int32 (B,), where `tokens` stand.
+      made: int32 (B,), tokens chosen so far.
+      active: bool (B,), answers that go on.
+      seeds: uint32 (B,).
+      seen: bool (B, V), tokens of the prompt and the answer, or (B, 1) where nothing asks for them.
+      slot: int32, of the answers' cache, where the next tokens go.
+    """
 
     cache: Cache
-    tokens: jax.Array  # int32 (B,)
-    positions: jax.Array  # int32 (B,): where `tokens` stand
-    made: jax.Array  # int32 (B,): tokens chosen so far
-    active: jax.Array  # bool (B,)
-    seeds: jax.Array  # uint32 (B,)
-    seen: jax.Array  # bool (B, V), or (B, 1) where nothing asks for it
-    slot: jax.Array  # int32: of the answers' cache, where the next tokens go
+    tokens: jax.Array
+    positions: jax.Array
+    made: jax.Array
+    active: jax.Array
+    seeds: jax.Array
+    seen: jax.Array
+    slot: jax.Array
 
 
 @flax.struct.dataclass
 class Entered:
-    """Prefilled prompts: keys and values (L, q, K, T, H), lengths (q,), and the rows of their answers, (q·n,)
-    each."""
+    """Prefilled prompts with keys and values (L, Q, K, T, E) and lengths (Q,), and the rows of their answers,
+    (Q·U, ...) each, as in `DecodingState`."""
 
-    prompts: Store
+    prompts: KeysValues
     lengths: jax.Array
     tokens: jax.Array
     positions: jax.Array
@@ -43,25 +52,23 @@ ROW_FIELDS = ("tokens", "positions", "active", "seeds", "seen")
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def empty_state(entered: Entered, queries: int, width: int, slots: int) -> DecodingState:
-    """Places for as many prompts of at most `width` tokens, all idle, with room for `slots` tokens an
+    """A state of idle places for `queries` prompts of at most `width` tokens, with room for `slots` tokens an
     answer."""
-    n = entered.tokens.shape[0] // entered.lengths.shape[0]
-
-    cache = Cache.empty(entered.prompts, queries, width, n, slots)
+    samples = entered.tokens.shape[0] // entered.lengths.shape[0]
+    cache, size = Cache.empty(entered.prompts, queries, width, samples, slots), queries * samples
     rows = {
-        name: jnp.zeros((queries * n, *getattr(entered, name).shape[1:]), getattr(entered, name).dtype)
+        name: jnp.zeros((size, *getattr(entered, name).shape[1:]), getattr(entered, name).dtype)
         for name in ROW_FIELDS
     }
-    made, slot = jnp.zeros((queries * n,), jnp.int32), jnp.zeros((), jnp.int32)
+    made, slot = jnp.zeros((size,), jnp.int32), jnp.zeros((), jnp.int32)
     return DecodingState(cache=cache, made=made, slot=slot, **rows)
 
 
 @partial(jax.jit, donate_argnums=0)
 def insert(state: DecodingState, entered: Entered, places: jax.Array) -> DecodingState:
-    """Puts prefilled prompts into `places` (q,) with their answers; a place outside the batch drops its
+    """Puts prefilled prompts into `places` (Q,) with their answers; a place outside the batch drops its
     prompt."""
-    n = state.tokens.shape[0] // state.cache.prompt_lengths.shape[0]
-    rows = (places[:, None] * n + jnp.arange(n)).reshape(-1)
+    rows = _rows(state, places)
 
     def put_prompt(old, fresh):
         return old.at[:, places, :, : fresh.shape[3]].set(fresh, mode="drop")
@@ -80,8 +87,8 @@ def insert(state: DecodingState, entered: Entered, places: jax.Array) -> Decodin
 
 
 def resize(state: DecodingState, width: int, slots: int) -> DecodingState:
-    """Another width of the prompts and number of slots for answers; what lies beyond a smaller one is
-    unused."""
+    """The state with another width of the prompts and number of slots for answers; what lies beyond a smaller
+    one is unused."""
     cache = state.cache
     if width != cache.prompts.keys.shape[3]:
         cache = cache.replace(prompts=_widened(cache.prompts, width))
@@ -92,15 +99,20 @@ def resize(state: DecodingState, width: int, slots: int) -> DecodingState:
 
 
 @partial(jax.jit, static_argnums=1)
-def _widened(prompts: Store, width: int) -> Store:
+def _widened(prompts: KeysValues, width: int) -> KeysValues:
     return jax.tree.map(lambda leaf: _fit(leaf, 3, width), prompts)
 
 
 @partial(jax.jit, static_argnums=3)
 def _reordered(
-    answers: Store, valid: jax.Array, slot: jax.Array, slots: int
-) -> tuple[Store, jax.Array, jax.Array]:
-    """The last `slots` slots in the order in which they were written, or all and room behind them."""
+    answers: KeysValues, valid: jax.Array, slot: jax.Array, slots: int
+) -> tuple[KeysValues, jax.Array, jax.Array]:
+    """The answers' last `slots` slots in the order in which they were written, or all and room behind them;
+    with `valid` and the next slot.
+
+    Example: of four slots, written in the order 2 3 0 1 with slot 2 the next, eight hold 2 3 0 1 and four
+    empty ones, of which the first is the next; two hold 0 1, and the first of them is the next.
+    """
     have = valid.shape[1]
     kept = min(have, slots)
     order = (slot - kept + jnp.arange(kept)) % have
@@ -119,9 +131,8 @@ def _fit(leaf: jax.Array, axis: int, size: int) -> jax.Array:
 
 @jax.jit
 def take(state: DecodingState, places: jax.Array) -> DecodingState:
-    """The prompts in `places` (q,) with their answers."""
-    n = state.tokens.shape[0] // state.cache.prompt_lengths.shape[0]
-    rows = (places[:, None] * n + jnp.arange(n)).reshape(-1)
+    """The state of the prompts in `places` (Q,) with their answers."""
+    rows = _rows(state, places)
     cache = Cache(
         jax.tree.map(lambda leaf: leaf[:, places], state.cache.prompts),
         state.cache.prompt_lengths[places],
@@ -130,3 +141,9 @@ def take(state: DecodingState, places: jax.Array) -> DecodingState:
     )
     fields = {name: getattr(state, name)[rows] for name in ROW_FIELDS}
     return DecodingState(cache=cache, made=state.made[rows], slot=state.slot, **fields)
+
+
+def _rows(state: DecodingState, places: jax.Array) -> jax.Array:
+    """The answers' rows of the prompts in `places` (Q,): int32 (Q·U,)."""
+    samples = state.tokens.shape[0] // state.cache.prompt_lengths.shape[0]
+    return (places[:, None] * samples + jnp.arange(samples)).reshape(-1)

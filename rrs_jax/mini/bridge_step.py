@@ -20,6 +20,7 @@ from flax import nnx
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count, pad_features
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.decoder_pass import DecoderInputs
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.stack import compiler_options
 
@@ -152,7 +153,8 @@ class Bridge:
             ].astype(x.dtype)
             x = jnp.where(batch.audio_index[..., None] >= 0, audio, x)
         adapters = None if bank is None else model.adapters()
-        hidden = model.language_model.hidden_states(x, batch.lengths, adapters, remat="dots")
+        decoder = model.language_model
+        hidden = decoder.norm(decoder(DecoderInputs(x, batch.lengths), adapters, remat="dots").states)
         positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], hidden.shape[1] - 1)
         return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 

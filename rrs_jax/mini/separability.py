@@ -25,6 +25,7 @@ from rrs_jax.errors import exit_status
 from rrs_jax.files import write_json
 from rrs_jax.inputs.batching import batches_in_buckets, bucket_lengths, collate, restore_order
 from rrs_jax.mini.measure import BATCH, load_mini
+from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
 from rrs_jax.progress import Progress
 
 EVERY = 3  # layers
@@ -44,7 +45,8 @@ def hidden_features(model: nnx.Module, rows: list, bank: jax.Array, audio_token_
     def features(state, bank, batch):
         model = nnx.merge(graphdef, state)
         x = model.embed(batch.input_ids, batch.audio_index, bank)
-        states = model.language_model.layer_outputs(x, batch.lengths, None)[EVERY - 1 :: EVERY]
+        states = model.language_model(DecoderInputs(x, batch.lengths), None, Wanted(each_layer="all"))
+        states = states.each_layer[EVERY - 1 :: EVERY]
         positions = jnp.arange(batch.input_ids.shape[1])[None]
         real = positions < batch.lengths[:, None]
         heard = batch.audio_index >= 0

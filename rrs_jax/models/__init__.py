@@ -1,9 +1,13 @@
 """Audio language models as Flax NNX modules.
 
-One alphabet of axes, in einsum strings, partition rules and comments alike:
+One alphabet of axes for the whole package, in einsum strings, docstrings and comments:
 
-    B batch    T query position    S key position    L layer
-    N heads    K key-value heads   G heads per key-value head    H head width
-    D model width    F mlp width    V vocabulary    R LoRA rank
-    C clips    M mel bins    P encoder positions    A audio tokens
+    B rows of a batch     T tokens of a row, query positions    S key positions
+    D hidden width        F mlp width          V vocabulary     L layers of a stack
+    H heads               K key-value heads    G heads of one key-value head, H = K·G    E head width
+    R LoRA rank           I, O inputs and outputs of a linear
+    N samples             J chosen positions of a row
+    C clips               M mel bins           A audio tokens of a clip
+    Q prompts in flight   U answers of each, B = Q·U
+    P slots of a prompt in the cache           W slots of an answer
 """

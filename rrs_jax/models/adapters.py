@@ -1,8 +1,8 @@
 """LoRA as the decoder computes it: linears that read the same input share one thin product.
 
-y = x·W + (x·A)·B + bias, where W and bias are frozen. The thin products of all linears of one input stand
-side by side in one matrix A (D, R), R being the sum of their ranks, and each B (R, O) is zero in the rows of
-the others: a few kilobytes of zeros in place of kernels that cut the product to pieces.
+y = x·W + (x·A)·B + bias, where W and bias are frozen. The matrices A of all linears of one input stand side
+by side in one (I, R), R being the sum of their ranks, and each B (R, O) is zero in the rows of the others: a
+few kilobytes of zeros in place of kernels that cut the product to pieces. `LoRA.packed` shows an example.
 """
 
 import flax.struct
@@ -20,10 +20,10 @@ INPUT_OF = {name: group[0] for group in SAME_INPUT for name in group}
 
 @flax.struct.dataclass
 class Adapters:
-    """Of one layer, or stacked over layers; in the dtype of the hidden states, the scale folded in.
+    """Adapters of one layer, or stacked over layers, in the dtype of the hidden states, the scale folded in.
 
     Attributes:
-      a: (D, R) by the first linear of each input in `SAME_INPUT`, where any of them has an adapter.
+      a: (I, R) by the first linear of each input in `SAME_INPUT`, where any of them has an adapter.
       b: (R, O) by linear, where it has an adapter.
     """
 
@@ -31,7 +31,7 @@ class Adapters:
     b: dict[str, jax.Array]
 
     def apply(self, names: tuple[str, ...], x: jax.Array, linears) -> list[jax.Array]:
-        """The outputs of the linears `names`, which read x."""
+        """Outputs of the linears `names`, which read x."""
         if not any(name in self.b for name in names):
             return [linear(x) for linear in linears]
         kernels = [linear.matrix for linear in linears]
@@ -41,8 +41,8 @@ class Adapters:
 
 @jax.custom_vjp
 def adapted(x: jax.Array, kernels: list, biases: list, a: jax.Array, b: list) -> list[jax.Array]:
-    """x (B, T, D) through several frozen linears with adapters. A kernel may have 8 bit, a linear's b may be
-    None.
+    """Outputs of several frozen linears with adapters that read x (B, T, I). A kernel may have 8 bit, a
+    linear's b may be None.
 
     The derivative keeps x and the thin product alone, and has none for the frozen arrays.
     """
@@ -51,13 +51,8 @@ def adapted(x: jax.Array, kernels: list, biases: list, a: jax.Array, b: list) ->
 
 def _forward(x, kernels, biases, a, b):
     thin = checkpoint_name(x @ a, "thin")
-    return [_output(x, thin, *arrays) for arrays in zip(kernels, biases, b, strict=True)], (
-        x,
-        thin,
-        kernels,
-        a,
-        b,
-    )
+    outputs = [_output(x, thin, *arrays) for arrays in zip(kernels, biases, b, strict=True)]
+    return outputs, (x, thin, kernels, a, b)
 
 
 def _output(x, thin, kernel, bias, b):

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rrs_jax.models.layers import LayerNorm, Linear, attention, gelu
-from rrs_jax.models.stack import scan_layers
+from rrs_jax.models.stack import LayerScan, scan_layers
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioEncoderConfig:
+    """Sizes of an audio encoder, under the names of its config.json."""
+
     d_model: int
     encoder_layers: int
     encoder_attention_heads: int
@@ -81,7 +83,8 @@ class AudioEncoder(nnx.Module):
     def __call__(
         self, input_features: jax.Array, feature_lengths: jax.Array, *, differentiable: bool = False
     ) -> jax.Array:
-        """(C, M, frames) and valid frames (C,) to (C, frames // 4, d_model); frames a multiple of 4.
+        """Hidden states (C, frames // 4, d_model) of log-mel (C, M, frames) with valid frames (C,); frames is
+        a multiple of 4.
 
         The layers have a derivative if `differentiable`; otherwise nothing has."""
         x = jnp.swapaxes(input_features, 1, 2).astype(self.conv1.kernel.dtype)
@@ -95,7 +98,7 @@ class AudioEncoder(nnx.Module):
             return nnx.merge(graphdef, trained if differentiable else frozen)(x, lengths), None
 
         places = (None, stacks) if differentiable else (stacks, None)
-        x, _ = scan_layers(step, x, lengths, *places, 0, self.config.encoder_layers)
+        x, _ = scan_layers(LayerScan(step, 0, self.config.encoder_layers), x, *places, lengths)
         clips, positions, width = x.shape
         x = x.reshape(clips, positions // 2, 2, width).mean(axis=2)
         return self.layer_norm(x)

@@ -1,4 +1,4 @@
-"""Arithmetic of the models, by layer and position: what decides lengths of batches and estimates."""
+"""Arithmetic of the models by layer and position, which decides lengths of batches and estimates."""
 
 import jax
 
@@ -8,18 +8,18 @@ PROGRAM_FLOPS = {"gpu": 1e15, "cpu": 5e10}
 
 
 def decoder_flops(text, layers: int | None = None) -> float:
-    """Of one token on its way through the decoder's matrices, or those of so many `layers`."""
+    """Floating-point operations of one token in the decoder's matrices, or in those of so many `layers`."""
     layer = sum(rows * columns for rows, columns in text.linears().values())
     return 2 * layer * (text.num_hidden_layers if layers is None else layers)
 
 
 def encoder_flops(audio) -> float:
-    """Of one position on its way through the encoder's matrices; there are two mel frames to a position."""
+    """Floating-point operations of one position in the encoder's matrices; a position is two mel frames."""
     return 2 * audio.encoder_layers * (4 * audio.d_model**2 + 2 * audio.d_model * audio.encoder_ffn_dim)
 
 
 def state_size(text, kept_layers: int = 0) -> int:
-    """Numbers of one token's hidden state and its keys and values in so many layers."""
+    """Count of the numbers in one token's hidden state and its keys and values in so many layers."""
     return text.hidden_size + 2 * kept_layers * text.num_key_value_heads * text.head_dim
 
 

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from rrs_jax.models.cache import Cache, Store
+from rrs_jax.models.cache import Cache, KeysValues
 
 BLOCK, WARPS, STAGES = 64, 4, 3  # keys at once, warps of a program, blocks in flight
 LEAST_ROWS = 16  # of a tensor core's tile
 
 
 def serves(cache_dtype, head_dim: int, devices: int) -> bool:
-    """Whether decoding takes the kernel: one GPU, keys and values in 16 or 8 bit, heads of a power of two.
+    """True where decoding takes the kernel: one GPU, keys and values in 16 or 8 bit, heads of a power of two.
     The kernel is not cut over several devices."""
     narrow = jnp.dtype(cache_dtype) in (jnp.bfloat16, jnp.float16, jnp.int8)
     whole = head_dim >= LEAST_ROWS and head_dim & (head_dim - 1) == 0
@@ -38,19 +38,20 @@ def fused_attention(
     slot: jax.Array,
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, Store]:
-    """As `rrs_jax.models.cache.cached_attention`, of the layer with number `layer` (int32) of the cache's
-    stacks; and the answers of `cache` with the new tokens in `slot` (int32) of that layer.
+) -> tuple[jax.Array, KeysValues]:
+    """Attention of new tokens in the layer with number `layer` (int32) of the cache's stacks, (B, H, E), and
+    the answers of `cache` with the new tokens in `slot` (int32) of that layer.
 
-    q (B, N, H), k and v (B, K, H) are the new tokens'; returns (B, N, H) and the answers, whose memory is
-    that of `cache.answers`. What `slot` held is not attended to. Products are summed up in float32, the
-    softmax is float32. `interpret` runs the kernel's operations one by one, on any device.
+    The attention is that of `rrs_jax.models.cache.cached_attention`: q (B, H, E), k and v (B, K, E) are the
+    new tokens'. The answers' memory is that of `cache.answers`; what `slot` held is not attended to. Products
+    are summed up in float32, the softmax is float32. `interpret` runs the kernel's operations one by one, on
+    any device.
     """
     layers, queries, heads, n, slots, size = cache.answers.keys.shape
     groups = q.shape[1] // heads
     rows = max(LEAST_ROWS, pl.next_power_of_2(n * groups))
     kernel = functools.partial(_kernel, n=n, groups=groups, heads=heads, slots=slots, rows=rows)
-    new = Store.of(k, v, cache.answers.keys.dtype)
+    new = KeysValues.of(k, v, cache.answers.keys.dtype)
     # A program finds its answers' slots in one row, the new tokens and queries as rows of vectors.
     answers = jax.tree.map(
         lambda leaf: leaf.reshape(layers, queries, heads, n * slots, *leaf.shape[5:]), cache.answers
@@ -92,11 +93,11 @@ def _kernel(
     q,
     k,
     v,
-    new: Store,
-    prompts: Store,
-    answers: Store,
+    new: KeysValues,
+    prompts: KeysValues,
+    answers: KeysValues,
     out,
-    written: Store,
+    written: KeysValues,
     *,
     n: int,
     groups: int,
@@ -114,7 +115,7 @@ def _kernel(
     queries = plgpu.load(q.at[_vectors(place, size)])
 
     def read(vectors, scales, column, real):
-        """Of this layer's columns `column` those that are `real` (BLOCK,), as q has them; and their
+        """This layer's vectors in columns `column` (BLOCK,), zero where not `real`, in q's dtype; and their
         scales."""
         mask = jnp.broadcast_to(real[:, None], (BLOCK, size))
         block = plgpu.load(vectors.at[layer, query, head, *_vectors(column, size)], mask=mask, other=0)
@@ -123,7 +124,7 @@ def _kernel(
         return block.astype(queries.dtype), scales
 
     def add(carry, store, column, real, shown):
-        """One block of keys, of which those `shown` (rows, BLOCK) count."""
+        """The carry behind one more block of keys, of which those `shown` (rows, BLOCK) count."""
         top, total, attended = carry
         block, steps = read(store.keys, store.key_scales, column, real)
         scores = jax.lax.dot_general(
@@ -176,6 +177,6 @@ def _kernel(
 
 
 def _vectors(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Indices of whole vectors, those in `places` (n,): two of (n, size)."""
+    """Two indices, (len(places), size) each, that pick the whole vectors in `places`."""
     shape = len(places), size
     return jnp.broadcast_to(places[:, None], shape), jnp.broadcast_to(jnp.arange(size)[None], shape)

@@ -1,4 +1,4 @@
-"""What the parsers of config.json share."""
+"""Steps that the parsers of config.json share."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ from rrs_jax.errors import UserError
 
 
 def picked(config_class: type, values: dict) -> Any:
-    """An instance of a dataclass from those of the values that are its fields."""
+    """An instance of a dataclass made of those values that are its fields."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return config_class(**{name: value for name, value in values.items() if name in names})
 

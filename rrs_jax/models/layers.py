@@ -42,6 +42,7 @@ class Linear(nnx.Module):
 
     @property
     def matrix(self) -> jax.Array | Int8 | Float8:
+        """The matrix for `rrs_jax.models.quantised.product`."""
         if self.quantize == "float8":
             return Float8(
                 self.weight[...], self.scale[...], None if self.columns is None else self.columns[...]
@@ -49,7 +50,7 @@ class Linear(nnx.Module):
         return Int8(self.kernel[...], self.scale[...]) if self.quantize == "int8" else self.kernel[...]
 
     def transpose_too(self) -> None:
-        """For `float8`: the backward pass then transposes nothing."""
+        """Keeps a float8 matrix transposed besides, so that the backward pass transposes nothing."""
         self.columns = nnx.Param(jnp.swapaxes(self.weight[...], -2, -1))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,6 +76,8 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
+    """Layer norm in float32, cast back at the end."""
+
     def __init__(self, features: int, *, dtype, stack: tuple[int, ...] = (), eps: float = 1e-5):
         self.weight = nnx.Param(jnp.ones((*stack, features), dtype))
         self.bias = nnx.Param(jnp.zeros((*stack, features), dtype))
@@ -89,8 +92,7 @@ class LayerNorm(nnx.Module):
 
 def gelu(x: jax.Array) -> jax.Array:
     """x·Φ(x) by the error function, as torch has it. `jax.nn.gelu` takes erfc, for which XLA computes two
-    branches of
-    each number: on an H100 that is twice the time of reading and writing it."""
+    branches of each number: on an H100 that is twice the time of reading and writing it."""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
@@ -98,7 +100,7 @@ def gelu(x: jax.Array) -> jax.Array:
 def rotary_angles(
     positions: jax.Array, head_dim: int, theta: float, sections: tuple[int, ...] = ()
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, float32 (B, T, 1, H/2), of positions (B, T) (RoPE, Su et al. 2021, half-split).
+    """Cosine and sine, float32 (B, T, 1, E/2), of positions (B, T) (RoPE, Su et al. 2021, half-split).
 
     With `sections`, positions are (3, B, T), in time, height and width, and each section of so many
     frequencies takes its angle from the next of the three (TMRoPE, Xu et al. 2025).
@@ -112,14 +114,14 @@ def rotary_angles(
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Applies the rotation to x (B, T, heads, H) in float32."""
+    """Applies the rotation to x (B, T, H, E), in float32."""
     cos, sin = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def attention(q, k, v, *, causal: bool, key_lengths=None, mask=None) -> jax.Array:
-    """Scaled dot-product attention; q (B, T, N, H), k and v (B, S, K, H) with N a multiple of K.
+    """Scaled dot-product attention, (B, T, H, E), of q (B, T, H, E) to k and v (B, S, K, E).
 
     cuDNN's flash attention on a GPU in 16 bit, XLA elsewhere. `key_lengths` (B,) hides keys past a row's end;
     causal attention over right-padded rows does not need it.

@@ -17,8 +17,12 @@ class LoRAParam(nnx.Param):
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """`targets`: None stands for all linears of the decoder, which `LoRA.config` then names. `first_layer`:
-    layers below it carry no adapter, so nothing is differentiated through them."""
+    """Settings of the adapters; a pair adds `alpha / rank` times its product.
+
+    Attributes:
+      targets: names of linears; None stands for all of the decoder, which `LoRA.config` then names.
+      first_layer: layers below it carry no adapter, so nothing is differentiated through them.
+    """
 
     rank: int = 8
     alpha: float = 16.0
@@ -35,11 +39,12 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
+        """Factor of a pair's product."""
         return self.alpha / self.rank
 
 
 class LoRAPair(nnx.Module):
-    """A (in, R) and B (R, out), float32: adds `x @ lora_a @ lora_b * scale` to a linear's output."""
+    """A (L, I, R) and B (L, R, O), float32: adds `x @ lora_a @ lora_b * scale` to a linear's output."""
 
     def __init__(
         self, in_features: int, out_features: int, *, rank: int, scale: float, stack: tuple[int, ...]
@@ -82,6 +87,7 @@ class LoRA(nnx.Module):
             setattr(self, target, pair)
 
     def pair(self, target: str) -> LoRAPair | None:
+        """The pair of a target, None for a linear without one."""
         return getattr(self, target, None)
 
     def pairs(self) -> list[tuple[jax.Array, jax.Array, float]]:
@@ -92,37 +98,50 @@ class LoRA(nnx.Module):
     def packed(
         self, dtype, released: dict[str, tuple[str, int | None]], *, all_layers: bool = False
     ) -> Adapters:
-        """As the decoder's linears compute them, stacked over the layers that carry adapters, or over all,
-        zero where there are none. `released`: see `DecoderLayer.released`."""
-        below = self.config.first_layer if all_layers else 0
-        rank = self.config.rank
+        """The pairs as the decoder's linears compute them, stacked over the layers that carry adapters, or
+        over all, zero where there are none.
+
+        Linears of one input share a thin product. Example: rank 2, scale s, pairs for q_proj and v_proj.
+
+            a["q_proj"] = [A_q  A_v]                            (L, D, 4): x @ a is both thin products
+            b["q_proj"] = [s·B_q]      b["v_proj"] = [  0  ]    (L, 4, O): each reads its two columns
+                          [  0  ]                    [s·B_v]
+
+        `released`: see `DecoderLayer.released`.
+        """
         a, b = {}, {}
         for names in SAME_INPUT:
-            targets = [
-                target for target in dict.fromkeys(released[name][0] for name in names) if self.pair(target)
-            ]
-            if not targets:
-                continue
-            a[names[0]] = jnp.concatenate([self.pair(target).lora_a[...] for target in targets], axis=-1)
+            targets = self._targets_of(names, released)
+            if targets:
+                a[names[0]] = jnp.concatenate([self.pair(target).lora_a[...] for target in targets], axis=-1)
             for name in names:
                 target, third = released[name]
-                if target not in targets:
-                    continue
-                pair, place = self.pair(target), targets.index(target)
-                lora_b = pair.lora_b[...] * pair.scale
-                if third is not None:
-                    lora_b = jnp.split(lora_b, 3, axis=-1)[third]
-                rows = (rank * place, rank * (len(targets) - 1 - place))
-                b[name] = jnp.pad(lora_b, [(0, 0), rows, (0, 0)])
+                if target in targets:
+                    b[name] = self._among(self._scaled_b(target, third), targets.index(target), len(targets))
         adapters = jax.tree.map(lambda leaf: leaf.astype(dtype), Adapters(a, b))
-        return (
-            jax.tree.map(lambda leaf: jnp.pad(leaf, [(below, 0), (0, 0), (0, 0)]), adapters)
-            if below
-            else adapters
-        )
+        if all_layers and self.config.first_layer:
+            below = (self.config.first_layer, 0), (0, 0), (0, 0)
+            adapters = jax.tree.map(lambda leaf: jnp.pad(leaf, below), adapters)
+        return adapters
+
+    def _targets_of(self, names: tuple[str, ...], released: dict[str, tuple[str, int | None]]) -> list[str]:
+        """Targets with a pair that compute one of the linears `names`, each once."""
+        return [target for target in dict.fromkeys(released[name][0] for name in names) if self.pair(target)]
+
+    def _scaled_b(self, target: str, third: int | None) -> jax.Array:
+        """B times the scale, (L, R, O); a third of its outputs where the released linear computes three."""
+        pair = self.pair(target)
+        lora_b = pair.lora_b[...] * pair.scale
+        return lora_b if third is None else jnp.split(lora_b, 3, axis=-1)[third]
+
+    def _among(self, lora_b: jax.Array, place: int, count: int) -> jax.Array:
+        """B (L, R, O) as rows `place` of `count` blocks of R rows, zero in the others."""
+        rank = self.config.rank
+        return jnp.pad(lora_b, [(0, 0), (rank * place, rank * (count - 1 - place)), (0, 0)])
 
     def initialise(self, key: jax.Array) -> None:
-        """A uniform in ±1/sqrt(in) (torch's kaiming_uniform with a=sqrt(5), as PEFT), B zero."""
+        """Draws A uniformly in ±1/sqrt(I) (torch's kaiming_uniform with a=sqrt(5), as PEFT) and sets B to
+        zero."""
         for index, target in enumerate(self.config.targets):
             pair = self.pair(target)
             shape = pair.lora_a.shape

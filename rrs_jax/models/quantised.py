@@ -24,16 +24,18 @@ class Int8:
 
     @classmethod
     def of(cls, matrix: jax.Array) -> "Int8":
-        """Rounded to 127 steps of the largest magnitude of each output's weights."""
+        """The matrix (..., in, out) in 127 steps up to the largest magnitude of each output's weights."""
         wide = matrix.astype(jnp.float32)
         scale = jnp.max(jnp.abs(wide), axis=-2) / 127
         steps = jnp.round(wide / jnp.maximum(scale, SMALLEST_SCALE)[..., None, :])
         return cls(steps.astype(jnp.int8), scale)
 
     def product(self, x: jax.Array) -> jax.Array:
+        """x (..., in) times the matrix."""
         return x @ self._dense(x.dtype)
 
     def product_back(self, dy: jax.Array) -> jax.Array:
+        """dy (..., out) times the transposed matrix."""
         return dy @ self._dense(dy.dtype).T
 
     def _dense(self, dtype) -> jax.Array:
@@ -55,34 +57,35 @@ class Float8:
 
     @classmethod
     def of(cls, rows: jax.Array) -> "Float8":
-        """Of (..., out, in): each output's weights as multiples of a 448th of the largest magnitude among
-        them."""
+        """The matrix (..., out, in) with each output's weights as multiples of a 448th of the largest
+        magnitude among them."""
         rounded, scale = rounded_rows(rows)
         return cls(rounded, scale[..., 0])
 
     def product(self, x: jax.Array) -> jax.Array:
+        """x (..., in) times the matrix, both in 8 bit."""
         return _float8_product(x, self)
 
     def product_back(self, dy: jax.Array) -> jax.Array:
-        """dy times the outputs' scales is rounded, row by row as x is: to e4m3 as well, whose finer steps
-        count for more than the wider range of e5m2."""
+        """dy (..., out) times the transposed matrix. dy times the outputs' scales is rounded, row by row as x
+        is: to e4m3 as well, whose finer steps count for more than the wider range of e5m2."""
         rounded, scale = rounded_rows(dy.astype(jnp.float32) * self.scale)
         columns = _transposed(self.rows) if self.columns is None else self.columns
         return (_sums(rounded, columns, dy.dtype) * scale).astype(dy.dtype)
 
 
 def product(x: jax.Array, matrix: jax.Array | Int8 | Float8) -> jax.Array:
-    """x (..., in) times the matrix (in, out), in x's dtype."""
+    """The product of x (..., in) and the matrix (in, out), in x's dtype."""
     return x @ matrix if isinstance(matrix, jax.Array) else matrix.product(x)
 
 
 def product_back(dy: jax.Array, matrix: jax.Array | Int8 | Float8) -> jax.Array:
-    """dy (..., out) times the transposed matrix, in dy's dtype."""
+    """The product of dy (..., out) and the transposed matrix, in dy's dtype."""
     return dy @ matrix.T if isinstance(matrix, jax.Array) else matrix.product_back(dy)
 
 
 def rounded_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x (..., n) in float8_e4m3fn, and the float32 scale (..., 1) of each row, a 448th of its largest
+    """Rows x (..., n) as float8_e4m3fn, and the float32 scale (..., 1) of each, a 448th of its largest
     magnitude."""
     wide = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=-1, keepdims=True), SMALLEST_SCALE) / LARGEST
@@ -91,7 +94,8 @@ def rounded_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_vjp
 def _float8_product(x: jax.Array, matrix: Float8) -> jax.Array:
-    """The derivative is that of x times the rounded matrix: the rounding of x passes dy through."""
+    """x times the matrix in 8 bit. Its derivative is that of x times the rounded matrix: the rounding of x
+    passes dy through."""
     rounded, scale = rounded_rows(x)
     return (_sums(rounded, matrix.rows, x.dtype) * scale * matrix.scale).astype(x.dtype)
 
@@ -102,8 +106,7 @@ _float8_product.defvjp(
 
 
 def _sums(x: jax.Array, rows: jax.Array, dtype) -> jax.Array:
-    """x (..., n) times the transpose of `rows` (m, n), both of 8-bit numbers: float32 (..., m), summed in
-    float32.
+    """Products of x (..., n) with `rows` (m, n), both of 8-bit numbers: float32 (..., m), summed in float32.
 
     Beside bfloat16 activations the sums are handed over in bfloat16, half the traffic; no scale has entered
     yet, and it is one rounding of 2⁻⁹ beside two of 2⁻⁴. A GPU before Hopper has no 8-bit units: XLA
@@ -119,8 +122,8 @@ def _sums(x: jax.Array, rows: jax.Array, dtype) -> jax.Array:
 
 
 def _transposed(rows: jax.Array) -> jax.Array:
-    """Without the constraint XLA transposes the whole stack ahead of the loop over layers, and keeps it
-    beside the other."""
+    """`rows` (out, in) transposed, one layer at a time: without the constraint XLA transposes the whole stack
+    ahead of the loop over layers, and keeps it beside the other."""
     if jax.default_backend() == "gpu":
         rows = with_layout_constraint(rows, Layout((0, 1)))
     return rows.T

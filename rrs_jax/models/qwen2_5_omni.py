@@ -18,14 +18,14 @@ from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.hf_config import picked, refuse_what_is_not_computed, with_rotary_base
 from rrs_jax.models.layers import LayerNorm, Linear, gelu
 from rrs_jax.models.lora import LoRAConfig
-from rrs_jax.models.stack import scan_layers
+from rrs_jax.models.stack import LayerScan, scan_layers
 
 POSITION_BASE = 10_000.0
 
 
 @dataclasses.dataclass(frozen=True)
 class OmniEncoderConfig(AudioEncoderConfig):
-    """`n_window`: encoder positions of a window, which are half as many as its mel frames."""
+    """Sizes of the windowed encoder; `n_window`: positions of a window, half as many as its mel frames."""
 
     n_window: int
     output_dim: int
@@ -33,14 +33,16 @@ class OmniEncoderConfig(AudioEncoderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OmniConfig:
+    """Sizes of the thinker, and the id that stands where a clip's embeddings go."""
+
     audio: OmniEncoderConfig
     text: DecoderConfig
     audio_token_id: int
 
     @classmethod
     def from_hf(cls, values: dict) -> "OmniConfig":
-        """From config.json of the whole model or of the thinker alone; absent fields have the defaults of the
-        transformers classes. Raises UserError for settings that are not computed."""
+        """The sizes of a config.json, of the whole model or of the thinker alone; absent fields have the
+        defaults of the transformers classes. Raises UserError for settings that are not computed."""
         values = values.get("thinker_config", values)
         audio = {
             "d_model": 1280,
@@ -87,8 +89,8 @@ class WindowedAudioEncoder(nnx.Module):
         self.proj = Linear(d, config.output_dim, bias=True, dtype=dtype)
 
     def __call__(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """(C, M, frames) and valid frames (C,) to (C, frames // 4, output_dim); frames a multiple of 4 and of
-        the window's."""
+        """Embeddings (C, frames // 4, output_dim) of log-mel (C, M, frames) with valid frames (C,); frames is
+        a multiple of 4 and of the window's."""
         clips, bins, frames = input_features.shape
         width = 2 * self.config.n_window
         windows = jnp.swapaxes(input_features, 1, 2).reshape(-1, width, bins).astype(self.conv1.kernel.dtype)
@@ -106,7 +108,7 @@ class WindowedAudioEncoder(nnx.Module):
         def step(x, layer, _, keys):
             return nnx.merge(graphdef, layer)(x, keys), None
 
-        x, _ = scan_layers(step, x, keys, stacks, None, 0, self.config.encoder_layers)
+        x, _ = scan_layers(LayerScan(step, 0, self.config.encoder_layers), x, stacks, None, keys)
         # Only a clip's last window is short, so its positions lie side by side.
         x = x.reshape(clips, frames // 4, 2, -1).mean(axis=2)
         return self.proj(self.ln_post(x))
@@ -120,6 +122,8 @@ def sinusoids(positions: int, width: int) -> np.ndarray:
 
 
 class OmniThinker(AudioLanguageModel):
+    """The thinker: windowed audio encoder and Qwen2.5 decoder."""
+
     config_class = OmniConfig
 
     def __init__(self, config: OmniConfig, *, dtype, lora: LoRAConfig | None = None):
@@ -128,9 +132,11 @@ class OmniThinker(AudioLanguageModel):
 
     @property
     def frame_multiple(self) -> int:
+        """Mel frames of which `encode_audio` takes multiples: whole windows."""
         return math.lcm(super().frame_multiple, 2 * self.config.audio.n_window)
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
+        """Embeddings (C, A, D) of clips (C, M, frames); see `AudioLanguageModel.encode_audio`."""
         return self.audio_tower(input_features, feature_lengths)
 
 

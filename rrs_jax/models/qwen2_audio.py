@@ -14,14 +14,16 @@ from rrs_jax.models.lora import LoRAConfig
 
 @dataclasses.dataclass(frozen=True)
 class Qwen2AudioConfig:
+    """Sizes of the model, and the id that stands where a clip's embeddings go."""
+
     audio: AudioEncoderConfig
     text: DecoderConfig
     audio_token_id: int
 
     @classmethod
     def from_hf(cls, values: dict) -> "Qwen2AudioConfig":
-        """From the folder's config.json; absent fields have the defaults of the transformers classes,
-        on which the released file relies."""
+        """The sizes of a config.json; absent fields have the defaults of the transformers classes, on which
+        the released file relies. Raises UserError for settings that are not computed."""
         audio = {
             "d_model": 1280,
             "encoder_layers": 32,
@@ -50,6 +52,8 @@ class Qwen2AudioConfig:
 
 
 class Qwen2Audio(AudioLanguageModel):
+    """Whisper's encoder, one linear projector, Qwen2 decoder."""
+
     config_class = Qwen2AudioConfig
 
     def __init__(self, config: Qwen2AudioConfig, *, dtype, lora: LoRAConfig | None = None):
@@ -60,6 +64,7 @@ class Qwen2Audio(AudioLanguageModel):
         )
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
+        """Embeddings (C, A, D) of clips (C, M, frames); see `AudioLanguageModel.encode_audio`."""
         return self.multi_modal_projector(self.audio_tower(input_features, feature_lengths))
 
 

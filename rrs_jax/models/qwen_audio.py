@@ -29,8 +29,8 @@ POSITIONS = 1500  # of the encoder, 30 seconds
 
 @dataclasses.dataclass(frozen=True)
 class QwenAudioConfig:
-    """`audio_token_id`: the start marker, the token that is repeated, and the end marker. The encoder fills
-    all."""
+    """Sizes of the model; `audio_token_id`: the start marker, the token that is repeated, and the end marker,
+    all of which the encoder fills."""
 
     audio: AudioEncoderConfig
     text: QwenDecoderConfig
@@ -38,8 +38,8 @@ class QwenAudioConfig:
 
     @classmethod
     def from_hf(cls, values: dict) -> "QwenAudioConfig":
-        """From the folder's config.json; absent fields have the defaults of the released configuration
-        class."""
+        """The sizes of a config.json; absent fields have the defaults of the released configuration class.
+        Raises UserError for settings that are not computed."""
         audio = {
             "n_mels": 80,
             "n_ctx": POSITIONS,
@@ -124,6 +124,8 @@ def _refuse_what_is_not_computed(text: dict, audio: dict) -> None:
 
 
 class QwenAudio(AudioLanguageModel):
+    """Whisper's encoder, a projection with vectors of its own for a clip's start and end, Qwen decoder."""
+
     config_class = QwenAudioConfig
     decoder_class = QwenDecoder
 
@@ -135,8 +137,8 @@ class QwenAudio(AudioLanguageModel):
         self.audio_bos_eos_token = nnx.Param(jnp.zeros((2, width), dtype))
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """(C, M, frames) to (C, frames // 4 + 2, D): a clip's first vector is that of its start, then come
-        its own ones, then that of its end."""
+        """Embeddings (C, frames // 4 + 2, D) of clips (C, M, frames): the vector of a clip's start, its own
+        ones, and behind them that of its end."""
         positions = (feature_lengths + 1) // 2  # behind the second convolution
         # The released encoder cuts here: the first convolution sees zeros, where silence is not zero.
         inside = jnp.arange(input_features.shape[2]) < 2 * positions[:, None]

@@ -28,15 +28,16 @@ MOST_DOUBLINGS = 16  # of the trained length, far beyond any prompt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QwenDecoderConfig(DecoderConfig):
-    """`seq_length`: positions of the training; from there on, the two switches take effect."""
+    """Sizes of the decoder; `seq_length`: positions of its training, behind which the two switches take
+    effect."""
 
     seq_length: int
     use_dynamic_ntk: bool
     use_logn_attn: bool
 
     def adapted_linears(self) -> dict[str, tuple[int, int]]:
-        """Name to (in, out) of every linear of a released layer. Two are called c_proj there, so that ours
-        are told apart by their parents' names."""
+        """Sizes (in, out) of every linear of a released layer by name. Two are called c_proj there, so that
+        ours are told apart by their parents' names."""
         d, f = self.hidden_size, self.intermediate_size
         return {"c_attn": (d, 3 * d), "attn_c_proj": (d, d), "w1": (d, f), "w2": (d, f), "mlp_c_proj": (f, d)}
 
@@ -50,15 +51,19 @@ class QwenDecoderLayer(DecoderLayer):
     released = RELEASED_LINEARS
 
     def rotate_queries(self, q: jax.Array, angles) -> jax.Array:
+        """Queries turned by their angles and stretched by their factor."""
         cos, sin, factor = angles
         return rotate(q, (cos * factor, sin * factor))
 
     def rotate_keys(self, k: jax.Array, angles) -> jax.Array:
+        """Keys turned by their angles."""
         cos, sin, _ = angles
         return rotate(k, (cos, sin))
 
 
 class QwenDecoder(Decoder):
+    """The decoder whose angles depend on the prompt's length."""
+
     layer_class = QwenDecoderLayer
 
     def _angles(self, positions: jax.Array, prompt_lengths: jax.Array):
@@ -73,6 +78,7 @@ class QwenDecoder(Decoder):
         return *rotary_angles(positions, config.head_dim, theta), factor
 
     def angle_kinds(self, lengths: np.ndarray) -> np.ndarray:
+        """The stretch of the rotary base for each prompt length (N,)."""
         if not self.config.use_dynamic_ntk:
             return super().angle_kinds(lengths)
         return np.asarray(ntk_alpha(jnp.asarray(lengths), self.config.seq_length))
@@ -88,6 +94,6 @@ def ntk_alpha(prompt_lengths: jax.Array, seq_length: int) -> jax.Array:
 
 
 def logn_factor(positions: jax.Array, seq_length: int) -> jax.Array:
-    """log(i) / log(seq_length), at least 1, for the i-th position: more keys to attend to, sharper
-    attention."""
+    """Factor of the i-th position's query, log(i) / log(seq_length) and at least 1: more keys to attend to,
+    sharper attention."""
     return jnp.maximum(jnp.log(positions.astype(jnp.float32) + 1.0) / math.log(seq_length), 1.0)

@@ -3,10 +3,19 @@
 JAX's own derivative of a scan would serve, if XLA did not copy a layer's weights out of their stack in every
 pass: on a GPU a matrix product reads them where they lie only if the place of the cut is the loop's own
 counter. So the backward pass is a loop of its own, which counts down and cuts the weights out anew.
+
+Example: three layers x ← sin(x @ w) with the weights w stacked, (3, D, D).
+
+    forward    i = 0, 1, 2    w = stack[i]; the layer's derivative reads w and c = cos(x @ w); c is saved
+    saved                     c of all layers, stacked by the scan; no w is among them
+    backward   i = 2, 1, 0    w = stack[i], c = saved[i]; dx ← (dx · c) @ wᵀ
+
+`Pullback` is how the forward pass knows which arrays of a derivative are such weights.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,97 +29,128 @@ SAVED_NAMES = ("queries", "keys", "values", "attended", "middle", "gate", "up", 
 LEAN_NAMES = tuple(name for name in SAVED_NAMES if name not in ("gate", "up"))
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerScan:
+    """Which layers of a stack are run, and how.
+
+    Attributes:
+      step: (x, layer, adapter, shared) to (x, out), one layer; it reads no array but its arguments.
+      start, stop: the layers `start` to `stop - 1`.
+      remat: what is kept for the backward pass, see `rematerialise`.
+      unroll: compile each layer by itself, which takes several times as long, and copies nothing that is
+        kept.
+    """
+
+    step: Callable
+    start: int
+    stop: int
+    remat: str = "none"
+    unroll: bool = False
+
+    def inputs(self, index, frozen, adapters, shared) -> tuple:
+        """Arguments of the step of layer `index` behind x. The adapters' stacks begin at layer `start`."""
+        return frozen_layer(frozen, index), layer_at(adapters, index - self.start), shared
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(eq=False)
 class Pullback:
-    """How a layer's saved values and what the backward pass finds elsewhere make up its derivative.
+    """The derivative of a layer without its arrays: how saved and found ones make it up again.
+
+    Example: the derivative of x ← sin(x @ w) holds [w, c] with c = cos(x @ w), and the layer's inputs are
+    [w]. Then `sources` is [0, None]: the first array is input 0, the second, c, is saved.
 
     Attributes:
       structure: of the function that `jax.vjp` returns, which is a tree of arrays.
-      places: for each of its arrays the place among the layer's inputs, or None for a saved value.
+      sources: for each of its arrays the place among the layer's inputs, or None for a saved one.
     """
 
     structure: jax.tree_util.PyTreeDef
-    places: list[int | None]
+    sources: list[int | None]
 
+    @classmethod
+    def taken_apart(cls, pull: Callable, inputs: tuple) -> tuple["Pullback", list[jax.Array]]:
+        """The derivative's form, and those of its arrays that are none of `inputs`.
 
-def scan_layers(
-    step, x, shared, frozen, adapters, start: int, stop: int, *, remat: str = "none", unroll: bool = False
-):
-    """Runs `step(x, layer, adapter, shared) -> (x, out)` over layers `start` to `stop`; returns x and the
-    stacked outs.
-
-    frozen: stacks over all layers, or with `unroll` a tuple of layers. adapters: stacks over the layers from
-    `start` on, or None. shared: arrays that all layers read. x and the adapters are differentiated, for
-    `frozen` and `shared` there is no derivative. `step` reads no array but its arguments. remat: what is kept
-    for the backward pass, see `rematerialise`. unroll: compile each layer by itself, which takes several
-    times as long, and copies nothing that is kept.
-    """
-    if start == stop:
-        return x, None
-    x = rows_over(x)
-    return _scan(step, remat, unroll, start, stop, x, adapters, frozen, shared)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
-def _scan(step, remat, unroll, start, stop, x, adapters, frozen, shared):
-    def body(x, index, _):
-        return step(x, frozen_layer(frozen, index), layer_at(adapters, index - start), shared)
-
-    x, out = _loop(body, x, range(start, stop), unroll)
-    return x, _stacked(out, unroll)
-
-
-def _forward(step, remat, unroll, start, stop, x, adapters, frozen, shared):
-    pullbacks = []
-
-    def body(x, index, _):
-        layer, adapter = frozen_layer(frozen, index), layer_at(adapters, index - start)
-        run = rematerialise(step, remat)
-        (x, out), pull = jax.vjp(lambda x, adapter: run(x, layer, adapter, shared), x, adapter)
-        places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves((layer, adapter, shared)))}
+        While JAX traces, an array that a derivative reads as it went in is the same Python object, so that
+        `id` tells it.
+        """
+        places = {id(leaf): place for place, leaf in enumerate(jax.tree.leaves(inputs))}
         leaves, structure = jax.tree.flatten(pull)
-        pullbacks.append(Pullback(structure, [places.get(id(leaf)) for leaf in leaves]))
         saved = [leaf for leaf in leaves if id(leaf) not in places]
+        return cls(structure, [places.get(id(leaf)) for leaf in leaves]), saved
+
+    def put_together(self, saved: list[jax.Array], inputs: tuple) -> Callable:
+        """The derivative of a layer with these saved arrays and these inputs."""
+        found, saved = jax.tree.leaves(inputs), iter(saved)
+        leaves = [next(saved) if place is None else found[place] for place in self.sources]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def scan_layers(scan: LayerScan, x: jax.Array, frozen, adapters, shared) -> tuple:
+    """Runs the layers; returns x behind the last one, and the outs stacked over the layers (None for none).
+
+    x and the adapters are differentiated, for `frozen` and `shared` there is no derivative.
+
+    Args:
+      frozen: stacks over all layers, or with `unroll` a tuple of layers (`layer_at`).
+      adapters: stacks over the layers from `scan.start` on, or None.
+      shared: arrays that all layers read.
+    """
+    return (x, None) if scan.start == scan.stop else _scan(scan, rows_over(x), adapters, frozen, shared)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(scan: LayerScan, x, adapters, frozen, shared):
+    def body(x, index, _):
+        return scan.step(x, *scan.inputs(index, frozen, adapters, shared))
+
+    x, out = _loop(body, x, range(scan.start, scan.stop), scan.unroll)
+    return x, _stacked(out, scan.unroll)
+
+
+def _forward(scan: LayerScan, x, adapters, frozen, shared):
+    step, pullbacks = rematerialise(scan.step, scan.remat), []
+
+    def body(x, index, _):
+        layer, adapter, _ = inputs = scan.inputs(index, frozen, adapters, shared)
+        (x, out), pull = jax.vjp(lambda x, adapter: step(x, layer, adapter, shared), x, adapter)
+        pullback, saved = Pullback.taken_apart(pull, inputs)
+        pullbacks.append(pullback)
         # Without the barrier XLA makes a matrix product twice, once for its readers and once into the stack
         # of saved ones.
-        return x, (out, saved if unroll else jax.lax.optimization_barrier(saved))
+        return x, (out, saved if scan.unroll else jax.lax.optimization_barrier(saved))
 
-    x, values = _loop(body, x, range(start, stop), unroll)
-    if unroll:
-        out, saved = [out for out, _ in values], [saved for _, saved in values]
-    else:
-        out, saved = values
-    return (x, _stacked(out, unroll)), (saved, adapters, frozen, shared, pullbacks[-1])
+    x, values = _loop(body, x, range(scan.start, scan.stop), scan.unroll)
+    out, saved = map(list, zip(*values, strict=True)) if scan.unroll else values
+    # All layers are of one form, so the last one's pullback serves all.
+    return (x, _stacked(out, scan.unroll)), (saved, adapters, frozen, shared, pullbacks[-1])
 
 
-def _backward(step, remat, unroll, start, stop, residuals, cotangents):
+def _backward(scan: LayerScan, residuals, cotangents):
     saved, adapters, frozen, shared, pullback = residuals
     dx, dout = cotangents
     dx = rows_over(dx)
 
     def body(dx, index, values):
         saved, dout = values
-        found = jax.tree.leaves((frozen_layer(frozen, index), layer_at(adapters, index - start), shared))
-        saved = iter(saved)
-        leaves = [next(saved) if place is None else found[place] for place in pullback.places]
-        return jax.tree.unflatten(pullback.structure, leaves)((dx, dout))
+        pull = pullback.put_together(saved, scan.inputs(index, frozen, adapters, shared))
+        return pull((dx, dout))
 
-    if unroll:
+    values = saved, dout
+    if scan.unroll:
         values = [(one, jax.tree.map(lambda leaf, i=i: leaf[i], dout)) for i, one in enumerate(saved)]
-    else:
-        values = (saved, dout)
-    dx, gradients = _loop(body, dx, range(start, stop), unroll, values, reverse=True)
+    dx, gradients = _loop(body, dx, range(scan.start, scan.stop), scan.unroll, values, reverse=True)
 
     def whole(gradient, stack):  # zero for the layers that this scan left out
         return jnp.pad(gradient, [(0, stack.shape[0] - gradient.shape[0]), *[(0, 0)] * (stack.ndim - 1)])
 
-    return dx, jax.tree.map(whole, _stacked(gradients, unroll), adapters), None, None
+    return dx, jax.tree.map(whole, _stacked(gradients, scan.unroll), adapters), None, None
 
 
 def _loop(body, carry, indices: range, unroll: bool, values=None, *, reverse: bool = False):
-    """`body(carry, index, value) -> (carry, out)` for each index; the outs in the indices' order, stacked by
-    a scan."""
+    """Runs `body(carry, index, value) -> (carry, out)` for each index; returns the last carry and the outs in
+    the indices' order, as a list with `unroll` and else stacked."""
     if unroll:
         outs = []
         for place, index in reversed([*enumerate(indices)]) if reverse else enumerate(indices):
@@ -142,9 +182,12 @@ def frozen_layer(stacks, index: jax.Array | int):
 
 
 def layer_at(stacks, index: jax.Array | int):
-    """One layer out of stacks, by a counter that is not negative; out of a tuple of layers by its place."""
+    """One layer out of stacks, cut by a counter that is not negative, or out of a tuple of layers; of a dict,
+    each value's."""
     if isinstance(stacks, tuple):
         return stacks[index]
+    if isinstance(stacks, dict):
+        return {name: layer_at(stack, index) for name, stack in stacks.items()}
 
     def cut(leaf):
         return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False, allow_negative_indices=False)
@@ -153,7 +196,8 @@ def layer_at(stacks, index: jax.Array | int):
 
 
 def rematerialise(step, remat: str):
-    """What the forward pass keeps for the backward pass, beside what it finds again in the stacks.
+    """`step` with a rule for what the forward pass keeps for the backward pass, beside what that finds again
+    in the stacks.
 
     `none`: every intermediate that a derivative reads; `dots`: the layer's input, the results of its matrix
     products and of its attention; `lean`: of these all but gate and up, two products of seven; `full`: the
@@ -171,8 +215,8 @@ def rematerialise(step, remat: str):
 
 @functools.cache
 def _keep(names: tuple[str, ...]):
-    """A policy that keeps these; attention on a GPU has an output of its own for the backward pass, without a
-    name."""
+    """A checkpoint policy that keeps these names, and the output that attention on a GPU has for its own
+    backward pass, which has no name."""
     named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def keep(primitive, *avals, **parameters):
@@ -184,10 +228,13 @@ def _keep(names: tuple[str, ...]):
 
 
 def compiler_options() -> dict | None:
-    """For what is jitted around the scan, on a GPU: matrix products by cuBLAS, each by itself, which then
-    reads a layer's weights where they lie in the stack of layers. XLA's own kernels, and products that XLA
-    joins, are handed a copy of the layer, which makes three passes over the weights of one. And stacks of
-    kept values that are not filled with zeros before they are filled."""
+    """XLA options for what is jitted around the scan; None without a GPU, or with a jax before 0.11.
+
+    Matrix products go to cuBLAS, each by itself, which then reads a layer's weights where they lie in the
+    stack of layers. XLA's own kernels, and products that XLA joins, are handed a copy of the layer, which
+    makes three passes over the weights of one. And stacks of kept values are not filled with zeros before
+    they are filled.
+    """
     if jax.default_backend() != "gpu" or jax.__version_info__ < (0, 11):
         return None
     options = {

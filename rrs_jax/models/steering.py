@@ -16,13 +16,14 @@ class Shift:
     vectors: jax.Array
 
     def apply(self, names: tuple[str, ...], x: jax.Array, linears) -> list[jax.Array]:
+        """Outputs of the linears `names`, which read x."""
         outputs = [linear(x) for linear in linears]
         return [outputs[0] + self.vectors] if names == ("down_proj",) else outputs
 
 
 class Steering(nnx.Module):
-    """Stands where a model has its LoRA. A layer ends by adding the output of `down_proj` to the hidden
-    state, so what is added to that output is added behind the layer, at every position."""
+    """Vectors that stand where a model has its LoRA. A layer ends by adding the output of `down_proj` to the
+    hidden state, so what is added to that output is added behind the layer, at every position."""
 
     def __init__(self, vectors: jax.Array):
         """vectors: float32 (L, D), 0 for layers that are left alone."""
@@ -30,7 +31,8 @@ class Steering(nnx.Module):
         self.vectors = nnx.Param(vectors)
 
     def packed(self, dtype, released, *, all_layers: bool = False) -> Shift:
-        """As LoRA's: it stands on all layers and under one name in every architecture."""
+        """The vectors as the decoder adds them, in `dtype`. They stand on all layers and under one name in
+        every architecture, so that the other arguments of `LoRA.packed` change nothing."""
         return Shift(self.vectors[...].astype(dtype))
 
 

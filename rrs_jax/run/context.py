@@ -15,7 +15,8 @@ from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.frozen.audio_bank import AudioBank
-from rrs_jax.frozen.prefix_states import PrefixStates, make_trees, states_bytes
+from rrs_jax.frozen.prefix_states import PrefixStates, states_bytes
+from rrs_jax.frozen.prefix_trees import make_trees
 from rrs_jax.inputs.batching import EncodedPrompt, bucket_lengths, fixed_lengths
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.flops import decoder_flops, program_price

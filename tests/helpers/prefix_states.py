@@ -6,7 +6,8 @@ from helpers.clip_prompts import AUDIO, FRAMES
 from helpers.omni import make_thinker
 from rrs_jax.config import default_config, flatten
 from rrs_jax.files import write_jsonl
-from rrs_jax.frozen.prefix_states import PrefixStates, make_trees
+from rrs_jax.frozen.prefix_states import PrefixStates
+from rrs_jax.frozen.prefix_trees import make_trees
 from rrs_jax.inputs.batching import bucket_lengths
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.testing import twin_rows
