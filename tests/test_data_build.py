@@ -255,7 +255,7 @@ def test_a_run_takes_a_built_set_and_refuses_evaluation_questions(tmp_path):
 
 
 def test_a_build_by_the_official_client(tmp_path):
-    """End to end over HTTP; the failing servers are in test_data_services.py."""
+    """End to end over HTTP; the failing servers are in test_data_writers.py."""
     with OpenAI() as server:
         writer = OpenAIWriter("stand-in", server.base_url, first_wait=0.01)
         manifests = make(tmp_path / "a", ROWS, writer, tmp_path)

@@ -23,6 +23,11 @@ from helpers.synthetic_beavertails import BENIGN
 FAILURES = ("429", "500", "503", "timeout", "half", "not_json", "wrong_json", "empty", "dropped")
 
 
+def first_fails(*actions):
+    """Lets each prompt's first calls fail in these ways, then answers."""
+    return lambda n, name: actions[n] if n < len(actions) else "ok"
+
+
 class StandIn:
     """A server at `url`; `with` starts and ends it."""
 
