@@ -14,12 +14,12 @@ from helpers.answers import EOS, answer, expected_answer
 from helpers.clip_prompts import FRAMES, audio_bank, prompts
 from helpers.qwen2_audio import make_reference
 from rrs_jax.distributed.mesh import make_mesh
-from rrs_jax.generate import Generator, Prompt, SamplingConfig
+from rrs_jax.generate import Generator, Prompt, SamplingConfig, state
 from rrs_jax.generate.engine import group_prompts
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models import decoder
-from rrs_jax.models.cache import Cache
+from rrs_jax.models.cache import Cache, KeysValues
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.weights.load import load_weights
 
@@ -157,6 +157,20 @@ def test_equal_prompts_form_groups_of_the_size_that_needs_the_fewest_slots(texts
     # Five places for one query each would be idle in four of five; a long prompt would pay for them.
     assert sizes([5, 1, 1, 1, 1], 64) == [1] * 9
     assert sizes([4, 4, 3], 2) == [3, 4, 4]
+    # The example of `group_prompts`: 600 slots and not 750.
+    long = [Prompt(key=None, row=([token] * 100, [], [])) for token in (60, 60, 60, 60, 61)]
+    assert sorted(map(len, group_prompts(long, 50))) == [1, 4]
+
+
+def test_slots_keep_the_order_in_which_they_were_written():
+    """The example of `_reordered`: four slots, written in the order 2 3 0 1, the next one is 2."""
+    tokens = jnp.array([2, 3, 0, 1])  # how late each slot was written
+    answers = KeysValues(*[tokens.reshape(1, 1, 1, 1, 4, 1)] * 2)
+    valid = (tokens > 0)[None]
+    for slots, order, at in ((8, [0, 1, 2, 3, 0, 0, 0, 0], 4), (2, [2, 3], 0)):
+        made, kept, slot = state._reordered(answers, valid, jnp.int32(2), slots)
+        assert made.keys.ravel().tolist() == order and int(slot) == at
+        assert kept[0].tolist() == [token > 0 for token in order]
 
 
 @pytest.mark.parametrize(("backend", "in_flight"), [("cpu", (59, 117, 25)), ("gpu", (64, 120, 32))])

@@ -18,7 +18,7 @@ CHUNK_STEPS = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepSettings:
-    """What both functions are compiled for.
+    """Settings for which both functions are compiled.
 
     Attributes:
       graphdef: the model's structure.

@@ -38,9 +38,10 @@ def read_audio(path: str | Path) -> np.ndarray:
 
 
 def as_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
-    """A path is read with `read_audio`; an array must be a float waveform (samples,) at 16 kHz already.
+    """The waveform of a clip, float32 (samples,) at 16 kHz.
 
-    Returns float32 (samples,). Raises UserError where the array is no such waveform.
+    A path is read with `read_audio`; an array must be a float waveform at 16 kHz already. Raises
+    UserError where the array is no such waveform.
     """
     if isinstance(audio, str | Path):
         return read_audio(audio)
@@ -50,7 +51,7 @@ def as_waveform(audio: str | Path | np.ndarray) -> np.ndarray:
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
-    """float32 (samples,) at `rate` Hz to ceil(samples * 16000 / rate) samples at 16 kHz."""
+    """A waveform, float32 (samples,) at `rate` Hz, as ceil(samples * 16000 / rate) samples at 16 kHz."""
     if rate == SAMPLING_RATE:
         return waveform
     import soxr

@@ -31,7 +31,7 @@ def bucket_lengths(
     """At most `max_buckets` rising sizes, multiples of `multiple`, with the least total padding of `lengths`.
 
     The last one holds the longest sample. `price`: positions of padding that each further size has to save,
-    since each is a compilation (`rrs_jax.run.estimates.program_price`). `maximum` (the encoder's 3000 frames)
+    since each is a compilation (`rrs_jax.models.flops.program_price`). `maximum` (the encoder's 3000 frames)
     caps a size that rounding up would carry beyond it. Exact, by dynamic programming over the distinct
     rounded lengths.
     """
@@ -69,8 +69,8 @@ def bucket_lengths(
 
 
 def fixed_lengths(lengths: Iterable[int]) -> tuple[int, ...]:
-    """Of sizes 32 apart up to 256, and then four to each doubling, those that hold `lengths`. They do not
-    depend on the data, so that other questions need no other compilation."""
+    """The sizes that hold `lengths`, out of sizes 32 apart up to 256 and then four to each doubling. These do
+    not depend on the data, so that other questions need no other compilation."""
 
     def size(length: int) -> int:
         step = 32 * max(1, 2 ** ((length - 1) // 128).bit_length() // 2)
@@ -90,7 +90,7 @@ def bucket_of(length: int, buckets: Sequence[int]) -> int:
 def make_batches(
     lengths: Sequence[int], batch_size: int, seed: int, buckets: Sequence[int]
 ) -> list[Selection]:
-    """One epoch: every sample once, in random batches of one bucket, the batches in random order.
+    """Batches of one epoch: every sample once, in random batches of one bucket, the batches in random order.
 
     Where a bucket's samples do not fill its last batch, some of the next smaller one join them. So there are
     ceil(N / batch_size) batches, and the filling, if any, is of the smallest size. Every epoch needs its own
@@ -105,7 +105,7 @@ def make_batches(
 
 
 def batches_in_buckets(lengths: Sequence[int], batch_size: int, buckets: Sequence[int]) -> list[Selection]:
-    """Every sample once, for extraction or generation; longest first, so that memory fails at once.
+    """Batches for extraction or generation: every sample once, longest first, so that memory fails at once.
 
     `restore_order` brings the results back into the data set's order.
     """
@@ -114,7 +114,7 @@ def batches_in_buckets(lengths: Sequence[int], batch_size: int, buckets: Sequenc
 
 
 def restore_order(batches: Sequence[Selection], results: Sequence[np.ndarray]) -> np.ndarray:
-    """Results (B, ...) of each batch to (N, ...) in the data set's order, without the filling."""
+    """Results in the data set's order, (N, ...), out of those of each batch (B, ...), without the filling."""
     keep = [batch.weights > 0 for batch in batches]
     indices = np.concatenate([batch.indices[k] for batch, k in zip(batches, keep, strict=True)])
     values = np.concatenate([np.asarray(result)[k] for result, k in zip(results, keep, strict=True)])
@@ -128,7 +128,7 @@ def collate(
     length: int,
     audio_token_id: int | Sequence[int],
 ) -> "Batch":
-    """Rows to a Batch (B, length) of NumPy arrays.
+    """A Batch (B, length) of NumPy arrays.
 
     A row is (token ids, each clip's first row in the audio bank, each clip's number of tokens). The bank's
     rows take the places of `audio_token_id`, one id or several. A row is padded on the right with id 0, which
@@ -168,7 +168,8 @@ def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Seque
 
 
 def pad_rows(tree, multiple: int):
-    """Repeats the last row of every array until the rows are a multiple, as the mesh wants them."""
+    """The tree with the last row of every array repeated until the rows are a multiple, as the mesh wants
+    them."""
 
     def pad(array):
         missing = -array.shape[0] % multiple

@@ -15,7 +15,7 @@ CONVOLUTION_REACH = 2  # frames past the last valid one that the encoder's two c
 
 @dataclass(frozen=True)
 class MelConfig:
-    """What decides a clip's features and the number of its tokens.
+    """Settings that decide a clip's features and the number of its tokens.
 
     The first five are fields of a `WhisperFeatureExtractor`. `partial_frame`: the last hop counts although
     samples do not fill it. `extra_tokens`: rows that the encoder itself puts before and behind a clip.
@@ -31,10 +31,12 @@ class MelConfig:
 
     @property
     def max_samples(self) -> int:
+        """Samples of the longest clip."""
         return self.max_seconds * self.sampling_rate
 
     @property
     def max_frames(self) -> int:
+        """Frames of the longest clip."""
         return self.max_samples // self.hop_length
 
     def feature_length(self, samples: int) -> int:
@@ -52,7 +54,7 @@ class MelConfig:
 
     @classmethod
     def from_dict(cls, fields: dict, source: str) -> "MelConfig":
-        """From the content of preprocessor_config.json, which `source` names in messages."""
+        """The settings of a preprocessor_config.json's content; `source` names the file in messages."""
         kind = fields.get("feature_extractor_type", "WhisperFeatureExtractor")
         if kind != "WhisperFeatureExtractor":
             raise UserError(
@@ -73,7 +75,8 @@ class MelConfig:
 
 
 def log_mel(waveform: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
-    """float32 (samples,) at the config's rate to (features float32 (M, frames), feature_length m).
+    """Features, float32 (M, frames), and feature length m of a waveform, float32 (samples,) at the config's
+    rate.
 
     The extractor pads the waveform with zeros to its longest clip, of 3000 frames where that is 30 s. Here
     frames = min(ceil(samples / hop) + 2, 3000): those of the clip and the two further ones that the encoder's
@@ -106,7 +109,7 @@ def log_mel(waveform: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
 def pad_features(
     clips: Sequence[tuple[np.ndarray, int]], frames_bucket: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Results of `log_mel` to (input_features float32 (C, M, frames_bucket), feature_lengths int32 (C,)).
+    """Clips of `log_mel` in one batch: features, float32 (C, M, frames_bucket), and lengths, int32 (C,).
 
     Each clip is filled with the value that silence has behind it. Raises ValueError where a clip is longer
     than the bucket.
@@ -123,7 +126,7 @@ def pad_features(
 
 
 def silence_value(features: np.ndarray) -> float:
-    """What zero samples give in this clip: its floor, 2 below its largest value, at least -1.5 (1e-10)."""
+    """The feature of zero samples in this clip: 2 below its largest value, at least -1.5 (1e-10)."""
     return max(-1.5, float(features.max()) - 2.0)
 
 

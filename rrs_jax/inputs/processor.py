@@ -30,7 +30,8 @@ class Processor:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Processor":
-        """Raises UserError naming the file that is missing, unreadable or of an unsupported architecture."""
+        """The processor of a model folder. Raises UserError naming the file that is missing, unreadable or of
+        an unsupported architecture."""
         folder = Path(folder)
         config = read_json(folder / "config.json")
         check_architecture(config, folder / "config.json")
@@ -61,10 +62,10 @@ class Processor:
     def encode(
         self, text: str | None, audio_token_counts: Sequence[int] = (), system: str | None = None
     ) -> list[int]:
-        """One user turn and the generation prompt: token ids, each clip as so many audio tokens.
+        """Token ids of one user turn and the generation prompt, each clip as so many audio tokens.
 
-        `system` None gives the template's own system prompt. Clips stand before the text. What looks like a
-        special token in `text` or `system` stays text. Raises UserError without text and clips, and for audio
+        `system` None gives the template's own system prompt. Clips stand before the text. A special token in
+        `text` or `system` stays text. Raises UserError without text and clips, and for audio
         alone where the model has no such mode.
         """
         if not text and not audio_token_counts:
@@ -105,7 +106,7 @@ class Processor:
         return ids
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of an answer's text; what looks like a special token stays text."""
+        """Token ids of an answer's text, in which a special token stays text."""
         return self._encode_plain(text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -164,11 +165,13 @@ class _Shield:
         self.tokens = [token for token in special_tokens if any(token in text for text in texts)]
 
     def hide(self, text: str) -> str:
+        """The text with its special tokens replaced."""
         for number, token in enumerate(self.tokens):
             text = text.replace(token, f"{self.left}{number}{self.right}")
         return text
 
     def show(self, text: str) -> str:
+        """The hidden text with its special tokens in place again."""
         for number, token in enumerate(self.tokens):
             text = text.replace(f"{self.left}{number}{self.right}", token)
         return text
@@ -207,7 +210,8 @@ def _chat_template(folder: Path) -> str | None:
 
 
 def _mel_config(folder: Path, config: dict) -> MelConfig:
-    """From preprocessor_config.json or, as transformers 5 writes it, from processor_config.json."""
+    """Feature settings of preprocessor_config.json or, as transformers 5 writes it, of
+    processor_config.json."""
     file = folder / "preprocessor_config.json"
     if file.exists():
         fields = read_json(file)
@@ -253,8 +257,8 @@ def _stop_tokens(
     prompt_format: PromptFormat,
     special_tokens: dict[str, int],
 ) -> tuple[tuple[int, ...], int]:
-    """(eos_token_ids, pad_token_id) of generation_config.json, else of config.json, else of the tokenizer;
-    the format's own stop tokens come on top."""
+    """The ids that end an answer, and the padding's: of generation_config.json, else of config.json, else of
+    the tokenizer; the format's own stop tokens come on top."""
     text_config = config.get("text_config", {})
 
     def first(name: str) -> int | list[int] | None:

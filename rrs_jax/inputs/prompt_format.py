@@ -1,4 +1,4 @@
-"""How one architecture writes a conversation and reads its folder."""
+"""The way in which one architecture writes a conversation and reads its folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,14 @@ from rrs_jax.inputs.mel import MelConfig
 
 
 def whole_config(values: dict) -> dict:
+    """All of config.json's content, for models that it describes without a deeper level."""
     return values
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """What differs between architectures; each file of this room that names one has an instance `FORMAT`.
+    """Settings that differ between architectures; each module of this package that is named for one has an
+    instance `FORMAT`.
 
     Attributes:
       audio_token: written once a clip by the template, then repeated for each of the clip's embeddings, less

@@ -6,7 +6,8 @@ AUDIO_TOKEN = "<|AUDIO|>"
 
 
 def default_prompt(system: str | None, clips: int, text: str | None) -> str:
-    """`Qwen2AudioProcessor` without a template in its folder: numbered clips, a line each, then the text."""
+    """The prompt of a `Qwen2AudioProcessor` without a template in its folder: numbered clips, a line each,
+    then the text."""
     system = "You are a helpful assistant." if system is None else system
     audio = "".join(f"Audio {i}: <|audio_bos|>{AUDIO_TOKEN}<|audio_eos|>\n" for i in range(1, clips + 1))
     return (

@@ -24,8 +24,8 @@ def default_prompt(system: str | None, clips: int, text: str | None) -> list[str
 
 
 def load_tokenizer(folder: Path) -> QwenTokenizer:
-    """Raises UserError where the file is missing or damaged, or numbers the audio tokens otherwise than
-    config.json."""
+    """The folder's tokenizer. Raises UserError where its file is missing or damaged, or numbers the audio
+    tokens otherwise than config.json."""
     if not (folder / FILE).is_file():
         raise UserError(f"{folder}: has no tokenizer ({FILE} is missing); copy it from the original model.")
     tokenizer = QwenTokenizer.from_file(folder / FILE)
@@ -42,8 +42,8 @@ def load_tokenizer(folder: Path) -> QwenTokenizer:
 
 
 def mel_config(folder: Path, values: dict) -> MelConfig:
-    """The released code has it in its source: whole hops alone count, and the encoder adds a vector at each
-    end."""
+    """Feature settings, which the released code has in its source: whole hops alone count, and the encoder
+    adds a vector at each end."""
     return MelConfig(num_mel_bins=values["audio"].get("n_mels", 80), partial_frame=False, extra_tokens=2)
 
 

@@ -19,7 +19,7 @@ AUDIO_PAD, AUDIO_START, AUDIO_END = "[[[AUDIO:modality]]]", "<audio>", "</audio>
 
 
 def special_tokens() -> list[str]:
-    """All of them in the order of their ids."""
+    """Special tokens in the order of their ids."""
     named = ["endoftext", "im_start", "im_end", *(f"extra_{i}" for i in range(205))]
     audio = [
         "startoftranscript",
@@ -91,13 +91,15 @@ def special_tokens() -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class SpecialToken:
+    """An entry of `added_tokens_decoder`, as transformers has it."""
+
     content: str
     special: bool = True
 
 
 class QwenTokenizer:
-    """Has of a `PreTrainedTokenizerFast` what `rrs_jax.inputs.processor` calls. A special token in a text is
-    text."""
+    """A tokenizer with those methods of a `PreTrainedTokenizerFast` that `rrs_jax.inputs.processor` calls. A
+    special token in a text is text."""
 
     eos_token_id: int
     pad_token_id: int
@@ -114,7 +116,8 @@ class QwenTokenizer:
 
     @classmethod
     def from_file(cls, file: Path) -> "QwenTokenizer":
-        """Lines of a token in base64 and its rank. Raises UserError where the file is not of that form."""
+        """The tokenizer of a file whose lines are a token in base64 and its rank. Raises UserError
+        where the file is not of that form."""
         ranks = {}
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
             if not line:
@@ -136,6 +139,7 @@ class QwenTokenizer:
 
     @property
     def added_tokens_decoder(self) -> dict[int, SpecialToken]:
+        """Special tokens by id."""
         return {id: SpecialToken(token) for token, id in self.special_tokens.items()}
 
     def __call__(
@@ -152,12 +156,13 @@ class QwenTokenizer:
         skip_special_tokens: bool = True,
         clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        """Ids above the vocabulary, which the head's surplus rows could give, are left out with the special
-        ones."""
+        """Text of the ids. Those above the vocabulary, which the head's surplus rows could give, are left out
+        with the special ones."""
         if clean_up_tokenization_spaces:
             raise ValueError("this tokenizer changes no blanks")
         last = len(self.ranks) if skip_special_tokens else self.encoding.n_vocab
         return self.encoding.decode([id for id in ids if id < last], errors="replace")
 
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Text of each id by itself."""
         return [self.encoding.decode([id], errors="replace") for id in ids]

@@ -155,7 +155,8 @@ def _table(model: nnx.Module, base_folder: Path) -> WeightTable:
 def _adapters(
     model: nnx.Module, base_folder: Path, table: WeightTable
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each adapted module, by its name on disk, lora_A (r, in) and lora_B (out, r) as in torch, float32.
+    """Matrices lora_A (R, in) and lora_B (out, R), float32 as in torch, of each adapted module by its name on
+    disk.
 
     Raises UserError where there is none, one is not finite, or the folder is not that of the model.
     """
@@ -215,7 +216,7 @@ def _merge_shard(
 
 
 def merge(weight: np.ndarray, lora_a: np.ndarray, lora_b: np.ndarray, scale: float) -> np.ndarray:
-    """W (out, in) + scale · lora_b (out, r) · lora_a (r, in), computed in float32, in W's dtype."""
+    """W (out, in) + scale · lora_b (out, R) · lora_a (R, in), computed in float32, in W's dtype."""
     delta = np.float32(scale) * (lora_b @ lora_a)
     wide = weight.astype(np.promote_types(np.float32, weight.dtype))
     with np.errstate(over="ignore"):  # the caller looks for what is not finite
@@ -232,7 +233,7 @@ def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
 
 
 def _other_files(folder: Path) -> list[Path]:
-    """Every file but the weights and what is hidden, in subfolders too."""
+    """Files of a folder and its subfolders other than weights and hidden ones."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     return [
         file

@@ -165,7 +165,7 @@ def shard_lora(model: nnx.Module, mesh: Mesh) -> None:
 
 
 def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEntry], flat: dict) -> None:
-    """Compares names, shapes and dtypes of all tensors with what the architecture wants."""
+    """Raises UserError where names, shapes or dtypes of tensors are not those of the architecture."""
     problems, expected = [], {table.head}
     for row in table.rows:
         shape = flat[row.path].shape[1:] if row.layers else flat[row.path].shape
@@ -192,9 +192,8 @@ def check_tensors(folder: Path, table: WeightTable, entries: dict[str, TensorEnt
 def _read_stacked(
     row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding
 ) -> jax.Array:
-    """One parameter on its devices. For a GPU, what is transposed on disk is read as it lies there, which is
-    a plain copy,
-    and turned on the devices: one core turns half a gigabyte a second."""
+    """One parameter on its devices. For a GPU, a matrix that is transposed on disk is read as it lies there,
+    which is a plain copy, and turned on the devices: one core turns half a gigabyte a second."""
     if row.convert is not transpose or not _turned_by_devices():
         return _read(row, entries, shape, dtype, sharding)
     first = int(row.layers is not None)
@@ -212,8 +211,8 @@ def _turned_by_devices() -> bool:
 
 
 def _read(row: Row, entries: dict[str, TensorEntry], shape: tuple[int, ...], dtype, sharding) -> jax.Array:
-    """Each device's slice is read from the memory map on its own, and slices that several devices hold are
-    read once."""
+    """One parameter on its devices. Each device's slice is read from the memory map on its own, and slices
+    that several devices hold are read once."""
     parts: dict[str, np.ndarray] = {}
 
     def slice_of(index: tuple[slice, ...]) -> np.ndarray:
@@ -244,8 +243,8 @@ def _read_slice(row: Row, entries: dict[str, TensorEntry], index: tuple[slice, .
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """Numbers of the same kind as plain integers, for which NumPy lets go of Python's lock whatever they
-    are."""
+    """Copies an array into another. Numbers of the same kind are copied as plain integers, for which NumPy
+    lets go of Python's lock whatever they are."""
     if source.dtype == target.dtype and source.ndim:
         plain = f"u{source.itemsize}"
         target, source = target.view(plain), source.view(plain)

@@ -1,4 +1,4 @@
-"""README.md of an exported folder: what it is, how to load it, how it was trained, what it is for."""
+"""The README.md of an exported folder: what it is, how to load it, how it was trained, what it is for."""
 
 import re
 from collections.abc import Mapping
@@ -152,10 +152,11 @@ def _licence_sentence(base: str, licence: str | None) -> str:
 
 LIMITS = """For research on the safety of audio language models, and as a safer start than the untouched base.
 
-- Refusals are likelier, not certain: attacks by optimised audio, role play or many turns were not trained against.
+- Refusals are likelier, not certain: attacks by optimised audio, role play or many turns were not trained
+  against.
 - Harmless questions with alarming words may be refused more often than by the base; the column of borderline
   questions says how often, where this card has results.
-- Trained on short English questions in synthetic voices; other languages, voices, noise and long conversations are
-  untested.
+- Trained on short English questions in synthetic voices; other languages, voices, noise and long
+  conversations are untested.
 - The rates depend on the judge and the question set that stand below the table.
 - It inherits the base's errors and biases, and is no replacement for the moderation of inputs and outputs."""

@@ -9,6 +9,7 @@ NAMED_MODELS = {"mini": ("rrs_jax.mini.model", "ensure_mini")}
 
 
 def is_named(path: str) -> bool:
+    """True for the name of a model that is made on first use."""
     return path in NAMED_MODELS
 
 

@@ -15,7 +15,7 @@ from rrs_jax.weights.table import (
 )
 
 WHOLE, THINKER = "Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniThinkerForConditionalGeneration"
-# What loads an adapter was measured, docs/export.md has the table.
+# Which classes load an adapter was measured, docs/export.md has the table.
 LAYOUTS = {
     "whole4": Layout(
         "thinker.model.layers.",
@@ -32,7 +32,8 @@ LAYOUTS = {
 
 
 def weight_table(config: OmniConfig, values: dict, names: Collection[str]) -> WeightTable:
-    """Where names are known, they and not the config say whether the folder is that of the whole model."""
+    """The table of a folder. Where the tensors' names are known, they and not the config say whether it is
+    that of the whole model."""
     whole = any(name.startswith("thinker.") for name in names) if names else "thinker_config" in values
     prefix = "thinker." if whole else ""
     text, tower = f"{prefix}model.", f"{prefix}audio_tower."

@@ -18,6 +18,7 @@ CLASS = "Qwen2AudioForConditionalGeneration"
 
 
 def weight_table(config: Qwen2AudioConfig, values: dict, names: Collection[str]) -> WeightTable:
+    """The table of a folder; neither config.json nor the tensors' names change it."""
     text = "language_model.model."
     rows = [Row("audio_tower.embed_positions.weight", ("audio_tower", "embed_positions"))]
     rows += whisper_rows("audio_tower.", ("audio_tower",), config.audio.encoder_layers)

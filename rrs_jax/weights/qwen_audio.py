@@ -31,6 +31,7 @@ CONSTANTS = (
 
 
 def weight_table(config: QwenAudioConfig, values: dict, names: Collection[str]) -> WeightTable:
+    """The table of a folder; neither config.json nor the tensors' names change it."""
     rows = encoder_rows(config.audio.encoder_layers) + decoder_rows(config.text.num_hidden_layers)
     if not config.text.tie_word_embeddings:
         rows.append(Row("lm_head.weight", ("language_model", "lm_head")))
@@ -52,6 +53,7 @@ def weight_table(config: QwenAudioConfig, values: dict, names: Collection[str]) 
 
 
 def encoder_rows(layers: int) -> list[Row]:
+    """Rows of the audio encoder and its projection."""
     prefix, path = "transformer.audio.", ("audio_tower",)
     rows = [Row(f"{prefix}positional_embedding", (*path, "embed_positions"))]
     for name in ("conv1", "conv2"):
@@ -67,6 +69,7 @@ def encoder_rows(layers: int) -> list[Row]:
 
 
 def decoder_rows(layers: int) -> list[Row]:
+    """Rows of the decoder without its head; the fused c_attn holds three parameters."""
     path, block = ("language_model", "layers"), LAYERS + "{i}."
     rows = [Row("transformer.wte.weight", ("language_model", "embed_tokens"))]
     for third, name in enumerate(THIRDS):

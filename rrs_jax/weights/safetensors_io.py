@@ -36,7 +36,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: file, byte range in it, dtype, shape."""
+    """The place of one tensor: file, byte range in it, dtype, shape."""
 
     file: Path
     start: int
@@ -52,6 +52,7 @@ class TensorEntry:
         return np.frombuffer(self.raw(), self.dtype).reshape(())
 
     def raw(self) -> bytes:
+        """The tensor's bytes."""
         with self.file.open("rb") as file:
             file.seek(self.start)
             return file.read(self.end - self.start)

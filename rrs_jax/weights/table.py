@@ -1,4 +1,4 @@
-"""How the tensors of a Hugging Face folder map onto our parameters: one row a parameter, read in both
+"""The map from the tensors of a Hugging Face folder to our parameters: one row a parameter, read in both
 directions."""
 
 import dataclasses
@@ -9,22 +9,27 @@ import numpy as np
 
 
 def keep(array: np.ndarray) -> np.ndarray:
+    """The array itself, for parameters that are on disk as they are here."""
     return array
 
 
 def transpose(array: np.ndarray) -> np.ndarray:
-    """torch's Linear is (out, in), ours (in, out); torch's Conv1d is (out, in, width), ours (width, in,
-    out)."""
+    """The array with its axes reversed: torch's Linear is (out, in), ours (in, out); torch's Conv1d is
+    (out, in, width), ours (width, in, out)."""
     return array.T
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """`name` is the key on disk, with `{i}` for the layer where the parameter is stacked over `layers` of
-    them.
+    """One parameter and the tensors that hold it.
 
-    `convert` is its own inverse, so that the same row loads and exports. `part` (which, of how many): the
-    parameter is one of several equal parts of the tensor, which lie one below the other.
+    Attributes:
+      name: the key on disk, with `{i}` for the layer where the parameter is stacked over layers.
+      path: where the parameter stands in the model.
+      convert: tensor to parameter; its own inverse, so that the same row loads and exports.
+      layers: how many layers the parameter is stacked over, None for one that is not.
+      part: (which, of how many), where the parameter is one of several equal parts of the tensor, which lie
+        one below the other.
     """
 
     name: str
@@ -34,28 +39,29 @@ class Row:
     part: tuple[int, int] = (0, 1)
 
     def names(self) -> list[str]:
+        """Keys on disk, one a layer."""
         return [self.name] if self.layers is None else [self.name.format(i=i) for i in range(self.layers)]
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
-        """What a tensor gives of the parameter, a view."""
+        """The parameter, or its layer, out of a tensor: a view."""
         which, parts = self.part
         size = tensor.shape[0] // parts
         return self.convert(tensor[which * size : (which + 1) * size])
 
     def shape_on_disk(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of one tensor, where the parameter has `shape` (of one layer)."""
+        """Shape of one tensor where the parameter, or its layer, has `shape`."""
         first, *rest = self.convert(np.broadcast_to(np.int8(0), shape)).shape
         return first * self.part[1], *rest
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one reader of an adapter calls the model's modules.
+    """The names by which one reader of an adapter calls the model's modules.
 
     Attributes:
       layers: what stands before the number of a decoder layer, with the dot.
       transformers_class: the class onto which PEFT loads the adapter.
-      readers: what loads it, as a sentence of the model card.
+      readers: the programs that load it, as a sentence of the model card.
     """
 
     layers: str
@@ -65,7 +71,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class WeightTable:
-    """All rows of an architecture, and what else of a folder its export must know.
+    """All rows of an architecture, and the facts about its folder that an export needs.
 
     Attributes:
       rows: one for each parameter of the model.
@@ -96,10 +102,12 @@ class WeightTable:
     remote_code: bool = False
 
     def is_carried(self, name: str) -> bool:
+        """True for a key that is not loaded but stays in a merged folder."""
         return self.carried is not None and re.match(self.carried, name) is not None
 
 
 def linear_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
+    """Rows of a linear: its weight, and its bias if it has one."""
     rows = [Row(f"{name}.weight", (*path, "kernel"), transpose, layers)]
     return rows + [Row(f"{name}.bias", (*path, "bias"), keep, layers)] if bias else rows
 
@@ -116,6 +124,7 @@ def as_on_disk(table: WeightTable, path: tuple[str, ...]) -> WeightTable:
 
 
 def norm_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | None = None) -> list[Row]:
+    """Rows of a norm: its weight, and its bias if it has one."""
     return [
         Row(f"{name}.{part}", (*path, part), keep, layers)
         for part in (("weight", "bias") if bias else ("weight",))
@@ -123,7 +132,7 @@ def norm_rows(name: str, path: tuple[str, ...], *, bias: bool, layers: int | Non
 
 
 def whisper_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
-    """The encoder's convolutions and layers as transformers names them."""
+    """Rows of the encoder's convolutions and layers, as transformers names them."""
     rows = []
     for name in ("conv1", "conv2"):
         rows += [
@@ -154,7 +163,7 @@ DECODER_MODULES = {
 
 
 def qwen2_rows(prefix: str, path: tuple[str, ...], layers: int) -> list[Row]:
-    """A Qwen2 decoder without its head."""
+    """Rows of a Qwen2 decoder without its head."""
     rows = [Row(f"{prefix}embed_tokens.weight", (*path, "embed_tokens"))]
     layer = prefix + "layers.{i}."
     for name, module in DECODER_MODULES.items():
