@@ -112,7 +112,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What several runs found.
+    """The findings of several runs.
 
     Attributes:
       vanilla: the model before training.
