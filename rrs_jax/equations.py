@@ -65,7 +65,7 @@ class SafetyVector(NamedTuple):
 def refusal_row(lm_head: jax.Array, token_ids: jax.Array) -> jax.Array:
     """w_40 of equation 1, float32 (D,): the refusal token's row of the output head.
 
-    lm_head (V, D); token_ids int (K,). The paper has one token, "I", which is 40 in the Qwen family.
+    lm_head (V, D); token_ids int (several,). The paper has one token, "I", which is 40 in the Qwen family.
     Departure: of several tokens, the mean of their rows.
     """
     return jnp.mean(lm_head[jnp.asarray(token_ids)].astype(jnp.float32), axis=0)
@@ -154,7 +154,7 @@ def safety_vector(
 ) -> SafetyVector:
     """Equations 9, 5 and 10 as one function on the device, which reads the refusal token's row of `lm_head`.
 
-    harmful_refusal (N, D), benign (M, D), lm_head (V, D), token_ids int (K,); `top_m` in percent, or
+    harmful_refusal (N, D), benign (M, D), lm_head (V, D), token_ids int (several,); `top_m` in percent, or
     "positive"; rule and dtype as in `safety_features`.
     Raises UserError for a `top_m` outside its range.
     """
@@ -256,8 +256,8 @@ def _product_norm_forward(a, b):
 
 def _product_norm_gradient(residuals, cotangent):
     a, b, gram_a, gram_b = residuals
-    da = jnp.einsum("LIR,LRQ->LIQ", a, 2 * cotangent * gram_b, precision="highest")
-    db = jnp.einsum("LRQ,LQO->LRO", 2 * cotangent * gram_a, b, precision="highest")
+    da = jnp.einsum("LIR,LRr->LIr", a, 2 * cotangent * gram_b, precision="highest")
+    db = jnp.einsum("LRr,LrO->LRO", 2 * cotangent * gram_a, b, precision="highest")
     return da, db
 
 
@@ -270,4 +270,4 @@ def _gram(x):
     parts = math.gcd(x.shape[1], SUM_PARTS)
     x = x.reshape(len(x), parts, -1, x.shape[2])
     # A GPU's default of TF32 has 3 digits.
-    return jnp.einsum("LPNR,LPNQ->LPRQ", x, x, precision="highest").sum(axis=1)
+    return jnp.einsum("LpIR,LpIr->LpRr", x, x, precision="highest").sum(axis=1)

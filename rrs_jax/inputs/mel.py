@@ -75,8 +75,8 @@ class MelConfig:
 
 
 def log_mel(waveform: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
-    """Features, float32 (M, frames), and feature length m of a waveform, float32 (samples,) at the config's
-    rate.
+    """Features, float32 (bins, frames), and feature length m of a waveform, float32 (samples,) at the
+    config's rate.
 
     The extractor pads the waveform with zeros to its longest clip, of 3000 frames where that is 30 s. Here
     frames = min(ceil(samples / hop) + 2, 3000): those of the clip and the two further ones that the encoder's
@@ -109,7 +109,7 @@ def log_mel(waveform: np.ndarray, config: MelConfig) -> tuple[np.ndarray, int]:
 def pad_features(
     clips: Sequence[tuple[np.ndarray, int]], frames_bucket: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clips of `log_mel` in one batch: features, float32 (C, M, frames_bucket), and lengths, int32 (C,).
+    """Clips of `log_mel` in one batch: features, float32 (C, bins, frames_bucket), and lengths, int32 (C,).
 
     Each clip is filled with the value that silence has behind it. Raises ValueError where a clip is longer
     than the bucket.

@@ -45,7 +45,7 @@ class DistillationBatch:
     """A batch of `Example`s on the device."""
 
     spoken: Batch
-    features: jax.Array  # (B, M, frames)
+    features: jax.Array  # (B, bins, frames)
     feature_lengths: jax.Array  # int32 (B,)
     written: Batch
     answer: jax.Array  # int32 (B, A)

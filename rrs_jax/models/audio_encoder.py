@@ -83,8 +83,8 @@ class AudioEncoder(nnx.Module):
     def __call__(
         self, input_features: jax.Array, feature_lengths: jax.Array, *, differentiable: bool = False
     ) -> jax.Array:
-        """Hidden states (C, frames // 4, d_model) of log-mel (C, M, frames) with valid frames (C,); frames is
-        a multiple of 4.
+        """Hidden states (C, frames // 4, d_model) of log-mel (C, bins, frames) with valid frames (C,); frames
+        is a multiple of 4.
 
         The layers have a derivative if `differentiable`; otherwise nothing has."""
         x = jnp.swapaxes(input_features, 1, 2).astype(self.conv1.kernel.dtype)

@@ -69,7 +69,7 @@ class AudioLanguageModel(nnx.Module):
         return self.lora.packed(self.dtype, self.language_model.layer_class.released, all_layers=all_layers)
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """Embeddings (C, A, D) of log-mel (C, M, frames) with valid frames (C,).
+        """Embeddings (C, A, D) of log-mel (C, bins, frames) with valid frames (C,).
 
         A clip owns its first `rrs_jax.inputs.mel.MelConfig.token_count(feature_length)` rows, and nothing of
         them may depend on the other clips or on how far the batch is padded.

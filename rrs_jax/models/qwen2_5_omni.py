@@ -89,8 +89,8 @@ class WindowedAudioEncoder(nnx.Module):
         self.proj = Linear(d, config.output_dim, bias=True, dtype=dtype)
 
     def __call__(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """Embeddings (C, frames // 4, output_dim) of log-mel (C, M, frames) with valid frames (C,); frames is
-        a multiple of 4 and of the window's."""
+        """Embeddings (C, frames // 4, output_dim) of log-mel (C, bins, frames) with valid frames (C,); frames
+        is a multiple of 4 and of the window's."""
         clips, bins, frames = input_features.shape
         width = 2 * self.config.n_window
         windows = jnp.swapaxes(input_features, 1, 2).reshape(-1, width, bins).astype(self.conv1.kernel.dtype)
@@ -136,7 +136,7 @@ class OmniThinker(AudioLanguageModel):
         return math.lcm(super().frame_multiple, 2 * self.config.audio.n_window)
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """Embeddings (C, A, D) of clips (C, M, frames); see `AudioLanguageModel.encode_audio`."""
+        """Embeddings (C, A, D) of clips (C, bins, frames); see `AudioLanguageModel.encode_audio`."""
         return self.audio_tower(input_features, feature_lengths)
 
 

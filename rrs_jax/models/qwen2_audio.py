@@ -64,7 +64,7 @@ class Qwen2Audio(AudioLanguageModel):
         )
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """Embeddings (C, A, D) of clips (C, M, frames); see `AudioLanguageModel.encode_audio`."""
+        """Embeddings (C, A, D) of clips (C, bins, frames); see `AudioLanguageModel.encode_audio`."""
         return self.multi_modal_projector(self.audio_tower(input_features, feature_lengths))
 
 

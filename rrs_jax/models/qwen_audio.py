@@ -137,8 +137,8 @@ class QwenAudio(AudioLanguageModel):
         self.audio_bos_eos_token = nnx.Param(jnp.zeros((2, width), dtype))
 
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """Embeddings (C, frames // 4 + 2, D) of clips (C, M, frames): the vector of a clip's start, its own
-        ones, and behind them that of its end."""
+        """Embeddings (C, frames // 4 + 2, D) of clips (C, bins, frames): the vector of a clip's start, its
+        own ones, and behind them that of its end."""
         positions = (feature_lengths + 1) // 2  # behind the second convolution
         # The released encoder cuts here: the first convolution sees zeros, where silence is not zero.
         inside = jnp.arange(input_features.shape[2]) < 2 * positions[:, None]

@@ -57,7 +57,7 @@ class SFT:
     def examples(
         self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None
     ) -> dict:
-        """`ids` (B, K), padded with -1, and `behind` (B,): tokens behind the position that makes the first of
+        """`ids` (B, J), padded with -1, and `behind` (B,): tokens behind the position that makes the first of
         them."""
         ids = np.full((len(indices), self.width), -1, np.int32)
         behind = np.zeros(len(indices), np.int32)
@@ -86,10 +86,10 @@ class SFT:
 
 
 def mean_cross_entropy(model: nnx.Module, states: jax.Array, ids: jax.Array) -> jax.Array:
-    """(B,) float32: of states (B, K, D) and the tokens (B, K) that they are to give, over those that are not
+    """(B,) float32: of states (B, J, D) and the tokens (B, J) that they are to give, over those that are not
     -1.
 
-    A chunk of positions at a time, computed again in the backward pass: no (B, K, V) array exists.
+    A chunk of positions at a time, computed again in the backward pass: no (B, J, V) array exists.
     """
     missing = -ids.shape[1] % min(CHUNK, ids.shape[1])
     states = jnp.pad(states, [(0, 0), (0, missing), (0, 0)])

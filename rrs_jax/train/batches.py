@@ -51,7 +51,7 @@ class Units(NamedTuple):
     """Samples that stay in one micro-batch: one sample by itself, or several.
 
     Attributes:
-      samples: int (U, samples of a unit).
+      samples: int (units, samples of a unit).
       weights: float32 of the same shape, 1 for a sample and 0 for a repetition that fills up a unit.
     """
 
@@ -83,7 +83,7 @@ class Schedule:
         prompts = range(prompts_drawn(data.num_prompts, config.text_share, config.audio_share))
         self.lengths = np.array(
             [[len(data.encode(i, p)[0]) for p in prompts] for i in range(samples)]
-        )  # (N, P)
+        )  # (N, prompts)
         self.tail_lengths = [[len(tail) for tail in tails[i]] if tails else [0] for i in range(samples)]
         self.buckets = self._buckets(price)
         # The lower layers' states of all prompts that the steps draw, where steps start from them.
@@ -211,7 +211,7 @@ def prompts_drawn(pool: int, text_share: float, audio_share: float) -> int:
 
 
 def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Twins, int32 (P, 2), a harmful sample and its rewrite, and the samples without a twin, int32 (M,).
+    """Twins, int32 (pairs, 2), a harmful sample and its rewrite; and the samples without one, int32 (alone,).
 
     Example: pairs "a" "a" "b" "c" of which the first and third are harmful are twins [[0 1]] and alone [2 3].
     """
@@ -224,8 +224,8 @@ def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarra
 
 
 def units_of_two(twins: np.ndarray, alone: np.ndarray) -> Units:
-    """Units of the twins (P, 2) and then of the samples (M,) without one, two by two; a last one by itself is
-    repeated with weight 0.
+    """Units of the twins (pairs, 2) and then of the samples (alone,) without one, two by two; a last one by
+    itself is repeated with weight 0.
 
     Example: twins [[4 7]] and alone [5 2 9] are units [4 7] [5 2] [9 9] with weights [1 1] [1 1] [1 0].
     """

@@ -24,7 +24,7 @@ class Keep(Variant):
         return kept + [frozen.pool_prompt(i, place) for i in self.keeping for place in range(self.pool)]
 
     def arrays(self, states, arrays) -> dict:
-        """`kept` (kept samples, D), under t; `kept_prompts` (M, pool, D), under each prompt of the pool."""
+        """`kept` (kept samples, D), under t; `kept_prompts` (kept, pool, D), under each of the pool."""
         kept, by_prompt = np.split(states, [int(self.samples.kept.sum())])
         return {"kept": kept, "kept_prompts": by_prompt.reshape(len(self.keeping), self.pool, -1)}
 
@@ -41,8 +41,8 @@ class Keep(Variant):
 class Kept(Wrapper):
     """Targets by the prompt drawn for samples with a place in `states`.
 
-    states: float32 (M, prompts, D) or (M, prompts, K, D); place: int32 (N,), -1 for samples with their own
-      target.
+    states: float32 (kept, prompts, D) or (kept, prompts, J, D); place: int32 (N,), -1 for samples
+      with their own target.
     """
 
     def __init__(self, inner, states: np.ndarray, place: np.ndarray):

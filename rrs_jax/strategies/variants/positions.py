@@ -70,12 +70,12 @@ class Positions(Variant):
 
 @dataclasses.dataclass(frozen=True)
 class SeveralPositions:
-    """Distances at K positions, averaged over those that a sample has.
+    """Distances at J positions, averaged over those that a sample has.
 
     Attributes:
-      inner: RRS with targets (N, K, D).
+      inner: RRS with targets (N, J, D).
       tails: token ids behind each sample's prompt, one tail a sample.
-      real: bool (N, K), which positions a sample has.
+      real: bool (N, J), which positions a sample has.
     """
 
     inner: object
@@ -95,16 +95,16 @@ class SeveralPositions:
         return self.mean(self.distances(states, examples), examples)
 
     def states(self, model, batch, audio_bank, examples, remat: str) -> jax.Array:
-        """States at the prompt's last position and behind the tail's tokens, (B, K, D)."""
+        """States at the prompt's last position and behind the tail's tokens, (B, J, D)."""
         first = batch.lengths - 1 - examples["tail"]
         at = first[:, None] + jnp.arange(self.real.shape[1])
         return model.states_at(batch, audio_bank, jnp.minimum(at, batch.lengths[:, None] - 1), remat=remat)
 
     def distances(self, states: jax.Array, examples) -> jax.Array:
-        """Squared distances, (B, K)."""
+        """Squared distances, (B, J)."""
         return self.inner.distances(states, examples)
 
     def mean(self, losses: jax.Array, examples) -> jax.Array:
-        """Means of (B, K) over the positions that a row has, (B,)."""
+        """Means of (B, J) over the positions that a row has, (B,)."""
         real = examples["positions"].astype(jnp.float32)
         return jnp.sum(losses * real, axis=1) / real.sum(axis=1)
