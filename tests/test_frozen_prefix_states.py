@@ -33,7 +33,7 @@ from rrs_jax.weights.load import load_weights
 
 
 def by_transformers(reference, rows, clips) -> list[np.ndarray]:
-    """Per row the states behind each layer, one row at a time; the last ones are normed."""
+    """Returns for each row the states behind each layer, one row at a time; the last ones are normed."""
     found = []
     for ids, _, counts in rows:
         own = [COUNTS.index(count) for count in counts]
@@ -52,7 +52,7 @@ def by_transformers(reference, rows, clips) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("most", [512, 10])
 def test_states_and_representations_are_those_of_transformers(reference, folder, clips, most):
-    """On a mesh of eight, with whole trees and with cut ones."""
+    """Whole trees and cut ones, on a mesh of eight."""
     model = load_weights(folder, mesh=make_mesh(2, 2, 2))
     bank, offsets = audio_bank(model, clips)
     rows, _ = asked(offsets)
@@ -226,7 +226,7 @@ def test_a_run_ends_with_the_same_adapters(finished):
 def test_a_killed_run_goes_on_bit_for_bit(
     finished, whole_folder, sound_files, tmp_path, monkeypatch, killed_after
 ):
-    """Behind extraction, and in training: the other process makes the states anew."""
+    """The run is killed behind extraction, and in training: the other process makes the states anew."""
     config = configured(whole_folder, sound_files, tmp_path)
     whole = pipeline.keep_adapter
 

@@ -41,7 +41,7 @@ def matrices():
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 6e-3)])
 def test_products_are_those_of_rounded_rows(matrices, dtype, tolerance):
-    """Elements have two roundings of at most 2⁻⁹ in bfloat16."""
+    """Each element has two roundings of at most 2⁻⁹ in bfloat16."""
     x, dy, matrix = (array.astype(dtype) for array in matrices)
     eight = Float8.of(jnp.asarray(matrix))
     assert eight.rows.dtype == EIGHT_BIT and eight.scale.dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""From sound files to an adapter on a small random model: the public functions and a whole run."""
+"""The way from sound files to an adapter on a small random model: the public functions and a whole run."""
 
 import json
 
@@ -59,7 +59,7 @@ def run(whole_folder, sound_files, tmp_path_factory):
 
 
 def test_rrs_plus_adds_its_questions_to_a_manifest(whole_folder, sound_files, tmp_path, monkeypatch):
-    """Without them its rate and its weight of harmful questions would make a model that refuses
+    """A manifest alone, with its rate and its weight of harmful questions, would make a model that refuses
     everything."""
 
     def spoken(texts, **_):
@@ -126,8 +126,8 @@ def test_the_same_command_does_nothing_twice_and_evaluation_alone_restores_the_a
 
 
 def test_other_questions_and_settings_have_folders_of_their_own(run, sound_files, tmp_path):
-    """In the finished run: its own questions beside silence, and a question set with its own clips, judged by
-    the run's own model too."""
+    """The finished run is asked its own questions beside silence, and a question set with its own clips,
+    judged by the run's own model too."""
     config, path = run
     before = (path / "eval" / "rrs" / "summary.json").read_text()
     config.evaluate.setting, config.evaluate.vanilla = ("silence",), False

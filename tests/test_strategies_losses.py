@@ -32,13 +32,13 @@ def draw(*shape):
 
 
 def log_odds(logits):
-    """Of any refusal token, against all others."""
+    """Returns the log-odds of any refusal token against all others."""
     chance = torch.softmax(logits, -1)[list(TOKENS)].sum()
     return torch.log(chance) - torch.log1p(-chance)
 
 
 class DrawsPrompts(Weighted):
-    """As in a step in which the four samples drew these prompts of the pool."""
+    """A step in which the four samples drew these prompts of the pool."""
 
     def examples(self, indices, prompts=None, tails=None):
         return super().examples(indices, np.array([1, 0, 2, 1])[indices], tails)
@@ -123,7 +123,7 @@ def test_several_positions(reference, folder, clips, monkeypatch, asked):
     ],
 )
 def test_cross_entropy_on_the_answer_alone(reference, folder, clips, monkeypatch, asked, answers):
-    """Behind prefills of unequal length, which are not learned."""
+    """Prefills of unequal length before the answers are not learned."""
     rows, row_clips = asked
     prefills = [[], [21], [], [22, 23, 24]]
     strategy = SFT(answers, [[prefill] for prefill in prefills])

@@ -18,8 +18,8 @@ from rrs_jax.weights.load import load_weights
 
 
 def layer_states(reference, rows, clips, layers, steering=None):
-    """Each row's last token behind layers, by hooks; `steering` (layer to vector) is added to a layer's
-    output."""
+    """Returns each row's last token behind layers, by hooks; `steering` (layer to vector) is added to a
+    layer's output."""
     caught, hooks = {}, []
 
     def hook(index):
@@ -77,7 +77,7 @@ def test_rerouting(reference, folder, clips, monkeypatch):
 
 
 def test_rerouting_begins_without_a_gradient_of_nan(folder, clips):
-    """At the start a benign sample has not moved, where the norm has no derivative."""
+    """A benign sample has not moved at the start, where the norm has no derivative."""
     model = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:1]))
     rows, row_clips = prompts(np.random.default_rng(5))
     bank, offsets = audio_bank(model, clips)

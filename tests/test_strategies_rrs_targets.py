@@ -1,4 +1,4 @@
-"""What RRS extracts and aims at, against plain formulas; the model is a table of states."""
+"""RRS's extraction and targets against plain formulas; the model is a table of states."""
 
 import numpy as np
 import pytest
@@ -130,7 +130,7 @@ def test_the_papers_targets_beside_a_kept_sample(work):
 
 
 def test_the_authors_selection_and_rounding(work):
-    """By sign, and every number of the targets one of bfloat16."""
+    """Features are selected by sign, and every number of the targets is one of bfloat16."""
     work.config.rrs.top_m, work.config.rrs.top_m_rule = 51, "authors"
     work.config.rrs.target_dtype, work.config.model.dtype = "model", "bfloat16"
     original, refused, benign = (torch.tensor(part) for part in parts(work))
@@ -288,8 +288,7 @@ def test_whitening_and_projection():
 
 
 def test_the_papers_rrs_has_nothing_around_it():
-    """Without kept samples and with the defaults, the strategy is the class with the paper's attributes
-    alone."""
+    """The defaults, without kept samples, give the class with the paper's attributes alone."""
     labels = ["harmful", "benign"]
     samples = Samples([{"label": label, "pair_id": "p", "category": "a"} for label in labels])
     config = default_config()

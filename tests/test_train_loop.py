@@ -189,8 +189,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder, whole, tmp_path):
 
 
 def test_the_mean_of_the_last_steps_adapters_is_the_result(folder, tmp_path):
-    """Of five of the twelve, and the same where the run was stopped among them; the adapters' own way does
-    not change."""
+    """The mean is that of five steps of the twelve, also where the run was stopped among them; the adapters'
+    own way does not change."""
     config = replace(
         CONFIG, checkpoint_every_steps=1, keep_checkpoints=12, optimiser=replace(OPTIMISER, average=0.4)
     )
@@ -354,7 +354,7 @@ def test_the_last_sample_without_a_twin_is_filled_up_by_itself():
 
 
 def test_written_prompts_and_tails_are_drawn_too():
-    """And the samples' order and prompts stay those of a run without them."""
+    """The samples' order and prompts stay those of a run without them."""
     data, _ = make_data()
     twice = replace(data, encode=lambda sample, prompt: data.encode(sample, prompt % PROMPTS))
     tails = [[[1] * n for n in range(1 + sample % 4)] for sample in range(SAMPLES)]
