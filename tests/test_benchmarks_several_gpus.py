@@ -1,27 +1,21 @@
 """Bytes that a training step sends between eight CPU devices, against what its mesh is planned to send."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from several_gpus.collectives import Collective, by_kind, planned_step, read_collectives
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
-from several_gpus.collectives import Collective, by_kind, planned_step, read_collectives  # noqa: E402
-
-from rrs_jax.config.training import OptimiserConfig  # noqa: E402
-from rrs_jax.distributed.mesh import AXES, make_mesh  # noqa: E402
-from rrs_jax.models.audio_encoder import AudioEncoderConfig  # noqa: E402
-from rrs_jax.models.batch import Batch  # noqa: E402
-from rrs_jax.models.decoder_layer import DecoderConfig  # noqa: E402
-from rrs_jax.models.lora import LoRAConfig  # noqa: E402
-from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig  # noqa: E402
-from rrs_jax.models.random_init import random_model  # noqa: E402
-from rrs_jax.strategies.rrs import RRS  # noqa: E402
-from rrs_jax.train.step import Rows, TrainStep  # noqa: E402
+from rrs_jax.config.training import OptimiserConfig
+from rrs_jax.distributed.mesh import AXES, make_mesh
+from rrs_jax.models.audio_encoder import AudioEncoderConfig
+from rrs_jax.models.batch import Batch
+from rrs_jax.models.decoder_layer import DecoderConfig
+from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from rrs_jax.models.random_init import random_model
+from rrs_jax.strategies.rrs import RRS
+from rrs_jax.train.step import Rows, TrainStep
 
 TEXT = DecoderConfig(64, 192, 5, 4, 2, 16, 512, 1e-5, 1000.0, False)
 RANK, ROWS, LENGTH = 1, 8, 24

@@ -203,8 +203,11 @@ def test_gradients_are_those_of_torch(reference, eight_bit, folder, clips, remat
                 if isinstance(linear, Float8Linear):
                     linear.adapter = arrays
                 else:
-                    add = lambda _, x, y, pair=arrays: y + LORA.scale * (x[0] @ pair[0] @ pair[1])  # noqa: E731
-                    hooks.append(linear.register_forward_hook(add))
+                    hooks.append(
+                        linear.register_forward_hook(
+                            lambda _, x, y, pair=arrays: y + LORA.scale * (x[0] @ pair[0] @ pair[1])
+                        )
+                    )
         inputs = torch_inputs(rows, clips, "right")
         states = model(**inputs, output_hidden_states=True).hidden_states[-1]
         last = states[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]

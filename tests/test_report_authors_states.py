@@ -8,9 +8,9 @@ import pytest
 from sklearn.metrics import silhouette_score
 
 from helpers.authors_files import line_of, write_questions, write_states
+from rrs_jax import safety_vector
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
-from rrs_jax.frozen.extraction import safety_vector
 from rrs_jax.report import authors_states
 from rrs_jax.report.authors_state_files import DELTA, AuthorsStates, read_states, read_vector
 from rrs_jax.report.authors_states import main, measure_apart, measure_delta
@@ -174,7 +174,7 @@ def test_delta_is_that_of_the_equations():
     states = loaded(random_states())
     head_row = np.random.default_rng(2).normal(size=FEATURES).astype(np.float32)
     vector = safety_vector(states.refusal, states.benign, head_row, "positive")
-    found = measure_delta(replace(states, delta=vector.vector))
+    found = measure_delta(replace(states, delta=np.asarray(vector.vector)))
     assert found.kept == vector.selected.sum() == round(vector.positive_share * FEATURES)
     assert found.norm == pytest.approx(np.linalg.norm(vector.delta_mean), rel=1e-5)
     assert found.their_norm == pytest.approx(found.kept_norm, rel=1e-5)
@@ -212,7 +212,7 @@ def test_the_command_prints_a_table_and_writes_a_page(clone, tmp_path, capsys):
     states = random_states(shift=30.0)
     arrays = loaded(states)
     vector = safety_vector(arrays.refusal, arrays.benign, np.ones(FEATURES, np.float32), "positive")
-    write_states(clone, states, vector.vector)
+    write_states(clone, states, np.asarray(vector.vector))
     out = tmp_path / "out"
     assert main([str(clone), f"--out={out}"]) == 0
     printed = capsys.readouterr().out

@@ -90,7 +90,7 @@ def micro_batches(step, strategy, batch, parts: int) -> list[Rows]:
     pieces = []
     for indices in np.split(np.arange(4), parts):
         length = int(batch.lengths[indices].max())
-        own = jax.tree.map(lambda x: np.asarray(x)[indices], batch)  # noqa: B023
+        own = jax.tree.map(lambda x, indices=indices: np.asarray(x)[indices], batch)
         own = own.replace(input_ids=own.input_ids[:, :length], audio_index=own.audio_index[:, :length])
         pieces.append(step.place(Rows(own, strategy.examples(indices), HARMFUL[indices], WEIGHTS[indices])))
     return pieces
