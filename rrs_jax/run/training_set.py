@@ -11,8 +11,8 @@ from rrs_jax.config.training import train_config
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import EncodedPrompt
 from rrs_jax.models.flops import decoder_flops, program_price
-from rrs_jax.run.frozen_model import FrozenModel
 from rrs_jax.run.lower_layers import lower_layers
+from rrs_jax.run.vanilla_model import VanillaModel
 from rrs_jax.strategies.samples import Samples
 from rrs_jax.train.batches import Schedule, TrainingData
 
@@ -29,7 +29,7 @@ class TrainingSet:
         """context: the run, a `rrs_jax.run.context.RunContext`."""
         self.context, self.config = context, context.config
         self.samples = Samples(context.read_training_rows())
-        self.frozen = FrozenModel(context, self.samples.rows, self.prefix_states)
+        self.frozen = VanillaModel(context, self.samples.rows, self.prefix_states)
         self._schedules: dict[bool, Schedule] = {}  # by whether there are tails
 
     @functools.cached_property

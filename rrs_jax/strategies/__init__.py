@@ -58,7 +58,7 @@ class Strategy(Protocol):
 
 
 class FrozenModel(Protocol):
-    """The model before training, asked about the training samples; `rrs_jax.run.frozen_model` has a run's.
+    """The model before training, asked about the training samples; `rrs_jax.run.vanilla_model` has a run's.
 
     Attributes:
       model: the module, without adapters.

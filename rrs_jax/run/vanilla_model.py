@@ -22,7 +22,7 @@ from rrs_jax.models.steering import steered
 from rrs_jax.progress import Progress
 
 
-class FrozenModel:
+class VanillaModel:
     """Answers to what a strategy may ask (`rrs_jax.strategies.FrozenModel`), by a run's model and clips.
 
     Args:
