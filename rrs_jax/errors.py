@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import io
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
+
+from rrs_jax.scrub import scrub
 
 
 class UserError(Exception):
@@ -32,9 +35,11 @@ def exit_status() -> Iterator[Status]:
     """Runs a command's work and yields its exit status, which is set when the work has ended.
 
     0: done. 1: interrupted by Ctrl-C or a scheduler's SIGTERM, told in one sentence, or failed, told by a
-    traceback. 2: a user's mistake or a full disk, told in one sentence. All of it goes to standard error.
+    traceback. 2: a user's mistake or a full disk, told in one sentence. All of it goes to standard error,
+    without API keys and passwords. A terminal that lacks a character gets a replacement for it.
     """
     status = Status()
+    replace_unprintable()
     with _termination_as_interruption():
         try:
             yield status
@@ -47,7 +52,7 @@ def exit_status() -> Iterator[Status]:
                 where = getattr(error, "filename", None) or "the run folder's disk"
                 status.code = _tell(f"{where}: no space is left; free some, and the same command resumes.", 2)
             else:
-                traceback.print_exc()
+                tell_traceback()
                 status.code = 1
 
 
@@ -64,5 +69,17 @@ def _termination_as_interruption() -> Iterator[None]:
 
 
 def _tell(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr, flush=True)
+    print(scrub(sentence), file=sys.stderr, flush=True)
     return code
+
+
+def tell_traceback() -> None:
+    """Prints the traceback of the exception that is being handled."""
+    print(scrub(traceback.format_exc()), file=sys.stderr, end="", flush=True)
+
+
+def replace_unprintable() -> None:
+    """Has both standard streams write a replacement for what their encoding lacks, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")

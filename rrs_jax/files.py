@@ -175,12 +175,22 @@ def read_growing_jsonl(path: str | Path) -> list[dict]:
     return read_jsonl(path)
 
 
+def replace_surrogates(text: str) -> str:
+    """Returns the text with U+FFFD for every lone surrogate, which UTF-8 cannot hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def content_hash(*parts: object) -> str:
-    """Returns 16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON."""
+    """Returns 16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON.
+
+    A text that UTF-8 cannot hold has a hash too.
+    """
     digest = hashlib.sha256()
     for part in parts:
         data = (
-            part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
+            part
+            if isinstance(part, bytes)
+            else json.dumps(part, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         )
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)

@@ -9,6 +9,7 @@ import time
 from tqdm import tqdm
 
 from rrs_jax.distributed import processes
+from rrs_jax.scrub import scrub
 
 
 class Progress:
@@ -64,4 +65,4 @@ class Progress:
 def say(text: str) -> None:
     """Tells the user something that is no result, in a line on standard error."""
     if processes.is_first():
-        print(text, file=sys.stderr, flush=True)
+        print(scrub(text), file=sys.stderr, flush=True)

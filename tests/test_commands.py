@@ -1,6 +1,9 @@
 """The commands `python -m rrs_jax...`: one style of arguments, and one exit status for a user's mistake."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -74,3 +77,12 @@ def test_a_wrong_value_is_told_with_what_to_give(name, arguments, complaint, cap
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"rrs_jax.{name}").main(arguments)
     assert ended.value.code == 2 and complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", (*COMMANDS, "config"))
+def test_every_command_explains_itself_on_a_terminal_that_is_not_utf_8(name):
+    """Each in a process of its own, whose standard output is strict ASCII."""
+    command = [sys.executable, "-m", f"rrs_jax.{name}", "--help"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and done.stdout

@@ -5,7 +5,18 @@ single fields with `--config.NAME=VALUE`. Where the paper (Yang et al. 2025) lea
 sentence says so. The fields of training lie in `rrs_jax.config.training`.
 """
 
-from rrs_jax.config.kinds import Field, boolean, choice, either, integer, integers, names, number, text
+from rrs_jax.config.kinds import (
+    Field,
+    address,
+    boolean,
+    choice,
+    either,
+    integer,
+    integers,
+    names,
+    number,
+    text,
+)
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.config.training import SEED, training_fields
@@ -225,7 +236,7 @@ FIELDS = {field.name: field for field in (
           "Evaluate the adapters after these epochs too, in RUN/eval/epochs; the last one is evaluated "
           "anyway. They must be among the epochs that the training kept: these or "
           "report.representation_epochs."),
-    Field("judge.url", None, either(text("an address"), None),
+    Field("judge.url", None, either(address(), None),
           "Address of the OpenAI-compatible server of `llm` judges and AIR-Bench, such as "
           "http://localhost:8000/v1."),
     Field("judge.model", None, either(text("a model's name"), None), "The judge, as that server calls it."),
@@ -238,7 +249,7 @@ FIELDS = {field.name: field for field in (
           placement=True),
     Field("judge.retries", 6, integer(0), "Further tries after 429, 5xx, time-outs and broken replies.",
           placement=True),
-    Field("endpoint.url", None, either(text("an address"), None),
+    Field("endpoint.url", None, either(address(), None),
           "Evaluate what an OpenAI-compatible server that hears answers, in place of the model here."),
     Field("endpoint.model", None, either(text("a model's name"), None),
           "The model to evaluate, as the endpoint calls it."),

@@ -4,7 +4,11 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable
+from urllib.parse import urlsplit
+
+from rrs_jax.scrub import shown_address
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +20,14 @@ class Kind:
       type: the type that ml_collections enforces; object for none.
       read: turns the text of a command line into a value, or raises ValueError.
       accepts: returns True for a value that the field can have.
+      show: returns a value as messages show it.
     """
 
     wants: str
     type: type
     read: Callable[[str], object]
     accepts: Callable[[object], bool]
+    show: Callable[[object], str] = repr
 
     def value_of(self, text: str) -> object:
         """Returns the value that a text stands for, or the text where it stands for none."""
@@ -34,7 +40,7 @@ class Kind:
         """Returns the value that a text stands for: the `type` of an argument of `argparse`."""
         value = self.value_of(text)
         if not self.accepts(value):
-            raise argparse.ArgumentTypeError(f"is {value!r}, give {self.wants}")
+            raise argparse.ArgumentTypeError(f"is {self.show(value)}, give {self.wants}")
         return value
 
 
@@ -54,7 +60,9 @@ class Field:
 
     def problem(self, value: object) -> str | None:
         """Returns what is wrong with `value` and what to give instead, or None."""
-        return None if self.kind.accepts(value) else f"{self.name} is {value!r}, give {self.kind.wants}"
+        if self.kind.accepts(value):
+            return None
+        return f"{self.name} is {self.kind.show(value)}, give {self.kind.wants}"
 
     def problem_with_text(self, text: str) -> str | None:
         """Returns what is wrong with a value that the command line writes as `text`, or None."""
@@ -99,6 +107,32 @@ def boolean() -> Kind:
 def text(wants: str) -> Kind:
     """Returns the kind of a text that is not blank."""
     return Kind(wants, str, str, lambda value: isinstance(value, str) and bool(value.strip()))
+
+
+def address() -> Kind:
+    """Returns the kind of a server's address. Messages show neither its user and password nor its query."""
+    return Kind(
+        "an address that begins with http:// or https://, such as http://localhost:8000/v1",
+        str,
+        str.strip,
+        lambda value: isinstance(value, str) and address_problem(value) is None,
+        lambda value: repr(shown_address(value) if isinstance(value, str) else value),
+    )
+
+
+def address_problem(written: str) -> str | None:
+    """Returns why a text is no address of a server, None where it is one."""
+    if re.search(r"\s", written.strip()):
+        return "holds white space"
+    if not re.match(r"\s*https?://", written, re.IGNORECASE):
+        return "does not begin with http:// or https://"
+    try:
+        parts = urlsplit(written.strip())
+        if not parts.hostname:
+            return "names no host"
+        return "has the port 0" if parts.port == 0 else None
+    except ValueError:
+        return "names no host, or a port that is no number from 1 to 65535"
 
 
 def choice(*words: str) -> Kind:
@@ -151,7 +185,7 @@ def either(kind: Kind, word: str | None) -> Kind:
     def accepts(value: object) -> bool:
         return value is None if word is None and value is None else value == word or kind.accepts(value)
 
-    return Kind(f"{kind.wants}, or {written}", object, read, accepts)
+    return Kind(f"{kind.wants}, or {written}", object, read, accepts, kind.show)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 from rrs_jax.distributed.processes import ended, gather, is_first, put_message, several, this_process
 from rrs_jax.distributed.rendezvous import meet
 from rrs_jax.errors import UserError
+from rrs_jax.scrub import scrub
 
 LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
 
@@ -204,7 +205,7 @@ def _watch() -> None:
             told = why.get("mistake") or "interrupted; the same command resumes"
             if "failed" in why:
                 told = f"it failed with {why['failed']}, which it tells itself"
-            print(f"process {index}: {told}", file=sys.stderr, flush=True)
+            print(scrub(f"process {index}: {told}"), file=sys.stderr, flush=True)
             time.sleep(
                 LEAVE_SECONDS / 2
             )  # the service goes with this process, and JAX ends those that miss it

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,8 +20,9 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import default_config, flatten
 from rrs_jax.distributed.machine import environment, memory_share
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, replace_unprintable, tell_traceback
 from rrs_jax.progress import say
+from rrs_jax.scrub import scrub
 
 LOG = "log.txt"
 PREPARING = "data"  # the task that comes before all runs
@@ -194,6 +194,7 @@ def work(line: Connection, data_runs: list[dict], log: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         _write_to(Path(log))
+        replace_unprintable()
         from rrs_jax.run import pipeline
         from rrs_jax.run.sweep_cache import SweepCache
 
@@ -212,8 +213,8 @@ def work(line: Connection, data_runs: list[dict], log: str) -> None:
                 say(str(error))
                 line.send((str(error), False))
             except Exception as error:
-                traceback.print_exc()
-                line.send((f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", True))
+                tell_traceback()
+                line.send((scrub(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"), True))
             else:
                 line.send((None, False))
 
