@@ -11,9 +11,11 @@ from tqdm import tqdm
 from rrs_jax.distributed import processes
 from rrs_jax.scrub import scrub
 
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} {unit}{postfix}"
+
 
 class Progress:
-    """Counts finished items and shows rate and time left on standard error.
+    """Counts finished items and shows pace and time left on standard error.
 
     with Progress(len(rows), "speaking", unit="clips") as progress:
         for row in rows: ...; progress.update(1, voice=row["voice"])
@@ -21,12 +23,14 @@ class Progress:
 
     LINE_EVERY_SECONDS = 10.0
 
-    def __init__(self, total: int, what: str, unit: str = "it"):
+    def __init__(self, total: int, what: str, unit: str = "items"):
         self.total, self.what, self.unit = total, what, unit
         self.done, self.start = 0, time.monotonic()
-        self.last_line = self.start
+        self.last_line, self.pace = self.start, Pace()
         bar = processes.is_first() and sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True) if bar else None
+        self.bar = (
+            tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, bar_format=BAR) if bar else None
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -35,34 +39,86 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif self.done:
-            self._line()
+            self._last_line()
 
     def update(self, n: int = 1, **fields) -> None:
+        """Counts `n` more items as finished; `fields` are shown beside them."""
         self.done += n
-        if self.bar is not None:
-            if fields:
-                self.bar.set_postfix(fields, refresh=False)
-            self.bar.update(n)
-        elif time.monotonic() - self.last_line > self.LINE_EVERY_SECONDS:
-            self._line(**fields)
-
-    def _line(self, **fields) -> None:
         now = time.monotonic()
-        self.last_line = now
-        if not processes.is_first():
-            return
-        rate = self.done / max(now - self.start, 1e-9)
-        left = (self.total - self.done) / rate if rate else float("inf")
-        extra = "".join(f", {name} {value}" for name, value in fields.items())
-        print(
-            f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.2f} {self.unit}/s, {left:.0f} s"
-            f" left{extra}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.pace.add(n, now)
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join([*self._estimates(), *_shown(fields)]), refresh=False)
+            self.bar.update(n)
+        elif now - self.last_line > self.LINE_EVERY_SECONDS and self.done < self.total:
+            self.last_line = now
+            counted = f"{self.what}: {self.done} of {self.total} {self.unit}"
+            self._print(", ".join([counted, *self._estimates(), *_shown(fields)]))
+
+    def _estimates(self) -> list[str]:
+        rate = self.pace.rate()
+        if not rate:
+            return []
+        left = (self.total - self.done) / rate
+        return [f"{rate:.3g} a second", f"about {duration(left)} left"]
+
+    def _last_line(self) -> None:
+        seconds = duration(time.monotonic() - self.start)
+        counted = f"{self.done}" if self.done >= self.total else f"stopped at {self.done} of {self.total}"
+        self._print(f"{self.what}: {counted} {self.unit} in {seconds}")
+
+    @staticmethod
+    def _print(line: str) -> None:
+        if processes.is_first():
+            print(line, file=sys.stderr, flush=True)
+
+
+class Pace:
+    """Items a second, known when enough of them have been seen.
+
+    The first items wait for compilation, and items come in bursts where a batch of them is computed at once.
+    So the clock starts behind the first burst.
+    """
+
+    BURST_SECONDS = 0.5
+    ENOUGH_SECONDS = 4.0
+
+    def __init__(self):
+        self.begun: float | None = None  # when the first burst ended
+        self.last = 0.0
+        self.since = 0  # items since then
+
+    def add(self, items: int, now: float) -> None:
+        """Counts items that are finished at the time `now`, in seconds."""
+        if self.begun is None or (not self.since and now - self.begun < self.BURST_SECONDS):
+            self.begun = now
+        else:
+            self.since += items
+        self.last = now
+
+    def rate(self) -> float | None:
+        """Returns the items a second; None as long as too few have been seen for an estimate."""
+        if self.begun is None or self.last - self.begun < self.ENOUGH_SECONDS:
+            return None
+        return self.since / (self.last - self.begun)
+
+
+def duration(seconds: float) -> str:
+    """Writes a time for people: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if seconds < 1:
+        return "less than 1 s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def say(text: str) -> None:
     """Tells the user something that is no result, in a line on standard error."""
     if processes.is_first():
         print(scrub(text), file=sys.stderr, flush=True)
+
+
+def _shown(fields: dict[str, object]) -> list[str]:
+    return [f"{name} {value}" for name, value in fields.items()]

@@ -89,7 +89,7 @@ def near_groups(texts: Sequence[str]) -> list[list[int]]:
         return i
 
     index = QuestionIndex()
-    with Progress(len(texts), "comparing", unit="questions") as progress:
+    with Progress(len(texts), "looking for duplicates", unit="questions") as progress:
         for i, text in enumerate(texts):
             for j in index.near(text):
                 parent[root(i)] = root(j)

@@ -75,7 +75,7 @@ def hear_all(
     """
     known = {row["key"]: row for row in read_growing_jsonl(kept)} if kept else {}
     heard = []
-    with Progress(len(texts_with_clips), "listening", unit="clips") as progress:
+    with Progress(len(texts_with_clips), "listening to the clips", unit="clips") as progress:
         for text, path in texts_with_clips:
             key = content_hash(listener.name, text, Path(path).read_bytes())
             if key not in known:

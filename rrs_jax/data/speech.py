@@ -125,7 +125,7 @@ def try_speak_all(
     if missing:
         clips = list(missing.values())
         budget.take([(text, voice) for _, text, voice in clips])
-        with Progress(len(clips), "speaking", unit="clips") as progress:
+        with Progress(len(clips), "speaking the questions", unit="clips") as progress:
             for path, result in _run(clips, workers or cores()):
                 made[path] = result
                 progress.update()

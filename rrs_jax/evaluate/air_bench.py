@@ -168,7 +168,10 @@ def judge_answers(
             rows.append(row)
             if "model" not in row:
                 waiting.append((row, prompt))
-    with AppendedRows(path) as finished, Progress(len(waiting), "AIR-Bench judgements") as progress:
+    with (
+        AppendedRows(path) as finished,
+        Progress(len(waiting), "AIR-Bench's judge reads the answers", "answers") as progress,
+    ):
 
         def on_reply(index: int, reply: str) -> None:
             row, _ = waiting[index]

@@ -146,7 +146,7 @@ def _judge_with(judge: Judge, path: Path, responses: Sequence[dict], known: dict
     waiting = list(alike.values())
     with (
         AppendedRows(path) as finished,
-        Progress(len(exchanges), f"judge {judge.name}", unit="responses") as progress,
+        Progress(len(exchanges), f"judge {judge.name} reads the answers", unit="answers") as progress,
     ):
 
         def on_judged(index: int, judgement: Judgement) -> None:

@@ -62,7 +62,7 @@ def generate_missing(what: str, missing: Missing, engine: Engine, store: Respons
     """
     with (
         store.appending(engine.write_every) as finished,
-        Progress(len(missing), f"{what}: responses", unit="responses") as progress,
+        Progress(len(missing), f"{what} answers the questions", unit="answers") as progress,
     ):
 
         def on_finished(request: GenerationRequest, response: str, seconds: float | None = None) -> None:

@@ -103,7 +103,7 @@ def _encode(
     """Each clip's embeddings (A, D), on the host in the model's dtype."""
     mesh, rows = mesh_of(model), [np.empty(0)] * len(audios)
     graphdef, parameters = nnx.split(model)
-    encode, progress = encoder(graphdef, mesh), Progress(len(audios), "encoding audio", "clips")
+    encode, progress = encoder(graphdef, mesh), Progress(len(audios), "encoding the clips", "clips")
     # Each worker's small products in its own thread: BLAS threads of several workers wait for one another.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(WORKERS) as pool, progress:
         waveforms = list(pool.map(as_waveform, audios))

@@ -43,7 +43,7 @@ class LocalWriter:
     def ask(self, requests: Sequence[Request], on_answer: Callable[[Request, str], None]) -> None:
         """Writes an answer to every request; `on_answer` is called with each as it is ready."""
         bank = empty_audio_bank(self.module)
-        with Progress(len(requests), "writing", unit="answers") as progress:
+        with Progress(len(requests), "the local model writes", unit="answers") as progress:
 
             def finished(request: Request, tokens: list[int]) -> None:
                 on_answer(request, self.processor.decode(tokens))

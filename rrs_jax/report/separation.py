@@ -167,7 +167,8 @@ def figures(runs: Sequence[Path]) -> dict[Path, Figure2]:
     found = {run: figure for run in runs if (figure := kept_figure(run)) is not None}
     wanted = [run for run in runs if run not in found and read_recorded(run) is not None]
     if wanted:
-        with ThreadPoolExecutor(cores()) as pool, Progress(len(wanted), "figure 2", "runs") as progress:
+        progress = Progress(len(wanted), "drawing figure 2", "runs")
+        with ThreadPoolExecutor(cores()) as pool, progress:
             for run, figure in zip(wanted, pool.map(keep_figure, wanted), strict=True):
                 found[run] = figure
                 progress.update(1)

@@ -130,7 +130,7 @@ def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
     size = sum(file.stat().st_size for file in [*shards, *others])
     with (
         _new_folder(out, base_folder, size, {"form": "merged"}) as folder,
-        Progress(len(adapters), "merging", unit="tensors") as progress,
+        Progress(len(adapters), "merging the adapter", unit="tensors") as progress,
     ):
         for shard in shards:
             touched = {module: entries[f"{module}.weight"] for module in adapters}
