@@ -24,6 +24,7 @@ from rrs_jax.evaluate.plan import Target
 from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
 from rrs_jax.evaluate.run import generate_missing
 from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, write_json
+from rrs_jax.inputs.audio_files import AudioFault, read_samples
 from rrs_jax.progress import Progress
 
 META = "Chat_meta.json"
@@ -224,16 +225,16 @@ def _cut_clips(items: Sequence[dict], folder: Path, max_seconds: float) -> tuple
     clips, cut, faults = {}, 0, []
     for item in items:
         try:
-            with soundfile.SoundFile(item["audio"]) as file:
-                long = file.frames > max_seconds * file.samplerate
-                target = folder / f"{content_hash(str(item['audio']))}.wav"
-                if long and not target.is_file():
-                    samples, rate = file.read(int(max_seconds * file.samplerate)), file.samplerate
-                    with atomic_path(target) as temporary:
-                        soundfile.write(temporary, samples, rate, format="WAV", subtype="PCM_16")
-        except (OSError, soundfile.LibsndfileError) as error:
-            faults.append(f"{item['audio']} ({error})")
+            samples, rate = read_samples(item["audio"])
+        except AudioFault as fault:
+            faults.append(f"{item['audio']} {fault}")
             continue
+        long = len(samples) > max_seconds * rate
+        target = folder / f"{content_hash(str(item['audio']))}.wav"
+        if long and not target.is_file():
+            with atomic_path(target) as temporary:
+                heard = samples[: int(max_seconds * rate)]
+                soundfile.write(temporary, heard, rate, format="WAV", subtype="PCM_16")
         clips[item["id"]] = target if long else item["audio"]
         cut += long
     if faults:

@@ -1,16 +1,20 @@
 """Evaluation questions to listen to, with the models' answers before and after training."""
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
+from rrs_jax.errors import UserError
 from rrs_jax.evaluate.finished_evaluation import read_evaluation
 from rrs_jax.files import read_jsonl
+from rrs_jax.inputs.audio import SAMPLING_RATE, read_audio
 from rrs_jax.report.figures import details
 from rrs_jax.report.results import Recipe, Results
 from rrs_jax.report.table import MODES
@@ -89,11 +93,12 @@ def html_samples(samples: Sequence[Sample]) -> str:
         answers = details("Answers, which may be harmful", answers) if sample.label == "harmful" else answers
         audio = "<p><small>Its clip is not there any more.</small></p>"
         if sample.clip is not None:
-            clip = base64.b64encode(compressed(sample.clip)).decode()
-            audio = (
-                f'<audio controls preload="none" aria-label="{html.escape(sample.question)}" '
-                f'src="data:audio/mpeg;base64,{clip}"></audio>'
-            )
+            with contextlib.suppress(UserError):  # it was replaced by something else since
+                clip = base64.b64encode(compressed(sample.clip)).decode()
+                audio = (
+                    f'<audio controls preload="none" aria-label="{html.escape(sample.question)}" '
+                    f'src="data:audio/mpeg;base64,{clip}"></audio>'
+                )
         parts.append(
             f'<article class="sample"><p class="question"><b class="{sample.label}">{sample.label}</b>'
             f" {html.escape(sample.question)} <small>{html.escape(sample.category)},"
@@ -103,18 +108,20 @@ def html_samples(samples: Sequence[Sample]) -> str:
 
 
 def compressed(clip: Path) -> bytes:
-    """Returns the beginning of a clip as MP3, which every browser plays."""
-    with soundfile.SoundFile(clip) as file:
-        waveform = file.read(CLIP_SECONDS * file.samplerate)
-        stream = io.BytesIO()
-        soundfile.write(
-            stream,
-            waveform,
-            file.samplerate,
-            format="MP3",
-            bitrate_mode="CONSTANT",
-            compression_level=COMPRESSION,
-        )
+    """Returns the beginning of a clip as MP3, which every browser plays.
+
+    It is the sound that the model hears, at 16 kHz: MP3 knows few sampling rates and two channels. Raises
+    UserError where the clip is no audio.
+    """
+    stream = io.BytesIO()
+    soundfile.write(
+        stream,
+        np.clip(read_audio(clip)[: CLIP_SECONDS * SAMPLING_RATE], -1, 1),
+        SAMPLING_RATE,
+        format="MP3",
+        bitrate_mode="CONSTANT",
+        compression_level=COMPRESSION,
+    )
     return stream.getvalue()
 
 
