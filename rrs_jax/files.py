@@ -41,9 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes the file private; the result is an ordinary file
+        make_ordinary(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
@@ -51,6 +49,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_ordinary(path: Path) -> None:
+    """Gives a file that was made as a private one the rights that an ordinary new file has."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 @contextlib.contextmanager

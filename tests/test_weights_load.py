@@ -20,7 +20,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.weights.load import abstract_model, load_weights, read_config, resolve_folder, weight_table
-from rrs_jax.weights.safetensors_io import read_folder, save_file
+from rrs_jax.weights.safetensors_io import load_file, read_folder, save_file
 from rrs_jax.weights.table import Row
 
 DTYPES = {torch.float32: jnp.float32, torch.bfloat16: jnp.bfloat16, torch.float16: jnp.float16}
@@ -289,8 +289,25 @@ def test_our_files_are_read_by_the_safetensors_package(tmp_path):
     assert read.keys() == arrays.keys()
     for name, array in arrays.items():
         assert read[name].double().numpy().tolist() == array.astype(np.float64).tolist()
-        ours = read_folder(tmp_path)[name].array()
-        assert ours.dtype == array.dtype and ours.tolist() == array.tolist()
+        for ours in (read_folder(tmp_path)[name].array(), load_file(tmp_path / "file.safetensors")[0][name]):
+            assert ours.dtype == array.dtype and ours.tolist() == array.tolist()
+    assert load_file(tmp_path / "file.safetensors")[1] == {"format": "pt"}
+
+
+def test_a_written_file_has_an_ordinary_files_rights(tmp_path):
+    (tmp_path / "ordinary").touch()
+    save_file(tmp_path / "file.safetensors", {"a": np.zeros(2)})
+    assert (tmp_path / "file.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_whole_files_that_cannot_be_read_or_written_are_named(tmp_path):
+    with pytest.raises(UserError, match="absent/file: cannot be written"):
+        save_file(tmp_path / "absent" / "file", {"a": np.zeros(2)})
+    with pytest.raises(UserError, match="absent: cannot be read"):
+        load_file(tmp_path / "absent")
+    (tmp_path / "damaged").write_bytes(b"{}")
+    with pytest.raises(UserError, match="damaged: is no safetensors file"):
+        load_file(tmp_path / "damaged")
 
 
 def test_settings_that_are_not_computed_are_refused(folder, tmp_path):

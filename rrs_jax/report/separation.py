@@ -2,7 +2,7 @@
 numbers.
 
 All epochs of a run are embedded together, so that the panels have common coordinates. Needs scikit-learn,
-which `pip install 'rrs-jax[report]'` brings.
+which `pip install scikit-learn` brings.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from rrs_jax.distributed.machine import cores
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_json, write_atomic
 from rrs_jax.progress import Progress
-from rrs_jax.weights.safetensors_io import read_header
+from rrs_jax.weights.safetensors_io import load_file
 
 DIMENSIONS = 50  # principal components that t-SNE is given
 MOST_POINTS = 3000  # over all epochs; t-SNE takes about a minute on two cores for them
@@ -73,7 +73,7 @@ def read_recorded(run: Path) -> Recorded | None:
     for path in sorted(
         run.glob("epochs/*/representations.safetensors"), key=lambda path: int(path.parent.name)
     ):
-        entries, metadata = read_header(path)
+        arrays, metadata = load_file(path)
         questions = {name: json.loads(metadata[name]) for name in ("ids", "labels", "pairs")}
         if first not in (None, questions):
             raise UserError(
@@ -81,7 +81,7 @@ def read_recorded(run: Path) -> Recorded | None:
                 " again."
             )
         first = questions
-        states[int(path.parent.name)] = np.array(entries["states"].array(), np.float32)
+        states[int(path.parent.name)] = arrays["states"].astype(np.float32)
     if not states:
         return None
     return Recorded(states, first["ids"], np.array(first["labels"]), np.array(first["pairs"]))
@@ -199,7 +199,7 @@ def keep_figure(run: Path) -> Figure2 | None:
         return kept
     if find_spec("sklearn") is None:
         raise UserError(
-            "figure 2: needs scikit-learn; pip install 'rrs-jax[report]', then run the report stage again."
+            "figure 2: needs scikit-learn; pip install scikit-learn, then run the report stage again."
         )
     from sklearn import linear_model, manifold  # noqa: F401 (what is limited below has to be loaded by then)
     from threadpoolctl import threadpool_limits

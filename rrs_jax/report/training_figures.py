@@ -10,7 +10,7 @@ from rrs_jax.files import content_hash
 from rrs_jax.report.figures import legend
 from rrs_jax.report.plots import Axis, Plot, axis_over
 from rrs_jax.report.results import FinishedRun, Recipe
-from rrs_jax.weights.safetensors_io import read_header
+from rrs_jax.weights.safetensors_io import load_file
 
 BINS = 61
 MOST_STEPS = 100  # places of a loss curve; longer ones are averaged
@@ -71,13 +71,10 @@ def contributions(recipes: Sequence[Recipe]) -> str:
         path = recipe.runs[0].path / "representations.safetensors"
         if not path.is_file():
             continue
-        entries, metadata = read_header(path)
-        if not {"contribution", "safety_vector"} <= set(entries):  # another strategy's file
+        arrays, metadata = load_file(path)
+        if not {"contribution", "safety_vector"} <= arrays.keys():  # another strategy's file
             continue
-        values, kept = (
-            np.array(entries["contribution"].array()),
-            np.array(entries["safety_vector"].array()) != 0,
-        )
+        values, kept = arrays["contribution"], arrays["safety_vector"] != 0
         if (key := content_hash(values.tobytes(), kept.tolist())) in seen:
             continue
         seen.add(key)

@@ -29,7 +29,7 @@ from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress, say
 from rrs_jax.run.context import RunContext
 from rrs_jax.train.checkpoints import named_leaves
-from rrs_jax.weights.safetensors_io import read_header, save_file
+from rrs_jax.weights.safetensors_io import load_file, save_file
 
 
 def recorded_epochs(config: ConfigDict) -> list[int]:
@@ -69,12 +69,10 @@ def model_after(context: RunContext, epoch: int) -> nnx.Module:
             f" ({', '.join(map(str, kept)) or 'none'}), or train in another --config.run_dir with"
             f" evaluate.epochs={epoch}."
         )
-    entries, _ = read_header(path)
+    arrays, _ = load_file(path)
     model = context.start_adapters()
     state = nnx.state(model, LoRAParam)
-    leaves = [
-        put(np.array(entries[name].array()), leaf.sharding) for name, leaf in named_leaves(state).items()
-    ]
+    leaves = [put(arrays[name], leaf.sharding) for name, leaf in named_leaves(state).items()]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
     return model
 

@@ -18,7 +18,7 @@ from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, SamplingConfig
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.weights.load import load_weights
-from rrs_jax.weights.safetensors_io import read_header, save_file
+from rrs_jax.weights.safetensors_io import load_file, save_file
 
 LENT = ("responses.jsonl", "responses.meta.json")
 
@@ -117,8 +117,7 @@ class SweepCache:
         """Those of the frozen model's states that are known, here or to another process by now."""
         if self.folder and not self._states.keys() >= set(keys):
             for path in sorted(set(self.folder.glob("states/*.safetensors")) - self._read):
-                entries, _ = read_header(path)
-                self._states |= {name: np.array(entry.array()) for name, entry in entries.items()}
+                self._states |= load_file(path)[0]
                 self._read.add(path)
         return {key: self._states[key] for key in keys if key in self._states}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rrs_jax.files import atomic_path, read_jsonl, write_jsonl
-from rrs_jax.weights.safetensors_io import read_header, save_file
+from rrs_jax.weights.safetensors_io import load_file, save_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,5 +35,4 @@ def read_extracted(path: Path) -> Extracted:
     """The file's content and metadata, without facts. Raises UserError where it is missing or damaged."""
     if path.suffix == ".jsonl":
         return Extracted(read_jsonl(path))
-    entries, metadata = read_header(path)
-    return Extracted({name: np.array(entry.array()) for name, entry in entries.items()}, metadata)
+    return Extracted(*load_file(path))

@@ -1,7 +1,9 @@
-"""Safetensors shards as memory maps: names, dtypes and shapes from the headers, data only where it is used.
+"""Safetensors files: whole ones by the `safetensors` package, a model's shards as memory maps.
 
-The `safetensors` package's NumPy reader knows no bfloat16 and reads a tensor whole; a header and a memory map
-give any dtype, and slices that stay on disk until they are copied to their device.
+Three things the package (0.8) does not do, hence the header and the memory map here: its NumPy reader copies
+every slice into memory before it can go to a device, and knows no float8; it does not say at which byte a
+tensor lies, which the merged export needs to copy everything else as it is; and it writes tensors that are
+all in memory at once.
 """
 
 import dataclasses
@@ -13,9 +15,11 @@ from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json
+from rrs_jax.files import make_ordinary, read_json
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -170,6 +174,28 @@ def write_header(
 
 
 def save_file(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Writes arrays that are in memory already."""
-    rows = [(name, array.dtype, array.shape, lambda array=array: array) for name, array in tensors.items()]
-    write_shard(file, rows, metadata or {})
+    """Writes arrays that are in memory already.
+
+    Raises UserError where the file cannot be written, for example on a full disk.
+    """
+    # The package writes the bytes behind an array's pointer, whatever its strides.
+    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    try:
+        safetensors.numpy.save_file(contiguous, file, metadata or None)
+        make_ordinary(file)  # the package renames a private temporary file
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{file}: cannot be written ({error}); free space or check its rights.") from error
+
+
+def load_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns every array of a file, in memory, and the file's metadata.
+
+    Raises UserError where the file is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(file, framework="np") as opened:
+            return opened.get_tensors(), opened.metadata() or {}
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error}).") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{file}: is no safetensors file ({error}); delete it and make it again.") from error
