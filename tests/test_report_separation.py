@@ -13,7 +13,6 @@ from helpers.report_runs import write_recorded, write_run
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl
 from rrs_jax.report import separation
-from rrs_jax.report.page import make_page
 
 
 def clusters(distance: float, pairs: int = 30, width: int = 12):
@@ -149,12 +148,3 @@ def test_figures_are_made_while_others_run(tmp_path, monkeypatch):
         make("bad")
         make("good")
         assert done.wait(60)
-
-
-def test_without_scikit_learn_the_rest_is_made(tmp_path, monkeypatch):
-    folder = write_run(tmp_path / "run", pairs=4)
-    monkeypatch.setattr(separation, "find_spec", lambda name: None)
-    make_page(folder / "report", [folder], "run")
-    text = (folder / "report" / "index.html").read_text()
-    assert "figure 2: needs scikit-learn; pip install &#x27;rrs-jax[report]&#x27;" in text
-    assert 'id="table3"' in text and 'svg class="cloud' not in text

@@ -93,7 +93,7 @@ def in_room(waveform: np.ndarray, reverberation: float) -> np.ndarray:
     try:
         import pyroomacoustics
     except ImportError as error:
-        raise UserError("Rooms need the package pyroomacoustics; run: pip install 'rrs-jax[data]'") from error
+        raise UserError("Rooms need the package pyroomacoustics; run: pip install pyroomacoustics") from error
     try:
         absorption, order = pyroomacoustics.inverse_sabine(reverberation, ROOM)
     except ValueError as error:

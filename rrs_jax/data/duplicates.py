@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from rrs_jax.data.questions import changed_words, words
-from rrs_jax.errors import UserError
 from rrs_jax.progress import Progress
 
 NEAR = 0.8
@@ -27,12 +26,8 @@ class QuestionIndex:
     """An index of texts, each under a name of the caller's choice, that finds nearly equal ones."""
 
     def __init__(self, texts: Iterable[tuple[object, str]] = ()):
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError as error:
-            raise UserError(
-                "Finding near-duplicates needs the package datasketch; run: pip install 'rrs-jax[data]'"
-            ) from error
+        from datasketch import MinHash, MinHashLSH
+
         self._minhash = MinHash
         self._lsh = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
         self._texts: list[tuple[object, str, frozenset[str]]] = []

@@ -26,7 +26,7 @@ TYPES = ("Neural2", "Wavenet", "Standard")
 USD_A_MILLION = {"Neural2": 16.0, "Wavenet": 16.0, "Standard": 4.0}
 ENDPOINT_VARIABLE = "RRS_JAX_GOOGLE_TTS_ENDPOINT"
 SECONDS_A_CALL = 60.0
-INSTALL = "pip install 'rrs-jax[data]'"
+INSTALL = "pip install google-cloud-texttospeech"
 
 
 class Google:

@@ -79,7 +79,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            f"{path}: reading Parquet needs the package pyarrow; run: pip install 'rrs-jax[data]'"
+            f"{path}: reading Parquet needs the package pyarrow; run: pip install pyarrow"
         ) from error
     number = 0
     try:

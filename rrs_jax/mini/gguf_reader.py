@@ -42,7 +42,7 @@ class GGUFDecoder:
         except ImportError as error:
             raise UserError(
                 "gguf: the package is not installed, and mini's weights are read with it; "
-                "install it with: pip install 'rrs-jax[mini]'"
+                "install it with: pip install gguf"
             ) from error
         self.path = path
         try:

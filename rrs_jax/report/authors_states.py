@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from rrs_jax.files import write_atomic, write_json
 from rrs_jax.frozen.probe import probe_scores
 from rrs_jax.progress import say
 from rrs_jax.report.authors_state_files import DELTA, AuthorsStates, read_states
-from rrs_jax.report.authors_states_page import FIGURE_MISSING, Rows, page, short
+from rrs_jax.report.authors_states_page import Rows, page, short
 from rrs_jax.report.separation import Figure2, Recorded, distance_of_means, make_figure
 
 PAPERS_SHARE = 51  # percent of the features that the paper keeps for Qwen2.5-Omni-7B
@@ -125,7 +124,7 @@ def measure_delta(states: AuthorsStates) -> DeltaFacts:
 
 
 def draw_figure(states: AuthorsStates) -> Figure2:
-    """Figure 2 of the paper before training: both questions of every pair under t. Needs scikit-learn."""
+    """Figure 2 of the paper before training: both questions of every pair under t."""
     from sklearn import linear_model, manifold  # noqa: F401 (loaded before its threads are limited)
     from threadpoolctl import threadpool_limits
 
@@ -249,14 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(text_of(rows), text_of(categories), sep="\n\n")
         if asked.out:
             out = Path(asked.out)
-            figure = draw_figure(states) if find_spec("sklearn") else None
+            figure = draw_figure(states)
             write_atomic(out / "index.html", page(states, rows, categories, figure))
             numbers = {"apart": {name: dataclasses.asdict(found) for name, found in apart.items()}}
             numbers |= {"delta": dataclasses.asdict(delta), "remarks": states.remarks}
-            write_json(out / "numbers.json", numbers | {"figure2": figure and figure.numbers[0]})
+            write_json(out / "numbers.json", numbers | {"figure2": figure.numbers[0]})
             print(f"\n{out / 'index.html'}")
-            if figure is None:
-                say(FIGURE_MISSING)
     return status.code
 
 

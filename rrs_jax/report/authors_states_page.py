@@ -7,7 +7,6 @@ from rrs_jax.report.plots import cloud
 from rrs_jax.report.separation import Figure2
 
 Rows = list[tuple[str, ...]]
-FIGURE_MISSING = "Figure 2 needs scikit-learn: pip install 'rrs-jax[report]'."
 
 
 def short(value: float | None) -> str:
@@ -15,23 +14,20 @@ def short(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 
 
-def page(states: AuthorsStates, rows: Rows, categories: Rows, figure: Figure2 | None) -> str:
-    """One HTML page without anything from elsewhere. `figure` is None where scikit-learn is missing."""
-    if figure is None:
-        panels = f"<p>{html.escape(FIGURE_MISSING)}</p>"
-    else:
-        numbers = figure.numbers[0]
-        caption = (
-            "Both questions of every pair under t, before any training. PCA shows"
-            f" {100 * figure.explained:.0f} % of the variance. As on a run's page: silhouette"
-            f" {short(numbers['silhouette'])}, probe (logistic regression) {short(numbers['probe'])} %,"
-            f" distance of the means {short(numbers['distance'])}."
-        )
-        panels = "".join(
-            f"<figure>{cloud(points[0], figure.labels, title)}<figcaption>{title}</figcaption></figure>"
-            for title, points in (("t-SNE", figure.tsne), ("PCA", figure.pca))
-        )
-        panels = f"<div class='panels'>{panels}</div><p>{html.escape(caption)}</p>"
+def page(states: AuthorsStates, rows: Rows, categories: Rows, figure: Figure2) -> str:
+    """Returns one HTML page without anything from elsewhere."""
+    numbers = figure.numbers[0]
+    caption = (
+        "Both questions of every pair under t, before any training. PCA shows"
+        f" {100 * figure.explained:.0f} % of the variance. As on a run's page: silhouette"
+        f" {short(numbers['silhouette'])}, probe (logistic regression) {short(numbers['probe'])} %,"
+        f" distance of the means {short(numbers['distance'])}."
+    )
+    panels = "".join(
+        f"<figure>{cloud(points[0], figure.labels, title)}<figcaption>{title}</figcaption></figure>"
+        for title, points in (("t-SNE", figure.tsne), ("PCA", figure.pca))
+    )
+    panels = f"<div class='panels'>{panels}</div><p>{html.escape(caption)}</p>"
     remarks = "".join(f"<p>{html.escape(remark)}.</p>" for remark in states.remarks)
     return PAGE.format(
         facts=_html_table(rows),

@@ -1,8 +1,7 @@
 """Figure 2 of the paper: representations of harmful and benign questions over the epochs, in the plane and as
 numbers.
 
-All epochs of a run are embedded together, so that the panels have common coordinates. Needs scikit-learn,
-which `pip install scikit-learn` brings.
+All epochs of a run are embedded together, so that the panels have common coordinates.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -190,17 +188,10 @@ def kept_figure(run: Path) -> Figure2 | None:
 
 def keep_figure(run: Path) -> Figure2 | None:
     """Returns the run's figure, which is made and kept where it is missing; None where the run recorded
-    nothing.
-
-    Raises UserError where scikit-learn is missing and the figure is to be made.
-    """
+    nothing."""
     kept, recorded = kept_figure(run), read_recorded(run)
     if kept is not None or recorded is None:
         return kept
-    if find_spec("sklearn") is None:
-        raise UserError(
-            "figure 2: needs scikit-learn; pip install scikit-learn, then run the report stage again."
-        )
     from sklearn import linear_model, manifold  # noqa: F401 (what is limited below has to be loaded by then)
     from threadpoolctl import threadpool_limits
 
