@@ -10,6 +10,7 @@ import soundfile
 
 from rrs_jax.inputs.containers import fault_of, flac_problem, ogg_parts, without_length
 from rrs_jax.inputs.mpeg_frames import Frames, read_frames, with_true_length
+from rrs_jax.inputs.other_formats import decode, kind_of
 
 BLOCK = 1 << 18  # samples a channel that are decoded at once where a length is not known
 UNKNOWN = 2**62  # samples; libsndfile states more for streams
@@ -21,9 +22,6 @@ NO_AUDIO = (
     (b"{", "it is JSON"),
     (b"PK\x03\x04", "it is a zip archive"),
     (b"\x1f\x8b", "it is a gzip archive"),
-    (b"\x1aE\xdf\xa3", "it is WebM or Matroska; convert it to wav or flac"),
-    (b"#!AMR", "it is AMR; convert it to wav or flac"),
-    (b"0&\xb2u", "it is WMA; convert it to wav or flac"),
 )
 
 
@@ -121,6 +119,8 @@ def _decode(source, max_seconds: float) -> tuple[np.ndarray, int]:
                 raise AudioFault(CUT)
             return samples, rate
     except soundfile.SoundFileError as error:
+        if isinstance(source, Path) and (kind := kind_of(_head(source))):
+            return _decode_elsewhere(source, kind, max_seconds)
         raise AudioFault(f"is not readable as audio ({_reason(source, error)})") from error
     except (TypeError, RuntimeError) as error:  # soundfile's own checks
         raise AudioFault(f"is not readable as audio ({error})") from error
@@ -135,12 +135,10 @@ def _opened(source) -> soundfile.SoundFile:
 
 
 def _reason(source, error: soundfile.SoundFileError) -> str:
-    head = source.read_bytes()[:64] if isinstance(source, Path) else source.getvalue()[:64]
+    head = _head(source)
     for beginning, what in NO_AUDIO:
         if head.lstrip().startswith(beginning):
             return what
-    if head[4:8] == b"ftyp":
-        return "it is MP4 or M4A; convert it to wav, flac or mp3"
     if head.isascii() and head.decode().replace("\n", " ").isprintable():
         return "it is text"
     if isinstance(source, Path) and source.suffix.lower() == ".raw":
@@ -148,6 +146,20 @@ def _reason(source, error: soundfile.SoundFileError) -> str:
     said = str(getattr(error, "error_string", error)).rstrip(".").removeprefix("Error : ")
     # libsndfile says so of files that exist, where it knows their name alone.
     return "its format is not known" if said.startswith(("File does not exist", "Format not")) else said
+
+
+def _head(source) -> bytes:
+    if not isinstance(source, Path):
+        return source.getvalue()[:64]
+    with source.open("rb") as file:
+        return file.read(64)
+
+
+def _decode_elsewhere(path: Path, kind: str, max_seconds: float) -> tuple[np.ndarray, int]:
+    decoded = decode(path, kind, max_seconds)
+    if isinstance(decoded, str):
+        raise AudioFault(decoded)
+    return decoded
 
 
 def _check_length(seconds: float, max_seconds: float) -> None:
