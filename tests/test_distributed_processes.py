@@ -243,14 +243,16 @@ ENDINGS = """
 import sys, time
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError, exit_status
+from rrs_jax.distributed import join
 from rrs_jax.distributed.join import JoinOptions, end, joined
 
+join.LOST_SECONDS = 6.0
 index, how = int(sys.argv[1]), sys.argv[3]
 with exit_status() as told, joined(JoinOptions(sys.argv[2], 2, index, 60)):
     print("READY", flush=True)
     if index == 1 and how == "mistake":
         raise UserError("this host has no model")
-    if how == "waits":
+    if how == "waits" or index == 1 and how == "gathers":
         time.sleep(100)
     processes.gather("")
 end(told.code)
@@ -281,3 +283,20 @@ def test_all_end_where_one_ends(tmp_path, how, sent, status, first_says):
     )
     assert without_gloo(logs[0].read_text()).split("\n") == ["READY", first_says, ""]
     assert "Traceback" not in logs[1].read_text()
+
+
+@pytest.mark.parametrize("how", ["waits", "gathers"])
+def test_the_others_end_where_one_is_killed(tmp_path, how):
+    """The other one is busy, or waits for a message."""
+    (tmp_path / "endings.py").write_text(ENDINGS)
+    port = free_port()
+    arguments = [[str(tmp_path / "endings.py"), str(i), f"127.0.0.1:{port}", how] for i in range(2)]
+    logs = [tmp_path / f"log{i}" for i in range(2)]
+    processes = [start(own, 1, log) for own, log in zip(arguments, logs, strict=True)]
+    while not all("READY" in log.read_text() for log in logs):
+        assert all(process.poll() is None for process in processes), logs[0].read_text()
+        time.sleep(0.05)
+    processes[1].kill()
+    assert processes[0].wait(40) == 1  # JAX would notice after 100 seconds
+    told = "process 1: lost (it was killed, or its host is down); the same command resumes"
+    assert without_gloo(logs[0].read_text()).split("\n") == ["READY", told, ""]

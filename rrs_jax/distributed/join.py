@@ -3,6 +3,7 @@
 import _thread
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import sys
@@ -11,12 +12,14 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
+from rrs_jax.distributed.heartbeats import Heartbeats
 from rrs_jax.distributed.processes import ended, gather, is_first, put_message, several, this_process
 from rrs_jax.distributed.rendezvous import meet
 from rrs_jax.errors import UserError
 from rrs_jax.scrub import scrub
 
 LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
+LOST_SECONDS = 30.0  # without a sign of life, after which a process counts as lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,9 @@ def _join(options: JoinOptions) -> None:
         options.processes,
         global_state.client,
     )
+    this_process.heartbeats = Heartbeats(global_state.client, options.index, options.processes)
+    this_process.heartbeats.start()
+    faulthandler.disable()  # where JAX ends this process, its message is to be the last word
     threading.Thread(target=_watch, daemon=True).start()
     jax.devices()  # found by all at the same time, which wait for one another here
 
@@ -145,6 +151,7 @@ def end(status: int) -> NoReturn:
 def _part() -> None:
     import jax
 
+    this_process.heartbeats.stopped.set()
     jax.distributed.shutdown()
     this_process.index, this_process.count, this_process.client, this_process.rounds, this_process.leaving = (
         0,
@@ -167,15 +174,20 @@ def _leave(error: BaseException) -> BaseException:
     with contextlib.suppress(Exception):  # the service may be gone with its process
         put_message(f"rrs_jax/ended/{this_process.index}", json.dumps(told))
     ends = ended(LEAVE_SECONDS)
+    if "failed" in told and isinstance(error, RuntimeError):  # a connection broke before its end was missed
+        ends = {index: {"lost": True} for index in _silent(LEAVE_SECONDS)} | ends
     others = {index: why for index, why in ends.items() if index != this_process.index}
     mistake = next(((index, why["mistake"]) for index, why in others.items() if "mistake" in why), None)
     if "failed" in told and mistake:  # called off, or the connection broke, because another one ended
         error = UserError(f"process {mistake[0]}: {mistake[1]}")
     elif "failed" in told and any("interrupted" in why for why in others.values()):
         error = KeyboardInterrupt()
+    elif "failed" in told and (lost := [index for index, why in others.items() if "lost" in why]):
+        _tell_lost(lost)
+        error = SystemExit(1)
     elif not is_first() and others.get(0) == told and "failed" not in told:
         error = SystemExit(2 if "mistake" in told else 1)  # the first one tells it
-    if len(ends) == this_process.count and not any("gone" in why for why in others.values()):
+    if len(ends) == this_process.count and not any("gone" in why or "lost" in why for why in others.values()):
         with contextlib.suppress(Exception):
             _part()
     elif isinstance(error, SystemExit):
@@ -183,14 +195,30 @@ def _leave(error: BaseException) -> BaseException:
     return error
 
 
+def _silent(seconds: float) -> list[int]:
+    return this_process.heartbeats.silent(seconds)
+
+
+def _tell_lost(lost: list[int]) -> None:
+    """Says which processes are lost: the first process does, or all where it is one of them."""
+    if is_first() or 0 in lost:
+        told = "lost (it was killed, or its host is down); the same command resumes"
+        print(f"process {', '.join(map(str, lost))}: {told}", file=sys.stderr, flush=True)
+
+
 def _watch() -> None:
-    """Interrupts this process where another one has ended, and ends it where it does not react.
+    """Interrupts this process where another one has ended or is lost, and ends it where it does not react.
 
     A process that waits for another on its devices cannot react.
     """
     while several():
         time.sleep(1.0)
-        if this_process.leaving or not ended(0):
+        if this_process.leaving:
+            continue
+        for index in _silent(LOST_SECONDS) if not ended(0) else ():
+            with contextlib.suppress(Exception):  # another one has said it
+                put_message(f"rrs_jax/ended/{index}", json.dumps({"lost": True}))
+        if not ended(0):
             continue
         this_process.called_off = True
         _thread.interrupt_main()
@@ -200,13 +228,14 @@ def _watch() -> None:
         others = {index: why for index, why in ended(0).items() if index != this_process.index}
         with contextlib.suppress(Exception):
             put_message(f"rrs_jax/ended/{this_process.index}", json.dumps({"gone": True}))
-        if is_first():
+        if lost := [index for index, why in others.items() if "lost" in why]:
+            _tell_lost(lost)
+        elif is_first():
             index, why = next(iter(others.items()), (0, {}))
             told = why.get("mistake") or "interrupted; the same command resumes"
             if "failed" in why:
                 told = f"it failed with {why['failed']}, which it tells itself"
             print(scrub(f"process {index}: {told}"), file=sys.stderr, flush=True)
-            time.sleep(
-                LEAVE_SECONDS / 2
-            )  # the service goes with this process, and JAX ends those that miss it
+        if is_first():  # the service goes with this process, and JAX ends those that miss it
+            time.sleep(LEAVE_SECONDS / 2)
         os._exit(2 if any("mistake" in why for why in others.values()) else 1)

@@ -34,11 +34,13 @@ class ThisProcess:
       rounds: number of messages exchanged so far, the same in all processes.
       leaving: it is about to end.
       called_off: it was interrupted because another process has ended.
+      heartbeats: its `rrs_jax.distributed.heartbeats.Heartbeats`; None in a program of one process.
     """
 
     index: int = 0
     count: int = 1
     client: Any = None
+    heartbeats: Any = None
     rounds: int = 0
     leaving: bool = False
     called_off: bool = False
