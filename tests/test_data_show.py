@@ -19,7 +19,17 @@ from helpers.voices import Tones
 from rrs_jax.data import distractors
 from rrs_jax.data.beavertails import group_rows
 from rrs_jax.data.build import BuildOptions, build
-from rrs_jax.data.distractors import VariantOptions, at_speed, in_room, make_variant, noise, spell, with_noise
+from rrs_jax.data.distractors import (
+    VariantOptions,
+    at_pitch,
+    at_speed,
+    at_tempo,
+    in_room,
+    make_variant,
+    noise,
+    spell,
+    with_noise,
+)
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import pack
 from rrs_jax.data.show import edit_distances, figure_3, show, table_1
@@ -256,6 +266,14 @@ def test_speed_moves_length_and_pitch(speed):
     assert len(changed) == pytest.approx(RATE / speed, abs=2)
     frequencies, power = scipy.signal.periodogram(changed, RATE, window="hann")
     assert frequencies[np.argmax(power)] == pytest.approx(440 * speed, abs=2)
+
+
+def test_tempo_and_pitch_move_one_without_the_other():
+    slow, high = at_tempo(TONE, 0.8), at_pitch(TONE, 12)
+    assert len(slow) == pytest.approx(RATE / 0.8, abs=2) and len(high) == RATE
+    for changed, pitch in ((slow, 440), (high, 880)):
+        frequencies, power = scipy.signal.periodogram(changed, RATE, window="hann")
+        assert frequencies[np.argmax(power)] == pytest.approx(pitch, abs=3)
 
 
 @pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])

@@ -2,7 +2,7 @@ r"""Other speech for the AIAH protocol (Yang et al. 2024): distracting clips, sp
 set.
 
     python -m rrs_jax.data.distractors MANIFEST.jsonl OUT \
-        --kinds=silence,noise,unit_noise,spelled,speed,snr,room
+        --kinds=silence,noise,unit_noise,spelled,speed,tempo,pitch,snr,room
 
 One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with other clips and the field
 `variant`:
@@ -12,6 +12,8 @@ One folder a kind, OUT/KIND/manifest.jsonl, its rows those of MANIFEST with othe
     unit_noise  the same with mean 0 and variance 1
     spelled     spoken again, the words in which a pair's twins differ letter by letter (harmful ones alone)
     speed       played `--speed` times as fast, pitch with it
+    tempo       `--tempo` times as fast at the same pitch (librosa's phase vocoder)
+    pitch       moved by `--semitones` at the same tempo (likewise)
     snr         with white noise, `--snr` dB below the speech
     room        heard in a room of 5 x 4 x 3 m that decays by 60 dB in `--reverberation` s (pyroomacoustics)
 """
@@ -38,7 +40,7 @@ from rrs_jax.progress import Progress
 
 ROOM = (5.0, 4.0, 3.0)  # m
 SPEAKER, LISTENER = (1.2, 1.5, 1.6), (3.6, 2.6, 1.2)  # m
-KINDS = ("silence", "noise", "unit_noise", "spelled", "speed", "snr", "room")
+KINDS = ("silence", "noise", "unit_noise", "spelled", "speed", "tempo", "pitch", "snr", "room")
 
 
 def silence(samples: int) -> np.ndarray:
@@ -74,6 +76,20 @@ def spell(text: str, spelled: Sequence[str]) -> str:
 def at_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
     """Plays a waveform as a tape does: at `speed` 1.25 it lasts 0.8 of the time and sounds higher."""
     return soxr.resample(waveform, SAMPLING_RATE * speed, SAMPLING_RATE, quality="HQ").astype(np.float32)
+
+
+def at_tempo(waveform: np.ndarray, tempo: float) -> np.ndarray:
+    """Returns a waveform `tempo` times as fast at the same pitch, float32, peak 0.9."""
+    from librosa.effects import time_stretch
+
+    return _at_peak(time_stretch(waveform, rate=tempo))
+
+
+def at_pitch(waveform: np.ndarray, semitones: float) -> np.ndarray:
+    """Returns a waveform moved by `semitones` at the same tempo, float32, peak 0.9."""
+    from librosa.effects import pitch_shift
+
+    return _at_peak(pitch_shift(waveform, sr=SAMPLING_RATE, n_steps=semitones))
 
 
 def with_noise(waveform: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
@@ -130,6 +146,8 @@ class VariantOptions:
 
     Attributes:
       speed: of the kind speed; 1.25 is a quarter faster.
+      tempo: of the kind tempo; 1.25 is a quarter faster.
+      semitones: of the kind pitch.
       snr: of the kind snr, in dB.
       reverberation: of the kind room, in seconds.
       voices: of the kind spelled, names as for `read_voices`; paid ones may cost `max_cost_usd`.
@@ -137,6 +155,8 @@ class VariantOptions:
     """
 
     speed: float = 1.25
+    tempo: float = 1.25
+    semitones: float = 2.0
     snr: float = 10.0
     reverberation: float = 0.5
     voices: str = ""
@@ -163,6 +183,8 @@ def make_variant(
                 "noise": lambda: noise(len(waveform), row_seed, mean, deviation),  # noqa: B023
                 "unit_noise": lambda: noise(len(waveform), row_seed),  # noqa: B023
                 "speed": lambda: at_speed(waveform, options.speed),  # noqa: B023
+                "tempo": lambda: at_tempo(waveform, options.tempo),  # noqa: B023
+                "pitch": lambda: at_pitch(waveform, options.semitones),  # noqa: B023
                 "snr": lambda: with_noise(waveform, options.snr, row_seed),  # noqa: B023
                 "room": lambda: in_room(waveform, options.reverberation),  # noqa: B023
             }[kind]()
@@ -250,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--kinds: {', '.join(unknown)} is none of {', '.join(KINDS)}.")
         options = VariantOptions(
             speed=asked.speed,
+            tempo=asked.tempo,
+            semitones=asked.semitones,
             snr=asked.snr,
             reverberation=asked.reverberation,
             voices=asked.voices,
@@ -270,6 +294,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--kinds", type=split_names, default=KINDS, help="variants to make, by commas; default: all")
     add("--speed", type=number(0.25, 4).argument, default=1.25, help="times as fast, of the kind speed")
+    add("--tempo", type=number(0.25, 4).argument, default=1.25, help="times as fast, of the kind tempo")
+    add("--semitones", type=number(-12, 12).argument, default=2.0, help="of the kind pitch")
     add("--snr", type=number().argument, default=10.0, help="dB, of the kind snr")
     add("--reverberation", type=number(0.05, 3).argument, default=0.5, help="seconds, of the kind room")
     add("--voices", default="", help="voices of the kind spelled, as in rrs_jax.data.build")
