@@ -44,6 +44,13 @@ PLACEMENT_FIELDS = tuple(field.name for field in FIELDS.values() if field.placem
 # among a stage's values, so that what such a folder has with this value is done.
 RETIRED_FIELDS = {"evaluate.air_bench_limit": None, "evaluate.split": "all", "rivals.probe_threshold": 0.0}
 
+# Fields that older run folders lack. With its default, such a field acts as the program did without it, and does
+# not count among a stage's values.
+ADDED_FIELDS = frozenset({
+    "data.bad_rows", "export.checkpoint", "lora.dropout", "lora.start", "rrs.target_dtype", "rrs.top_m_rule",
+    "train.prompt_draw", "train.prompt_group",
+})  # fmt: skip
+
 # A run folder keeps the values that decide these; later stages may be repeated in it with other values.
 FIXED_STAGES = ("data", "extract", "train")
 
@@ -103,5 +110,7 @@ def fields_of(name: str, values: dict[str, object], strategy: str) -> dict[str, 
     return {
         field: value
         for field, value in (values | RETIRED_FIELDS).items()
-        if belongs(field, groups) and field not in PLACEMENT_FIELDS
+        if belongs(field, groups)
+        and field not in PLACEMENT_FIELDS
+        and not (field in ADDED_FIELDS and value == FIELDS[field].default)
     }
