@@ -31,6 +31,8 @@ OPTIMISER = OptimiserConfig(learning_rate=5e-3, schedule="cosine", warmup_steps=
 CONFIG = TrainConfig(
     epochs=4, batch_size=4, max_buckets=2, checkpoint_every_steps=5, seed=3, optimiser=OPTIMISER
 )
+# Their draws and, with it, dropout: micro-batches of two questions under different prompts.
+AUTHORS = replace(CONFIG, gradient_accumulation=2, prompt_draw="micro_batch")
 FIELDS = [
     "step",
     "epoch",
@@ -83,14 +85,15 @@ def make_data() -> tuple[TrainingData, RRS]:
     return data, RRS(targets)
 
 
-def make_model(folder):
-    return load_weights(folder, lora=LoRAConfig(rank=2), mesh=make_mesh(devices=jax.devices()[:1]), seed=3)
+def make_model(folder, dropout=0.0):
+    lora = LoRAConfig(rank=2, dropout=dropout)
+    return load_weights(folder, lora=lora, mesh=make_mesh(devices=jax.devices()[:1]), seed=3)
 
 
-def run(folder, run_dir, config=CONFIG, strategy=None):
+def run(folder, run_dir, config=CONFIG, strategy=None, dropout=0.0):
     """The trained adapters as arrays by name."""
     data, default = make_data()
-    adapters = train_on(data, strategy or default, make_model(folder), run_dir, config)
+    adapters = train_on(data, strategy or default, make_model(folder, dropout), run_dir, config)
     return {name: np.asarray(array) for name, array in named_leaves(adapters).items()}
 
 
@@ -226,35 +229,41 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_train_loop import RRS, make_data, run
+from test_train_loop import AUTHORS, CONFIG, RRS, make_data, run
 
 class Slow(RRS):
     def examples(self, indices, *draws):
         time.sleep(0.1)
         return super().examples(indices, *draws)
 
-run(Path(sys.argv[1]), Path(sys.argv[2]), strategy=Slow(make_data()[1].targets))
+config, dropout = (AUTHORS, 0.1) if sys.argv[4] == "authors" else (CONFIG, 0.0)
+strategy = Slow(make_data()[1].targets)
+run(Path(sys.argv[1]), Path(sys.argv[2]), config, strategy, dropout)
 """
 
 
-def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path):
-    """SIGKILL somewhere behind step 6, whatever is being written then."""
+@pytest.mark.parametrize("kind", ["plain", "authors"])
+def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path, kind):
+    """SIGKILL somewhere behind step 6, whatever is being written then; also with dropout."""
     tests = Path(__file__).parent
+    settings = (AUTHORS, None, 0.1) if kind == "authors" else (CONFIG,)
+    expected = whole[1] if kind == "plain" else run(folder, tmp_path / "whole", *settings)
+    run_dir = tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": str(tests.parent)}
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(folder), str(tmp_path), str(tests)], env=environment
+        [sys.executable, "-c", KILLED, str(folder), str(run_dir), str(tests), kind], env=environment
     )
-    metrics = tmp_path / "metrics.jsonl"
+    metrics = run_dir / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 7:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert metrics.read_text().count("\n") < 12
-    adapters = run(folder, tmp_path)
-    for name, array in whole[1].items():
+    adapters = run(folder, run_dir, *settings)
+    for name, array in expected.items():
         np.testing.assert_array_equal(adapters[name], array)
-    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
+    assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, 13))
 
 
 def test_every_epoch_has_each_sample_once_with_a_prompt_drawn_anew():

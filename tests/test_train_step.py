@@ -14,8 +14,8 @@ from rrs_jax.train.step import OptimiserConfig, TrainStep
 from rrs_jax.weights.load import load_weights
 
 
-def losses_over_ten_steps(folder, mesh) -> tuple[list[float], TrainStep]:
-    model = load_weights(folder, lora=LoRAConfig(rank=4), mesh=mesh)
+def losses_over_ten_steps(folder, mesh, dropout: float) -> tuple[list[float], TrainStep]:
+    model = load_weights(folder, lora=LoRAConfig(rank=4, dropout=dropout), mesh=mesh)
     rng = np.random.default_rng(0)
     strategy = RRS(rng.normal(size=(8, 48)).astype(np.float32))
     step = TrainStep(model, strategy, OptimiserConfig(learning_rate=1e-3, clip_norm=1.0), mesh, 10)
@@ -30,10 +30,11 @@ def losses_over_ten_steps(folder, mesh) -> tuple[list[float], TrainStep]:
     return losses, step
 
 
-def test_eight_devices_give_the_losses_of_one(folder):
-    """`data` 2 × `fsdp` 2 × `tensor` 2, each of which really cuts something."""
-    ours, step = losses_over_ten_steps(folder, make_mesh(2, 2, 2))
-    expected, _ = losses_over_ten_steps(folder, make_mesh(devices=jax.devices()[:1]))
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_eight_devices_give_the_losses_of_one(folder, dropout):
+    """`data` 2 × `fsdp` 2 × `tensor` 2, each of which really cuts something; dropout has the same masks."""
+    ours, step = losses_over_ten_steps(folder, make_mesh(2, 2, 2), dropout)
+    expected, _ = losses_over_ten_steps(folder, make_mesh(devices=jax.devices()[:1]), dropout)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
     assert ours[-1] < 0.98 * ours[0]
     kernel = step.base["language_model"]["layers"]["q_proj"]["kernel"].get_value()

@@ -163,6 +163,10 @@ FIELDS = {field.name: field for field in (
     Field("lora.rank", 8, integer(1), "Rank of the adapters. Not in the paper; 8 is PEFT's default."),
     Field("lora.alpha", 16.0, number(0, above=True),
           "Adapters are scaled by alpha / rank. Not in the paper."),
+    Field("lora.dropout", 0.0, number(0, 0.9),
+          "Probability that a training step drops a number of an adapter's input, as PEFT's lora_dropout; "
+          "each adapter draws by itself, the frozen product beside it has all of its input. Not in the "
+          "paper."),
     Field("lora.targets", ("all",),
           names(f"all, or different names out of {', '.join(LINEARS)}", "all", *LINEARS),
           "Linears of each decoder layer that get an adapter; the paper says \"LLM modules\", so all. "

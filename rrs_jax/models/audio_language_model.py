@@ -86,8 +86,14 @@ class AudioLanguageModel(nnx.Module):
         self, batch: Batch, audio_bank: jax.Array, wanted: Wanted = STATES, *, remat: str = "none"
     ) -> DecoderOutput:
         """The decoder's pass over prompts (`Decoder.__call__`), from the lower layers' states if the batch
-        has them."""
-        return self.language_model(self._inputs(batch, audio_bank), self.adapters(), wanted, remat=remat)
+        has them, with the adapters' dropout if it has a key for it."""
+        inputs, adapters = self._inputs(batch, audio_bank), self.adapters()
+        if batch.dropout_key is not None and self.lora is not None and self.lora.config.dropout:
+            released = self.language_model.layer_class.released
+            shape = self.config.text.num_hidden_layers, *inputs.states.shape[:2]
+            adapters = self.lora.apart(self.dtype, released)
+            inputs = inputs.replace(dropout=self.lora.draw_dropout(batch.dropout_key, released, shape))
+        return self.language_model(inputs, adapters, wanted, remat=remat)
 
     def representations(self, batch: Batch, audio_bank: jax.Array, *, remat: str = "none") -> jax.Array:
         """f(d, t) of equation 6: float32 (B, D), the final-norm hidden state at the last input token."""

@@ -20,6 +20,7 @@ class Batch:
       lower_states: (B, T, D), the hidden states behind the first `lower_layers` layers, from which a pass
         starts in place of the embeddings (`rrs_jax.frozen.prefix_states`); None starts from these.
       lower_keys_values: these layers' keys and values (B, T, L, K, E), which `prefill` needs to start there.
+      dropout_key: random key of the adapters' dropout in a training step; None drops nothing.
     """
 
     input_ids: jax.Array
@@ -28,6 +29,7 @@ class Batch:
     lower_states: jax.Array | None = None
     lower_keys_values: KeysValues | None = None
     lower_layers: int = flax.struct.field(pytree_node=False, default=0)
+    dropout_key: jax.Array | None = None
 
 
 @flax.struct.dataclass

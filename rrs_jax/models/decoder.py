@@ -74,7 +74,7 @@ class Decoder(nnx.Module):
         stop = self.config.num_hidden_layers if wanted.stop is None else wanted.stop
         whole = stop - 1 if wanted.last_only else stop
         x, (each_layer, keys_values) = self._whole_layers(inputs, adapters, whole, wanted, remat)
-        last = self._last_token(x, inputs.lengths, whole, adapters) if wanted.last_only else None
+        last = self._last_token(x, inputs, whole, adapters) if wanted.last_only else None
         return DecoderOutput(x, last, each_layer, keys_values)
 
     def _whole_layers(
@@ -83,11 +83,13 @@ class Decoder(nnx.Module):
         """The states (B, T, D) behind the layers from `inputs.start` to `stop`, and what is wanted of each of
         these, stacked."""
         graphdef, stacks = self._split_layers()
-        tree = inputs.tree
+        tree, dropout = inputs.tree, inputs.dropout
 
         def step(x, frozen, adapters, shared):
             layer, prefix = nnx.merge(graphdef, frozen["layer"]), frozen["prefix"]
             angles, mask, lengths = shared
+            if adapters is not None and dropout is not None:
+                adapters = adapters.replace(dropout=dropout.of_layer(frozen["places"]))
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
             q, k, v = checkpoint_name(q, "queries"), checkpoint_name(k, "keys"), checkpoint_name(v, "values")
             own = k, v
@@ -102,7 +104,8 @@ class Decoder(nnx.Module):
         else:
             mask, prefix, positions = tree.mask(), tree.prefix, tree.positions
         shared = self._angles(positions, inputs.lengths), mask, inputs.lengths
-        frozen = {"layer": stacks, "prefix": prefix}
+        # The masks' places have no derivative, so that they travel with the layers and not with the adapters.
+        frozen = {"layer": stacks, "prefix": prefix, "places": None if dropout is None else dropout.places}
         carrying = jax.tree.leaves(adapters)[0].shape[0] if adapters is not None else 0
         start, first = inputs.start, min(self.config.num_hidden_layers - carrying, stop)
         if start > first:
@@ -116,7 +119,7 @@ class Decoder(nnx.Module):
         return x, low or high or (None, None)
 
     def _last_token(
-        self, x: jax.Array, lengths: jax.Array, index: int, adapters: Adapters | None
+        self, x: jax.Array, inputs: DecoderInputs, index: int, adapters: Adapters | None
     ) -> jax.Array:
         """The representation of section 3.1: what goes into layer `index` (B, T, D) to each row's last token
         behind it and the final norm, float32 (B, D).
@@ -124,14 +127,18 @@ class Decoder(nnx.Module):
         Only that one position goes through the layer's query, output projection and MLP.
         """
         graphdef, stacks = self._split_layers()
-        layer = nnx.merge(graphdef, frozen_layer(stacks, index))
-        adapters = jax.tree.map(lambda leaf: leaf[-1], adapters)
+        layer, lengths = nnx.merge(graphdef, frozen_layer(stacks, index)), inputs.lengths
+        at_all = at_last = jax.tree.map(lambda leaf: leaf[-1], adapters)
+        if adapters is not None and inputs.dropout is not None:
+            dropout = inputs.dropout.of_layer(inputs.dropout.places[index])
+            at_all = at_all.replace(dropout=dropout)
+            at_last = at_last.replace(dropout=dropout.at_last_tokens(lengths))
         last = (lengths - 1)[:, None]
         h = layer.input_layernorm(x)
-        k, v = layer.keys_values(h, self._angles(jnp.arange(x.shape[1])[None], lengths), adapters)
-        q = layer.queries(last_tokens(h, lengths), self._angles(last, lengths), adapters)
+        k, v = layer.keys_values(h, self._angles(jnp.arange(x.shape[1])[None], lengths), at_all)
+        q = layer.queries(last_tokens(h, lengths), self._angles(last, lengths), at_last)
         attended = attention(q, k, v, causal=False, key_lengths=lengths)
-        x_last = layer.finish(last_tokens(x, lengths), attended, adapters)
+        x_last = layer.finish(last_tokens(x, lengths), attended, at_last)
         return self.norm(x_last.astype(jnp.float32))[:, 0]
 
     def decode(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rrs_jax.models.cache import KeysValues
+from rrs_jax.models.dropout import Dropout
 
 
 @flax.struct.dataclass
@@ -53,12 +54,15 @@ class DecoderInputs:
       lengths: int32 (B,), tokens of a row's prompt, of a tree's longest one.
       start: the first layer that is computed.
       tree: None where every row is one prompt.
+      dropout: masks of the adapters' inputs, for adapters that stand apart (`LoRA.apart`); None drops
+        nothing.
     """
 
     states: jax.Array
     lengths: jax.Array
     start: int = flax.struct.field(pytree_node=False, default=0)
     tree: TreeLayout | None = None
+    dropout: Dropout | None = None
 
 
 @dataclasses.dataclass(frozen=True)

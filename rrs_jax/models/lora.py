@@ -9,6 +9,7 @@ from flax import nnx
 
 from rrs_jax.errors import UserError
 from rrs_jax.models.adapters import SAME_INPUT, Adapters
+from rrs_jax.models.dropout import Dropout
 
 
 class LoRAParam(nnx.Param):
@@ -22,6 +23,7 @@ class LoRAConfig:
     Attributes:
       targets: names of linears; None stands for all of the decoder, which `LoRA.config` then names.
       first_layer: layers below it carry no adapter, so nothing is differentiated through them.
+      dropout: probability that training drops a number of a pair's input (`rrs_jax.models.dropout`).
     """
 
     rank: int = 8
@@ -36,6 +38,7 @@ class LoRAConfig:
         "down_proj",
     )
     first_layer: int = 0
+    dropout: float = 0.0
 
     @property
     def scale(self) -> float:
@@ -123,6 +126,19 @@ class LoRA(nnx.Module):
             below = (self.config.first_layer, 0), (0, 0), (0, 0)
             adapters = jax.tree.map(lambda leaf: jnp.pad(leaf, below), adapters)
         return adapters
+
+    def apart(self, dtype, released: dict[str, tuple[str, int | None]]) -> Adapters:
+        """The pairs one by one, stacked over the layers that carry them: `a` by target, `b` by linear."""
+        a = {target: self.pair(target).lora_a[...] for target in self.config.targets}
+        b = {name: self._scaled_b(target, third) for name, (target, third) in released.items() if target in a}
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), Adapters(a, b))
+
+    def draw_dropout(
+        self, key: jax.Array, released: dict[str, tuple[str, int | None]], shape: tuple[int, int, int]
+    ) -> Dropout:
+        """Masks for a pass of `apart` adapters; `shape` is (layers of the decoder, B, T)."""
+        owners = {name: target for name, (target, _) in released.items() if self.pair(target)}
+        return Dropout.draw(key, owners, self.config.dropout, shape)
 
     def _targets_of(self, names: tuple[str, ...], released: dict[str, tuple[str, int | None]]) -> list[str]:
         """Targets with a pair that compute one of the linears `names`, each once."""

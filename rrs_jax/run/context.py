@@ -183,7 +183,8 @@ def lora_config(config: ConfigDict) -> LoRAConfig:
     """LoRA's settings of a run's config."""
     first_layer = 0 if config.lora.layers == "all" else config.lora.layers
     targets = None if config.lora.targets == ("all",) else tuple(config.lora.targets)
-    return LoRAConfig(config.lora.rank, float(config.lora.alpha), targets, first_layer)
+    rank, alpha, dropout = config.lora.rank, float(config.lora.alpha), float(config.lora.dropout)
+    return LoRAConfig(rank, alpha, targets, first_layer, dropout)
 
 
 def with_lora(vanilla: nnx.Module, lora: LoRAConfig, mesh: Mesh, seed: int) -> nnx.Module:

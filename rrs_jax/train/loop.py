@@ -67,7 +67,8 @@ def train(
         )
     optimiser = dataclasses.replace(config.optimiser, remat=remat or config.optimiser.remat)
     total_steps = config.total_steps(len(data.sample_ids))
-    step = _make_step(model, strategy, optimiser, total_steps, {} if steps is None else steps)
+    kept = {} if steps is None else steps
+    step = _make_step(model, strategy, optimiser, total_steps, config.seed, kept)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         start, fresh = step.init(), _beginning(config, data.sample_ids, data.harmful)
         state, position = _latest(checkpoints, start, fresh) or (start, fresh)
@@ -108,7 +109,7 @@ def _beginning(config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarr
 
 
 def _make_step(
-    model: nnx.Module, strategy: Strategy, config: OptimiserConfig, total_steps: int, steps: dict
+    model: nnx.Module, strategy: Strategy, config: OptimiserConfig, total_steps: int, seed: int, steps: dict
 ) -> TrainStep:
     """One out of `steps` where what is compiled would be the same."""
     mesh = mesh_of(model)
@@ -116,9 +117,9 @@ def _make_step(
     compiled = dataclasses.replace(config, penalty_weight=1.0)
     key = (nnx.split(model)[0], type(strategy), strategy.static, compiled, mesh, scheduled)
     if key in steps:
-        steps[key].renew(model, strategy, config.penalty_weight)
+        steps[key].renew(model, strategy, config.penalty_weight, seed)
     else:
-        steps[key] = TrainStep(model, strategy, config, mesh, total_steps)
+        steps[key] = TrainStep(model, strategy, config, mesh, total_steps, seed)
     return steps[key]
 
 

@@ -71,11 +71,13 @@ class Rows:
 
 @flax.struct.dataclass
 class Sums:
-    """Weighted sums over rows, harmful and benign apart: losses (2,), weights (2,), and their gradients."""
+    """Weighted sums over rows, harmful and benign apart: losses (2,), weights (2,), and their gradients; and
+    the number of micro-batches, int32."""
 
     losses: jax.Array
     weights: jax.Array
     gradients: nnx.State
+    parts: jax.Array
 
 
 @flax.struct.dataclass
@@ -144,38 +146,45 @@ class TrainStep:
     """
 
     def __init__(
-        self, model: nnx.Module, strategy: Strategy, config: OptimiserConfig, mesh: Mesh, total_steps: int
+        self,
+        model: nnx.Module,
+        strategy: Strategy,
+        config: OptimiserConfig,
+        mesh: Mesh,
+        total_steps: int,
+        seed: int = 0,
     ):
+        """seed: of the adapters' dropout, which is drawn anew in each step and micro-batch."""
         self.config, self.mesh, self.replicated = config, mesh, replicated(mesh)
         self.averaged = averaged_steps(config, total_steps)
         self.first_averaged = total_steps - max(self.averaged, 1)  # updates made before it
         self.optimiser = make_optimiser(config, total_steps)
-        self.renew(model, strategy, config.penalty_weight)
+        self.renew(model, strategy, config.penalty_weight, seed)
         lora = self.initial
         state = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh, total_steps))
         rows, all_of_it = batch_sharding(mesh), self.replicated
         base = self._shardings(self.base)
-        sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora))
-        # The penalty's weight is an argument, so that runs that differ in it alone share what is compiled.
+        sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora), parts=all_of_it)
+        # Penalty's weight and seed are arguments, so that runs that differ in them share what is compiled.
         inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None, all_of_it)
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
         self._step = Programs(
             jit(
                 traced_on(mesh, self._fused),
                 donate_argnums=0,
-                in_shardings=(state, *inputs, all_of_it, rows),
+                in_shardings=(state, *inputs, all_of_it, all_of_it, rows),
                 out_shardings=(state, all_of_it, all_of_it),
             )
         )
         self._first = jit(
             traced_on(mesh, self._sums),
-            in_shardings=(state.lora, base, all_of_it, rows),
+            in_shardings=(state.lora, base, (all_of_it, all_of_it), all_of_it, rows),
             out_shardings=(sums, all_of_it),
         )
         self._next = jit(
             traced_on(mesh, self._add),
             donate_argnums=0,
-            in_shardings=(sums, state.lora, base, all_of_it, rows),
+            in_shardings=(sums, state.lora, base, (all_of_it, all_of_it), all_of_it, rows),
             out_shardings=(sums, all_of_it),
         )
         self._apply = jit(
@@ -185,9 +194,10 @@ class TrainStep:
             out_shardings=(state, all_of_it),
         )
 
-    def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float) -> None:
+    def renew(self, model: nnx.Module, strategy: Strategy, penalty_weight: float, seed: int) -> None:
         """Takes others; what is compiled stays if structure, shapes and `strategy.static` are the same."""
-        self.strategy, self.penalty_weight = strategy, put(np.float32(penalty_weight), self.replicated)
+        self.strategy = strategy
+        self.penalty_weight, self.seed = put((np.float32(penalty_weight), np.int32(seed)), self.replicated)
         self.base = None  # lets go of an earlier model's layers before the next ones are set apart
         if self.config.unroll and model.config.text.quantize == "float8" and self.mesh.size == 1:
             model = nnx.merge(*nnx.split(model))
@@ -218,10 +228,11 @@ class TrainStep:
         if len(micro_batches) == 1:
             state, metrics, losses = self._step(*self._arguments(state, audio_bank, micro_batches[0]))
             return state, metrics, [losses]
-        sums, losses = self._first(state.lora, self.base, audio_bank, micro_batches[0])
+        draw = self.seed, state.step
+        sums, losses = self._first(state.lora, self.base, draw, audio_bank, micro_batches[0])
         row_losses = [losses]
         for rows in micro_batches[1:]:
-            sums, losses = self._next(sums, state.lora, self.base, audio_bank, rows)
+            sums, losses = self._next(sums, state.lora, self.base, draw, audio_bank, rows)
             row_losses.append(losses)
         state, metrics = self._apply(state, sums, self.base, self._penalised_from(), self.penalty_weight)
         return state, metrics, row_losses
@@ -246,37 +257,38 @@ class TrainStep:
         return self._step.function.lower(*self._arguments(state, audio_bank, rows))
 
     def _arguments(self, state: TrainState, audio_bank: jax.Array, rows: Rows) -> tuple:
-        return state, self.base, self._penalised_from(), self.penalty_weight, audio_bank, rows
+        return state, self.base, self._penalised_from(), self.penalty_weight, self.seed, audio_bank, rows
 
     def _penalised_from(self) -> nnx.State | None:
         return self.initial if self.config.penalty_space == "lora" else None
 
-    def _fused(self, state: TrainState, base, initial, penalty_weight, audio_bank, rows: Rows):
-        sums, row_losses = self._sums(state.lora, base, audio_bank, rows)
+    def _fused(self, state: TrainState, base, initial, penalty_weight, seed, audio_bank, rows: Rows):
+        sums, row_losses = self._sums(state.lora, base, (seed, state.step), audio_bank, rows)
         # Else XLA may cut the update over the mesh and gather adapters and moments in place of the gradients.
         gradients = jax.lax.with_sharding_constraint(sums.gradients, self._shardings(sums.gradients))
         sums = sums.replace(gradients=gradients)
         return *self._update(state, sums, base, initial, penalty_weight), row_losses
 
-    def _sums(self, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
+    def _sums(self, lora, base, draw, audio_bank, rows: Rows, part=0) -> tuple[Sums, jax.Array]:
+        """The sums of micro-batch `part`, and its row losses. draw: what its dropout is drawn from, seed and
+        step."""
         groups = jnp.stack([rows.harmful, ~rows.harmful]) * rows.weights  # (2, B)
+        batch = rows.batch.replace(dropout_key=_dropout_key(*draw, part))
 
         def total(lora):
             model = nnx.merge(self.graphdef, lora, base)
             model.language_model.unroll = self.config.unroll
             losses = self.strategy.row_losses(
-                model, rows.batch, audio_bank, rows.examples, remat=self.config.remat
+                model, batch, audio_bank, rows.examples, remat=self.config.remat
             )
             return jnp.sum(losses * rows.weights), losses
 
         gradients, losses = jax.grad(total, has_aux=True)(lora)
-        return (
-            Sums(losses=jnp.sum(groups * losses, axis=1), weights=groups.sum(axis=1), gradients=gradients),
-            losses,
-        )
+        sums = Sums(jnp.sum(groups * losses, axis=1), groups.sum(axis=1), gradients, parts=jnp.int32(1))
+        return sums, losses
 
-    def _add(self, sums: Sums, lora, base, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
-        more, losses = self._sums(lora, base, audio_bank, rows)
+    def _add(self, sums: Sums, lora, base, draw, audio_bank, rows: Rows) -> tuple[Sums, jax.Array]:
+        more, losses = self._sums(lora, base, draw, audio_bank, rows, sums.parts)
         return jax.tree.map(jnp.add, sums, more), losses
 
     def _update(
@@ -314,3 +326,8 @@ class TrainStep:
 
     def _shardings(self, tree):
         return shardings(tree, self.mesh)
+
+
+def _dropout_key(seed: jax.Array, step: jax.Array, part: jax.Array | int) -> jax.Array:
+    """Random key of a micro-batch's dropout: a run that goes on at a step draws what it would have drawn."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), part)

@@ -82,7 +82,7 @@ def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_n
         "r": config.rank,
         "lora_alpha": alpha,
         "target_modules": rf"{table.layers_pattern}{numbers}\.{_modules_pattern(table, config.targets)}",
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,  # of the training: who loads the adapter to answer drops nothing
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,

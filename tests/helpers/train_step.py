@@ -28,12 +28,13 @@ def random_rows(rng, strategy, size: int, length: int, vocabulary: int) -> Rows:
 
 
 @functools.cache
-def compiled_step(remat: str, first_layer: int = 0, quantize: str = "none"):
+def compiled_step(remat: str, first_layer: int = 0, quantize: str = "none", dropout: float = 0.0):
     """A decoder whose weights are large beside its activations: 32 MB against 32 tokens."""
     text = DecoderConfig(256, 1024, LAYERS, 4, 2, 64, 512, 1e-5, 1000.0, False, quantize=quantize)
     config = Qwen2AudioConfig(AudioEncoderConfig(24, 1, 3, 40, 12, 1500), text, 500)
     mesh = make_mesh(devices=jax.devices()[:1])
-    model = Qwen2Audio(config, dtype=jnp.float32, lora=LoRAConfig(rank=1, first_layer=first_layer))
+    lora = LoRAConfig(rank=1, first_layer=first_layer, dropout=dropout)
+    model = Qwen2Audio(config, dtype=jnp.float32, lora=lora)
     strategy = RRS(np.zeros((ROWS, 256), np.float32))
     step = TrainStep(model, strategy, OptimiserConfig(remat=remat), mesh, 1)
     rows = step.place(random_rows(np.random.default_rng(0), strategy, ROWS, LENGTH, 500))
