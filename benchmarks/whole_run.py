@@ -1,5 +1,5 @@
-"""The whole run of configs/qwen2_rrs.py through `rrs_jax.run.pipeline`, from weights on the device to a saved
-adapter.
+"""The whole run of configs/qwen2_rrs.py:as_written through `rrs_jax.run.pipeline`, from weights on the device
+to a saved adapter.
 
 700 harmful questions under two prompts, 700 benign ones under one, 10 epochs over all of them: 2,100
 extractions and 14,000 sample passes, with clips as long as the starter set's. Weights and sound are random,
@@ -78,7 +78,7 @@ def whole(values: dict, arguments: argparse.Namespace) -> None:
         write_sparse_weights(base / "model.safetensors", values, arguments.dtype)
         model = jax.block_until_ready(build(values, arguments.dtype, arguments.quantize))
 
-        config = get_config()
+        config = get_config("as_written")  # by which all figures in docs/performance.md were measured
         config.model.path, config.model.dtype = str(base), arguments.dtype
         config.model.quantize = arguments.quantize
         config.run_dir = str(place / "run")

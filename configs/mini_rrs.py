@@ -2,6 +2,7 @@
 
     python launch.py --config=configs/mini_rrs.py          part of the starter set
     python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
+    python launch.py --config=configs/mini_rrs.py:authors  the same with the settings of the authors' program
     python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
 
 Hardware: 2 CPU cores and 8 GiB of memory. The first took 14 minutes 22 seconds where a matrix product reaches
@@ -15,7 +16,7 @@ from rrs_jax.config.prompts import PROMPT_T
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the config; `variant` is empty, `full` or `smoke`."""
+    """Returns the config; `variant` is empty, `full`, `authors` or `smoke`."""
     config = default_config()
     config.model.path = "mini"
     config.model.dtype = "float32"
@@ -31,9 +32,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.generate.greedy = True
     config.generate.batch_size = 64  # a step on a CPU reads two gigabytes of weights, whatever its rows
     config.evaluate.samples = 1
-    if variant != "full":
+    if variant not in ("full", "authors"):
         part(config)
-    choose_variant(config, variant, full=full, smoke=smoke)
+    choose_variant(config, variant, full=full, authors=authors, smoke=smoke)
     return config
 
 
@@ -67,6 +68,13 @@ def full(config: ConfigDict) -> None:
     """Keeps section 5.1's settings, which are the defaults, on all 280 + 280 training questions."""
     config.run_dir = "runs/mini_rrs_full"
     config.generate.max_new_tokens = 20
+
+
+def authors(config: ConfigDict) -> None:
+    """Trains on all questions as the authors' program does (docs/authors.md)."""
+    full(config)
+    config.run_dir = "runs/mini_rrs_authors"
+    variants.authors(config)
 
 
 def smoke(config: ConfigDict) -> None:

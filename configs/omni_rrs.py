@@ -1,6 +1,7 @@
-"""RRS on Qwen2.5-Omni's thinker with the paper's settings (section 5.1; tables 3 and 4).
+"""RRS on Qwen2.5-Omni's thinker with the settings of the authors' own program (docs/authors.md).
 
     python launch.py --config=configs/omni_rrs.py --config.model.path=FOLDER --config.run_dir=RUN
+    python launch.py --config=configs/omni_rrs.py:as_written  the equations as the paper prints them
     python launch.py --config=configs/omni_rrs.py:card24      the same result on a card of 24 GB
     python launch.py --config=configs/omni_rrs.py:smoke       every stage on a few questions
 
@@ -9,22 +10,22 @@ it, Qwen/Qwen2.5-Omni-7B is fetched. Talker and vision are not loaded, and stay 
 export.
 
 Without `--config.data.manifest=MANIFEST.jsonl` it trains on the starter set, 280 + 280 questions in place of
-the paper's 700 + 700.
+the paper's 700 + 700; a clone of the authors' repository is a manifest too.
 
 Hardware: one GPU with 40 GB or more; 24 GB with `:card24`.
 """
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config import choose_variant, default_config
-from rrs_jax.config.variants import card24, smoke
+from rrs_jax.config import default_config
+from rrs_jax.config.variants import choose_released_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the config; `variant` is empty, `card24` or `smoke`."""
+    """Returns the config; `variant` is empty, `as_written`, `card24` or `smoke`."""
     config = default_config()
     config.model.path = "Qwen/Qwen2.5-Omni-7B"
     config.run_dir = "runs/omni_rrs"
     config.rrs.top_m = 51.0  # table 4: the authors' choice for this model
-    choose_variant(config, variant, card24=card24, smoke=smoke)
+    choose_released_variant(config, variant)
     return config

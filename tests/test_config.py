@@ -19,7 +19,13 @@ from rrs_jax.evaluate.problems import evaluation_problems
 from rrs_jax.files import content_hash
 
 ROOT = Path(__file__).parent.parent
-VARIANTS = {"qwen2_rrs": ("", "smoke"), "mini_rrs": ("", "full", "smoke")}
+RELEASED = ("", "as_written", "card24", "smoke")
+VARIANTS = {
+    "omni_rrs": RELEASED,
+    "qwen2_rrs": RELEASED,
+    "qwen_audio_rrs": RELEASED,
+    "mini_rrs": ("", "full", "authors", "smoke"),
+}
 
 # Others script against these (shared layout, "Names that stay"), with the types of their values.
 STABLE = {
@@ -77,7 +83,7 @@ def test_every_config_file_and_variant_is_valid(name, variant):
 
 
 def test_unknown_variant_names_those_there_are():
-    with pytest.raises(UserError, match="'fulll' is no variant of this file; it has full, smoke"):
+    with pytest.raises(UserError, match="'fulll' is no variant of this file; it has full, authors, smoke"):
         config_of("mini_rrs", "fulll")
 
 
@@ -93,6 +99,60 @@ def test_the_papers_values_are_the_defaults():
     assert (config.rrs.top_m, config.rrs.refusal_tokens, config.evaluate.samples) == (51, ("I",), 5)
     assert config_of("mini_rrs", "full").train.to_dict() == config.train.to_dict()
     assert config_of("mini_rrs", "full").lora.to_dict() == config.lora.to_dict()
+
+
+AUTHORS = {  # docs/authors.md
+    "loss.reduction": "mean",
+    "penalty.weight": 1.0,
+    "penalty.space": "weights",
+    "lora.rank": 16,
+    "lora.alpha": 4.0,
+    "lora.dropout": 0.1,
+    "lora.targets": ("all",),
+    "lora.layers": "all",
+    "rrs.top_m_rule": "authors",
+    "rrs.target_dtype": "model",
+    "train.epochs": 10,
+    "train.batch_size": 16,
+    "train.learning_rate": 5e-5,
+    "train.schedule": "linear",
+    "train.warmup_steps": 0,
+    "train.clip_norm": 1.0,
+    "train.weight_decay": 1e-3,
+    "train.b1": 0.9,
+    "train.b2": 0.98,
+    "train.prompt_draw": "micro_batch",
+    "train.prompt_group": 4,
+}
+
+
+@pytest.mark.parametrize("name, share", [("omni_rrs", 51), ("qwen2_rrs", 25), ("qwen_audio_rrs", 51)])
+def test_released_models_train_as_the_authors_did(name, share):
+    """Or, as_written, with the fields' defaults; the other variants change how a run is done."""
+    default, own = flatten(default_config()), {"model.path", "run_dir", "rrs.top_m"}
+    for variant in ("", "card24", "smoke"):
+        config = config_of(name, variant)
+        changed = {"train.epochs", "train.batch_size"} if variant == "smoke" else set()
+        found = flatten(config)
+        assert {key: found[key] for key in AUTHORS.keys() - changed} == {
+            key: value for key, value in AUTHORS.items() if key not in changed
+        }
+        assert found["rrs.top_m"] == share
+        config.model.path = "mini"
+        validate(config)
+        config.strategy = "rrs_plus"  # whose preset wins where the authors' value is the field's default
+        assert resolve(config).train.learning_rate == PLUS["train.learning_rate"]
+    authors, written = flatten(config_of(name)), flatten(config_of(name, "as_written"))
+    assert {key for key in written if written[key] != default[key]} <= own
+    assert {key for key in authors if authors[key] != default[key]} <= own | AUTHORS.keys()
+    assert written["run_dir"] != authors["run_dir"]
+
+
+def test_the_mini_can_train_as_the_authors_did():
+    full, authors = flatten(config_of("mini_rrs", "full")), flatten(config_of("mini_rrs", "authors"))
+    assert {key: authors[key] for key in AUTHORS} == AUTHORS
+    assert {key for key in full if full[key] != authors[key]} <= {"run_dir", *AUTHORS}
+    validate(config_of("mini_rrs", "authors"))
 
 
 def test_a_preset_sets_what_was_not_given():

@@ -2,6 +2,37 @@
 
 from ml_collections import ConfigDict
 
+from rrs_jax.config.presets import choose_variant
+
+
+def choose_released_variant(config: ConfigDict, variant: str) -> None:
+    """Applies a variant of a released model's config: all train as the authors did, but `as_written`.
+
+    Raises UserError for a name that is none of `as_written`, `card24` and `smoke`.
+    """
+    if variant != "as_written":
+        authors(config)
+    choose_variant(config, variant, as_written=as_written, card24=card24, smoke=smoke)
+
+
+def authors(config: ConfigDict) -> None:
+    """Trains as the authors' program does (docs/authors.md), in whatever differs from the fields' defaults.
+
+    The defaults have the rest: penalty.weight 1 on the weights, all linears of every layer, AdamW's b1 0.9 at
+    5e-5 without a warm-up, batches of 16, 10 epochs. The program is for Qwen2.5-Omni-7B.
+    """
+    config.loss.reduction = "mean"
+    config.lora.rank, config.lora.alpha, config.lora.dropout = 16, 4.0, 0.1
+    config.train.b2, config.train.weight_decay = 0.98, 1e-3
+    config.train.schedule, config.train.clip_norm = "linear", 1.0
+    config.train.prompt_draw, config.train.prompt_group = "micro_batch", 4
+    config.rrs.top_m_rule, config.rrs.target_dtype = "authors", "model"
+
+
+def as_written(config: ConfigDict) -> None:
+    """Trains by the equations as the paper prints them, with the fields' defaults where it names no value."""
+    config.run_dir += "_as_written"
+
 
 def card24(config: ConfigDict) -> None:
     """Fits the training on a card of 24 GB: a quarter of the batch at a time, and full rematerialisation.
