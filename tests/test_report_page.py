@@ -3,6 +3,7 @@
 import csv
 import html
 import itertools
+import math
 import re
 import shutil
 
@@ -15,9 +16,11 @@ from helpers.report_runs import HOSTILE, REFUSAL, write_run
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool
 from rrs_jax.files import read_json, read_jsonl
-from rrs_jax.report import page, separation
+from rrs_jax.report import key_figures, page, provenance, separation
+from rrs_jax.report.marks import ROUND, Mark, marks_of
 from rrs_jax.report.page import make_page, make_sweep_pages
 from rrs_jax.report.paper_tables import paper_tables
+from rrs_jax.report.plane import OVERLAP, Point, dodged, draw_plane
 from rrs_jax.report.plots import Axis, axis_over
 from rrs_jax.report.results import read_paper, read_results, read_run
 from rrs_jax.report.table_formats import csv_table, latex_table, markdown_table
@@ -83,9 +86,9 @@ def test_the_papers_numbers_agree_with_each_other():
 
 def test_tables_have_the_papers_rows(sweep):
     two, three, four = (rows_of(sweep, number) for number in (2, 3, 4))
-    assert list(two) == ["None", "① SFT-full", "② SFT-shallow-mirror"]
+    assert list(two) == ["vanilla", "① SFT-full", "② SFT-shallow-mirror"]
     assert list(three) == [
-        "None",
+        "vanilla",
         "② SFT-shallow-mirror",
         "RRS (2 seeds)",
         "RRS w/o penalty term",
@@ -215,10 +218,99 @@ def test_answers_that_changed_come_first(sweep):
         label: sum(s.label == label for s in samples) for label in ("harmful", "benign", "borderline")
     } == {"harmful": 4, "benign": 3, "borderline": 3}
     harmful = [sample for sample in samples if sample.label == "harmful"]
-    assert all([title for title, *_ in sample.answers] == ["None", "RRS", "① SFT-full"] for sample in samples)
+    assert all(
+        [title for title, *_ in sample.answers] == ["vanilla", "RRS", "① SFT-full"] for sample in samples
+    )
     changed = [sample.answers[0][2] != sample.answers[1][2] for sample in harmful]
     assert changed[0] and not changed[1]
     assert all((answer == REFUSAL) == refused for sample in samples for _, answer, refused in sample.answers)
+
+
+# What a reader sees first
+
+
+def test_the_tiles_are_those_of_rrs_with_nsi(sweep):
+    """Also where rrs_plus has the better figures: the recommended strategy is the paper's."""
+    results = read_results([sweep / name for name in ("vanilla", "rrs_plus", "rrs", "sft_full")])
+    text = key_figures.key_figures(results)
+    assert "Recommended strategy" in text and "--config.strategy=rrs<" in text
+    nsi = read_json(sweep / "rrs" / "eval" / "rrs" / "summary.json")["nsi"]["average"]
+    assert f"<b>{nsi:+.1f}</b>" in text and text.count("class='tile ") == 6
+    alone = key_figures.key_figures(read_results([sweep / "vanilla", sweep / "sft_full"]))
+    assert "Recommended" not in alone and "--config.strategy=sft_full<" in alone
+
+
+@pytest.mark.parametrize(
+    "new, expected", [((10, 20), "better"), ((10, 30), "unclear"), ((35, 45), "unclear"), ((51, 60), "worse")]
+)
+def test_a_tile_is_grey_where_intervals_overlap(new, expected):
+    old = {"asr": 40.0, "ci95": [30.0, 50.0]}
+    assert key_figures.verdict(old, {"asr": sum(new) / 2, "ci95": list(new)}, "asr") == expected
+
+
+def test_one_word_for_the_rate(tmp_path):
+    """The judge of these runs sees refusals alone; ASR stands where compliance is explained."""
+    folder = write_run(tmp_path / "run", pairs=8)
+    text = html.unescape(page.page(read_results([folder]), [folder], "run"))
+    body = re.sub(r"<style>.*?</style>|<script.*?</script>", "", text, flags=re.DOTALL)
+    assert body.count("compliance") > 20 and body.count("an upper bound of ASR") == 2
+    assert "ASR" not in body.replace("an upper bound of ASR", "")
+
+
+def test_a_table_of_one_row_is_not_shown(tmp_path):
+    folder = write_run(tmp_path / "run", pairs=8)
+    text = make_page(folder / "report", [folder], "run").read_text()
+    assert 'id="table3"' in text and 'id="table4"' not in text and "table4.csv" not in text
+    assert (folder / "report" / "table4.csv").is_file()
+
+
+def test_every_strategy_has_one_number_and_one_mark(sweep):
+    """The paper's numbers where it has some; a colour a family, and no shape twice in one."""
+    results = read_results([path.parent for path in sorted(sweep.glob("*/config.json"))])
+    marks = {recipe.name: marks_of(results)[recipe.id] for recipe in results.everything}
+    paper, others = ["vanilla", "sft_full", "sft_shallow_mirror"], ["rrs", "rrs_top25"]
+    others += ["rrs_without_penalty", "rrs_plus"]
+    assert [marks[name].number for name in (*paper, *others)] == [0, 1, 2, 5, 6, 7, 8]
+    assert marks["rrs_plus"].family == "plus" and marks["sft_full"].family == "sft"
+    assert len({(mark.family, mark.shape) for mark in marks.values()}) == len(marks)
+    text = (sweep / "report" / "index.html").read_text()
+    swatches = re.findall(r'<span class="strategy"><svg.*?>(\d+)</text></svg>(.*?)</span>', text)
+    named = {(int(number), name) for number, name in swatches if not name.startswith("Top-")}
+    assert len(named) == len({number for number, _ in named}) == len(marks)
+    assert "①" not in text.split('id="answers"')[0].split("<details>")[0]
+
+
+def test_marks_at_one_place_are_moved_apart():
+    frame = (0.0, 0.0, 400.0, 400.0)
+    places = [(200.0, 400.0, 13.0), *[(200.0, 400.0, 9.0)] * 9, (20.0, 20.0, 9.0)]
+    found = dodged(places, frame)
+    assert found[0] == (200.0, 400.0) and found[-1] == (20.0, 20.0)
+    for (one, (*_, size)), (other, (*_, other_size)) in itertools.combinations(
+        zip(found, places, strict=True), 2
+    ):
+        assert math.dist(one, other) >= OVERLAP * (size + other_size) - 0.2
+    assert all(0 <= x <= 400 and 0 <= y <= 400 for x, y in found)
+
+
+def test_the_main_recipe_lies_on_top_larger_and_named():
+    rrs, other = Mark("rrs", "circle", 5), Mark("sft", "square", 2)
+    points = [
+        Point("RRS", rrs, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), main=True, named=True),
+        Point("SFT", other, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0)),
+    ]
+    svg = draw_plane(points, "ASR, %", "ORR, %", "plane").svg()
+    assert svg.index('class="mark sft') < svg.index('class="mark rrs main"') < svg.index(">RRS</text>")
+    assert ">SFT</text>" not in svg and 'class="leader sft"' in svg
+    (radius,) = re.findall(r'<circle class="shape" [^>]*r="([\d.]+)"', svg)
+    assert float(radius) > ROUND
+
+
+def test_the_config_says_what_differs_and_breaks_no_word(sweep):
+    results = read_results([path.parent for path in sorted(sweep.glob("*/config.json"))])
+    text = provenance.config(results)
+    row = re.search(r"<tr><th[^>]*>rrs\.<wbr>top_m</th>(.*?)</tr>", text)[1]
+    assert row == "<td>51</td><td><b>25</b> in rrs_top25</td>"
+    assert '<th scope="col">Most runs</th>' in text and "anywhere" not in text
 
 
 # The page, in a real browser, from disk
@@ -246,10 +338,10 @@ def test_nothing_sticks_out_and_nothing_is_fetched(opened, sweep):
     headings = [heading.text for heading in opened.find_elements(By.TAG_NAME, "h2")]
     assert headings == [
         "Results",
+        "Safety against over-rejection",
         "Tables",
         "Representations",
         "Rates by epoch",
-        "Safety against over-rejection",
         "Losses",
         "Safety features",
         "Answers",
@@ -261,13 +353,16 @@ def test_nothing_sticks_out_and_nothing_is_fetched(opened, sweep):
 
 def test_text_from_outside_stays_text(opened, sweep):
     """Answers, questions, categories, the device and the sweep's name have markup."""
-    assert opened.title == "a <b> sweep" and opened.find_element(By.TAG_NAME, "h1").text == "a <b> sweep"
+    assert opened.title == "a <b> sweep · Qwen2-Audio-7B-Instruct · 2026-11-24 · RRS-JAX"
+    assert opened.find_element(By.TAG_NAME, "h1").text == "a <b> sweep: Qwen2-Audio-7B-Instruct"
+    assert opened.find_element(By.CLASS_NAME, "project").text == "RRS-JAX · report of 8 runs · 2026-11-24"
     assert opened.find_elements(By.CSS_SELECTOR, "img, [onerror], h1 b") == []
     text = opened.execute_script("return document.querySelector('main').textContent")
     assert re.search(f"Here is how, for p\\d-benign: {re.escape(HOSTILE)} then you are done.", text)
     # whoever hears with a screen reader
     assert all(
-        part.get_attribute("aria-label") for part in opened.find_elements(By.CSS_SELECTOR, "svg, audio, .dot")
+        part.get_attribute("aria-label")
+        for part in opened.find_elements(By.CSS_SELECTOR, "svg:not([aria-hidden]), audio, .dot, g.mark")
     )
     for table in opened.find_elements(By.CSS_SELECTOR, "table[aria-labelledby]"):
         assert opened.find_element(By.ID, table.get_attribute("aria-labelledby")).text.startswith("Table ")
@@ -292,9 +387,9 @@ def hover(browser, element, x: int = 0, y: int = 0):
 def test_marks_and_points_can_be_hovered(opened, sweep):
     tip = opened.find_element(By.ID, "tip")
     assert not tip.is_displayed()
-    dot = opened.find_element(By.CSS_SELECTOR, "#tradeoff .dot")
-    hover(opened, dot)
-    assert tip.is_displayed() and "ASR audio-text" in tip.text
+    mark = opened.find_element(By.CSS_SELECTOR, "#tradeoff g.mark.main")
+    hover(opened, mark)
+    assert tip.is_displayed() and tip.text.startswith("RRS: compliance audio-text, % ")
     cloud = opened.find_element(By.CSS_SELECTOR, "#figure2 svg.cloud")
     figure = separation.figures([sweep / "rrs"])[sweep / "rrs"]
     x, y = figure.tsne[0][3]
@@ -340,6 +435,8 @@ def test_dark_and_print(opened):
         "getComputedStyle(document.querySelector(q)).display !== 'none')"
     )
     assert shown == [False, False, True, True]
+    opened.execute_script("show('left open by the mouse', 10, 10)")
+    assert not opened.find_element(By.ID, "tip").is_displayed()
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 

@@ -76,7 +76,8 @@ def test_text_table(run):
 
 def test_notes_say_judge_sizes_and_non_answers(run):
     text = table.text_table([run])
-    assert "Judge: phrases (version 1); ASR is compliance (1 - refusal), an upper bound of ASR." in text
+    judge = "Judge: phrases (version 1), which sees refusals alone"
+    assert f"{judge}: compliance is 1 - refusal, an upper bound of ASR." in text
     assert text.count("Judge:") == 1
     assert "Questions: 140 harmful, 140 benign, 120 borderline, 5 response(s) each." in text
     assert "Neither answer nor refusal, vanilla: harmful audio-text 3 empty, 1 gibberish of 700." in text

@@ -1,4 +1,4 @@
-"""The report page's figures: from files of runs to HTML with inline SVG and the same numbers as a table."""
+"""Figures of representations and rates by epoch, as HTML with inline SVG and the same numbers as a table."""
 
 import html
 from collections.abc import Sequence
@@ -6,24 +6,29 @@ from typing import NamedTuple
 
 from rrs_jax.files import read_json
 from rrs_jax.report.plots import Axis, Plot, axis_over, cloud
-from rrs_jax.report.results import TITLES, FinishedRun, Recipe, Results
+from rrs_jax.report.results import FinishedRun, Recipe, Results
 from rrs_jax.report.separation import Figure2
-from rrs_jax.report.table import MODES
+from rrs_jax.report.table import MODES, rate_name
+from rrs_jax.web_page import Html, escaped
 
-COLOURS = 8  # classes c0 to c7 of the page
 
+def panels(figure: Figure2, name: str, large: bool = False) -> str:
+    """Returns both embeddings of one run, a panel an epoch, and the separation as numbers.
 
-def panels(figure: Figure2, name: str) -> str:
-    """Returns both embeddings of one run, a panel an epoch, and the separation as numbers."""
+    With `large` the first and the last epoch's t-SNE come first, large, with a sentence what to see in them.
+    """
+    epochs = list(figure.tsne)
+    ends = [epochs[0], epochs[-1]] if large and len(epochs) > 1 else []
     parts = []
-    for title, points in (("t-SNE", figure.tsne), ("PCA", figure.pca)):
-        drawn = "".join(
-            f"<figure>{cloud(points[epoch], figure.labels, f'{title} of {name} after epoch {epoch}')}"
-            f"<figcaption>Epoch {epoch}</figcaption></figure>"
-            for epoch in points
-        )
-        share = f", {100 * figure.explained:.0f} % of the variance" if title == "PCA" else ""
-        parts.append(f"<h4>{title}{share}</h4><div class='panels'>{drawn}</div>")
+    if ends:
+        parts.append(f"<p>{html.escape(_what_to_see(figure, *ends))}</p>")
+        parts.append(_row(figure, "t-SNE", figure.tsne, ends, name, "panels large"))
+    between = [epoch for epoch in epochs if epoch not in ends]
+    if between:
+        heading = "t-SNE, the epochs between" if ends else "t-SNE"
+        parts.append(f"<h4>{heading}</h4>" + _row(figure, "t-SNE", figure.tsne, between, name))
+    parts.append(f"<h4>PCA, {100 * figure.explained:.0f} % of the variance</h4>")
+    parts.append(_row(figure, "PCA", figure.pca, epochs, name))
     rows = [("Epoch", "Silhouette", "Linear probe, % right", "Distance of means, in spreads")]
     rows += [
         (
@@ -38,8 +43,42 @@ def panels(figure: Figure2, name: str) -> str:
     return "".join(parts) + table_of(rows)
 
 
-def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
-    """Draws ASR and ORR of the first seed after each epoch that was evaluated; None where none was."""
+def _row(
+    figure: Figure2,
+    title: str,
+    points: dict[int, list],
+    epochs: Sequence[int],
+    name: str,
+    kind: str = "panels",
+) -> str:
+    drawn = "".join(
+        f"<figure>{cloud(points[epoch], figure.labels, f'{title} of {name} after epoch {epoch}')}"
+        f"<figcaption>{f'After epoch {epoch}' if epoch else 'Epoch 0, vanilla'}</figcaption></figure>"
+        for epoch in epochs
+    )
+    return f"<div class='{kind}'>{drawn}</div>"
+
+
+def _what_to_see(figure: Figure2, first: int, last: int) -> str:
+    """Says in a sentence what the panels of two epochs show, with their separation."""
+    before, after = figure.numbers[first], figure.numbers[last]
+    said = (
+        "What to see: training works where red (harmful) leaves blue (benign) from the left panel to the"
+        " right one, and amber (borderline) stays with blue."
+    )
+    if before["distance"] is not None and after["distance"] is not None:
+        said += (
+            " Here the means of harmful and benign questions are"
+            f" {shown(before['distance'], 2)} spreads apart before and {shown(after['distance'], 2)} after."
+        )
+    return said
+
+
+def rates_by_epoch(recipe: Recipe, results: Results, name: Html) -> str | None:
+    """Draws rates of answers and ORR of the first seed after each epoch that was evaluated.
+
+    None where none was. `name` stands above it.
+    """
     run = recipe.runs[0]
     found = _epoch_summaries(run, results)
     if len(found) < 2 or not any(0 < epoch < int(run.config["train.epochs"]) for epoch in found):
@@ -60,7 +99,7 @@ def rates_by_epoch(recipe: Recipe, results: Results) -> str | None:
     rows += [(str(epoch), *(_rate(one.blocks[epoch], one.field) for one in series)) for epoch in found]
     named = legend([(one.name, one.kind) for one in series])
     return (
-        f"<figure><figcaption>{html.escape(recipe.title)}</figcaption>{plot.svg()}{named}"
+        f"<figure><figcaption>{name}</figcaption>{plot.svg()}{named}"
         f"{details('Numbers', table_of(rows))}</figure>"
     )
 
@@ -75,15 +114,16 @@ class RateSeries(NamedTuple):
 
     @property
     def over_refusal(self) -> bool:
-        """True for a rate of refusals, False for ASR."""
+        """True for a rate of refusals, False for one of answers."""
         return self.field == "rate"
 
 
 def _rate_series(summaries: dict[int, dict]) -> list[RateSeries]:
-    """Returns the rates that are known after some epoch: ASR of each mode, then ORR."""
+    """Returns the rates that are known after some epoch: of answers in each mode, then ORR."""
+    rate = rate_name(list(summaries.values()))
     series = [
         RateSeries(
-            f"ASR {title}",
+            f"{rate} {title}",
             f"c{place}",
             {epoch: summary["modes"].get(mode) for epoch, summary in summaries.items()},
             "asr",
@@ -116,92 +156,18 @@ def _epoch_summaries(run: FinishedRun, results: Results) -> dict[int, dict]:
     return dict(sorted(found.items()))
 
 
-def tradeoff(results: Results) -> str:
-    """Draws a plane for each mode: ASR against ORR.
-
-    The ORR of benign questions is filled, that of borderline ones hollow.
-    """
-    recipes = [recipe for recipe in results.everything if recipe.summary]
-    planes = [_tradeoff_plane(mode, title, recipes, results.paper) for mode, title in MODES.items()]
-    names = "".join(
-        f'<li class="{colour(place)}">{html.escape(recipe.title)}</li>'
-        for place, recipe in enumerate(recipes)
-    )
-    said = "Filled: benign questions; hollow: borderline ones." + (
-        " Squares: the paper's." if results.paper else ""
-    )
-    return (
-        f"<p>{said} Both low is best.</p><ol class='names'>{names}</ol><div"
-        f" class='row'>{''.join(planes)}</div>"
-    )
-
-
-def _tradeoff_plane(mode: str, title: str, recipes: Sequence[Recipe], paper: dict[str, dict]) -> str:
-    """Draws the plane of one mode; "" where no recipe was asked in it."""
-    points = [
-        (number, recipe, block)
-        for number, recipe in enumerate(recipes, start=1)
-        if (block := recipe.summary["modes"].get(mode)) and block["asr"] is not None
-    ]
-    if not points:
-        return ""
-    plot = Plot(*_plane(points, title), f"ORR against ASR, {title}", 400, 360)
-    for number, recipe, block in points:
-        _draw_recipe(plot, number, recipe, block, title)
-    for key, row in paper.items():
-        if (
-            key in TITLES
-            and row.get(mode) is not None
-            and row["orr"] <= plot.y.high
-            and row[mode] <= plot.x.high
-        ):
-            tip = f"{TITLES[key]} in the paper: ASR {title} {row[mode]}, ORR {row['orr']}"
-            plot.dot(row[mode], row["orr"], "faint", tip, square=True)
-    return f"<figure>{plot.svg()}</figure>"
-
-
-def _draw_recipe(plot: Plot, number: int, recipe: Recipe, block: dict, title: str) -> None:
-    """Draws a recipe's two points with their intervals, joined by a line."""
-    orr, borderline = recipe.summary["orr"], recipe.summary["borderline_orr"]
-    both = [entry["rate"] for entry in (orr, borderline) if entry and entry["rate"] is not None]
-    if len(both) == 2:
-        plot.line([(block["asr"], rate) for rate in both], "faint")
-    for name, entry, hollow in (("borderline", borderline, True), ("benign", orr, False)):
-        if entry and entry["rate"] is not None:
-            plot.cross(_interval(block, "asr"), _interval(entry, "rate"), colour(number - 1))
-            rates = f"ASR {title} {_rate(block, 'asr')}, ORR {name} {_rate(entry, 'rate')}"
-            tip = f"{recipe.title}: {rates}"
-            plot.dot(block["asr"], entry["rate"], colour(number - 1), tip, hollow, str(number))
-
-
-def _plane(points: Sequence[tuple[int, Recipe, dict]], title: str) -> tuple[Axis, Axis]:
-    """Returns both axes, with a square-root scale, from 0 to beyond all intervals."""
-    across = [_interval(block, "asr")[2] for _, _, block in points]
-    rates = [
-        entry
-        for _, recipe, _ in points
-        for entry in (recipe.summary["orr"], recipe.summary["borderline_orr"])
-    ]
-    up = [_interval(entry, "rate")[2] for entry in rates if entry and entry["rate"] is not None]
-    high = [
-        next(end for end in (10, 20, 40, 60, 80, 100) if end >= max(values, default=0))
-        for values in (across, up)
-    ]
-    return Axis(0, high[0], f"ASR {title}, % (square-root scale)", root=True), Axis(
-        0, high[1], "ORR, %", root=True
-    )
-
-
-def table_of(rows: Sequence[Sequence[str]]) -> str:
-    """Returns an HTML table whose first row is its header; all cells are escaped."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
+def table_of(rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """Returns an HTML table whose first row is its header; cells are escaped, but for those that are Html."""
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in rows[0])
     body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        f'<tr><th scope="row">{escaped(row[0])}</th>'
+        + "".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows[1:]
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide {kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> str:
@@ -214,24 +180,15 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def details(title: str, inner: str) -> str:
-    """Returns a part of the page that is folded away under a title."""
-    return f"<details><summary>{html.escape(title)}</summary>{inner}</details>"
-
-
-def colour(place: int) -> str:
-    """Returns the CSS class of the n-th colour."""
-    return f"c{place % COLOURS}"
-
-
-def _interval(block: dict, field: str) -> tuple[float, float, float]:
-    low, high = block["ci95"] or (block[field], block[field])
-    return low, block[field], high
+    """Returns a part of the page that is folded away under a title, a text or Html."""
+    return f"<details><summary>{escaped(title)}</summary>{inner}</details>"
 
 
 def _rate(block: dict | None, field: str) -> str:
     if not block or block[field] is None:
         return "N/A"
-    low, value, high = _interval(block, field)
+    value = block[field]
+    low, high = block["ci95"] or (value, value)
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 

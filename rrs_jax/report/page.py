@@ -16,13 +16,16 @@ from pathlib import Path
 
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import json_for_html, write_atomic
-from rrs_jax.report import figures, provenance, sections, training_figures
+from rrs_jax.report import key_figures, plane, provenance, sections, training_figures
+from rrs_jax.report.marks import names_of
 from rrs_jax.report.paper_tables import paper_tables
 from rrs_jax.report.results import Results, read_results
 from rrs_jax.report.separation import figures as all_figures
 from rrs_jax.report.table_formats import csv_table, latex_table, markdown_table
+from rrs_jax.web_page import fill
 
 TEMPLATE = Path(__file__).parent / "page.html"
+PLOTS = Path(__file__).parent / "plots.css"
 
 
 def make_page(out: str | Path, folders: Sequence[str | Path], title: str) -> Path:
@@ -56,13 +59,13 @@ def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
     """Returns the page as HTML; a section without content is left out."""
     questions: list[str] = []
     parts = [
-        ("Results", "results", sections.key_figures(results)),
+        ("Results", "results", key_figures.key_figures(results)),
+        ("Safety against over-rejection", "tradeoff", plane.tradeoff(results)),
         ("Tables", "tables", sections.tables(results, folders)),
         ("Representations", "figure2", sections.figure_2(results, questions)),
         ("Rates by epoch", "epochs", sections.by_epoch(results)),
-        ("Safety against over-rejection", "tradeoff", figures.tradeoff(results)),
         ("Losses", "losses", sections.losses(results)),
-        ("Safety features", "features", training_figures.contributions(results.recipes)),
+        ("Safety features", "features", training_figures.contributions(results.recipes, names_of(results))),
         ("Answers", "answers", sections.samples(results)),
         ("Config", "config", provenance.config(results)),
         ("How it was made", "made", provenance.made(results)),
@@ -73,11 +76,13 @@ def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
         f'<section id="{name}"><h2>{html.escape(heading)}</h2>{inner}</section>'
         for heading, name, inner in parts
     )
-    head, rest = TEMPLATE.read_text(encoding="utf-8").split("<!--BODY-->")
-    middle, tail = rest.split("<!--DATA-->")
-    head = head.replace("<!--TITLE-->", html.escape(title))
-    top = f"<h1>{html.escape(title)}</h1>{sections.facts(results)}<nav>{links}</nav>"
-    return f"{head}{top}{body}{middle}{json_for_html(questions)}{tail}"
+    return fill(
+        TEMPLATE,
+        styles=[PLOTS],
+        TITLE=html.escape(key_figures.title_of(results, title)),
+        BODY=f"{key_figures.head(results, title)}<nav>{links}</nav>{body}",
+        DATA=json_for_html(questions),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

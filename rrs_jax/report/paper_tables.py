@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from rrs_jax.report.results import Recipe, Results, top_key
-from rrs_jax.report.table import ABSENT, MODES
+from rrs_jax.report.table import ABSENT, MODES, rate_name
 
 SFT = ("sft_full", "sft_shallow_mirror", "sft_shallow_parallel", "sft_deep")
 MAIN = ("sft_shallow_mirror", "rrs", "rrs_without_penalty")
@@ -56,6 +56,7 @@ class Table:
 
     Attributes:
       rows: a title and a cell for each column.
+      recipes: the recipe of each row.
       beyond: number of rows at the end that the paper does not have.
       selected: titles that are set in bold.
       head: header of the titles.
@@ -65,6 +66,7 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    recipes: tuple[Recipe, ...]
     beyond: int = 0
     selected: tuple[str, ...] = ()
     head: str = "Strategy"
@@ -80,7 +82,7 @@ def paper_tables(results: Results) -> list[Table]:
     top = _top_m(results)
     placed |= {id(recipe) for recipe in top}
     others = [recipe for recipe in results.recipes if recipe.summary and id(recipe) not in placed]
-    rate = _rate_name(results)
+    rate = rate_name([recipe.summary for recipe in results.everything if recipe.summary])
     found = [
         _table(
             2,
@@ -100,13 +102,6 @@ def paper_tables(results: Results) -> list[Table]:
         _top_table(rate, results, top),
     ]
     return [table for table in found if table]
-
-
-def _rate_name(results: Results) -> str:
-    """Returns the name of what the judge measures: compliance for one that sees no harm, else ASR."""
-    summaries = [recipe.summary for recipe in results.everything if recipe.summary]
-    compliance = [summary.get("asr_is", "").startswith("compliance") for summary in summaries]
-    return "compliance" if compliance and all(compliance) else "ASR"
 
 
 def _columns(rate: str, nsi: str, hs: bool = False) -> tuple[Column, ...]:
@@ -150,7 +145,7 @@ def _table(
         caption = caption.replace(" Helpfulness (HS) is AIR-Bench's.", "")
     marked = _marked(columns, [cells for _, cells in rows], skip=len(first))
     titled = tuple((recipe.title, cells) for (recipe, _), cells in zip(rows, marked, strict=True))
-    return Table(number, caption, columns, titled, len(beyond))
+    return Table(number, caption, columns, titled, tuple(recipe for recipe, _ in rows), len(beyond))
 
 
 def _top_m(results: Results) -> list[Recipe]:
@@ -178,6 +173,7 @@ def _top_table(rate: str, results: Results, recipes: list[Recipe]) -> Table | No
         f"RRS with other shares of safety features: {rate} and ORR. Bold: the share of table 3.",
         columns,
         tuple(rows),
+        tuple(recipes),
         selected=selected,
     )
 

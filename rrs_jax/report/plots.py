@@ -9,6 +9,9 @@ import html
 import math
 from collections.abc import Sequence
 
+from rrs_jax.report.marks import Mark
+
+NAME_LETTER = 7.0  # width of a letter of a name, in the SVG's units
 Points = Sequence[tuple[float, float]]
 
 
@@ -72,16 +75,18 @@ class Plot:
 
     LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42
 
-    def __init__(self, x: Axis, y: Axis, title: str, width: int = 420, height: int = 280):
-        self.x, self.y, self.title, self.width, self.height = x, y, title, width, height
+    def __init__(self, x: Axis, y: Axis, title: str, width: int = 420, height: int = 280, pad: int = 0):
+        """Takes the axes, what is read aloud, the size, and the room between frame and axes' ends."""
+        self.x, self.y, self.title, self.width, self.height, self.pad = x, y, title, width, height, pad
         self.inner = width - self.LEFT - self.RIGHT, height - self.TOP - self.BOTTOM
         self.marks: list[str] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Returns the place of a point in the SVG's units."""
+        wide, high = self.inner[0] - 2 * self.pad, self.inner[1] - 2 * self.pad
         return (
-            round(self.LEFT + self.x.place(x) * self.inner[0], 1),
-            round(self.TOP + (1 - self.y.place(y)) * self.inner[1], 1),
+            round(self.LEFT + self.pad + self.x.place(x) * wide, 1),
+            round(self.TOP + self.pad + (1 - self.y.place(y)) * high, 1),
         )
 
     def line(self, points: Points, kind: str, dashed: bool = False) -> None:
@@ -96,28 +101,65 @@ class Plot:
         path = " ".join(f"{x:g},{y:g}" for x, y in upper + lower)
         self.marks.append(f'<polygon class="band {kind}" points="{path}"/>')
 
-    def dot(
-        self,
-        x: float,
-        y: float,
-        kind: str,
-        tip: str,
-        hollow: bool = False,
-        text: str = "",
-        square: bool = False,
-    ) -> None:
-        """Draws one mark with a tip of its own; with `text` a number in it."""
+    @property
+    def frame(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom end of the part within the axes."""
+        return self.LEFT, self.TOP, self.width - self.RIGHT, self.height - self.BOTTOM
+
+    def dot(self, x: float, y: float, kind: str, tip: str, hollow: bool = False) -> None:
+        """Draws a small round dot with a tip of its own."""
         px, py = self.at(x, y)
-        size = 7.5 if text else 4.5
-        shape = (
-            f'<rect x="{px - size:g}" y="{py - size:g}" width="{2 * size:g}" height="{2 * size:g}"/>'
-            if square
-            else f'<circle cx="{px:g}" cy="{py:g}" r="{size:g}"/>'
-        )
-        inner = f'<text x="{px:g}" y="{py + 3.5:g}">{html.escape(text)}</text>' if text else ""
         self.marks.append(
-            f'<g class="dot {kind}{" hollow" if hollow else ""}" {tip_of(tip)}>{shape}{inner}</g>'
+            f'<g class="dot {kind}{" hollow" if hollow else ""}" {tip_of(tip)}>'
+            f'<circle cx="{px:g}" cy="{py:g}" r="4.5"/></g>'
         )
+
+    def mark(self, place: tuple[float, float], mark: Mark, tip: str, size: float, kind: str = "") -> None:
+        """Draws a strategy's mark at a place of the SVG; the kind `paper` has no number."""
+        inner = mark.svg(*place, size, numbered=kind != "paper")
+        self.marks.append(f'<g class="mark {mark.family} {kind}" {tip_of(tip)}>{inner}</g>')
+
+    def leader(self, start: tuple[float, float], end: tuple[float, float], kind: str) -> None:
+        """Draws a thin line between two places of the SVG."""
+        path = f"M{start[0]:g} {start[1]:g}L{end[0]:g} {end[1]:g}"
+        self.marks.append(f'<path class="leader {kind}" d="{path}"/>')
+
+    def text(self, x: float, y: float, text: str, kind: str, anchor: str = "start") -> None:
+        """Writes a text at a place of the SVG."""
+        self.marks.append(
+            f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{html.escape(text)}</text>'
+        )
+
+    def name(
+        self,
+        place: tuple[float, float],
+        text: str,
+        kind: str,
+        size: float,
+        avoid: Sequence[tuple[float, float]],
+    ) -> None:
+        """Writes a name beside a mark, on the side where it covers the fewest of the marks `avoid`."""
+        (x, y), wide = place, NAME_LETTER * len(text)
+        gap = size + 5
+        left, top, right, bottom = self.frame
+        sides = [
+            (x + gap, y + 4, "start"),
+            (x - gap - wide, y + 4, "end"),
+            (x - wide / 2, y - gap, "middle"),
+            (x - wide / 2, y + gap + 9, "middle"),
+            (x + gap - 4, y - gap + 2, "start"),
+            (x - gap - wide + 4, y - gap + 2, "end"),
+        ]
+
+        def cost(side: tuple[float, float, str]) -> float:
+            start, base, _ = side
+            outside = max(0, left - start) + max(0, start + wide - right)
+            covered = sum(start - 9 < a < start + wide + 9 and base - 18 < b < base + 9 for a, b in avoid)
+            return outside + 20 * covered + 60 * (base - 12 < top or base > bottom)
+
+        start, base, anchor = min(sides, key=cost)
+        at = {"start": start, "middle": start + wide / 2, "end": start + wide}[anchor]
+        self.text(round(at, 1), round(base, 1), text, f"name {kind}", anchor)
 
     def cross(self, x: tuple[float, float, float], y: tuple[float, float, float], kind: str) -> None:
         """Draws the intervals (low, middle, high) of both directions."""

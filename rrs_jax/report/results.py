@@ -14,14 +14,16 @@ from rrs_jax.report.table import recipe_of
 
 PAPER = Path(__file__).parent / "paper_figures.json"
 TITLES = {
-    "vanilla": "None",
-    "sft_full": "① SFT-full",
-    "sft_shallow_mirror": "② SFT-shallow-mirror",
-    "sft_shallow_parallel": "③ SFT-shallow-parallel",
-    "sft_deep": "④ SFT-deep",
+    "vanilla": "vanilla",
+    "sft_full": "SFT-full",
+    "sft_shallow_mirror": "SFT-shallow-mirror",
+    "sft_shallow_parallel": "SFT-shallow-parallel",
+    "sft_deep": "SFT-deep",
     "rrs": "RRS",
     "rrs_without_penalty": "RRS w/o penalty term",
 }
+PAPER_NUMBERS = {"sft_full": 1, "sft_shallow_mirror": 2, "sft_shallow_parallel": 3, "sft_deep": 4}
+CIRCLED = "⓪①②③④"
 # Fields in which two runs of one recipe may differ.
 NOT_THE_RECIPE = (
     *PLACEMENT_FIELDS,
@@ -103,11 +105,22 @@ class Recipe:
         return self.runs[0].config
 
     @property
-    def title(self) -> str:
-        """Title in tables and figures, with the number of seeds."""
+    def id(self) -> tuple[str | None, str]:
+        """Row and name, which no other recipe of a page has together."""
+        return self.key, self.name
+
+    @property
+    def label(self) -> str:
+        """Name beside the recipe's mark, with the number of seeds."""
         number = len(self.summary["seeds"]["runs"]) if self.summary and "seeds" in self.summary else 1
         seeds = f" ({number} seeds)" if number > 1 else ""
         return TITLES.get(self.key, self.name) + seeds
+
+    @property
+    def title(self) -> str:
+        """Name where there is no mark, with the paper's circled number."""
+        number = PAPER_NUMBERS.get(self.key)
+        return f"{CIRCLED[number]} {self.label}" if number else self.label
 
 
 @dataclasses.dataclass(frozen=True)

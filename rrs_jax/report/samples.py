@@ -20,6 +20,7 @@ from rrs_jax.report.results import Recipe, Results
 from rrs_jax.report.table import MODES
 
 EACH = {"harmful": 4, "benign": 3, "borderline": 3}  # questions shown of each set
+FIRST = 2  # strategies whose answers are not folded away: vanilla and the main recipe
 LETTERS = 400  # of an answer
 CLIP_SECONDS = 12  # of a question's audio
 COMPRESSION = 0.9  # of libsndfile's MP3, 0 to 1: about 25 kbit/s for speech
@@ -83,13 +84,10 @@ def html_samples(samples: Sequence[Sample]) -> str:
     """
     parts = []
     for sample in samples:
-        rows = "".join(
-            f'<tr><th scope="row">{html.escape(title)}</th><td'
-            f' class="{_verdict(refusal)}">{_verdict(refusal)}</td>'
-            f"<td>{html.escape(_cut(answer)) or '<i>empty</i>'}</td></tr>"
-            for title, answer, refusal in sample.answers
-        )
-        answers = f"<div class='wide'><table class='answers'>{rows}</table></div>"
+        first, others = sample.answers[:FIRST], sample.answers[FIRST:]
+        answers = _answers_table(first)
+        if others:
+            answers += details(f"{len(others)} other strategies", _answers_table(others))
         answers = details("Answers, which may be harmful", answers) if sample.label == "harmful" else answers
         audio = "<p><small>Its clip is not there any more.</small></p>"
         if sample.clip is not None:
@@ -105,6 +103,16 @@ def html_samples(samples: Sequence[Sample]) -> str:
             f" {MODES[sample.mode]}</small></p>{audio}{answers}</article>"
         )
     return "".join(parts)
+
+
+def _answers_table(answers: Sequence[tuple[str, str, bool | None]]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(title)}</th>'
+        f'<td class="{_verdict(refusal)}">{_verdict(refusal)}</td>'
+        f"<td>{html.escape(_cut(answer)) or '<i>empty</i>'}</td></tr>"
+        for title, answer, refusal in answers
+    )
+    return f"<div class='wide'><table class='answers'>{rows}</table></div>"
 
 
 def compressed(clip: Path) -> bytes:

@@ -8,102 +8,41 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl
 from rrs_jax.report import figures, training_figures
 from rrs_jax.report.details import details as all_details
+from rrs_jax.report.marks import marks_of, names_of
 from rrs_jax.report.paper_tables import paper_tables
 from rrs_jax.report.plots import by_label
 from rrs_jax.report.results import FinishedRun, Recipe, Results, read_paper
 from rrs_jax.report.samples import choose_samples, html_samples
 from rrs_jax.report.separation import Figure2
 from rrs_jax.report.separation import figures as all_figures
-from rrs_jax.report.table import MODES, interval_text, notes, read_summaries
+from rrs_jax.report.table import MODES, interval_text, notes, rate_name, read_summaries
 from rrs_jax.report.table import text_table as rates_table
 from rrs_jax.report.table_formats import html_table
+from rrs_jax.web_page import Html
 
 MOST_CLOUDS = 10  # runs whose figure 2 stands on a sweep's page; each run's own page has its own
 MOST_CHARTS = 3  # of one kind that are not folded away
 
 
-def facts(results: Results) -> str:
-    """Shows what was run, in a line of facts."""
-    recipes = results.everything or list(results.recipes)
-    if not recipes:
-        return ""
-    config = recipes[-1].config
-    facts = [
-        f"model {config['model.path']}",
-        (
-            f"{sum(len(recipe.runs) for recipe in recipes)} runs"
-            if len(recipes) > 2
-            else f"strategy {config['strategy']}"
-        ),
-    ]
-    summary = next((recipe.summary for recipe in recipes if recipe.summary), None)
-    if summary:
-        block = next((block for block in summary["modes"].values() if block), None)
-        sets = {"harmful": block, "benign": summary["orr"], "borderline": summary["borderline_orr"]}
-        facts += [f"{entry['queries']} {name}" for name, entry in sets.items() if entry]
-        facts += [
-            f"{summary['samples']} answer{'s' if summary['samples'] > 1 else ''} each",
-            f"judge {summary['judge']}",
-        ]
-    return "<p class='facts'>" + "".join(f"<span>{html.escape(fact)}</span>" for fact in facts) + "</p>"
-
-
-def key_figures(results: Results) -> str:
-    """Shows the model before training beside the main recipe."""
-    before, after = results.vanilla, results.main
-    if before is None or after is None:
-        return "" if before or after else "<p>No run is evaluated yet.</p>"
-    pairs = [
-        (f"ASR {title}", before.summary["modes"].get(mode), after.summary["modes"].get(mode), "asr")
-        for mode, title in MODES.items()
-    ]
-    pairs += [
-        ("ORR benign", before.summary["orr"], after.summary["orr"], "rate"),
-        ("ORR borderline", before.summary["borderline_orr"], after.summary["borderline_orr"], "rate"),
-    ]
-    tiles = []
-    for name, old, new, field in pairs:
-        if old and new and old[field] is not None and new[field] is not None:
-            better = "better" if new[field] < old[field] else "worse" if new[field] > old[field] else "same"
-            tiles.append(
-                f"<div class='tile {better}'><span>{html.escape(name)}</span><b>{old[field]:.1f} →"
-                f" {new[field]:.1f}</b><small>{interval_text(old['ci95'])} →"
-                f" {interval_text(new['ci95'])}</small></div>"
-            )
-    said = f"Vanilla → {after.title}. Percent of answers, in brackets the 95 % interval; lower is better."
-    if before.summary.get("asr_is", "").startswith("compliance"):
-        said += (
-            " The judge sees refusals alone, so that what is called ASR here is compliance, its upper bound."
-        )
-    return f"<p>{html.escape(said)}</p><div class='tiles'>{''.join(tiles)}</div>"
-
-
 def tables(results: Results, folders: Sequence[str | Path]) -> str:
-    """Shows the paper's tables and all rates, those of several seeds with their spread."""
+    """Shows the paper's tables and all rates, those of several seeds with their spread.
+
+    A table of one row is left out where another one has its figures.
+    """
     evaluated = [path for path in folders if list(Path(path).glob("eval/*/summary.json"))]
     if not evaluated:
         return ""
-    found = paper_tables(results)
-    parts = [html_table(table) for table in found]
+    found, marks = paper_tables(results), marks_of(results)
+    found = [table for table in found if len(table.rows) > 1] or found[:1]
+    parts = [html_table(table, marks) for table in found]
     if found:
         names = [f"table{table.number}.{kind}" for table in found for kind in ("md", "csv", "tex")]
         files = " ".join(f'<a href="{name}">{name}</a>' for name in names)
         parts.append(f"<p class='files'>{files}</p>")
-    said = [
-        "Percent, in brackets the 95 % interval over questions; NSI in points. Bold: lowest rate, underlined:"
-        " highest NSI, the vanilla model apart. Below a rule: what the paper does not have."
-    ]
-    if results.paper:
-        said.append(f"Beside them, the paper's numbers for {results.paper_title}. {read_paper()['source']}")
-    else:
-        said.append(
-            "model.path names none of the paper's three models, so that no number of the paper stands beside"
-            " these."
-        )
+    parts.append(f"<p>{html.escape(' '.join(_said_of_tables(results)))}</p>")
     seeds = [recipe for recipe in results.everything if recipe.summary and "seeds" in recipe.summary]
-    parts.append(f"<p>{html.escape(' '.join(said))}</p>")
     if seeds:
-        parts.append(_seeds(seeds))
+        parts.append(figures.details("Mean over seeds, with Student's 95 % interval", _seeds(seeds, results)))
     summaries = read_summaries(evaluated, vanilla_once=True)
     text = rates_table(evaluated, vanilla_once=True).split("\n\n")[0]
     parts.append(figures.details("All evaluations", f"<pre>{html.escape(text)}</pre>"))
@@ -118,10 +57,25 @@ def tables(results: Results, folders: Sequence[str | Path]) -> str:
     return "".join(parts)
 
 
-def _seeds(recipes: Sequence[Recipe]) -> str:
+def _said_of_tables(results: Results) -> list[str]:
+    said = [
+        "Percent, in brackets the 95 % interval over questions; NSI in points. Bold: lowest rate, underlined:"
+        " highest NSI, the vanilla model apart. Below a rule: what the paper does not have."
+    ]
+    if results.paper:
+        return [*said, f"In italics the paper's figures for {results.paper_title}. {read_paper()['source']}"]
+    return [
+        *said,
+        "model.path names none of the paper's three models, so that no figure of the paper stands beside"
+        " these.",
+    ]
+
+
+def _seeds(recipes: Sequence[Recipe], results: Results) -> str:
     """Shows mean and Student's interval over seeds, which say what another seed may give."""
-    modes = (f"ASR {title}" for title in MODES.values())
-    rows = [("Over seeds: mean [95 % interval]", *modes, "ORR", "ORR borderline", "Avg. NSI")]
+    names, rate = names_of(results), rate_name([recipe.summary for recipe in recipes])
+    modes = (f"{rate} {title}" for title in MODES.values())
+    rows: list[Sequence[str]] = [("Strategy", *modes, "ORR", "ORR borderline", "Avg. NSI")]
     for recipe in recipes:
         seeds = recipe.summary["seeds"]
         blocks = [
@@ -130,21 +84,15 @@ def _seeds(recipes: Sequence[Recipe]) -> str:
             seeds["borderline_orr"],
             seeds["nsi_average"],
         ]
-        rows.append(
-            (
-                recipe.title,
-                *(
-                    (
-                        "N/A"
-                        if not block
-                        else f"{block['mean']:.1f}"
-                        + (f" [{block['ci95'][0]:.1f}, {block['ci95'][1]:.1f}]" if block["ci95"] else "")
-                    )
-                    for block in blocks
-                ),
-            )
-        )
+        rows.append((names[recipe.id], *(_over_seeds(block) for block in blocks)))
     return figures.table_of(rows)
+
+
+def _over_seeds(block: dict | None) -> Html:
+    if not block:
+        return Html("N/A")
+    interval = f"<small>{interval_text(block['ci95'])}</small>" if block["ci95"] else ""
+    return Html(f"{block['mean']:.1f}{interval}")
 
 
 def figure_2(results: Results, questions: list[str]) -> str:
@@ -160,24 +108,26 @@ def figure_2(results: Results, questions: list[str]) -> str:
         made = all_figures([recipe.runs[0].path for recipe in recipes])
     except UserError as error:
         return f"<p class='absent'>{html.escape(str(error))}</p>"
-    shown = _main_first(results, recipes)[:MOST_CLOUDS]
+    first, *others = _main_first(results, recipes)[:MOST_CLOUDS]
+    names = names_of(results)
     said = (
-        "Figure 2: representations of the evaluation questions under the prompt t, spoken beside it. All"
-        " epochs are embedded together, so that the panels of a run have common coordinates. Silhouette,"
-        " linear probe (cross-validated, a pair's questions on the same side) and distance of means are taken"
-        " in the whole space, of harmful against benign questions."
+        "Figure 2 of the paper: each dot is the representation of an evaluation question, spoken under the"
+        " prompt t. All epochs are embedded together, so that the panels of a run have common coordinates."
+        " The numbers below are taken in the whole space, of harmful against benign questions; the linear"
+        " probe is cross-validated with the questions of a pair on the same side."
     )
     parts = [
         f"<p>{html.escape(said)}</p>",
         figures.legend([("harmful", "harmful"), ("benign", "benign"), ("borderline", "borderline")]),
+        f"<h3>{names[first.id]}</h3>",
+        _located(made[first.runs[0].path], first, questions, large=True),
     ]
-    for place, recipe in enumerate(shown):
-        figure = made[recipe.runs[0].path]
-        inner = _located(figure, recipe, questions)
-        heading = f"<h3>{html.escape(recipe.title)}</h3>"
-        parts.append(heading + inner if place == 0 else figures.details(recipe.title, inner))
+    parts += [
+        figures.details(names[recipe.id], _located(made[recipe.runs[0].path], recipe, questions))
+        for recipe in others
+    ]
     if len(recipes) > 1:
-        entries = [(recipe.title, made[recipe.runs[0].path]) for recipe in recipes]
+        entries = [(names[recipe.id], made[recipe.runs[0].path]) for recipe in recipes]
         parts.append("<h3>Separation of all runs</h3>" + _separations(entries))
     return "".join(parts)
 
@@ -204,7 +154,7 @@ def _questions_of(run: FinishedRun, figure: Figure2) -> list[str]:
     return [f"{label}: {rows.get(name, name)}" for name, label in zip(figure.ids, figure.labels, strict=True)]
 
 
-def _located(figure: Figure2, recipe: Recipe, questions: list[str]) -> str:
+def _located(figure: Figure2, recipe: Recipe, questions: list[str], large: bool = False) -> str:
     """Wraps a run's figure 2 in an element that says which questions its points are.
 
     `data-start` is the place on the page's list at which the run's questions begin. `data-LABEL` has, for
@@ -218,7 +168,7 @@ def _located(figure: Figure2, recipe: Recipe, questions: list[str]) -> str:
         questions += own
     members = by_label(figure.labels).items()
     places = " ".join(f'data-{label}="{" ".join(map(str, own))}"' for label, own in members)
-    panels = figures.panels(figure, recipe.title)
+    panels = figures.panels(figure, recipe.title, large)
     return f'<div class="located" data-start="{start}" {places}>{panels}</div>'
 
 
@@ -226,7 +176,8 @@ def by_epoch(results: Results) -> str:
     """Shows the rates after each epoch that was evaluated."""
     recipes = _main_first(results, [recipe for recipe in results.recipes if recipe.summary])
     said = "Bands are 95 % intervals over questions; of several seeds the first one is shown."
-    return _charts(said, [figures.rates_by_epoch(recipe, results) for recipe in recipes])
+    names = names_of(results)
+    return _charts(said, [figures.rates_by_epoch(recipe, results, names[recipe.id]) for recipe in recipes])
 
 
 def losses(results: Results) -> str:
@@ -235,10 +186,11 @@ def losses(results: Results) -> str:
         "Mean loss of a harmful and of a benign question in a step, and the penalty; each run has its own"
         " scale."
     )
+    names = names_of(results)
     return _charts(
         said,
         [
-            training_figures.loss_curves(recipe.runs[0], recipe.title)
+            training_figures.loss_curves(recipe.runs[0], recipe.title, names[recipe.id])
             for recipe in _main_first(results, results.recipes)
         ],
     )

@@ -28,10 +28,23 @@ def recipe_of(run: str) -> str:
     return re.sub(r"-seed\d+$", "", run)
 
 
+def rate_name(summaries: Sequence[dict]) -> str:
+    """Returns the word for the rate of answers: compliance where the judges see refusals alone, else ASR."""
+    compliance = [is_compliance(summary) for summary in summaries]
+    return (
+        "compliance" if compliance and all(compliance) else "ASR or compliance" if any(compliance) else "ASR"
+    )
+
+
+def is_compliance(summary: dict) -> bool:
+    """Returns whether the summary's judge sees refusals alone, so that its rate is an upper bound of ASR."""
+    return summary.get("asr_is", "").startswith("compliance")
+
+
 def header(summaries: Sequence[dict]) -> tuple[str, ...]:
-    """Returns the header; what a judge that sees no harm reports is called compliance, not ASR."""
-    compliance = [summary.get("asr_is", "").startswith("compliance") for summary in summaries]
-    rate = "Compliance" if all(compliance) else "ASR or compliance" if any(compliance) else "ASR"
+    """Returns the header of the table of rates."""
+    rate = rate_name(summaries)
+    rate = rate[0].upper() + rate[1:]
     return ("Model", *(f"{rate} {mode}" for mode in MODES.values()), "ORR", "ORR borderline", "NSI average")
 
 
@@ -117,9 +130,7 @@ def notes(summaries: Sequence[dict]) -> list[str]:
         if refused := _over_refusal_elsewhere(summary):
             lines.append(f"Refused in other modes, {label}: {'; '.join(refused)}.")
         if summary.get("seeds"):
-            lines.append(
-                f"Mean over {len(summary['seeds']['runs'])} seeds, {label}: {_over_seeds(summary['seeds'])}."
-            )
+            lines.append(f"Mean over {len(summary['seeds']['runs'])} seeds, {label}: {_over_seeds(summary)}.")
         if summary["air_bench"]:
             lines.append(f"AIR-Bench chat, helpfulness, {label}: {_helpfulness(summary['air_bench'])}.")
     return lines
@@ -182,7 +193,11 @@ def _nsi_cell(nsi: dict | None) -> str:
 
 def _judge_note(summary: dict) -> str:
     version = f" (version {summary['judge_version']})" if "judge_version" in summary else ""
-    meaning = f"; ASR is {summary['asr_is']}" if "asr_is" in summary else ""
+    meaning = ""
+    if is_compliance(summary):
+        meaning = ", which sees refusals alone: compliance is 1 - refusal, an upper bound of ASR"
+    elif "asr_is" in summary:
+        meaning = f"; ASR is {summary['asr_is']}"
     return f"Judge: {summary['judge']}{version}{meaning}."
 
 
@@ -226,8 +241,9 @@ def _over_refusal_elsewhere(summary: dict) -> list[str]:
     return found
 
 
-def _over_seeds(seeds: dict) -> str:
-    rates = {f"ASR {label}": seeds["modes"].get(mode) for mode, label in MODES.items()}
+def _over_seeds(summary: dict) -> str:
+    seeds, rate = summary["seeds"], rate_name([summary])
+    rates = {f"{rate} {label}": seeds["modes"].get(mode) for mode, label in MODES.items()}
     rates |= {"ORR": seeds["orr"], "ORR borderline": seeds["borderline_orr"]}
     shown = [
         f"{name} {spread['mean']:.1f} (standard deviation {spread['sd']:.1f})"

@@ -3,7 +3,9 @@
 import csv
 import html
 import io
+from collections.abc import Mapping
 
+from rrs_jax.report.marks import Mark
 from rrs_jax.report.paper_tables import Cell, Column, Table
 from rrs_jax.report.table import interval_text, markdown_rows
 
@@ -36,8 +38,11 @@ def _number(column: Column, value: float) -> str:
     return f"{value:{'+' if column.signed else ''}.{column.decimals}f}".replace("-", "−")
 
 
-def html_table(table: Table) -> str:
-    """Returns a `<table>` in the page's classes; everything from outside is escaped."""
+def html_table(table: Table, marks: Mapping[tuple, Mark]) -> str:
+    """Returns a `<table>` in the page's classes; everything from outside is escaped.
+
+    `marks` are the recipes' marks by their ids, which stand before the rows' titles.
+    """
     groups: list[tuple[str, int]] = []
     for column in table.columns:
         if groups and groups[-1][0] == column.group:
@@ -49,9 +54,10 @@ def html_table(table: Table) -> str:
     )
     under = "".join(f'<th scope="col">{html.escape(column.title)}</th>' for column in table.columns)
     body = []
-    for place, (title, cells) in enumerate(table.rows):
+    for place, ((title, cells), recipe) in enumerate(zip(table.rows, table.recipes, strict=True)):
         beyond = ' class="beyond"' if table.beyond and place == len(table.rows) - table.beyond else ""
-        shown = f"<b>{html.escape(title)}</b>" if title in table.selected else html.escape(title)
+        shown = marks[recipe.id].swatch(recipe.label if title == recipe.title else title)
+        shown = f"<b>{shown}</b>" if title in table.selected else shown
         inner = "".join(_html_cell(column, cell) for column, cell in zip(table.columns, cells, strict=True))
         body.append(f'<tr{beyond}><th scope="row">{shown}</th>{inner}</tr>')
     return (

@@ -1,8 +1,7 @@
 """Figures of the training: losses by step, and which features the safety vector has."""
 
-import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,16 +9,17 @@ from rrs_jax.files import content_hash
 from rrs_jax.report.figures import legend
 from rrs_jax.report.plots import Axis, Plot, axis_over
 from rrs_jax.report.results import FinishedRun, Recipe
+from rrs_jax.web_page import Html
 from rrs_jax.weights.safetensors_io import load_file
 
 BINS = 61
 MOST_STEPS = 100  # places of a loss curve; longer ones are averaged
 
 
-def loss_curves(run: FinishedRun, title: str) -> str | None:
+def loss_curves(run: FinishedRun, title: str, name: Html) -> str | None:
     """Draws the loss of harmful and of benign questions, and the penalty where there is one.
 
-    None without metrics.
+    None without metrics. `title` is read aloud, `name` stands above it.
     """
     path = run.path / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
@@ -52,7 +52,7 @@ def loss_curves(run: FinishedRun, title: str) -> str | None:
         first, last = rows[group[0]]["step"], rows[group[-1]]["step"]
         plot.strip(first - 1, last, _losses_at(place, first, last, series))
     return (
-        f"<figure><figcaption>{html.escape(title)}</figcaption>{plot.svg()}"
+        f"<figure><figcaption>{name}</figcaption>{plot.svg()}"
         f"{legend([(name, kind) for name, (kind, _) in series.items()])}</figure>"
     )
 
@@ -64,8 +64,11 @@ def _losses_at(place: int, first: int, last: int, series: dict) -> str:
     return f"{steps}: {'; '.join(said)}"
 
 
-def contributions(recipes: Sequence[Recipe]) -> str:
-    """Draws a histogram of w·Δv̄ for each different safety vector; the selected part stands out."""
+def contributions(recipes: Sequence[Recipe], names: Mapping[tuple, Html]) -> str:
+    """Draws a histogram of w·Δv̄ for each different safety vector; the selected part stands out.
+
+    `names` are the recipes' names by their ids.
+    """
     parts, seen = [], set()
     for recipe in recipes:
         path = recipe.runs[0].path / "representations.safetensors"
@@ -78,11 +81,12 @@ def contributions(recipes: Sequence[Recipe]) -> str:
         if (key := content_hash(values.tobytes(), kept.tolist())) in seen:
             continue
         seen.add(key)
-        parts.append(_histogram(values.astype(np.float64), kept, recipe.title, metadata["top_m"]))
+        name, top_m = names[recipe.id], metadata["top_m"]
+        parts.append(_histogram(values.astype(np.float64), kept, recipe.title, name, top_m))
     return f"<div class='row'>{''.join(parts)}</div>" if parts else ""
 
 
-def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> str:
+def _histogram(values: np.ndarray, kept: np.ndarray, title: str, name: Html, top_m: str) -> str:
     """Draws counts on a logarithmic axis.
 
     The few features outside of the middle 99 % are in the outermost bars.
@@ -112,7 +116,7 @@ def _histogram(values: np.ndarray, kept: np.ndarray, title: str, top_m: str) -> 
         f"{kept.sum()} of {len(values)} features; they raise the refusal token's logit by {part:.2f}, "
         f"all together by {whole:.2f}"
     )
-    return f"<figure><figcaption>{html.escape(title)}: {facts}</figcaption>{plot.svg()}</figure>"
+    return f"<figure><figcaption>{name}: {facts}</figcaption>{plot.svg()}</figure>"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
