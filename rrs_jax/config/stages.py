@@ -44,8 +44,8 @@ PLACEMENT_FIELDS = tuple(field.name for field in FIELDS.values() if field.placem
 # among a stage's values, so that what such a folder has with this value is done.
 RETIRED_FIELDS = {"evaluate.air_bench_limit": None, "evaluate.split": "all", "rivals.probe_threshold": 0.0}
 
-# Fields that older run folders lack. With its default, such a field acts as the program did without it, and does
-# not count among a stage's values.
+# Fields that older run folders lack. With its default, such a field acts as the program did without it, and
+# does not count among a stage's values.
 ADDED_FIELDS = frozenset({
     "data.bad_rows", "export.checkpoint", "lora.dropout", "lora.start", "rrs.target_dtype", "rrs.top_m_rule",
     "train.prompt_draw", "train.prompt_group",

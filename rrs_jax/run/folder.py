@@ -81,7 +81,7 @@ class RunFolder:
             check_disk(self.path)
         self.inputs = {name: _file_hash(name, self.values[name]) for name in MANIFESTS if self.values[name]}
         record = read_json(self.config_file) if self.config_file.is_file() else {}
-        if record:
+        if record and self._has_begun():
             self._check_same_run(record)
         if processes.is_first():
             self._record(config, record.get("sessions", []))
@@ -138,6 +138,10 @@ class RunFolder:
                 "sessions": sessions,
             },
         )
+
+    def _has_begun(self) -> bool:
+        """Returns True where a stage has left something, which another config would contradict."""
+        return any(file.name not in ("config.json", ".lock") for file in self.path.iterdir())
 
     def _check_same_run(self, record: dict) -> None:
         # A field that the folder's version did not have did what its default does.

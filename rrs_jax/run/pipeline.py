@@ -19,6 +19,7 @@ from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import make_data
 from rrs_jax.run.evaluate_stage import evaluate_stage
 from rrs_jax.run.folder import RunFolder
+from rrs_jax.run.preflight import check_needs
 from rrs_jax.run.recorded_epochs import adapter_hash, keep_adapter, record_representations
 from rrs_jax.run.sweep_cache import SweepCache
 from rrs_jax.run.together import StageWork, do_stage, mark_done, open_run, stage_done, tells_the_user
@@ -41,6 +42,7 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
     clock = compile_clock()
     with contextlib.ExitStack() as stack:
         context = open_run(resolve(config), stages, cache, stack)
+        check_needs(context, [name for name in stages if not stage_done(context, name)])
         for name in stages:
             if stage_done(context, name):
                 say(f"{name}: done already")

@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 from rrs_jax.config import flatten
 from rrs_jax.distributed import processes
 from rrs_jax.run.context import RunContext
-from rrs_jax.run.folder import LEAST_FREE_BYTES, RunFolder, check_disk, source_commit
+from rrs_jax.run.folder import RunFolder, source_commit
 from rrs_jax.run.sweep_cache import SweepCache
-from rrs_jax.weights.load import check_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,7 @@ def open_run(
 ) -> RunContext:
     """The run's context, its folder locked until `stack` ends.
 
-    Raises UserError, in all processes, where the folder cannot be used by one of them, the model's path is
-    none, or the disk has no room for what the stages write.
+    Raises UserError, in all processes, where the folder cannot be used by one of them.
     """
     if processes.several():
         versions = {"the program's commit": source_commit(), "jax": metadata.version("jax")}
@@ -48,13 +46,7 @@ def open_run(
             stack.enter_context(folder.locked())
             folder.check_order(stages)
     processes.check_shared(folder.path)
-    if not config.endpoint.url:
-        with processes.in_step():
-            check_path(config.model.path)  # before hours of speech
-    context = RunContext(config, folder, cache)
-    if "export" in stages and config.export.merged:
-        processes.by_first(lambda: _check_room_for_export(context))
-    return context
+    return RunContext(config, folder, cache)
 
 
 def stage_done(context: RunContext, name: str) -> bool:
@@ -87,9 +79,3 @@ def mark_done(context: RunContext, name: str, facts: dict) -> None:
 def tells_the_user() -> bool:
     """True in the process that prints the run's summary."""
     return processes.is_first()
-
-
-def _check_room_for_export(context: RunContext) -> None:
-    if not context.folder.stage_done("export"):
-        base_bytes = sum(file.stat().st_size for file in context.model_folder().glob("*.safetensors"))
-        check_disk(context.folder.path, base_bytes + LEAST_FREE_BYTES)

@@ -17,24 +17,19 @@ from rrs_jax.files import read_json
 from rrs_jax.models.architectures import check_architecture, part
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.quantised import Float8, Int8
+from rrs_jax.weights.hub import fetch, is_hub_id
 from rrs_jax.weights.named_models import is_named, named_folder
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
 from rrs_jax.weights.table import Row, WeightTable, as_on_disk, keep, transpose
 
 TILE = 256  # rows and columns of a matrix that is turned while it is copied
 READERS = 4  # threads that copy out of the memory map: one alone waits for the disk page by page
-# What a hub folder is fetched for: the weights, and all that the merged export carries along with them.
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.tiktoken", "*.py", "*.npz", "spk_dict.pt")
 
 
 def check_path(path: str) -> None:
     """Raises UserError where `path` is no named model, no folder and not of a hub id's form; nothing is
     fetched."""
-    if (
-        not is_named(path)
-        and not Path(path).is_dir()
-        and (path.count("/") != 1 or path.startswith((".", "/", "~")))
-    ):
+    if not is_named(path) and not Path(path).is_dir() and not is_hub_id(path):
         raise UserError(
             f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME."
         )
@@ -48,15 +43,7 @@ def resolve_folder(path: str) -> Path:
         return named_folder(path)
     if Path(path).is_dir():
         return Path(path)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # huggingface_hub raises a dozen kinds, all of which mean: not to be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"model.path: {path} is no folder and could not be fetched from the hub ({reason})."
-        ) from error
+    return fetch(path)
 
 
 def read_config(folder: Path) -> dict:
