@@ -51,13 +51,22 @@ def test_the_same_config_goes_on_however_it_is_written(tmp_path, config):
     ],
 )
 def test_another_config_is_refused_by_field(tmp_path, config, name, value):
-    RunFolder(tmp_path, config)
+    finish(RunFolder(tmp_path, config), "data")
     before = (tmp_path / "config.json").read_bytes()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(UserError) as error:
         RunFolder(tmp_path, config)
     assert f"({name} " in str(error.value) and "--config.run_dir" in str(error.value)
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_folder_in_which_no_stage_has_begun_takes_another_config(tmp_path, config):
+    with RunFolder(tmp_path, config).locked():
+        pass
+    config.rrs.refusal_tokens = ("No",)
+    RunFolder(tmp_path, config)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["config"]["rrs"]["refusal_tokens"] == ["No"]
 
 
 def test_an_earlier_versions_folder_of_the_preset_goes_on_or_is_refused_in_a_sentence(tmp_path, config):
@@ -67,6 +76,7 @@ def test_an_earlier_versions_folder_of_the_preset_goes_on_or_is_refused_in_a_sen
     record["evaluate"]["split"] = "all"
     del record["lora"]["alpha"]
     (tmp_path / "config.json").write_text(json.dumps({"config": record, "inputs": {}, "sessions": []}))
+    (tmp_path / "data").mkdir()
     RunFolder(tmp_path, resolve(config))
     (tmp_path / "config.json").write_text(json.dumps({"config": record, "inputs": {}, "sessions": []}))
     config.train.epochs = 10  # which that version overruled
@@ -141,7 +151,7 @@ def test_a_changed_manifest_is_refused(tmp_path, config):
     manifest = tmp_path / "questions.jsonl"
     manifest.write_text("{}\n")
     config.data.manifest = str(manifest)
-    RunFolder(tmp_path / "run", config)
+    finish(RunFolder(tmp_path / "run", config), "data")
     RunFolder(tmp_path / "run", config)
     manifest.write_text("{}\n{}\n")
     with pytest.raises(UserError, match="data.manifest: .* is not what the run in .* began with"):
