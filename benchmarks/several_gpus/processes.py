@@ -18,11 +18,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 SHARE = "0.2"  # of a card's memory for each process: several runs of a small model share the cards
 PATIENCE = 400.0  # seconds in which a run has to end
-STEPS, SAVED, KILLED = (
-    240,
-    20,
-    60,
-)  # of training; a checkpoint every so many; after this one a process is killed
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Steps of training, a checkpoint every `saved` of them, and the one after which a process is killed."""
+
+    steps: int
+    saved: int
+    killed: int
 
 
 @dataclasses.dataclass
@@ -111,7 +115,7 @@ def tell(place: Path, devices: int, out: Path | None) -> None:
 
 def death(run: Run, process: int) -> dict:
     """Kills one process behind a checkpoint; how long the others take to end, and what they say."""
-    while not (run.folder / "checkpoints" / str(KILLED)).is_dir():
+    while not (run.folder / "checkpoints" / str(plan().killed)).is_dir():
         if any(one.poll() is not None for one in run.started):
             return {"part": "killed", "failed": run.said(0)}
         time.sleep(0.05)
@@ -173,6 +177,11 @@ def environment(own: range, count: int) -> dict[str, str]:
     )
 
 
+def plan() -> Plan:
+    """Returns the steps of a run, fewer on a CPU."""
+    return Plan(240, 20, 40) if has_gpu() else Plan(16, 2, 4)
+
+
 def has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None and os.environ.get("JAX_PLATFORMS") != "cpu"
 
@@ -215,8 +224,8 @@ def prepare(place: Path) -> None:
     config = default_config()
     config.model.path, config.model.dtype = str(base), "float32"
     config.data.manifest, config.data.eval_manifest = str(manifest), str(evaluation)
-    config.train.batch_size, config.train.epochs = 16, STEPS // 2
-    config.train.checkpoint_every_steps, config.train.learning_rate = SAVED, 1e-3
+    config.train.batch_size, config.train.epochs = 16, plan().steps // 2
+    config.train.checkpoint_every_steps, config.train.learning_rate = plan().saved, 1e-3
     config.train.keep_checkpoints = 100
     values = flatten(config)
     (place / "config.py").write_text(
