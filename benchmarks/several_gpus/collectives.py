@@ -162,6 +162,18 @@ def planned_step(
     return {kind: size * item for kind, size in planned.items()}
 
 
+def planned_times(text, mesh: Mapping[str, int]) -> dict[str, int]:
+    """Returns how often a training step is planned to run each kind of collective."""
+    layers, tensor = text.num_hidden_layers, mesh["tensor"] > 1
+    gathers = len(text.linears()) * (2 * layers - 1) if mesh["fsdp"] > 1 else 0
+    reductions = layers if mesh["data"] * mesh["fsdp"] > 1 else 0
+    return {
+        "all-gather": gathers + tensor,
+        "all-reduce": reductions + (4 * (layers - 1) + 2 if tensor else 0),
+        "all-to-all": int(mesh["fsdp"] > 1),
+    }
+
+
 def packed_adapter(linears: Mapping[str, tuple[int, int]], rank: int, tensor: int = 1) -> float:
     """Numbers of one layer's adapters in one device's packing: a matrix A for each input, and B of each
     linear with rows for all linears of its input. Beside `tensor` each device has its part of what is cut."""

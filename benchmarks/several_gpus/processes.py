@@ -61,8 +61,9 @@ class Run:
         return (self.folder / "export" / "adapter" / "adapter_model.safetensors").read_bytes()
 
     def said(self, process: int) -> str:
-        """The last lines of a process."""
-        return "\n".join(self.logs[process].read_text().splitlines()[-6:])[-900:]
+        """The last lines of a process, without a stack of JAX's own functions."""
+        lines = [line for line in self.logs[process].read_text().splitlines() if not line.startswith("    @")]
+        return "\n".join(lines[-6:])[-900:]
 
 
 def processes(options: argparse.Namespace) -> None:
