@@ -18,6 +18,11 @@ def escaped(text: str) -> str:
     return text if isinstance(text, Html) else html.escape(text)
 
 
+def how_to_open(page: Path) -> str:
+    """Returns the last line of what a command prints, which says how to see its page."""
+    return f"To look and listen, open {page.resolve()} in a browser."
+
+
 def fill(template: Path, styles: Sequence[Path] = (), **parts: str) -> str:
     """Returns the template with its marks `<!--NAME-->` replaced by parts, and STYLE by the style sheets.
 

@@ -67,6 +67,7 @@ def dataset(tmp_path_factory):
 def test_what_is_printed(dataset):
     text = show(dataset)
     assert "mirror: 14 benign, 14 harmful" in text
+    assert text.endswith(f"To look and listen, open {(dataset / 'index.html').resolve()} in a browser.")
     assert "  self_harm                                        1 benign, 1 harmful" in text
     assert "  words between twins: 1: 14 pairs" in text
     voices = Counter(row["voice"] for row in load_manifest(dataset / "mirror" / "manifest.jsonl"))
@@ -170,6 +171,25 @@ def test_the_page_shows_and_filters(opened):
     wait_for_count(opened, "0 of 126")
     assert not shown(opened)
     assert opened.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_nothing_sticks_out(opened, width):
+    """Also of a phone, where each question is a card."""
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    opened.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    assert opened.execute_script("return innerWidth - document.documentElement.scrollWidth") >= 0
+    assert opened.execute_script("return innerWidth") == width
+    cards = opened.execute_script("return getComputedStyle(document.querySelector('#rows tr')).display")
+    assert cards == ("block" if width < 600 else "table-row")
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_page_says_what_it_is(opened):
+    assert opened.title == "built · data set · RRS-JAX"
+    facts = [fact.text for fact in opened.find_elements(By.CSS_SELECTOR, ".facts span")]
+    assert facts[:2] == ["basic, mirror, parallel", "126 questions"] and "minutes of speech" in facts[2]
 
 
 def test_every_clip_plays(opened, dataset):

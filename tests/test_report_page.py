@@ -13,6 +13,7 @@ from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 
 from helpers.report_runs import HOSTILE, REFUSAL, write_run
+from rrs_jax.config import default_config
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool
 from rrs_jax.files import read_json, read_jsonl
@@ -24,6 +25,8 @@ from rrs_jax.report.plane import OVERLAP, Point, dodged, draw_plane
 from rrs_jax.report.plots import Axis, axis_over
 from rrs_jax.report.results import read_paper, read_results, read_run
 from rrs_jax.report.table_formats import csv_table, latex_table, markdown_table
+from rrs_jax.run.folder import RunFolder
+from rrs_jax.run.pipeline import print_summary
 
 QWEN = {"model.path": "/models/Qwen2-Audio-7B-Instruct"}
 MODES = ("audio_text", "text_only", "audio_only")
@@ -207,6 +210,17 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(folder / "report" / "index.html")
     assert page.main([str(folder), str(folder)]) == 2
     assert "--out: several runs need a folder" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_how_to_open_its_page(tmp_path, capsys):
+    folder, config = write_run(tmp_path / "run", pairs=4, evaluated=(), recorded=()), default_config()
+    config.update_from_flattened_dict(read_run(folder).config)
+    print_summary(RunFolder(folder, config))
+    assert "browser" not in capsys.readouterr().out
+    make_page(folder / "report", [folder], "run")
+    print_summary(RunFolder(folder, config))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"To look and listen, open {(folder / 'report' / 'index.html').resolve()} in a browser."
 
 
 def test_answers_that_changed_come_first(sweep):

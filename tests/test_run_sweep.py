@@ -139,6 +139,13 @@ def test_the_table_has_every_run_and_vanilla_once(swept):
     assert "| vanilla | done | - | - | done | - | done |" in done
 
 
+def test_a_sweep_ends_with_how_to_open_its_page(swept, capsys):
+    config, path = swept
+    run_sweep(config, str(path / "sweep.py"), ("report",))
+    page = (path / "runs" / "report" / "index.html").resolve()
+    assert capsys.readouterr().out.endswith(f"To look and listen, open {page} in a browser.\n")
+
+
 def test_what_runs_have_in_common_is_made_once(swept):
     """One set of the frozen model's answers, byte for byte; its states and clips lie in the shared folder."""
     _, path = swept

@@ -22,10 +22,12 @@ from rrs_jax.data.pack import find_manifests
 from rrs_jax.data.questions import changed_words
 from rrs_jax.errors import exit_status
 from rrs_jax.files import json_for_html, write_atomic
+from rrs_jax.web_page import fill, how_to_open
 
 Sets = dict[str, list[dict]]
 RESPONSE_LETTERS = 60  # of an answer in table 1
 COLOURS = {"harmful": "#c0504d", "benign": "#4f81bd", "borderline": "#9bbb59"}
+WIDTH, BAR = 480, 22  # of figure 3 and of a bar in it
 PAGE = Path(__file__).parent / "page.html"
 
 
@@ -42,7 +44,7 @@ def show(dataset: str | Path) -> str:
     write_atomic(folder / "figure3.svg", figure)
     write_atomic(folder / "index.html", page(folder, manifests, sets, figure))
     parts = [summary(name, rows) for name, rows in sets.items()]
-    return "\n\n".join([*parts, table.strip(), f"page: {folder / 'index.html'}"])
+    return "\n\n".join([*parts, table.strip(), how_to_open(folder / "index.html")])
 
 
 def summary(name: str, rows: list[dict]) -> str:
@@ -110,36 +112,37 @@ def figure_3(sets: Sets) -> str:
     Answers and pairs are counted where the rows have them.
     """
     widest = max(Counter(row["label"] for row in rows).most_common(1)[0][1] for rows in sets.values())
-    scale, left, bar, gap = 420 / widest, 110, 26, 8
-    height = 30 + len(sets) * (2 * bar + gap + 44)
-    parts, y = [], 30
+    parts, y = [], 0
     for name, rows in sets.items():
-        parts.append(
-            f'<text x="10" y="{y + bar + gap}" font-weight="bold">{html.escape(name.capitalize())}</text>'
-        )
-        labels = [label for label in COLOURS if any(row["label"] == label for row in rows)]
-        for i, label in enumerate(labels):
-            members = [row for row in rows if row["label"] == label]
-            answered = sum(bool(row["response"]) for row in members)
-            top = y + i * (bar + gap)
-            parts.append(
-                f'<rect x="{left}" y="{top}" width="{len(members) * scale:.1f}" height="{bar}"'
-                f' fill="{COLOURS[label]}" data-set="{html.escape(name)}" data-label="{label}"'
-                f' data-count="{len(members)}"/>'
-            )
-            said = f"{len(members)} {label}" + (
-                f", {answered} with an answer" if answered else ", no answers"
-            )
-            parts.append(f'<text x="{left + len(members) * scale + 8:.1f}" y="{top + 18}">{said}</text>')
+        y += 26
+        parts.append(f'<text x="0" y="{y}" font-weight="bold">{html.escape(name.capitalize())}</text>')
+        for label in (label for label in COLOURS if any(row["label"] == label for row in rows)):
+            parts.append(_bar(name, label, [row for row in rows if row["label"] == label], widest, y + 8))
+            y += BAR + 5
         distances = list(edit_distances(rows).values())
         if distances:
             small = sum(1 <= distance <= 3 for distance in distances)
             said = f"{len(distances)} pairs, {small} of them one to three words apart"
-            parts.append(f'<text x="{left}" y="{y + 2 * bar + gap + 16}" fill="#666">{said}</text>')
-        y += 2 * bar + gap + 44
+            y += 20
+            parts.append(f'<text class="soft" x="0" y="{y + 2}" fill-opacity="0.7">{said}</text>')
+        y += 14
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="780" height="{height}" viewBox="0 0 780 {height}" '
-        'font-family="sans-serif" font-size="13">\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}"'
+        ' fill="currentColor" font-family="system-ui, sans-serif" font-size="14">\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def _bar(name: str, label: str, members: list[dict], widest: int, top: float) -> str:
+    """Returns one bar of figure 3 with what it counts; `widest` questions take half of the width."""
+    wide = len(members) * WIDTH / 2 / widest
+    answered = sum(bool(row["response"]) for row in members)
+    said = f"{len(members)} {label}" + (f", {answered} with an answer" if answered else ", no answers")
+    return (
+        f'<rect class="{label}" x="0" y="{top}" width="{wide:.1f}" height="{BAR}" fill="{COLOURS[label]}"'
+        f' data-set="{html.escape(name)}" data-label="{label}" data-count="{len(members)}"/>'
+        f'<text x="{wide + 8:.1f}" y="{top + BAR - 6}">{said}</text>'
     )
 
 
@@ -164,11 +167,33 @@ def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str) -> s
                     "audio": _link(path, folder),
                 }
             )
-    facts = html.escape("\n\n".join(summary(name, members) for name, members in sets.items()))
-    filled = PAGE.read_text(encoding="utf-8")
-    for mark, text in (("FACTS", facts), ("FIGURE", figure), ("DATA", json_for_html(rows))):
-        filled = filled.replace(f"<!--{mark}-->", text, 1)
-    return filled
+    name = folder.resolve().name
+    return fill(
+        PAGE,
+        TITLE=html.escape(f"{name} · data set · RRS-JAX"),
+        HEAD=_head(name, sets),
+        FACTS=html.escape("\n\n".join(summary(name, members) for name, members in sets.items())),
+        FIGURE=figure,
+        DATA=json_for_html(rows),
+    )
+
+
+def _head(name: str, sets: Sets) -> str:
+    """Returns project, the data set's name, and its size in a line of facts."""
+    rows = [row for members in sets.values() for row in members]
+    minutes = sum(row["seconds"] or 0 for row in rows) / 60
+    voices = {row["voice"] for row in rows} - {None}
+    facts = [
+        ", ".join(sets),
+        f"{len(rows)} questions",
+        f"{minutes:.0f} minutes of speech" if minutes >= 1 else f"{60 * minutes:.0f} seconds of speech",
+        f"{len(voices)} voice{'s' if len(voices) != 1 else ''}",
+    ]
+    shown = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
+    return (
+        "<p class='project'><b>RRS-JAX</b> · data set</p>"
+        f"<h1>{html.escape(name)}</h1><p class='facts'>{shown}</p>"
+    )
 
 
 def _link(path: Path, folder: Path) -> str:

@@ -70,8 +70,10 @@ def tradeoff(results: Results) -> str:
     said = (
         f"Across: {rate}, the share of harmful questions that are answered. Up: ORR, the share of harmless"
         " questions that are refused. Both low is best, so the lower left corner is the goal. Lines are 95 %"
-        " intervals; marks that would hide each other are moved apart, with a line to their place."
+        " intervals."
     )
+    if 'class="leader' in "".join(planes):
+        said += " Marks that would hide each other are moved apart, with a line to their place."
     paper = (
         " Hollow marks without a number are the paper's." if 'class="mark paper' in "".join(planes) else ""
     )

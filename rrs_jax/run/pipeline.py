@@ -27,6 +27,7 @@ from rrs_jax.strategies.extracted import Extracted, read_extracted, write_extrac
 from rrs_jax.strategies.served import Served
 from rrs_jax.train.loop import train
 from rrs_jax.train.memory import fitting_remat, least_free_memory
+from rrs_jax.web_page import how_to_open
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.model_card import write_model_card
 from rrs_jax.weights.named_models import is_named
@@ -170,7 +171,7 @@ def _read_extracted(context: RunContext) -> Extracted:
 
 
 def print_summary(folder: RunFolder) -> None:
-    """The table where there is one, the seconds of each stage, and where things lie."""
+    """Prints the table where there is one, seconds of each stage, where things lie, how to see the page."""
     if list(folder.evaluations.glob("*/summary.json")):
         print(text_table([folder.path]))
     marks = [(name, folder.path / ".done" / f"{name}.json") for name in STAGE_WORK]
@@ -188,3 +189,5 @@ def print_summary(folder: RunFolder) -> None:
     ):
         if place.exists():
             print(f"  {place.relative_to(folder.path)}")
+    if (page := folder.report / "index.html").is_file():
+        print(how_to_open(page))

@@ -23,6 +23,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
 from rrs_jax.files import write_atomic
 from rrs_jax.progress import say
+from rrs_jax.web_page import how_to_open
 
 BASELINE = "rrs"  # the run against which a sweep's others are ranked
 
@@ -107,6 +108,8 @@ def run_sweep(
 
         make_sweep_pages(folder, [folder / name for name in runs])
     say(f"sweep: {time.monotonic() - start:.0f} s")
+    if (page := folder / "report" / "index.html").is_file():
+        print(how_to_open(page))
     if failed:
         raise (SystemExit if crashed else UserError)(
             "\n".join(f"{name}: {error}" for name, error in failed.items())
