@@ -44,7 +44,7 @@ class Collective:
     @property
     def sent(self) -> float:
         """Bytes that each device sends in all, by a ring's algorithm."""
-        share = (self.devices - 1) / self.devices
+        share = 1.0 if self.kind == "collective-permute" else (self.devices - 1) / self.devices
         return self.times * self.size * share * (2 if self.kind == "all-reduce" else 1)
 
 
@@ -115,6 +115,8 @@ def _started_bytes(kind: str, shapes: str, operands: str) -> int:
 
 
 def _devices(line: str) -> int:
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}?,", line):
+        return pairs.group(1).count("{") + 1
     groups = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", line).group(1)
     if listed := re.match(r"\{\{([\d,]+)\}", groups):
         return len(listed.group(1).split(","))

@@ -200,8 +200,8 @@ def prediction(cards: Cards, rows: list[dict]) -> str:
     return "\n\n".join(
         [
             f"A step on one card: {1000 * cards.fixed:.1f} ms and {1000 * cards.each:.2f} ms a row. Links:"
-            f" {links}; {cards.network / 1e9:.0f} GB/s a card to other hosts. {cards.hidden:.0%} of the gathers"
-            " are hidden.",
+            f" {links}; {cards.network / 1e9:.0f} GB/s a card to other hosts. {cards.hidden:.0%} of the"
+            " gathers are hidden.",
             grid(["mesh", "rows in all", "ms, measured", "predicted", "off"], checked),
             grid(["predicted for", "rows in all", "ms a step", "samples/s", "of linear"], many),
         ]
