@@ -14,6 +14,8 @@ the vocabulary, K refusal tokens, L layers, I and O inputs and outputs of a line
     L(θ)          objective
 
 Equations 6 to 8 and f_θ(d, t′) of equation 11 are the model itself: `rrs_jax.frozen.extraction.extract_reps`.
+
+Shapes are asserted where a wrong one would broadcast without a word; such a mistake raises AssertionError.
 """
 
 import functools
@@ -21,6 +23,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +80,8 @@ def contribution(row: jax.Array, change: jax.Array) -> jax.Array:
 
     row (D,), change (D,). Their sum is ΔL_40.
     """
+    chex.assert_rank(row, 1)
+    chex.assert_equal_shape([row, change])
     return row.astype(jnp.float32) * change
 
 
@@ -88,6 +93,8 @@ def mean_change(harmful_refusal: jax.Array, benign: jax.Array) -> jax.Array:
     means are taken apart. Each is the mean of differences to a rough mean: sums of many large float32 numbers
     would lose the digits that the small difference needs.
     """
+    chex.assert_rank([harmful_refusal, benign], 2)
+    chex.assert_equal_shape_suffix([harmful_refusal, benign], 1)
     refused, benign = harmful_refusal.astype(jnp.float32), benign.astype(jnp.float32)
     rough = jnp.mean(benign, axis=0)
     return jnp.mean(refused - rough, axis=0) - jnp.mean(benign - rough, axis=0)
@@ -103,6 +110,7 @@ def select(contributions: jax.Array, top_m: float | str, rule: str = "count") ->
       out, so that ties go to the last.
     Raises UserError for a `top_m` that is neither above 0 and at most 100, nor "positive".
     """
+    chex.assert_rank(contributions, 1)
     if top_m == "positive":
         return contributions > 0
     if isinstance(top_m, bool) or not isinstance(top_m, int | float) or not 0 < top_m <= 100:
@@ -185,6 +193,9 @@ def targets(
     Departure: with `dtype` "bfloat16" both summands and the sum are rounded to it, as in the authors'
       program.
     """
+    chex.assert_rank(representations, 2)
+    chex.assert_shape(harmful, representations.shape[:1])
+    chex.assert_shape(vector, representations.shape[-np.ndim(vector) :])
     narrow = jnp.dtype(dtype)
     sign = np.where(harmful, np.float32(1), np.float32(-1))[:, None]
     start, change = (np.asarray(array, np.float32).astype(narrow) for array in (representations, vector))
@@ -192,11 +203,13 @@ def targets(
 
 
 def squared_distance(predicted: jax.Array, target: jax.Array, reduction: str = "sum") -> jax.Array:
-    """Summands of L(θ)'s data term, (B,) for (B, D): ‖V^pred − V^tgt‖² of each question.
+    """Summands of L(θ)'s data term, ‖V^pred − V^tgt‖² of each question: (B,) for (B, D), (B, P) for P
+    positions (B, P, D).
 
     Departure: `reduction` "mean" divides by D, as the authors' program does; "sum" is the equation as
       printed.
     """
+    chex.assert_equal_shape([predicted, target])
     difference = predicted - target
     reduce = {"sum": jnp.sum, "mean": jnp.mean}[reduction]
     return reduce(difference * difference, axis=-1)
@@ -217,6 +230,7 @@ def adapter_change(adapters, initial) -> jax.Array:
 
     The other reading of equation 13, where θ are the trained numbers A and B (`penalty.space=lora`).
     """
+    chex.assert_trees_all_equal_shapes(adapters, initial)
     distances = jax.tree.map(lambda now, start: jnp.sum((now - start) ** 2), adapters, initial)
     return sum(jax.tree.leaves(distances), jnp.float32(0))
 
@@ -250,6 +264,8 @@ def _product_norm(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _product_norm_forward(a, b):
+    chex.assert_rank([a, b], 3)
+    chex.assert_shape(b, (a.shape[0], a.shape[2], None))
     gram_a, gram_b = _gram(a), _gram(jnp.swapaxes(b, 1, 2))
     return jnp.sum(gram_a * gram_b), (a, b, gram_a, gram_b)
 

@@ -180,3 +180,24 @@ def test_adapter_change():
         {"a": jnp.zeros(2), "b": jnp.ones((1, 1))},
     )
     assert float(equations.adapter_change(now, start)) == 1 + 4 + 4
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    rows, row = jnp.ones((3, 4)), jnp.ones(4)
+    adapters = {"a": jnp.ones((2, 4, 1)), "b": jnp.ones((2, 1, 4))}
+    for wrong in (
+        lambda: equations.mean_change(rows, row),
+        lambda: equations.mean_change(rows, rows[:, :1]),
+        lambda: equations.contribution(row, rows),
+        lambda: equations.contribution(row, row[:1]),
+        lambda: equations.select(rows, 51),
+        lambda: equations.targets(rows, np.array([True]), row),
+        lambda: equations.targets(rows, np.ones(3, bool), row[:1]),
+        lambda: equations.squared_distance(rows, rows[:1]),
+        lambda: equations.weight_change([(adapters["a"], adapters["b"][0], 1.0)]),
+        lambda: equations.weight_change([(adapters["a"], jnp.ones((2, 2, 4)), 1.0)]),
+        lambda: equations.adapter_change(adapters, adapters | {"b": jnp.ones((2, 1, 1))}),
+        lambda: safety_vector(rows, row, row),
+    ):
+        with pytest.raises(AssertionError):
+            wrong()
