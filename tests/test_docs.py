@@ -2,11 +2,14 @@
 
 import ast
 import functools
+import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+
+import rrs_jax
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -18,7 +21,7 @@ READING_LINES = 120
 RESULTS_BYTES = 1_500_000
 # docs/glossary.md: words for which there is another one.
 AVOIDED = re.compile(r"\b(before training|untrained|frozen model|twins?|mirrored)\b", re.IGNORECASE)
-GENERATED_PAGES = ("configuration.md",)  # made by mkdocs from the fields (docs/reference_page.py)
+GENERATED_PAGES = ("configuration.md",)  # made by mkdocs from the fields (docs/hooks/configuration.py)
 
 
 def prose(text: str) -> str:
@@ -261,3 +264,65 @@ def test_results_are_small_and_readable():
 def test_reading_is_short():
     lines = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= READING_LINES
+
+
+# The site
+
+
+def hook(name: str):
+    spec = importlib.util.spec_from_file_location(
+        f"docs_hooks_{name}", ROOT / "docs" / "hooks" / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_api_pages_have_every_public_name_and_the_nav_every_page():
+    pages = hook("api").api_pages(ROOT / "rrs_jax")
+    face = re.findall(r"^## (\w+)$", pages["index"], re.M)
+    assert face == [*[name for name in rrs_jax.__all__ if name != "__version__"], "Inside"]
+    for dotted, name in (
+        ("equations", "safety_vector"),
+        ("report.table", "paste"),
+        ("models.lora", "LoRAConfig"),
+    ):
+        page = pages.get(dotted.split(".")[0], pages["small"])
+        assert f"## rrs_jax.{dotted}\n" in page and f"### {name}\n" in page
+    nav = re.findall(r": (api/\w+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert sorted(nav) == sorted(f"api/{name}.md" for name in pages)
+
+
+def test_a_docstring_is_markdown():
+    api = hook("api")
+    text = "Returns *args* and <b>.\n\nArgs:\n  one: first\n    line.\n  two, three: more.\nRaises `E`."
+    text += "\n\nplan.py    code"
+    assert api.markdown(text).split("\n\n") == [
+        r"Returns \*args\* and \<b>.",
+        "**Args:**",
+        "- `one`: first line.\n- `two, three`: more.",
+        "Raises `E`.",
+        "```text\nplan.py    code\n```",
+    ]
+    short, long = ast.parse(
+        "def f(a: int = 1): ...\ndef g(" + ", ".join(f"a{i}: dict[str, int]" for i in range(9)) + "): ..."
+    ).body
+    assert api.signature(short) == "f(a: int=1)"
+    assert (
+        api.signature(long).splitlines()[1] == "    a0: dict[str, int],"
+        and len(api.signature(long).splitlines()) == 11
+    )
+
+
+def test_dead_links_of_a_site_are_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text(
+        '<h1 id="a">x</h1><a href="sub/">s</a><a href="#a">a</a><img src="data:,">'
+    )
+    (tmp_path / "sub" / "index.html").write_text(
+        '<a href="../#b">b</a><a href="../t.csv">t</a><a href="https://x.y">x</a>'
+    )
+    assert sorted(hook("dead_links").dead_links(tmp_path)) == [
+        "sub/index.html: ../#b",
+        "sub/index.html: ../t.csv",
+    ]

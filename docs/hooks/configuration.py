@@ -13,8 +13,9 @@ def on_files(files, config):
         head = field.name.split(".")[0] if "." in field.name else "run"
         if head != group:
             group = head
-            lines += ["", f"## {group}", "", "| field | default | meaning | takes |", "|---|---|---|---|"]
-        cells = (f"`{field.name}`", f"`{field.default!r}`", field.sentence, field.kind.wants)
+            lines += ["", f"## {group}", "", "| field, default | meaning; what it takes |", "|---|---|"]
+        meaning = f"{field.sentence}<br><small>{field.kind.wants}</small>"
+        cells = (f"`{field.name}`<br><small>`{field.default!r}`</small>", meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     files.append(File.generated(config, "configuration.md", content="\n".join(lines) + "\n"))
     return files
