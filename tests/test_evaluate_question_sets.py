@@ -112,7 +112,7 @@ def test_aiah_brings_its_audio_and_pairs_its_twins(tmp_path):
     ]
     assert rows[0]["pair_id"] == rows[1]["pair_id"]
     (tmp_path / "benign" / "fraud_1.wav").unlink()
-    with pytest.raises(UserError, match=r"index.json, entry 1: the audio file .*fraud_1.wav does not exist"):
+    with pytest.raises(UserError, match=r"index.json, row 1: audio file .*fraud_1.wav does not exist"):
         read_question_sets([f"aiah:{tmp_path}"])
 
 
@@ -168,22 +168,23 @@ def test_json_lines_and_several_sets_at_once(tmp_path):
         ("figstep", "question\nx\n", "has no column category_id, task_id, category_name; it has question"),
         ("strongreject", "category,source,forbidden_prompt\nv,s,\n", "line 2: forbidden_prompt is empty"),
         ("xstest", "", "has no column prompt, type; it has none"),
-        ("jsonl", '{"question": "x", "label": "bad"}\n', "line 1: label is 'bad'; write one of harmful"),
+        ("jsonl", '{"question": "x", "label": "bad"}\n', "line 1: label 'bad' is none of harmful"),
         ("jsonl", '{"label": "harmful"}\n', "line 1: has no question"),
         ("jsonl", "{", "line 1: is not valid JSON"),
         (
             "jsonl",
             '{"question": "x", "label": "benign", "audio": "no.wav"}',
-            "the audio file .*no.wav does not exist",
+            "line 1: audio file .*no.wav does not exist",
         ),
         ("jsonl", "", "holds no question of the set jsonl"),
         ("beavertails", '{"prompt": "x"}', "line 1: has no prompt with a category"),
-        ("aiah", '{"a": 1}', "is no JSON list of objects"),
-        ("aiah", '[{"question": "x"}]', "entry 1: has no scenario, audio_file"),
+        ("aiah", '{"a": 1}', "row 1: has no scenario, audio_file, question"),
+        ("aiah", '[{"question": "x"}]', "row 1: has no scenario, audio_file.$"),
     ],
 )
 def test_a_wrong_file_says_what_it_lacks(tmp_path, name, text, sentence):
-    path = tmp_path / ("x.json" if name == "aiah" else "x.csv")
+    suffix = {"aiah": "json", "jsonl": "jsonl", "beavertails": "jsonl"}.get(name, "csv")
+    path = tmp_path / f"x.{suffix}"
     path.write_text(text)
     with pytest.raises(UserError, match=sentence):
         read_question_sets([f"{name}:{path}"])

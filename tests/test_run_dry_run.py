@@ -83,7 +83,13 @@ def test_questions_steps_and_answers(config, tmp_path):
     assert plan.responses == 2 * 5 * (3 * 140 + 140 + 120)
 
     rows = [
-        {"id": str(i), "label": "harmful" if i % 2 else "benign", "seconds": 4.0, "audio": "a.wav"}
+        {
+            "id": str(i),
+            "question": "Why?",
+            "label": ("benign", "harmful")[i % 2],
+            "seconds": 4.0,
+            "audio": "a.wav",
+        }
         for i in range(33)
     ]
     manifest = tmp_path / "questions.jsonl"
@@ -173,7 +179,7 @@ def test_questions_already_written_are_counted(config, tmp_path):
         ("data", ["harmful", "benign"]),
         ("data/eval", ["harmful", "borderline", "borderline"]),
     ):
-        rows = [{"label": label, "seconds": 2.0, "audio": "a.wav"} for label in labels]
+        rows = [{"label": label, "question": "Why?", "seconds": 2.0, "audio": "a.wav"} for label in labels]
         (tmp_path / "run" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / folder / "manifest.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in rows)
@@ -243,7 +249,8 @@ def test_the_papers_step_fits_into_small_cards(tmp_path, monkeypatch, card, quan
     config.mesh.data, config.train.gradient_accumulation = 8, 1
     config.train.batch_size = 16 * 8  # on eight devices here
     config.run_dir = str(tmp_path / "run")
-    rows = [{"id": str(i), "label": "harmful", "seconds": 3.96, "audio": "a.wav"} for i in range(1400)]
+    row = {"question": "Why?", "label": "harmful", "seconds": 3.96, "audio": "a.wav"}
+    rows = [row | {"id": str(i)} for i in range(1400)]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config.data.manifest = config.data.eval_manifest = str(tmp_path / "questions.jsonl")
     config.evaluate.limit = 1

@@ -88,6 +88,10 @@ FIELDS = {field.name: field for field in (
     Field("data.exclude", (), names("different files, with commas between", empty=True),
           "Files of evaluation questions (CSV, JSON, JSON lines, Parquet, text); a run with one of them, "
           "exact or nearly, among the training questions ends in the data stage."),
+    Field("data.bad_rows", "error", choice("error", "skip"),
+          "Rows of manifests and question files that cannot be used (no question, a text that cannot be "
+          "spoken, a clip that is missing or damaged): `error` ends the run and lists them, `skip` leaves "
+          "them out and lists them."),
     Field("data.audio_max_seconds", 30.0, number(0.1, 30),
           "Seconds; longer clips are refused, since the encoder hears 30 s at most."),
     Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here.",

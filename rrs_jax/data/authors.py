@@ -35,17 +35,23 @@ MAX_LISTED = 20
 
 
 def training_rows(
-    folder: str | Path, exclude: Sequence[str | Path] = (), eval_manifest: str | Path | None = None
+    folder: str | Path,
+    exclude: Sequence[str | Path] = (),
+    eval_manifest: str | Path | None = None,
+    skip_bad: bool = False,
 ) -> list[dict]:
     """Rows of a run's training manifest from the authors' FOLDER, and lines to the user about what was found.
 
     exclude: files of evaluation questions; eval_manifest: the manifest with which the run evaluates. Pairs
       with a question that nearly is one of theirs or of the starter set's are left out.
+    skip_bad: rows of these files that cannot be used are told and left out.
     `audio` is an absolute path, or None for questions that have to be spoken. Raises UserError.
     """
     found = read_authors(folder)
-    asked = [] if eval_manifest is None else load_manifest(eval_manifest, need_audio=False)
-    evaluation = evaluation_questions(exclude) + [(str(eval_manifest), row["question"]) for row in asked]
+    asked = [] if eval_manifest is None else load_manifest(eval_manifest, False, skip_bad)
+    evaluation = evaluation_questions(exclude, skip_bad) + [
+        (str(eval_manifest), row["question"]) for row in asked
+    ]
     kept, left = leave_out(found.pairs, evaluation)
     for line in describe(folder, found, kept, left):
         say(line)
@@ -90,14 +96,17 @@ def convert(
     return manifests
 
 
-def evaluation_questions(files: Sequence[str | Path] = ()) -> list[tuple[str, str]]:
-    """Lists (where it stands, question) of every evaluation question of the starter set and of `files`."""
+def evaluation_questions(files: Sequence[str | Path] = (), skip_bad: bool = False) -> list[tuple[str, str]]:
+    """Lists (where it stands, question) of every evaluation question of the starter set and of `files`.
+
+    skip_bad: rows of the files that cannot be read are told and left out, and are no error.
+    """
     questions = []
     for split, borderline in BORDERLINE.items():
         for pair in starter_pairs(split):
             questions += [(f"the starter set's {split}", pair[label]) for label in ("harmful", "benign")]
         questions += [(f"the starter set's {split}", row["question"]) for row in starter_singles(borderline)]
-    return questions + [(str(path), text) for path in files for text in read_questions(path)]
+    return questions + [(str(path), text) for path in files for text in read_questions(path, skip_bad)]
 
 
 def describe(

@@ -16,11 +16,15 @@ from rrs_jax.errors import UserError
 MAX_LISTED = 20
 
 
-def check_excluded(questions: Iterable[str], files: Sequence[str | Path]) -> None:
-    """Raises UserError where a question is, or nearly is, one of the evaluation questions in `files`."""
+def check_excluded(questions: Iterable[str], files: Sequence[str | Path], skip_bad: bool = False) -> None:
+    """Raises UserError where a question is, or nearly is, one of the evaluation questions in `files`.
+
+    skip_bad: rows of the files that cannot be read are told and left out, and are no error.
+    """
     if not files:
         return
-    index = QuestionIndex(((str(path), text), text) for path in files for text in read_questions(path))
+    texts = ((path, text) for path in files for text in read_questions(path, skip_bad))
+    index = QuestionIndex(((str(path), text), text) for path, text in texts)
     met = [(question, found[0]) for question in questions if (found := index.near(question))]
     if met:
         listed = [f"  {question!r}: {text!r} of {path}" for question, (path, text) in met[:MAX_LISTED]]

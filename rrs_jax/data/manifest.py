@@ -4,58 +4,65 @@
      "category": "animal_abuse", "question": "...", "response": null,
      "audio": "audio/train-animal-01-harmful.flac", "voice": "hibari:heart:1:0", "seconds": 2.5}
 
-`audio` is relative to the manifest's folder. `id`, `label`, `question` and, for a model that listens, `audio`
-are needed. Where they are left out, `pair_id` is the id, `category` "none", and `response`, `voice`,
-`seconds` null.
+`audio` is relative to the manifest's folder. `label`, `question` and, for a model that listens, `audio` are
+needed. Where they are left out, `id` is the line's number, `pair_id` is the id, `category` "none", and
+`response`, `voice`, `seconds` null.
+
+The rows of other programs and data sets are read too, with their own names of these fields
+(`rrs_jax.data.rows`), and files of JSON, CSV and Parquet (`rrs_jax.data.tables`).
 """
 
-import json
-import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.data.bad_rows import BadRow, BadRows
+from rrs_jax.data.rows import LABELS, OwnRow, clip_fault, own_row, plain, taken_names
+from rrs_jax.data.tables import read_rows, table_kind
 from rrs_jax.errors import UserError
+from rrs_jax.progress import say
 
-LABELS = ("harmful", "benign", "borderline")
-TEXTS = ("id", "pair_id", "label", "category", "question")  # never null
-TEXTS_OR_NULL = ("response", "audio", "voice")
-FIELDS = (*TEXTS, *TEXTS_OR_NULL, "seconds")
-MAX_LISTED = 50
+__all__ = ["FIELDS", "LABELS", "audio_paths", "load_manifest"]
+FIELDS = ("id", "pair_id", "label", "category", "question", "response", "audio", "voice", "seconds")
 
 
-def load_manifest(path: str | Path, need_audio: bool = True) -> list[dict]:
+def load_manifest(path: str | Path, need_audio: bool = True, skip_bad: bool = False) -> list[dict]:
     """Reads the rows with all of their fields, in the file's order; fields of the user's own are kept.
 
     need_audio: every row must name a file that exists (its samples are checked by
     `inputs.audio.check_audios`).
 
-    Raises one UserError that lists everything wrong with its line.
+    What is read under other names, and left out, is told. Raises one UserError that lists everything wrong
+    with its line; `skip_bad` leaves such rows out and tells them.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a manifest (JSON lines)."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
-    if lines == [""]:
+    path = Path(path).expanduser()
+    numbered = list(read_rows(path, table_kind(path, ".jsonl")))
+    while numbered and numbered[-1][1] is None:
+        numbered.pop()
+    if not numbered:
         raise UserError(f"{path}: is empty; write one JSON object a line with {', '.join(FIELDS)}.")
-    rows, faults, first_line = [], [], {}
-    for number, line in enumerate(lines, start=1):
-        row, reasons = _read_row(line, path.parent, need_audio)
-        if isinstance(name := row.get("id"), str) and name in first_line:
-            reasons.append(f"id {name!r} is that of line {first_line[name]} too")
-        elif isinstance(name, str):
-            first_line[name] = number
-        faults += [f"line {number}: {reason}" for reason in reasons]
-        rows.append(row)
-    if faults:
-        more = [f"and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else []
-        listed = "\n".join([f"  {fault}" for fault in faults[:MAX_LISTED]] + more)
-        raise UserError(f"{path}: {len(faults)} faults to mend:\n{listed}")
-    return rows
+    kept: list[tuple[dict, OwnRow]] = []
+    bad, first_place, unnamed, dropped = BadRows(path, skip_bad), {}, 0, Counter()
+    for place, row in numbered:
+        if row is None or isinstance(row, BadRow):
+            bad.add(place, "is empty" if row is None else row.reason)
+            continue
+        read = own_row(row)
+        fields, names = plain(read.fields)
+        faults = _faults(fields, read.faults, path.parent, need_audio)
+        name = fields.setdefault("id", place.replace(" ", "-"))
+        if name in first_place:
+            faults.append(f"id {name!r} is that of {first_place[name]} too")
+        first_place.setdefault(name, place)
+        if not bad.add(place, *faults):
+            unnamed += "id" not in read.fields
+            dropped.update(names)
+            kept.append((_completed(fields), read))
+    bad.end(len(numbered))
+    if not kept:
+        raise UserError(f"{path}: holds no row that can be used; mend it.")
+    _tell(path, [read for _, read in kept], unnamed, dropped)
+    return [row for row, _ in kept]
 
 
 def audio_paths(manifest: str | Path, rows: Sequence[dict]) -> list[Path]:
@@ -63,43 +70,25 @@ def audio_paths(manifest: str | Path, rows: Sequence[dict]) -> list[Path]:
     return [Path(manifest).parent / row["audio"] for row in rows]
 
 
-def _read_row(line: str, folder: Path, need_audio: bool) -> tuple[dict, list[str]]:
-    """Returns the row, completed, and what is wrong with it."""
-    if not line.strip():
-        return {}, ["is empty"]
-    try:
-        given = json.loads(line)
-    except json.JSONDecodeError as error:
-        return {}, [f"is not JSON ({error.msg})"]
-    if not isinstance(given, dict):
-        return {}, ["holds no JSON object"]
-    row = dict.fromkeys(FIELDS) | {"pair_id": given.get("id"), "category": "none"} | given
-    faults = []
-    needed = ("id", "label", "question", *(("audio",) if need_audio else ()))
-    for field in needed:
-        if given.get(field) is None:
-            faults.append(f"{field} is missing")
-    for field in (*TEXTS, *TEXTS_OR_NULL):
-        value = given.get(field)
-        if value is None and (field not in given or field in TEXTS_OR_NULL or field in needed):
-            continue
-        if not isinstance(value, str) or not value.strip():
-            faults.append(f"{field} is {json.dumps(value)[:40]}, no text")
-    if isinstance(row.get("label"), str) and row["label"].strip() and row["label"] not in LABELS:
-        faults.append(f"label {row['label']!r} is none of {', '.join(LABELS)}")
-    if (
-        need_audio
-        and isinstance(row["audio"], str)
-        and row["audio"].strip()
-        and not (folder / row["audio"]).is_file()
-    ):
-        faults.append(f"audio file {folder / row['audio']} does not exist")
-    if not _is_length(row["seconds"]):
-        faults.append(f"seconds is {json.dumps(row['seconds'])[:40]}, no positive number")
-    return row, faults
+def _faults(fields: dict, faults: list[str], folder: Path, need_audio: bool) -> list[str]:
+    """What is wrong with a row, with what is missing in it."""
+    needed = ("label", "question", *(("audio",) if need_audio else ()))
+    named = {fault.split()[0].rstrip(",") for fault in faults}
+    missing = [f"{name} is missing" for name in needed if name not in fields and name not in named]
+    if need_audio and "audio" in fields and (fault := clip_fault(fields["audio"], folder)):
+        missing.append(fault)
+    return missing + faults
 
 
-def _is_length(value: object) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def _completed(fields: dict) -> dict:
+    return dict.fromkeys(FIELDS) | {"pair_id": fields["id"], "category": "none"} | fields
+
+
+def _tell(path: Path, rows: list[OwnRow], unnamed: int, dropped: Counter) -> None:
+    said = [taken_names(rows)]
+    said += [f"{unnamed} of {len(rows)} rows have no id and get their line's number"] if unnamed else []
+    said += [
+        f"{name} is left out of {count} rows, since JSON cannot hold it" for name, count in dropped.items()
+    ]
+    for line in filter(None, said):
+        say(f"{path}: {line}")

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import soundfile
 
+from rrs_jax.data.bad_rows import BadRows
 from rrs_jax.data.service import Refused
 from rrs_jax.data.speech_cache import place_clip, speech_folder
 from rrs_jax.data.voices import SAMPLING_RATE, Voice, draw_voice, loaded, read_voices, speak
 from rrs_jax.distributed.machine import cores, environment
 from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import atomic_path, content_hash
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 
 CLIP_FORMAT = 1  # part of the cache's key: raise it when `speak` makes other samples of the same waveform
 CLIPS_A_WORKER = 32  # fewer are spoken sooner than a further process starts
@@ -63,18 +64,37 @@ def placed_clip(clip: tuple[Path, float], voice: Voice, folder: Path, name: str)
     return {"audio": audio, "voice": voice.name, "seconds": round(seconds, 3)}
 
 
-def speak_missing(rows: Sequence[dict], voices: str | Iterable[str], seed: int, max_cost_usd: float) -> None:
+def speak_missing(
+    rows: Sequence[dict],
+    voices: str | Iterable[str],
+    seed: int,
+    max_cost_usd: float,
+    *,
+    source: str = "data",
+    skip_bad: bool = False,
+) -> list[dict]:
     """Speaks the rows without a clip, each in a voice drawn from `voices` (names as for `read_voices`).
 
-    They get `audio` (an absolute path), `seconds` and `voice`. Raises UserError as `speak_all` does.
+    They get `audio` (an absolute path), `seconds` and `voice`. How many they are is told, as rows of
+    `source`. Returns the rows with a clip, which are all. Raises UserError as `speak_all` does; with
+    `skip_bad` a row that cannot be spoken is left out and told.
     """
     mute = [row for row in rows if not row["audio"]]
-    if mute:
-        drawn = read_voices(voices)
-        spoken = [(row["question"], draw_voice(row["question"], seed, drawn)) for row in mute]
+    if not mute:
+        return list(rows)
+    say(f"{source}: {len(mute)} of {len(rows)} questions have no clip and are spoken by data.voices")
+    drawn = read_voices(voices)
+    spoken = [(row["question"], draw_voice(row["question"], seed, drawn)) for row in mute]
+    if skip_bad:
+        clips = try_speak_all(spoken, Budget(max_cost_usd))
+    else:
         clips = speak_all(spoken, max_cost_usd=max_cost_usd)
-        for row, (_, voice), clip in zip(mute, spoken, clips, strict=True):
+    bad = BadRows(source, skip_bad)
+    for row, (_, voice), clip in zip(mute, spoken, clips, strict=True):
+        if not bad.add(row["id"], *([clip] if isinstance(clip, str) else [])):
             row |= clip_fields(clip) | {"voice": voice.name}
+    bad.end(len(rows))
+    return [row for row in rows if row["audio"]]
 
 
 class Budget:

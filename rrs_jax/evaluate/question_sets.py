@@ -34,27 +34,26 @@ unsafe |
 An id begins with the format and is the same in every reading. Nothing is fetched: the files are the user's.
 """
 
-import csv
-import gzip
-import io
-import json
-import lzma
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rrs_jax.data.manifest import LABELS
+from rrs_jax.data.bad_rows import BadRow, BadRows
+from rrs_jax.data.rows import LABELS, clip_fault, own_row, taken_names
 from rrs_jax.data.starter import CATEGORIES
+from rrs_jax.data.tables import read_rows, table_kind
+from rrs_jax.data.values import text_of
 from rrs_jax.errors import UserError
-from rrs_jax.files import parse_jsonl
+from rrs_jax.progress import say
 
 
-def read_question_sets(written: Sequence[str]) -> list[dict]:
+def read_question_sets(written: Sequence[str], skip_bad: bool = False) -> list[dict]:
     """Reads the rows of all sets; `written` is a list of `FORMAT:PATH`.
 
     A row has id, pair_id, label, category, question and audio (an absolute path; None where it is not spoken
-    yet). Raises UserError that names the file and what it lacks.
+    yet). Raises UserError that names the file and what it lacks; `skip_bad` leaves out the rows that cannot
+    be used and tells them.
     """
-    rows = [row for name in written for row in _read_set(name)]
+    rows = [row for name in written for row in _read_set(name, skip_bad)]
     seen = set()
     for row in rows:
         if row["id"] in seen:
@@ -68,7 +67,7 @@ def question_set_problem(written: str) -> str | None:
     name, _, path = written.partition(":")
     if name not in READERS or not path:
         return f"{written} is no question set; write FORMAT:PATH with one of {', '.join(READERS)}"
-    return None if Path(path).exists() else f"question set {written}: {path} does not exist"
+    return None if Path(path).expanduser().exists() else f"question set {written}: {path} does not exist"
 
 
 def question_sets_name(written: Sequence[str]) -> str:
@@ -76,12 +75,14 @@ def question_sets_name(written: Sequence[str]) -> str:
     return "-".join(dict.fromkeys(name.partition(":")[0] for name in written))
 
 
-def _read_set(written: str) -> list[dict]:
+def _read_set(written: str, skip_bad: bool) -> list[dict]:
     if problem := question_set_problem(written):
         raise UserError(f"evaluate.questions: {problem}.")
     name, _, path = written.partition(":")
     rows = []
-    for number, (label, category, question, rest) in enumerate(READERS[name](Path(path)), start=1):
+    for number, (label, category, question, rest) in enumerate(
+        READERS[name](Path(path).expanduser(), skip_bad), start=1
+    ):
         identity = rest.get("id") or f"{name}-{number:04d}"
         rows.append(
             {
@@ -104,113 +105,166 @@ def _read_set(written: str) -> list[dict]:
 Read = Iterator[tuple[str, str, str, dict]]  # label, category, question, and what else is known
 
 
-def _aiah(path: Path) -> Read:
+def _aiah(path: Path, skip_bad: bool) -> Read:
     indexes = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     root = path if path.is_dir() else path.parent
     for index in indexes:
         benign = "benign" in str(index.relative_to(root)).lower()
-        for number, entry in enumerate(_json_list(index), start=1):
-            if missing := [key for key in ("scenario", "audio_file", "question") if not entry.get(key)]:
-                raise UserError(f"{index}, entry {number}: has no {', '.join(missing)}.")
-            clip = index.parent / entry["audio_file"]
-            if not clip.is_file():
-                raise UserError(f"{index}, entry {number}: the audio file {clip} does not exist.")
+        columns = ("scenario", "audio_file", "question")
+        folder = index.parent
+        for row in _rows(
+            index, skip_bad, *columns, fault=lambda row, folder=folder: clip_fault(row["audio_file"], folder)
+        ):
+            clip = index.parent / row["audio_file"]
             label = "benign" if benign else "harmful"
             # Twins bear the same file name in two folders.
-            pair = f"aiah-{entry['scenario']}-{clip.stem}"
+            pair = f"aiah-{row['scenario']}-{clip.stem}"
             yield (
                 label,
-                entry["scenario"],
-                entry["question"],
+                row["scenario"],
+                row["question"],
                 {"id": f"{pair}-{label}", "pair_id": pair, "audio": str(clip.absolute())},
             )
 
 
-def _figstep(path: Path) -> Read:
-    for row in _csv(path, "category_id", "task_id", "category_name", "question"):
+def _figstep(path: Path, skip_bad: bool) -> Read:
+    def fault(row: dict) -> str | None:
+        wrong = [name for name in ("category_id", "task_id") if not row[name].strip().isdecimal()]
+        return f"{', '.join(wrong)} is no whole number" if wrong else None
+
+    for row in _rows(path, skip_bad, "category_id", "task_id", "category_name", "question", fault=fault):
         identity = f"figstep-{int(row['category_id']):02d}-{int(row['task_id']):02d}"
         yield "harmful", row["category_name"], row["question"], {"id": identity}
 
 
-def _xstest(path: Path) -> Read:
-    for row in _csv(path, "prompt", "type"):
+def _xstest(path: Path, skip_bad: bool) -> Read:
+    for row in _rows(path, skip_bad, "prompt", "type"):
         unsafe = row["type"].startswith("contrast_") or row.get("label") == "unsafe"
         yield "harmful" if unsafe else "borderline", row["type"], row["prompt"], {}
 
 
-def _jailbreakbench(path: Path) -> Read:
+def _jailbreakbench(path: Path, skip_bad: bool) -> Read:
     for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
         label = "benign" if "benign" in file.name.lower() else "harmful"
-        for number, row in enumerate(_csv(file, "Goal", "Category"), start=1):
+        for number, row in enumerate(_rows(file, skip_bad, "Goal", "Category"), start=1):
             pair = f"jailbreakbench-{number:03d}"
             yield label, row["Category"], row["Goal"], {"id": f"{pair}-{label}", "pair_id": pair}
 
 
-def _harmbench(path: Path) -> Read:
+def _harmbench(path: Path, skip_bad: bool) -> Read:
     """Reads the standard behaviours.
 
     Contextual behaviours need a page of context, copyright ones a comparison of text: both are left out.
     """
-    for row in _csv(path, "Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"):
+    columns = ("Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID")
+    for row in _rows(path, skip_bad, *columns):
         if row["FunctionalCategory"] == "standard":
-            yield (
-                "harmful",
-                row["SemanticCategory"],
-                row["Behavior"],
-                {"id": f"harmbench-{row['BehaviorID']}"},
-            )
+            identity = f"harmbench-{row['BehaviorID']}"
+            yield "harmful", row["SemanticCategory"], row["Behavior"], {"id": identity}
 
 
-def _strongreject(path: Path) -> Read:
-    for row in _csv(path, "forbidden_prompt", "category"):
+def _strongreject(path: Path, skip_bad: bool) -> Read:
+    for row in _rows(path, skip_bad, "forbidden_prompt", "category"):
         yield "harmful", row["category"], row["forbidden_prompt"], {}
 
 
-def _or_bench(path: Path) -> Read:
+def _or_bench(path: Path, skip_bad: bool) -> Read:
     label = "harmful" if "toxic" in path.name.lower() else "borderline"
-    for row in _csv(path, "prompt", "category"):
+    for row in _rows(path, skip_bad, "prompt", "category"):
         yield label, row["category"], row["prompt"], {}
 
 
-def _beavertails(path: Path) -> Read:
+def _beavertails(path: Path, skip_bad: bool) -> Read:
     """Reads rows of pairs (category: 14 booleans) or of the evaluation set (category: a name).
 
     Each question comes once, under the first of its categories.
     """
-    seen = set()
-    for number, row in enumerate(parse_jsonl(path, _text(path)), start=1):
-        category = row.get("category")
-        if not isinstance(row.get("prompt"), str) or not isinstance(category, dict | str):
-            raise UserError(
-                f"{path}, line {number}: has no prompt with a category; give a file of BeaverTails."
-            )
-        question = row["prompt"].strip()
-        if isinstance(category, dict):
-            category = next((name for name in CATEGORIES if category.get(name)), None)
-            if row.get("is_safe", True) or category is None:
-                continue
-        if question not in seen:
+    seen, bad, count = set(), BadRows(path, skip_bad), 0
+    for place, row in read_rows(path, table_kind(path, ".jsonl")):
+        if row is None:
+            continue
+        count += 1
+        if isinstance(row, BadRow):
+            bad.add(place, row.reason)
+            continue
+        flags = row.get("category") if isinstance(row.get("category"), dict) else None
+        try:
+            question = text_of(row.get("prompt"))
+            named = next((name for name in CATEGORIES if flags.get(name)), None) if flags else None
+            category = named if flags is not None else text_of(row.get("category"))
+        except ValueError as reason:
+            bad.add(place, f"prompt or category {reason}")
+            continue
+        if question is None or (category is None and flags is None):
+            bad.add(place, "has no prompt with a category; give a file of BeaverTails")
+            continue
+        if flags is not None and (row.get("is_safe", True) or category is None):
+            continue
+        if (question := question.strip()) not in seen:
             seen.add(question)
             yield "harmful", category, question, {}
+    bad.end(count)
 
 
-def _jsonl(path: Path) -> Read:
-    for number, row in enumerate(parse_jsonl(path, _text(path)), start=1):
-        question, label = row.get("question") or row.get("prompt"), row.get("label")
-        if not isinstance(question, str) or not question.strip():
-            raise UserError(f"{path}, line {number}: has no question; write one under question or prompt.")
-        if label not in LABELS:
-            raise UserError(f"{path}, line {number}: label is {label!r}; write one of {', '.join(LABELS)}.")
-        audio = row.get("audio")
-        if audio and not (path.parent / audio).is_file():
-            raise UserError(f"{path}, line {number}: the audio file {path.parent / audio} does not exist.")
-        kept = {name: row[name] for name in ("id", "pair_id") if isinstance(row.get(name), str)}
-        if audio:
-            kept["audio"] = str((path.parent / audio).absolute())
-        yield label, row.get("category", "none"), question, kept
+def _jsonl(path: Path, skip_bad: bool) -> Read:
+    bad, count, kept = BadRows(path, skip_bad), 0, []
+    for place, row in read_rows(path, table_kind(path, ".jsonl")):
+        if row is None:
+            continue
+        count += 1
+        if isinstance(row, BadRow):
+            bad.add(place, row.reason)
+            continue
+        read = own_row(row)
+        faults, fields = list(read.faults), read.fields
+        named = {fault.split()[0] for fault in faults}
+        if "question" not in fields and "question" not in named:
+            faults.append("has no question; write one under question or prompt")
+        if "label" not in fields and "label" not in named:
+            faults.append(f"has no label; write one of {', '.join(LABELS)}")
+        if "audio" in fields and (fault := clip_fault(fields["audio"], path.parent)):
+            faults.append(fault)
+        if not bad.add(place, *faults):
+            kept.append(read)
+            rest = {name: fields[name] for name in ("id", "pair_id") if name in fields}
+            if "audio" in fields:
+                rest["audio"] = str((path.parent / fields["audio"]).absolute())
+            yield fields["label"], fields.get("category", "none"), fields["question"], rest
+    bad.end(count)
+    if said := taken_names(kept):
+        say(f"{path}: {said}")
 
 
-READERS: dict[str, Callable[[Path], Read]] = {
+def _rows(
+    path: Path, skip_bad: bool, *columns: str, fault: Callable[[dict], str | None] = lambda row: None
+) -> Iterator[dict]:
+    """Yields a table's rows, these columns as texts that are not empty; `fault` says what else is wrong."""
+    bad, count = BadRows(path, skip_bad), 0
+    for place, row in read_rows(path, table_kind(path, ".csv"), columns):
+        if row is None:
+            continue
+        count += 1
+        if isinstance(row, BadRow):
+            bad.add(place, row.reason)
+            continue
+        faults, absent = [], [name for name in columns if name not in row]
+        if absent:
+            faults.append(f"has no {', '.join(absent)}")
+        for name in set(columns) - set(absent):
+            try:
+                row[name] = (text_of(row[name]) or "").strip()
+            except ValueError as reason:
+                faults.append(f"{name} {reason}")
+        if empty := [name for name in columns if row.get(name) == ""]:
+            faults.append(f"{', '.join(empty)} is empty; mend or delete the row")
+        if not faults and (other := fault(row)):
+            faults.append(other)
+        if not bad.add(place, *faults):
+            yield row
+    bad.end(count)
+
+
+READERS: dict[str, Callable[[Path, bool], Read]] = {
     "aiah": _aiah,
     "figstep": _figstep,
     "xstest": _xstest,
@@ -221,38 +275,3 @@ READERS: dict[str, Callable[[Path], Read]] = {
     "beavertails": _beavertails,
     "jsonl": _jsonl,
 }
-
-
-def _csv(path: Path, *columns: str) -> Iterable[dict]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        has = ", ".join(reader.fieldnames or ()) or "none"
-        raise UserError(f"{path}: has no column {', '.join(missing)}; it has {has}.")
-    for row in reader:
-        if empty := [name for name in columns if not (row[name] or "").strip()]:
-            raise UserError(
-                f"{path}, line {reader.line_num}: {', '.join(empty)} is empty; mend or delete the row."
-            )
-        yield row
-
-
-def _json_list(path: Path) -> list[dict]:
-    try:
-        entries = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); fetch it again.") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{path}: is no JSON list of objects, as an index is.")
-    return entries
-
-
-def _text(path: Path) -> str:
-    opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    try:
-        with opened(path, "rb") as file:
-            return file.read().decode("utf-8-sig")
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); give the set's file as it is published."
-        ) from error

@@ -5,16 +5,18 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE
+from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE, load_strategy
 from rrs_jax.data.authors import training_rows
+from rrs_jax.data.bad_rows import BadRows
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows
 from rrs_jax.errors import UserError
 from rrs_jax.files import write_jsonl
-from rrs_jax.inputs.audio import check_audios
+from rrs_jax.inputs.audio import audio_faults, check_audios
 from rrs_jax.run.context import RunContext
+from rrs_jax.strategies.samples import Samples
 
 
 def make_data(context: RunContext) -> dict:
@@ -30,7 +32,7 @@ def make_data(context: RunContext) -> dict:
     ):
         if given:
             added = choose_rows(_added_choice(config)) if split == "train" else []
-            _take_manifest(Path(given), added, target, voices, config)
+            _take_manifest(Path(given), added, target, split == "train", config)
         else:
             train = split == "train"
             build_starter(
@@ -41,7 +43,7 @@ def make_data(context: RunContext) -> dict:
                 voices_per_question=config.data.voices_per_question if train else 1,
             )
     rows = context.read_training_rows()
-    check_excluded([row["question"] for row in rows], config.data.exclude)
+    check_excluded([row["question"] for row in rows], config.data.exclude, skips_bad_rows(config))
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
 
 
@@ -81,20 +83,63 @@ def _evaluation_choice(config: ConfigDict) -> StarterChoice:
     )
 
 
-def _take_manifest(source: Path, added: list[dict], target: Path, voices: str, config: ConfigDict) -> None:
+def check_training_rows(rows: list[dict], config: ConfigDict) -> None:
+    """Raises UserError where the run's strategy needs questions that are not among these rows."""
+    if STRATEGY_TABLE[config.strategy].module is not None:
+        check = getattr(load_strategy(config.strategy), "check", None)
+        if check is not None:
+            check(Samples(rows), config)
+
+
+def skips_bad_rows(config: ConfigDict) -> bool:
+    """Returns True where rows that cannot be used are left out and told (`data.bad_rows`)."""
+    return config.data.bad_rows == "skip"
+
+
+def rows_with_sound(rows: list[dict], source: str, config: ConfigDict) -> list[dict]:
+    """Returns the rows whose clips (absolute paths) a model can hear; a row without a clip stays.
+
+    Raises UserError that lists every bad clip, or tells the rows that are left out (`data.bad_rows`).
+    """
+    heard = [row for row in rows if row["audio"]]
+    clips, longest = [row["audio"] for row in heard], config.data.audio_max_seconds
+    if not skips_bad_rows(config):
+        check_audios(clips, max_seconds=longest)
+        return rows
+    bad, left_out = BadRows(source, skip=True), set()
+    for position, clip, reason in audio_faults(clips, longest):
+        bad.add(f"{heard[position]['id']}: {clip}", reason)
+        left_out.add(id(heard[position]))
+    bad.end(len(rows))
+    return [row for row in rows if id(row) not in left_out]
+
+
+def _take_manifest(
+    source: Path, added: list[dict], target: Path, is_training: bool, config: ConfigDict
+) -> None:
     """Writes the user's rows, or those of the authors' folder, with `added` behind them and absolute clip
     paths. Raises UserError that lists every bad row and every bad clip."""
+    skip = skips_bad_rows(config)
     if source.is_dir():
-        rows = training_rows(source, config.data.exclude, config.data.eval_manifest)
+        rows = training_rows(source, config.data.exclude, config.data.eval_manifest, skip)
     else:
-        rows = load_manifest(source, need_audio=False)
+        rows = load_manifest(source, need_audio=False, skip_bad=skip)
     if taken := {row["id"] for row in rows} & {row["id"] for row in added}:
         raise UserError(
             f"{source}: the id {min(taken)!r} is that of a question which data.everyday or data.contrast"
             " adds; give it another id, or set both fields to 0."
         )
     rows += [row | {"audio": None} for row in added]
-    speak_missing(rows, voices, config.data.seed, config.data.max_cost_usd)
+    if is_training:
+        check_training_rows(rows, config)
+    data = config.data
+    rows = speak_missing(
+        rows, ",".join(data.voices), data.seed, data.max_cost_usd, source=str(source), skip_bad=skip
+    )
     rows = [row | {"audio": str((source.parent / row["audio"]).absolute())} for row in rows]
-    check_audios([row["audio"] for row in rows], max_seconds=config.data.audio_max_seconds)
+    rows = rows_with_sound(rows, str(source), config)
+    if is_training:
+        check_training_rows(rows, config)  # some may have been left out
+    if not rows:
+        raise UserError(f"{source}: holds no row that can be used; mend it.")
     write_jsonl(target, rows)

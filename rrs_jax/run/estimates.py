@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rrs_jax.data.authors_questions import manifest_rows, read_authors
+from rrs_jax.data.manifest import load_manifest
 from rrs_jax.distributed.mesh import parameter_sharding
 from rrs_jax.evaluate.question_subset import chosen_rows
-from rrs_jax.files import read_jsonl
 from rrs_jax.models.flops import decoder_flops, encoder_flops, state_size
 from rrs_jax.run.lower_layers import lower_layers, shared_layers
 from rrs_jax.train.memory import activation_bytes, device_memory, fitting_remat
@@ -74,14 +74,14 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
 
     categories = starter("categories")
     training = written if written.is_file() else data.manifest
-    rows = _rows(Path(training)) if training else []
+    rows = _rows(Path(training), data) if training else []
     pairs = categories * starter("pairs_per_category")
     singles = starter("everyday") + starter("contrast")
     added = singles if data.manifest and not written.is_file() else 0
     train = len(rows) + added if training else (2 * pairs + singles) * data.voices_per_question
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     if evaluation:
-        asked = chosen_rows(read_jsonl(evaluation), asked_of.limit)
+        asked = chosen_rows(_rows(Path(evaluation), data), asked_of.limit)
         sets = [
             sum(row.get("label") == label for row in asked) for label in ("harmful", "benign", "borderline")
         ]
@@ -97,8 +97,10 @@ def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, writt
     )
 
 
-def _rows(manifest: Path) -> list[dict]:
-    return manifest_rows(read_authors(manifest).pairs) if manifest.is_dir() else read_jsonl(manifest)
+def _rows(manifest: Path, data: ConfigDict) -> list[dict]:
+    if manifest.is_dir():
+        return manifest_rows(read_authors(manifest).pairs)
+    return load_manifest(manifest, need_audio=False, skip_bad=data.bad_rows == "skip")
 
 
 def stage_seconds(

@@ -22,8 +22,8 @@ from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.evaluate.run import evaluate_model
 from rrs_jax.evaluate.settings import setting_rows
 from rrs_jax.files import content_hash, read_json, write_json
-from rrs_jax.inputs.audio import check_audios
 from rrs_jax.run.context import RunContext
+from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.run.recorded_epochs import evaluated_epochs
 from rrs_jax.strategies.served import Served
@@ -207,11 +207,15 @@ class Evaluation:
     def _published_rows(self) -> list[dict]:
         """Reads published question sets; rows without a clip are spoken where the setting needs it."""
         config, data = self.config.evaluate, self.config.data
-        rows = chosen_rows(read_question_sets(config.questions), config.limit)
+        skip = skips_bad_rows(self.config)
+        rows = chosen_rows(read_question_sets(config.questions, skip), config.limit)
+        rows = rows_with_sound(rows, "evaluate.questions", self.config)
         if set(config.modes) != {"text_only"} or self.setting != "spoken":
-            speak_missing(rows, data.voices, data.seed, data.max_cost_usd)
-        given = [row["audio"] for row in rows if row["audio"] and row["voice"] is None]
-        check_audios(given, max_seconds=data.audio_max_seconds)
+            rows = speak_missing(
+                rows, data.voices, data.seed, data.max_cost_usd, source="evaluate.questions", skip_bad=skip
+            )
+        if not rows:
+            raise UserError("evaluate.questions: no row can be used; mend the files.")
         return rows
 
     def _setting_voices(self) -> tuple[Voice, ...] | None:

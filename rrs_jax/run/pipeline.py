@@ -16,7 +16,7 @@ from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run.compilation import compile_clock, enable_compilation_cache
 from rrs_jax.run.context import RunContext
-from rrs_jax.run.data_stage import make_data
+from rrs_jax.run.data_stage import check_training_rows, make_data
 from rrs_jax.run.evaluate_stage import evaluate_stage
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.preflight import check_needs
@@ -65,6 +65,7 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
 
 def extract(context: RunContext) -> dict:
     """Writes what the strategy needs of the frozen model; returns its facts."""
+    check_training_rows(context.read_training_rows(), context.config)
     training_set, config = context.training_set(), context.config
     strategy = load_strategy(config.strategy)
     extracted = strategy.extract(training_set.samples, training_set.frozen, config)

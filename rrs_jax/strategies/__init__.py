@@ -3,8 +3,10 @@
 A strategy's module, named in `rrs_jax.config.strategy_table`, sees data alone, never a run, a folder or a
 process:
 
-    extract(samples, frozen, config) -> Extracted        what the loss needs of the frozen model; the run
-    keeps it build(extracted, samples, config) -> Strategy        the loss
+    extract(samples, frozen, config) -> Extracted    what the loss needs of the frozen model; the run keeps it
+    build(extracted, samples, config) -> Strategy    the loss
+    check(samples, config)                           raises UserError for samples that it cannot do with; one
+                                                     that does with all need not have it
 
 One that trains nothing has `serve(extracted, samples, frozen, config) -> Served` in place of `build`. The
 step around a strategy (`rrs_jax.train.step`) weighs and averages the rows, adds the penalty and

@@ -13,7 +13,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.models.batch import Batch
 from rrs_jax.progress import say
 from rrs_jax.strategies.extracted import Extracted
-from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.samples import Samples, check_kinds
 from rrs_jax.strategies.variants import Materials, chosen_variants
 
 REQUIRED = ("harmful", "harmful_refusal", "benign", "safety_vector")
@@ -67,8 +67,16 @@ class RRS:
         return equations.squared_distance(states, examples["target"], self.reduction)
 
 
+def check(samples: Samples, config) -> None:
+    """Raises UserError for samples without both kinds whose means equation 9 takes, or of a variant."""
+    check_kinds(samples, samples.mirrored, config.strategy, "benign without the role keep")
+    for variant in chosen_variants(samples, config):
+        variant.check()
+
+
 def extract(samples: Samples, frozen, config) -> Extracted:
     """Representations and safety vector, equations 6 to 10, and whether the method's premise holds."""
+    check(samples, config)
     rrs, variants = config.rrs, chosen_variants(samples, config)
     selection = rrs.top_m, rrs.top_m_rule, target_dtype(config)
     harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(samples.mirrored)

@@ -5,6 +5,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rrs_jax.errors import UserError
+
+
+def check_kinds(samples: "Samples", benign: np.ndarray, strategy: str, which: str = "benign") -> None:
+    """Raises UserError where a strategy that sets harmful against benign questions lacks one of the kinds.
+
+    benign: bool (N,), the rows that it takes as benign; which: their name.
+    """
+    absent = [name for name, rows in (("harmful", samples.harmful), (which, benign)) if not rows.any()]
+    if absent:
+        raise UserError(
+            f"training questions: {strategy} needs harmful and benign ones, and of {len(samples)} questions"
+            f" none is {' and none is '.join(absent)}; add some, or choose another strategy."
+        )
+
 
 class Samples:
     """Rows of a training manifest, in their order.

@@ -17,7 +17,7 @@ from flax import nnx
 from rrs_jax.models.batch import Batch
 from rrs_jax.strategies.extracted import Extracted
 from rrs_jax.strategies.rivals.layers import chosen_layers
-from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.samples import Samples, check_kinds
 
 SHARES = (1 / 3, 2 / 3)  # of the depth: layers 10 and 20 of 32 in the original
 
@@ -66,8 +66,14 @@ class Rerouting:
         return jnp.where(examples["harmful"], turned.mean(axis=1), kept.mean(axis=1))
 
 
+def check(samples: Samples, config) -> None:
+    """Raises UserError where one of the loss's two terms would have no sample."""
+    check_kinds(samples, ~samples.harmful, config.strategy)
+
+
 def extract(samples: Samples, frozen, config) -> Extracted:
     """Nothing: the frozen model's states are computed in every step, under the very prompt."""
+    check(samples, config)
     chosen_layers(
         config.rivals.layers, frozen.num_layers, SHARES
     )  # so that a wrong one is told before training

@@ -14,15 +14,21 @@ from rrs_jax.frozen.probe import fit_probe, probe_accuracy
 from rrs_jax.progress import say
 from rrs_jax.strategies.extracted import Extracted
 from rrs_jax.strategies.rivals.layers import chosen_layers
-from rrs_jax.strategies.samples import Samples
+from rrs_jax.strategies.samples import Samples, check_kinds
 from rrs_jax.strategies.served import Served
 
 SHARES = (1 / 2,)  # of the depth
 
 
+def check(samples: Samples, config) -> None:
+    """Raises UserError for samples without both kinds whose means are subtracted."""
+    check_kinds(samples, ~samples.harmful, config.strategy)
+
+
 def extract(samples: Samples, frozen, config) -> Extracted:
     """Vectors (layers, D), and the probe's weights (D,) and bias; the facts tell how well the probe does on
     unseen pairs."""
+    check(samples, config)
     layers = chosen_layers(config.rivals.layers, frozen.num_layers, SHARES)
     harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(~samples.harmful)
     asked = [(harmful, config.rrs.refusal_prompt), (benign, PROMPT_T), (harmful, PROMPT_T)]

@@ -11,6 +11,9 @@ class CategoryVectors(Variant):
     def asked(cls, samples, config) -> bool:
         return config.rrs.target == "category"
 
+    def check(self) -> None:
+        self.categories()
+
     def vectors(self, arrays, find_vector) -> dict:
         """`category_vectors` (categories, D), in the order of `categories`."""
         found = []

@@ -15,13 +15,15 @@ class Projection(Variant):
     def asked(cls, samples, config) -> bool:
         return bool(config.rrs.project)
 
-    def turn(self, delta, arrays) -> np.ndarray:
-        benign, directions = all_benign(arrays), self.config.rrs.project
-        if directions >= len(benign):
+    def check(self) -> None:
+        directions, benign = self.config.rrs.project, np.sum(~self.samples.harmful)
+        if directions >= benign:
             raise UserError(
-                f"rrs.project: is {directions} with {len(benign)} benign questions; give fewer directions."
+                f"rrs.project: is {directions} with {benign} benign questions; give fewer directions."
             )
-        return project_out(delta, benign, directions)
+
+    def turn(self, delta, arrays) -> np.ndarray:
+        return project_out(delta, all_benign(arrays), self.config.rrs.project)
 
 
 def project_out(delta: np.ndarray, benign: np.ndarray, directions: int) -> np.ndarray:

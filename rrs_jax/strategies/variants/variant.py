@@ -46,6 +46,9 @@ class Variant:
         """True where the config, or the samples' roles, ask for it."""
         raise NotImplementedError(cls.__name__)
 
+    def check(self) -> None:
+        """Raises UserError, before anything is computed, for samples that the variant cannot do with."""
+
     def prompts(self, frozen) -> list[EncodedPrompt]:
         """Further prompts whose representations are extracted."""
         return []

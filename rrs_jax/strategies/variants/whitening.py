@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rrs_jax.errors import UserError
 from rrs_jax.strategies.variants.variant import Variant
 
 
@@ -11,6 +12,10 @@ class Whitening(Variant):
     @classmethod
     def asked(cls, samples, config) -> bool:
         return config.rrs.whiten is not None
+
+    def check(self) -> None:
+        if np.sum(~self.samples.harmful) < 2:
+            raise UserError("rrs.whiten: one benign question has no covariance; add some, or give None.")
 
     def turn(self, delta, arrays) -> np.ndarray:
         return whiten(delta, all_benign(arrays), self.config.rrs.whiten)
