@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import signal
 import sys
 import threading
@@ -36,13 +37,21 @@ def exit_status() -> Iterator[Status]:
 
     0: done. 1: interrupted by Ctrl-C or a scheduler's SIGTERM, told in one sentence, or failed, told by a
     traceback. 2: a user's mistake or a full disk, told in one sentence. All of it goes to standard error,
-    without API keys and passwords. A terminal that lacks a character gets a replacement for it.
+    without API keys and passwords. 141, without a word: the reader of the output has closed it, as `head`
+    does; a shell knows this status. A terminal that lacks a character gets a replacement for it.
     """
     status = Status()
     replace_unprintable()
     with _termination_as_interruption():
         try:
             yield status
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if _output_is_closed():
+                status.code = 128 + signal.SIGPIPE
+            else:
+                tell_traceback()
+                status.code = 1
         except UserError as error:
             status.code = _tell(str(error), 2)
         except KeyboardInterrupt:
@@ -54,6 +63,17 @@ def exit_status() -> Iterator[Status]:
             else:
                 tell_traceback()
                 status.code = 1
+
+
+def _output_is_closed() -> bool:
+    """Returns True where nobody reads standard output; what it still holds then goes nowhere, since Python
+    would fail on it when it ends."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 @contextlib.contextmanager

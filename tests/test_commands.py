@@ -81,8 +81,15 @@ def test_a_wrong_value_is_told_with_what_to_give(name, arguments, complaint, cap
 
 @pytest.mark.parametrize("name", (*COMMANDS, "config"))
 def test_every_command_explains_itself_on_a_terminal_that_is_not_utf_8(name):
-    """Each in a process of its own, whose standard output is strict ASCII."""
-    command = [sys.executable, "-m", f"rrs_jax.{name}", "--help"]
+    """Each in a process of its own, whose standard output is strict ASCII. None is loaded by its package, of
+    which Python would warn, and then run it twice."""
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", f"rrs_jax.{name}", "--help"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr and done.stdout
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_without_a_word():
+    command = f"{sys.executable} -m rrs_jax.config | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout == "141\n" and done.stderr == ""

@@ -211,6 +211,12 @@ def test_our_own_failure_keeps_its_traceback(capsys):
     )
 
 
+def test_another_broken_pipe_than_the_outputs_is_a_failure(capsys):
+    with exit_status() as told:
+        raise BrokenPipeError("a worker is gone")
+    assert told.code == 1 and "a worker is gone" in capsys.readouterr().err
+
+
 def test_what_is_done_has_status_0():
     with exit_status() as told:
         pass

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rrs_jax.config.vocabulary import JUDGES, JUDGES_WRITTEN
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.judges import model_judges, sheet
+from rrs_jax.evaluate.judges import model_judges
 from rrs_jax.evaluate.judges.judge import FirstToken, Judge, JudgeSettings, Phrases
 from rrs_jax.evaluate.judges.rubrics import load_rubric
 
@@ -42,6 +42,8 @@ def make_judges(names: Sequence[str], settings: JudgeSettings | None = None) -> 
 
 def _make_judge(written: str, settings: JudgeSettings) -> Judge:
     name, _, rest = written.partition(":")
+    from rrs_jax.evaluate.judges import sheet  # a command too, which Python wants to load by itself
+
     makers = {
         "phrases": lambda: Phrases(),
         "first_token": lambda: FirstToken(),

@@ -10,7 +10,6 @@ evaluate stage does.
 
 import argparse
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -119,7 +118,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_json(Path(options.out) / "summary.json", summary)
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     return status.code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
