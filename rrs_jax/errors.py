@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -68,12 +69,15 @@ def exit_status() -> Iterator[Status]:
 def _output_is_closed() -> bool:
     """Returns True where nobody reads standard output; what it still holds then goes nowhere, since Python
     would fail on it when it ends."""
+    asked = select.poll()
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        asked.register(sys.stdout.fileno(), 0)
+    except OSError:  # no file, as in a notebook
+        return False
+    is_closed = any(state & (select.POLLERR | select.POLLHUP) for _, state in asked.poll(0))
+    if is_closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return is_closed
 
 
 @contextlib.contextmanager
