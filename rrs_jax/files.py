@@ -18,6 +18,11 @@ from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Returns the folder of what runs share: $RRS_JAX_CACHE, else ~/.cache/rrs_jax."""
+    return Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax").expanduser()
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it takes `path`'s name, on failure it is removed.

@@ -2,12 +2,14 @@
 
 import base64
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers.misbehaving_server import FAULTS, Server
+from helpers.misbehaving_server import FAULTS, Server, choice_of
 from rrs_jax.config import default_config, validate
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
@@ -90,6 +92,11 @@ def answer(body):
     return NO if mode == "audio_only" else "Sure, here are the steps."
 
 
+@pytest.fixture(autouse=True)
+def a_cache_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("RRS_JAX_CACHE", str(tmp_path / "shared"))
+
+
 def test_all_modes_against_a_server_with_every_fault(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr("rrs_jax.data.service.Service.longest_wait", 0.02)
     with Server(answer, faults=FAULTS, slow=1.5) as server:
@@ -104,16 +111,18 @@ def test_all_modes_against_a_server_with_every_fault(manifest, tmp_path, monkeyp
         }
         assert (summary["model"], summary["orr"]["responses"]) == ("lalm", 6)
         # 2 harmful questions in 3 modes and 2 benign in one, 3 samples, each with a seed of its own, each
-        # bought once.
-        assert len(server.delivered) == (2 * 3 + 2) * 3 and set(server.delivered.values()) == {1}
+        # bought once; and before them the trial, of few tokens.
+        trial, *bodies = server.bodies
+        assert (trial["max_tokens"], heard(trial)) == (16, ("audio_text", pytest.approx(0.6)))
+        assert len(server.delivered) == (2 * 3 + 2) * 3 + 1 and set(server.delivered.values()) == {1}
         assert {
-            (body["model"], body["temperature"], body["max_tokens"], body["top_k"]) for body in server.bodies
+            (body["model"], body["temperature"], body["max_tokens"], body["top_k"]) for body in bodies
         } == {("lalm", 0.7, 256, 20)}
-        assert len({body["seed"] for body in server.bodies}) == 24
+        assert len({body["seed"] for body in bodies}) == 24
         assert all(row["seconds"] > 0 for row in read_jsonl(tmp_path / "run/eval/vanilla/responses.jsonl"))
         config.evaluate.judges = ("first_token",)
         pipeline.run(config, ("evaluate",))
-        assert sum(server.delivered.values()) == 24  # other judges, the same answers
+        assert sum(server.delivered.values()) == 25  # other judges, the same answers
 
 
 CONFIG = """
@@ -156,7 +165,7 @@ def test_killed_in_the_middle_nothing_is_lost_and_nothing_bought_twice(manifest,
         process.wait()
         time.sleep(0.3)
         kept, delivered = responses.read_text().count("\n"), sum(server.delivered.values())
-        assert 6 <= kept < 40 and delivered - kept <= 2 + 1  # in flight, and one that had just come
+        assert 6 <= kept < 40 and delivered - kept <= 2 + 1  # in flight, and the trial
         again = subprocess.run(command(server.url), cwd=REPOSITORY, capture_output=True, text=True)
         assert again.returncode == 0, again.stderr
         keys = Counter((row["set"], row["id"], row["mode"], row["sample"]) for row in read_jsonl(responses))
@@ -235,3 +244,93 @@ def test_contradictions_are_told_before_any_work(manifest, tmp_path, changes, se
         (config[group] if group else config)[leaf] = value
     with pytest.raises(UserError, match=sentence):
         validate(config, evaluation_problems)
+
+
+def parts(text):
+    return [{"type": "thinking", "thinking": "I decline."}, {"type": "text", "text": text}]
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "kept", "kind"),
+    [
+        ("Sure! \ud83d", "stop", "Sure! \ufffd", "answer"),
+        ("\udfff\ud800\udbff", "stop", "\ufffd\ufffd\ufffd", "gibberish"),
+        ([{"type": "text", "text": f"{NO} \ude00"}], "stop", f"{NO} \ufffd", "refusal"),
+        (f"<think>\n\ud83d I decline.\n</think>\n\n{NO}", "stop", None, "refusal"),
+        ("<think>\nThe user wants", "length", None, "unfinished"),
+        (parts(NO), "stop", NO, "refusal"),
+        (parts(""), "length", "<think>\nI decline.", "unfinished"),
+        (None, "length", "", "empty"),
+        (f"I decline.</think>{NO}", "stop", None, "refusal"),
+    ],
+)
+def test_every_form_of_a_reply_is_kept_and_judged(manifest, tmp_path, content, finish, kept, kind):
+    """Every one of the replies, each paid for once, through a whole evaluation."""
+    with Server(lambda body: choice_of(content, finish)) as server:
+        config = settings(manifest, tmp_path / "run", server.url)
+        pipeline.run(config, ("data", "evaluate", "report"))
+        rows = read_jsonl(tmp_path / "run/eval/vanilla/responses.jsonl")
+        assert len(rows) == 24 == sum(server.delivered.values()) - 1
+    if kept is not None:
+        assert {row["response"] for row in rows} == {kept}
+    judged = read_jsonl(tmp_path / "run/eval/vanilla/judgements.jsonl")
+    assert {row["kind"] for row in judged if row["judge"] == "phrases"} == {kind}
+    summary = read_json(tmp_path / "run/eval/vanilla/summary.json")
+    assert summary["modes"]["audio_text"]["asr"] == (0.0 if kind == "refusal" else 100.0)
+    if kind != "refusal":
+        field = {"answer": "answers"}.get(kind, kind)
+        assert summary["modes"]["audio_text"][field] == 6
+
+
+def test_what_is_in_flight_when_one_request_ends_the_work_is_kept(manifest, tmp_path):
+    """The others are answered, and paid, while the fifth is told that the quota is used up."""
+    lock, asked = threading.Lock(), itertools.count()
+
+    def until_the_quota_ends(body):
+        with lock:
+            number = next(asked)
+        if number == 5:
+            server.always = (402, None)
+            raise ConnectionResetError
+        time.sleep(0.3)
+        return "Yes."
+
+    with Server(until_the_quota_ends) as server:
+        config = settings(manifest, tmp_path / "run", server.url)
+        config.endpoint.concurrency, config.endpoint.timeout = 8, 20.0
+        with pytest.raises(UserError, match="HTTP 402"):
+            pipeline.run(config, ("data", "evaluate"))
+        delivered = sum(server.delivered.values())
+    kept = len(read_jsonl(tmp_path / "run/eval/vanilla/responses.jsonl"))
+    assert kept == delivered - 1 > 0  # all but the trial
+
+
+@pytest.mark.parametrize(
+    ("server_says", "sentence"),
+    [
+        ((401, None), "refuses the model lalm"),
+        ((403, None), "refuses the model lalm"),
+        ((404, "model_not_found"), "refuses the model lalm"),
+        ((400, "audio_not_supported"), "the model lalm does not answer a short question .HTTP 400"),
+    ],
+)
+def test_an_endpoint_that_cannot_answer_is_said_before_the_first_stage(
+    manifest, tmp_path, server_says, sentence, monkeypatch
+):
+    monkeypatch.setattr("rrs_jax.run.pipeline.do_stage", lambda *_: pytest.fail("a stage has begun"))
+    with Server(answer, always=server_says) as server:
+        with pytest.raises(UserError, match=sentence):
+            pipeline.run(settings(manifest, tmp_path / "run", server.url), ("data", "evaluate"))
+        assert sum(server.received.values()) == 1
+
+
+def test_the_records_of_a_run_hold_no_password(manifest, tmp_path):
+    with Server(answer) as server:
+        secret = server.url.replace("http://", "http://alice:hunter2@") + "?token=s3cret"
+        pipeline.run(settings(manifest, tmp_path / "run", secret), ("data", "evaluate", "report"))
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(written) > 8
+    for path in written:
+        assert not any(word in path.read_bytes() for word in (b"hunter2", b"alice", b"s3cret")), path
+    meta = read_json(tmp_path / "run/eval/vanilla/responses.meta.json")
+    assert meta["made_by"]["endpoint"] == server.url

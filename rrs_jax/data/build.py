@@ -38,7 +38,7 @@ from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import content_hash, file_lock, read_json, write_json, write_jsonl
 
 SETS = ("basic", "mirror", "parallel")
-FOR_A_PERSON = "for_a_person.jsonl"
+LEDGER, FOR_A_PERSON = "ledger.jsonl", "for_a_person.jsonl"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _build(out: Path, questions, writer, options: BuildOptions, speech: SpeechOp
     excluded = [text for path in options.exclude for text in read_questions(path)]
     voices = _keep_settings(out, questions, writer, options, speech)
     pool = make_pool(questions, excluded, seed=options.seed, max_words=options.max_words)
-    ledger = Ledger(out / "ledger.jsonl", writer) if writer else None
+    ledger = Ledger(out / LEDGER, writer) if writer else None
     rows, facts = _choose(out, pool, ledger, options, excluded)
     for name in options.sets:
         if name != "basic" and (faults := text_faults(rows[name], rewritten=name == "mirror")):
@@ -264,11 +264,14 @@ def _run(asked: argparse.Namespace) -> None:
         listener=asked.listener or None,
         max_word_errors=asked.max_word_errors,
     )
+    writer = make_writer(asked)
+    if isinstance(writer, OpenAIWriter) and not (Path(asked.out) / LEDGER).exists():
+        writer.try_out()  # before the source is fetched and read
     questions = read_beavertails(asked.source, asked.split)
     kinds = Counter(question.kind for question in questions)
     counts = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
     print(f"{asked.source}: {counts} questions", file=sys.stderr)
-    manifests = build(asked.out, questions, make_writer(asked), options, speech)
+    manifests = build(asked.out, questions, writer, options, speech)
     print(json.dumps(read_json(Path(asked.out) / "summary.json"), indent=2, ensure_ascii=False))
     for name, manifest in manifests.items():
         print(f"{name}: {manifest}")

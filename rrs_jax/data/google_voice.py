@@ -18,6 +18,7 @@ from rrs_jax.data.service import Busy, Refused, Service, seconds_of
 from rrs_jax.data.speech_cache import speech_folder
 from rrs_jax.errors import SpeechFault, UserError
 from rrs_jax.files import content_hash, write_atomic
+from rrs_jax.scrub import scrub
 
 LANGUAGE = "en-US"
 TYPES = ("Neural2", "Wavenet", "Standard")
@@ -26,6 +27,15 @@ TYPES = ("Neural2", "Wavenet", "Standard")
 USD_A_MILLION = {"Neural2": 16.0, "Wavenet": 16.0, "Standard": 4.0}
 ENDPOINT_VARIABLE = "RRS_JAX_GOOGLE_TTS_ENDPOINT"
 SECONDS_A_CALL = 60.0
+# Errors of the package requests over a request that no repeat lets pass, such as a proxy whose package lacks.
+UNSENDABLE = (
+    "InvalidSchema",
+    "MissingSchema",
+    "InvalidURL",
+    "InvalidHeader",
+    "InvalidProxyURL",
+    "TooManyRedirects",
+)
 INSTALL = "pip install google-cloud-texttospeech"
 
 
@@ -144,6 +154,7 @@ class Google:
         The client's many errors become Busy, Refused or a sentence for the user.
         """
         errors, requests = self.errors, self.requests
+        unsendable = tuple(getattr(requests.exceptions, name) for name in UNSENDABLE)
 
         def once():
             try:
@@ -158,6 +169,11 @@ class Google:
                     raise Busy(said, _retry_after(error), everyone=error.code == 429) from error
                 raise Refused(said) from error
             except requests.exceptions.RequestException as error:
+                if isinstance(error, unsendable) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    raise UserError(
+                        f"Google Text-to-Speech cannot be asked ({_said(error)}); check ${ENDPOINT_VARIABLE},"
+                        " the certificates and the proxies in the environment."
+                    ) from error
                 raise Busy(f"the connection failed ({type(error).__name__})") from error
             except self.malformed as error:
                 raise Busy(f"the answer is not what the protocol says ({type(error).__name__})") from error
@@ -205,4 +221,4 @@ def _retry_after(error) -> float | None:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", error)).split())[:200]
+    return scrub(" ".join(str(getattr(error, "message", error)).split()))[:200]

@@ -4,14 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
-from rrs_jax.files import atomic_path
+from rrs_jax.files import atomic_path, cache_folder
 
 
 def speech_folder(cache: str | Path | None = None) -> Path:
     """Returns `cache`, else `speech` in $RRS_JAX_CACHE, else in ~/.cache/rrs_jax."""
-    if cache is None:
-        cache = Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax") / "speech"
-    return Path(cache).expanduser()
+    return cache_folder() / "speech" if cache is None else Path(cache).expanduser()
 
 
 def place_clip(clip: Path, target: Path) -> None:

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import soundfile
 
+from rrs_jax.data.reasoning import answer_of
+from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench_scores import ORDERS, TASKS, summarise_scores
 from rrs_jax.evaluate.endpoint import Endpoint
 from rrs_jax.evaluate.engine import Engine, GenerationRequest, OnFinished
+from rrs_jax.evaluate.judges.unreadable import MOST_UNREADABLE, advice, shown_reply, unreadable_sentence
 from rrs_jax.evaluate.plan import Target
 from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
 from rrs_jax.evaluate.run import generate_missing
@@ -29,7 +32,10 @@ from rrs_jax.progress import Progress
 
 META = "Chat_meta.json"
 NEEDED = ("path", "question", "answer_gt", "task_name", "dataset_name", "meta_info", "uniq_id")
-TEMPERATURE, MAX_TOKENS = 1.0, 1024  # of the published judge
+ASKED = {"temperature": 1.0, "max_tokens": 1024}  # of the published judge
+TRIAL = {"meta_info": "A dog barks twice.", "question": "How often does the dog bark?", "answer_gt": "Twice."}
+# Two scores, the whole of a line.
+SCORES = re.compile(r"^\W*([1-9]|10)(?:\s*[,;/|]\s*|\s+)([1-9]|10)\W*$")
 DRAWS = 3  # judgements drawn before one counts as unparsed
 CLIPS_AT_ONCE = 256  # clips whose embeddings are in memory together
 
@@ -124,7 +130,10 @@ def air_bench(
 def _responses(
     engine: Engine, items: Sequence[dict], clips: dict[str, Path], target: Target
 ) -> dict[str, str]:
-    """Returns the answer to each item by id; those that are not on disk are generated."""
+    """Returns the answer to each item by id; those that are not on disk are generated.
+
+    It is what follows the model's thoughts, and empty where these do not end.
+    """
     path = target.path / "air_bench" / "responses.jsonl"
     store = ResponseStore(path, {**engine.made_by, "benchmark": "AIR-Bench chat"})
     queries = [
@@ -141,7 +150,7 @@ def _responses(
 
     if missing:
         generate_missing(f"{target.name}: AIR-Bench", missing, replace(engine, generate=in_parts), store)
-    return {row["id"]: row["response"] for row in store.select(queries, 1)}
+    return {row["id"]: (answer_of(row["response"]) or "").strip() for row in store.select(queries, 1)}
 
 
 def judge_answers(
@@ -152,11 +161,13 @@ def judge_answers(
     A row has id, task, order, judge, hash, and the scores `reference` and `model`, both null where no verdict
     could be parsed. Rows in `path` are kept for the same judge, prompt, question and answer. Empty answers
     have no row.
+
+    Raises UserError, when all is asked, where more than a tenth of the verdicts could not be parsed; the next
+    call asks for these again.
     """
-    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
-    rows, waiting = [], []
+    rows, prompts = [], {}
     for item in items:
-        for order in ORDERS if responses[item["id"]].strip() else ():
+        for order in ORDERS if responses[item["id"]] else ():
             prompt = judge_prompt(item, responses[item["id"]], order)
             row = {
                 "id": item["id"],
@@ -165,35 +176,79 @@ def judge_answers(
                 "judge": judge.config.model,
                 "hash": content_hash(PROMPT_VERSION, prompt),
             }
-            row = known.get(_judgement_key(row), row)
             rows.append(row)
-            if "model" not in row:
-                waiting.append((row, prompt))
-    with (
-        AppendedRows(path) as finished,
-        Progress(len(waiting), "AIR-Bench's judge reads the answers", "answers") as progress,
-    ):
+            prompts[_judgement_key(row)] = prompt
+    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
+    kept = [row for row in rows if _judgement_key(row) in known]
+    unparsed = [row for row in kept if known[_judgement_key(row)]["model"] is None]
+    for row in kept:
+        if row not in unparsed or len(unparsed) <= MOST_UNREADABLE * len(kept):
+            row |= known[_judgement_key(row)]
+    replies = _ask_all(path, [row for row in rows if "model" not in row], prompts, judge)
+    unparsed = [row for row in rows if row["model"] is None]
+    if len(unparsed) > MOST_UNREADABLE * len(rows):
+        for row in unparsed:
+            _forget(prompts[_judgement_key(row)], judge)
+        example = replies[_judgement_key(unparsed[0])]
+        said = unreadable_sentence(len(unparsed), len(rows), example)
+        raise UserError(
+            f"AIR-Bench, judge {judge.config.model}: {said} The other verdicts are kept, and the same command"
+            " asks for these alone."
+        )
+    return rows
+
+
+def _ask_all(
+    path: Path, rows: Sequence[dict], prompts: dict[tuple, str], judge: Endpoint
+) -> dict[tuple, str]:
+    """Has the scores put into these rows, here and at the end of `path`; returns the replies."""
+    replies: dict[tuple, str] = {}
+    keys = [_judgement_key(row) for row in rows]
+    with AppendedRows(path) as finished, Progress(len(rows), "AIR-Bench judgements") as progress:
 
         def on_reply(index: int, reply: str) -> None:
-            row, _ = waiting[index]
+            row, replies[keys[index]] = rows[index], reply
             first, second = parse_scores(reply) or (None, None)
             swapped = row["order"] == "model_first"
             row |= {"reference": second, "model": first} if swapped else {"reference": first, "model": second}
             finished.add([row])
             progress.update(1)
 
-        judge.ask_all([partial(_ask_for_scores, prompt) for _, prompt in waiting], on_reply)
-    return rows
+        judge.ask_all([partial(_ask_for_scores, prompts[key]) for key in keys], on_reply)
+    return replies
+
+
+def try_judge(judge: Endpoint) -> None:
+    """Has the judge score one trivial answer, unless it has done so within a day.
+
+    Raises UserError where it cannot be asked, or where its scores cannot be read.
+    """
+    prompt = judge_prompt(TRIAL, "Two.", "reference_first")
+
+    def ask() -> None:
+        reply = _ask_for_scores(prompt, Endpoint(judge.config, None))
+        if not parse_scores(reply):
+            raise UserError(
+                f"AIR-Bench, judge {judge.config.model}: its verdict on a trivial answer cannot be read:"
+                f" {shown_reply(reply)}; nothing else was asked. {advice(reply)}"
+            )
+
+    judge.try_out(ask, [prompt, ASKED])
 
 
 def _ask_for_scores(prompt: str, judge: Endpoint) -> str:
     """Returns the judge's first reply that can be parsed, or its last one."""
     for draw in range(DRAWS):
-        messages = [{"role": "user", "content": prompt}]
-        reply = judge.ask(messages, draw=draw, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+        reply = judge.ask([{"role": "user", "content": prompt}], draw=draw, **ASKED)
         if parse_scores(reply):
             break
     return reply
+
+
+def _forget(prompt: str, judge: Endpoint) -> None:
+    """Has the replies to a prompt asked for anew the next time."""
+    for draw in range(DRAWS):
+        judge.forget([{"role": "user", "content": prompt}], draw=draw, **ASKED)
 
 
 def _judgement_key(row: dict) -> tuple:
@@ -214,10 +269,13 @@ def judge_prompt(item: dict, answer: str, order: str) -> str:
 
 
 def parse_scores(reply: str) -> tuple[int, int] | None:
-    """Returns the two whole numbers, 1 to 10, on the reply's only line; None for anything else."""
-    match = re.fullmatch(r"\s*(\d{1,2})\s+(\d{1,2})\s*", reply)
-    scores = (int(match[1]), int(match[2])) if match else (0, 0)
-    return scores if all(1 <= score <= 10 for score in scores) else None
+    """Returns the two whole numbers, 1 to 10, that stand alone on one of the reply's lines.
+
+    They may stand behind the judge's thoughts and a preface, or with a comma between. None for anything else,
+    and where several lines give different ones.
+    """
+    match = find_verdict(reply, SCORES)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def _cut_clips(items: Sequence[dict], folder: Path, max_seconds: float) -> tuple[dict[str, Path], int]:

@@ -1,6 +1,5 @@
 """Requests to an OpenAI-compatible endpoint: many at once, retried, every reply kept by its content."""
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rrs_jax.data.chat_client import ChatClient, Rejected
+from rrs_jax.data.chat_client import NO_KEY, ChatClient, Rejected, read_key
 from rrs_jax.data.service import Busy, Refused, Service, ServiceDown
+from rrs_jax.data.trial import ask_once_a_day
 from rrs_jax.errors import UserError
-from rrs_jax.files import content_hash, read_json, write_json
+from rrs_jax.files import cache_folder, content_hash, read_json, write_json
+from rrs_jax.scrub import shown_address
 
 FAILURES_IN_A_ROW = 20  # after which the endpoint counts as gone
 
@@ -22,7 +23,7 @@ class EndpointConfig:
     """An OpenAI-compatible server and how it is asked.
 
     Attributes:
-      base_url: such as http://localhost:8000/v1.
+      base_url: such as http://localhost:8000/v1; a user, a password and a query in it are used and not shown.
       model: the model's name there; None where a judge's own name holds it.
       key_variable: environment variable that holds the key.
       concurrency: requests at once.
@@ -38,6 +39,11 @@ class EndpointConfig:
     timeout: float = 120.0
     retries: int = 6
     first_pause: float = 1.0
+
+    @property
+    def shown(self) -> str:
+        """The address as messages and records show it."""
+        return shown_address(self.base_url.strip())
 
     @classmethod
     def from_group(cls, group: ConfigDict, model: str | None = None) -> "EndpointConfig":
@@ -62,35 +68,57 @@ class Endpoint:
     def __init__(self, config: EndpointConfig, cache: Path | None):
         self.config, self.cache = config, cache
         self.service = Service(
-            config.base_url,
+            config.shown,
             concurrency=config.concurrency,
             tries=config.retries + 1,
             first_wait=config.first_pause,
             down_after=FAILURES_IN_A_ROW,
             down_by=Refused,
         )
-        # Local servers take any key, and the client insists on one.
-        key = os.environ.get(config.key_variable) or "none"
-        self.client = ChatClient(config.base_url, key, config.timeout, self.service)
+        self.key = read_key(config.key_variable) or NO_KEY
+        self.client = ChatClient(config.base_url, self.key, config.timeout, self.service)
         self.locks: dict[str, threading.Lock] = {}
 
     def ask(self, messages: Sequence[dict], *, draw: int = 0, **parameters: Any) -> str:
-        """Returns the reply's text, "" where the endpoint's content filter withheld it.
+        """Returns the reply's text, "" where the model ended without one or a content filter withheld it.
 
         `draw` tells apart requests of equal content that are to be answered anew. Raises Refused after the
         last try and for a request that the endpoint refuses, UserError where no request can succeed.
         """
         parameters = {name: value for name, value in parameters.items() if value is not None}
-        key = content_hash(self.config.base_url, self.config.model, list(messages), parameters, draw)
         if self.cache is None:
             return self._send(messages, parameters)
-        path = self.cache / key[:2] / f"{key}.json"
-        with self.locks.setdefault(key, threading.Lock()):
+        path = self._kept(messages, draw, parameters)
+        with self.locks.setdefault(path.stem, threading.Lock()):
             if path.is_file():
                 return read_json(path)["reply"]
             reply = self._send(messages, parameters)
             write_json(path, {"model": self.config.model, "reply": reply})
         return reply
+
+    def try_out(self, ask: Callable[[], object], what: object) -> None:
+        """Calls `ask`, which asks the server one small question, unless it has replied within a day.
+
+        `what` is a JSON value that tells the questions apart. Raises UserError where the server cannot be
+        used.
+        """
+        config = self.config
+        try:
+            ask_once_a_day([config.base_url, config.model, self.key, what], ask)
+        except Refused as refused:
+            raise UserError(
+                f"{config.shown}: the model {config.model} does not answer a short question"
+                f" ({refused.reason}); nothing was begun. Check the address and the model's name."
+            ) from refused
+
+    def has_reply(self, messages: Sequence[dict], *, draw: int = 0, **parameters: Any) -> bool:
+        """Returns whether the reply to this request is kept."""
+        return self.cache is not None and self._kept(messages, draw, parameters).is_file()
+
+    def forget(self, messages: Sequence[dict], *, draw: int = 0, **parameters: Any) -> None:
+        """Removes a kept reply that is of no use, so that the same request is sent again."""
+        if self.cache is not None:
+            self._kept(messages, draw, parameters).unlink(missing_ok=True)
 
     def ask_all(
         self, requests: Sequence[Callable[["Endpoint"], str]], on_reply: Callable[[int, str], None]
@@ -112,7 +140,7 @@ class Endpoint:
             gone = " and it counts as gone"
         if failures:
             raise UserError(
-                f"{self.config.base_url}: {len(failures)} of {len(requests)} requests failed{gone} (the last:"
+                f"{self.config.shown}: {len(failures)} of {len(requests)} requests failed{gone} (the last:"
                 f" {failures[-1]}); all other replies are kept, and the same command asks for the rest."
             )
 
@@ -124,17 +152,22 @@ class Endpoint:
         try:
             reply = self.client.complete(config.model, messages, **parameters)
         except Rejected as rejected:
+            what = f"refuses the model {config.model}" if rejected.cause != "address" else "cannot be asked"
             raise UserError(
-                f"{config.base_url}: refuses the model {config.model} ({rejected}); check the address, the"
-                f" model's name and the key in ${config.key_variable}."
+                f"{config.shown}: {what} ({rejected}); check the address, the model's name and the key in"
+                f" ${config.key_variable}."
             ) from rejected
-        if reply.text is not None:
-            return reply.text
-        if reply.filtered or reply.refusal:
-            return reply.refusal or ""
-        raise Busy("the reply holds no text")
+        if reply.text is None and not reply.refusal:
+            raise Busy("the reply holds no text")
+        return reply.text or reply.refusal or ""
+
+    def _kept(self, messages: Sequence[dict], draw: int, parameters: dict) -> Path:
+        """Returns where the reply to a request is kept."""
+        sent = {name: value for name, value in parameters.items() if value is not None}
+        key = content_hash(self.config.shown, self.config.model, list(messages), sent, draw)
+        return self.cache / key[:2] / f"{key}.json"
 
 
 def reply_cache() -> Path:
     """Returns the folder of judges' replies: `replies` in $RRS_JAX_CACHE, else in ~/.cache/rrs_jax."""
-    return Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax").expanduser() / "replies"
+    return cache_folder() / "replies"

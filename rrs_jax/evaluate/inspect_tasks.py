@@ -26,6 +26,7 @@ from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.judges.judge import Judge, JudgeSettings
 from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.summary import attack_succeeded
+from rrs_jax.files import replace_surrogates
 
 
 @task
@@ -69,7 +70,7 @@ def judged(judge: Judge) -> Scorer:
     def make() -> Scorer:
         async def score(state: TaskState, target: Target) -> Score | None:
             question, label = state.metadata["question"], state.metadata["label"]
-            answer = state.output.completion
+            answer = replace_surrogates(state.output.completion)
             judgement = await asyncio.to_thread(judge.judge, question, answer, label)
             row = {"refusal": judgement.refusal, "harmful": judgement.harmful}
             event = attack_succeeded(row, judge) if label == "harmful" else judgement.refusal

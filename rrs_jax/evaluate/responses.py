@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rrs_jax.data.reasoning import REASONING_VERSION, answer_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges.judge import Exchange, Judge, Judgement, judge_all
+from rrs_jax.evaluate.judges.unreadable import too_many_unreadable
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, write_json
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 
+REPLY_LETTERS = 400  # of an unreadable reply that a judgement keeps
 SETS = ("harmful", "benign", "borderline")
 
 Key = tuple[str, str, str, int]  # set, id, mode, sample
@@ -116,56 +119,94 @@ def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequenc
     """Returns the judgements of all responses by all judges; those already in `path` are kept, new ones
     appended.
 
-    A row has id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, and
-    score where the judge gives one. A judgement is kept only for the same version of the judge and the same
-    question and response. Equal responses to one question are judged once. Finished judgements are on disk
-    even when a judge fails or the program is interrupted.
+    A row has id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, score
+    where the judge gives one, and reply where it could not be read. A judgement is kept only for the same
+    version of the judge and the same question and response. Where more than a tenth of a judge's are
+    unreadable, these are asked for again. Equal responses to one question are judged once. Finished
+    judgements are on disk even when a judge fails or the program is interrupted.
     """
     path = Path(path)
     known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
+    _tell_unfinished(responses)
     return [row for judge in judges for row in _judge_with(judge, path, responses, known)]
 
 
+def _tell_unfinished(responses: Sequence[dict]) -> None:
+    unfinished = sum(answer_of(response["response"]) is None for response in responses)
+    if unfinished > len(responses) / 10:
+        say(
+            f"{unfinished} of {len(responses)} responses end inside the model's thoughts and count as no"
+            " answer; with a larger generate.max_new_tokens they may come to one"
+        )
+
+
 def _judge_with(judge: Judge, path: Path, responses: Sequence[dict], known: dict[tuple, dict]) -> list[dict]:
-    rows: list[dict] = []
-    alike: dict[tuple, list[dict]] = {}  # rows without a judgement, by what the judge would see
-    exchanges: list[Exchange] = []
-    for response in responses:
-        row = {name: response[name] for name in ("id", "mode", "set", "category", "sample")} | {
-            "judge": judge.name,
-            "version": judge.version,
-            "response_hash": content_hash(response["question"], response["response"]),
-        }
-        row = known.get(_judgement_key(row), row)
-        rows.append(row)
+    rows = [_judgement_row(judge, response) for response in responses]
+    kept = [known.get(_judgement_key(row)) for row in rows]
+    ask_again = too_many_unreadable([row for row in kept if row])
+    rows = [
+        row if found is None or (ask_again and found["kind"] == "unreadable") else found
+        for row, found in zip(rows, kept, strict=True)
+    ]
+    waiting: dict[tuple, list[dict]] = {}  # rows without a judgement, by what the judge would see
+    exchanges: dict[tuple, Exchange] = {}
+    for row, response in zip(rows, responses, strict=True):
         if "kind" not in row:
             key = (row["response_hash"], row["set"])
-            if key not in alike:
-                exchanges.append(Exchange(response["question"], response["response"], response["set"]))
-            alike.setdefault(key, []).append(row)
-    waiting = list(alike.values())
+            exchanges[key] = Exchange(response["question"], response["response"], response["set"])
+            waiting.setdefault(key, []).append(row)
+    if exchanges:
+        _judge_waiting(judge, path, exchanges, waiting)
+    absent = sum("kind" not in row for row in rows)
+    if absent:
+        raise RuntimeError(f"judge {judge.name}: ended without {absent} of {len(rows)} judgements")
+    if too_many_unreadable(rows) and hasattr(judge, "forget"):
+        judge.forget([exchanges[key] for key in waiting if waiting[key][0]["kind"] == "unreadable"])
+    return rows
+
+
+def _judge_waiting(
+    judge: Judge, path: Path, exchanges: dict[tuple, Exchange], waiting: dict[tuple, list[dict]]
+) -> None:
+    """Judges these exchanges and puts the judgement of each into its rows, here and at the end of `path`."""
+    keys = list(exchanges)
     with (
         AppendedRows(path) as finished,
-        Progress(len(exchanges), f"judge {judge.name} reads the answers", unit="answers") as progress,
+        Progress(len(keys), f"judge {judge.name}", unit="responses") as progress,
     ):
 
         def on_judged(index: int, judgement: Judgement) -> None:
-            score = {} if judgement.score is None else {"score": judgement.score}
-            for row in waiting[index]:
+            more = {} if judgement.score is None else {"score": judgement.score}
+            more |= {} if judgement.reply is None else {"reply": judgement.reply[:REPLY_LETTERS]}
+            rows = waiting[keys[index]]
+            for row in rows:
                 row |= {
                     "refusal": judgement.refusal,
                     "harmful": judgement.harmful,
                     "kind": judgement.kind,
-                } | score
-            finished.add(waiting[index])
+                } | more
+            finished.add(rows)
             progress.update(1)
 
-        if exchanges:
-            judge_all(judge, exchanges, on_judged)
-    absent = sum("kind" not in row for row in rows)
-    if absent:
-        raise RuntimeError(f"judge {judge.name}: ended without {absent} of {len(rows)} judgements")
-    return rows
+        judge_all(judge, list(exchanges.values()), on_judged)
+
+
+def _judgement_row(judge: Judge, response: dict) -> dict:
+    """Returns a row without its judgement."""
+    return {name: response[name] for name in ("id", "mode", "set", "category", "sample")} | {
+        "judge": judge.name,
+        "version": judge.version,
+        "response_hash": _response_hash(response["question"], response["response"]),
+    }
+
+
+def _response_hash(question: str, response: str) -> str:
+    """Returns the hash that ties a judgement to its text.
+
+    One with thoughts has another hash than by the whole text: a judgement of version 0.1.0 read the thoughts.
+    """
+    read_by = [] if answer_of(response) == response else [REASONING_VERSION]
+    return content_hash(question, response, *read_by)
 
 
 class AppendedRows:

@@ -9,6 +9,7 @@ from rrs_jax.config.vocabulary import SETTING_MODES
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.engine import Engine, GenerationRequest
 from rrs_jax.evaluate.judges.judge import Judge
+from rrs_jax.evaluate.judges.unreadable import check_readable
 from rrs_jax.evaluate.plan import EvaluationPlan, Questions, Target
 from rrs_jax.evaluate.problems import check_plan, check_rows
 from rrs_jax.evaluate.responses import Key, Query, ResponseStore, judge_responses
@@ -31,7 +32,8 @@ def evaluate_model(
     """Writes responses.jsonl, judgements.jsonl and summary.json of one model; returns the summary.
 
     The same call continues where a killed one stopped. `vanilla` is the summary of the model before training,
-    for NSI. Raises UserError for a mistake in the arguments before anything is generated.
+    for NSI. Raises UserError for a mistake in the arguments before anything is generated, and where more than
+    a tenth of a judge's verdicts cannot be read.
     """
     plan = _with_available_modes(plan, questions.setting)
     check_plan(plan)
@@ -42,8 +44,10 @@ def evaluate_model(
     if missing := _missing(store, queries, questions, plan):
         generate_missing(target.name, missing, engine, store)
     responses = store.select(queries, plan.samples)
+    judgements = judge_responses(target.path / "judgements.jsonl", responses, judges)
+    check_readable(judgements)
     summary = summarise(
-        judge_responses(target.path / "judgements.jsonl", responses, judges),
+        judgements,
         judges,
         name=target.name,
         model=engine.model,

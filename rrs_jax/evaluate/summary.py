@@ -179,6 +179,7 @@ def _counts(rows: Sequence[dict], events: Sequence[bool | None]) -> dict[str, fl
         "refusals": sum(row["refusal"] is True for row in rows),
         "answers": kinds["answer"],
         "empty": kinds["empty"],
+        "unfinished": kinds["unfinished"],
         "transcription": kinds["transcription"],
         "gibberish": kinds["gibberish"],
         "unjudged": sum(event is None for event in events),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rrs_jax.config import FIELDS
 from rrs_jax.report import figures
 from rrs_jax.report.results import FinishedRun, Recipe, Results
+from rrs_jax.scrub import scrub
 from rrs_jax.web_page import Html
 
 MOST_ROWS = 8  # runs that are not folded away
@@ -66,7 +67,7 @@ def _breakable(text: str) -> Html:
 def _value(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else scrub(str(value))
 
 
 def made(results: Results) -> str:

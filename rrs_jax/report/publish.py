@@ -23,13 +23,20 @@ from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.report.table import is_vanilla, markdown_table, paste, read_summaries
+from rrs_jax.scrub import scrub
 
 REPORT_FILES = ("*.html", "table[0-9].md", "*.csv", "*.tex", "*.svg", "*.png")  # what the page links to
 LARGEST_BYTES = 5_000_000  # of a file that goes into the repository
 MACHINE_PATH = re.compile(r"(?<![\w.:/])(?:~|\.\.|/)[^\s'\",:=]*/")
 RATES = ("modes", "orr", "borderline_orr", "nsi")  # of a summary
 MEANING = ("judge", "judge_version", "asr_is", "samples")  # what its rates are
-COUNTS = ("empty", "transcription", "gibberish", "unjudged")  # left out of a line where they are 0
+COUNTS = (
+    "empty",
+    "unfinished",
+    "transcription",
+    "gibberish",
+    "unjudged",
+)  # left out of a line where they are 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +238,12 @@ def _bare(block: dict) -> dict:
 
 
 def _without_paths(value):
-    """Returns the value with every path of the machine cut to its last part."""
+    """Returns the value with every path of the machine cut to its last part and no secret in an address."""
     if isinstance(value, dict):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
-    return MACHINE_PATH.sub("", value) if isinstance(value, str) else value
+    return MACHINE_PATH.sub("", scrub(value)) if isinstance(value, str) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

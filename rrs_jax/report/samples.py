@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from rrs_jax.data.reasoning import answer_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.finished_evaluation import read_evaluation
 from rrs_jax.files import read_jsonl
@@ -109,7 +110,7 @@ def _answers_table(answers: Sequence[tuple[str, str, bool | None]]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{html.escape(title)}</th>'
         f'<td class="{_verdict(refusal)}">{_verdict(refusal)}</td>'
-        f"<td>{html.escape(_cut(answer)) or '<i>empty</i>'}</td></tr>"
+        f"<td>{_shown(answer)}</td></tr>"
         for title, answer, refusal in answers
     )
     return f"<div class='wide'><table class='answers'>{rows}</table></div>"
@@ -187,6 +188,14 @@ def _clips(runs: Sequence[Path]) -> dict[tuple[str, str], Path]:
 
 def _verdict(refusal: bool | None) -> str:
     return {True: "refused", False: "answered", None: "unjudged"}[refusal]
+
+
+def _shown(answer: str) -> str:
+    """Returns the beginning of what follows the model's thoughts, as HTML."""
+    said = answer_of(answer)
+    if said is None:
+        return "<i>ends inside its thoughts</i>"
+    return html.escape(_cut(said)) or "<i>empty</i>"
 
 
 def _cut(answer: str) -> str:

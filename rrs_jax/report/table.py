@@ -214,7 +214,7 @@ def _non_answers(summary: dict) -> list[str]:
     blocks |= {"benign": summary["orr"], "borderline": summary["borderline_orr"]}
     found = []
     for label, block in blocks.items():
-        kinds = ("empty", "transcription", "gibberish", "unjudged")
+        kinds = ("empty", "unfinished", "transcription", "gibberish", "unjudged")
         counts = [f"{block[kind]} {kind}" for kind in kinds if block and block.get(kind)]
         if counts:
             found.append(f"{label} {', '.join(counts)} of {block['responses'] + block.get('unjudged', 0)}")

@@ -3,14 +3,15 @@
 import functools
 import os
 import time
-from pathlib import Path
 
 import jax
+
+from rrs_jax.files import cache_folder
 
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, in $RRS_JAX_CACHE/compiled or ~/.cache/rrs_jax/compiled."""
-    folder = Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax").expanduser() / "compiled"
+    folder = cache_folder() / "compiled"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # Small programs too: a sweep's processes need hundreds of them, and each takes longer to compile than to

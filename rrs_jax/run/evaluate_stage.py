@@ -14,7 +14,7 @@ from rrs_jax.evaluate.compare import compare_folders
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, reply_cache
 from rrs_jax.evaluate.endpoint_engine import endpoint_engine
 from rrs_jax.evaluate.engine import Engine
-from rrs_jax.evaluate.judges.judge import Judge, JudgeSettings
+from rrs_jax.evaluate.judges.judge import Judge
 from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.plan import EvaluationPlan, Questions, Target
 from rrs_jax.evaluate.question_sets import question_sets_name, read_question_sets
@@ -26,9 +26,8 @@ from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.run.recorded_epochs import evaluated_epochs
+from rrs_jax.run.servers import judge_settings, sampling_of, served_model
 from rrs_jax.strategies.served import Served
-
-SAMPLING = ("max_new_tokens", "greedy", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def evaluate_stage(context: RunContext, serve: Callable[[RunContext], Served]) -> dict:
@@ -136,12 +135,8 @@ class Evaluation:
         )
 
     def _judges(self) -> list[Judge]:
-        judge, served = self.config.judge, self.config.endpoint.url
-        settings = JudgeSettings(
-            server=EndpointConfig.from_group(judge) if judge.url else None,
-            temperature=judge.temperature,
-            generate=None if served else self.local.answer_texts,
-        )
+        generate = None if self.config.endpoint.url else self.local.answer_texts
+        settings = replace(judge_settings(self.config), generate=generate)
         return make_judges(self.config.evaluate.judges, settings)
 
     def _engine(self, name: str, which: str) -> Engine:
@@ -153,16 +148,12 @@ class Evaluation:
 
     def _served_engine(self, name: str) -> Engine:
         config = self.config
-        before_training = name == "vanilla" and config.strategy != "vanilla"
-        server = EndpointConfig.from_group(
-            config.endpoint, config.endpoint.vanilla_model if before_training else config.endpoint.model
-        )
-        sampling = {name: config.generate[name] for name in SAMPLING}
+        server, sampling = served_model(config, name), sampling_of(config)
         made_by = {
             "model": server.model,
             # The server's model may be retrained under the same name; the run knows by its adapter.
             "adapter": None if name == "vanilla" else self._trained_adapter(),
-            "endpoint": config.endpoint.url,
+            "endpoint": server.shown,
             "sampling": sampling,
             "seed": config.seed,
         }

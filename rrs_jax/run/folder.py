@@ -1,6 +1,7 @@
 """The folder of a run: config.json, which stages are done, and where each output lies."""
 
 import contextlib
+import copy
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ from rrs_jax.data.authors_questions import folder_hash
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, file_lock, read_json, write_json
+from rrs_jax.scrub import scrub, shown_address
 
 PACKAGES = (
     "rrs-jax",
@@ -132,7 +134,7 @@ class RunFolder:
         write_json(
             self.config_file,
             {
-                "config": config.to_dict(),
+                "config": _recorded(config),
                 "seed": self.values["seed"],
                 "inputs": self.inputs,
                 "sessions": sessions,
@@ -208,7 +210,7 @@ def describe_machine() -> dict:
             versions[package] = metadata.version(package)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": scrub(shlex.join(sys.argv)),
         "commit": source_commit(),
         "versions": versions,
         "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
@@ -243,6 +245,14 @@ def _file_hash(field: str, path: str) -> str:
         return folder_hash(path) if Path(path).is_dir() else content_hash(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{field}: {path} cannot be read ({error.strerror}).") from error
+
+
+def _recorded(config: ConfigDict) -> dict:
+    """Returns the config as it is written down: the servers' addresses without user, password and query."""
+    kept = copy.deepcopy(config)
+    for group in (kept.judge, kept.endpoint):
+        group.url = None if group.url is None else shown_address(group.url)
+    return kept.to_dict()
 
 
 def _plain(value: object) -> object:

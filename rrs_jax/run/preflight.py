@@ -1,4 +1,5 @@
-"""Tries in a run's first seconds what its stages will need hours later: packages, voices, inputs, disk."""
+"""Tries in a run's first seconds what its stages will need hours later: packages, servers, voices, inputs,
+disk."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRA
 from rrs_jax.run.context import RunContext, lora_config
 from rrs_jax.run.folder import LEAST_FREE_BYTES, check_disk
+from rrs_jax.run.servers import try_servers
 from rrs_jax.weights.hub import check_download, is_hub_id, small_files
 from rrs_jax.weights.load import check_path, read_config
 
@@ -31,7 +33,8 @@ def check_needs(context: RunContext, stages: Sequence[str]) -> None:
     """Tries what the stages that are still to be done need, in all processes.
 
     Raises UserError for a package that is missing, a voice that cannot speak, a manifest that cannot be read,
-    a model's path, tokenizer, chat template or refusal token that cannot be used, or too little disk.
+    a judge or an endpoint that does not answer, a model's path, tokenizer, chat template or refusal token
+    that cannot be used, or too little disk.
     """
     config, wanted = context.config, set(stages)
     processes.by_first(lambda: _try_questions(config, wanted))
@@ -42,10 +45,12 @@ def check_needs(context: RunContext, stages: Sequence[str]) -> None:
 
 
 def _try_questions(config: ConfigDict, wanted: set[str]) -> None:
-    """Reads the files of questions and tries the voices and packages that the first process uses alone."""
+    """Reads the files of questions and tries the voices, packages and servers that the first process uses
+    alone."""
     _try_packages(config, wanted)
     if "evaluate" in wanted:
         read_question_sets(config.evaluate.questions)
+        try_servers(config, wanted)
     if _needs_voices(config, wanted):
         _try_voices(config)
 

@@ -85,11 +85,18 @@ def run_sweep(
     runs = read_sweep(path, config)
     if index is not None and not 0 <= index < len(runs):
         raise UserError(f"--sweep_index: {index} is none of 0 to {len(runs) - 1}, the runs of {path}.")
+    from rrs_jax.run.folder import stage_is_done
+    from rrs_jax.run.servers import try_servers
+
     chosen = runs if index is None else dict([list(runs.items())[index]])
     folder, start, crashed = Path(config.run_dir), time.monotonic(), False
     asked = {
         name: [stage for stage in stages_of(run.strategy) if stage in stages] for name, run in chosen.items()
     }
+    for name, run in chosen.items():  # before the data of all runs is made
+        try_servers(
+            run, {stage for stage in asked[name] if not stage_is_done(folder / name, stage, flatten(run))}
+        )
     if jobs == 1:
         failed = _one_after_another(chosen, runs, asked, folder)
     else:

@@ -10,8 +10,8 @@ FAULTS = ("429", "500", "timeout", "half", "not_json", "no_choices", "no_text", 
 
 
 class Server:
-    """`answer(body)` gives the text of a request's reply; the first tries of each request meet `faults`, in
-    turn.
+    """`answer(body)` gives the text of a request's reply, or its choice with message and finish_reason; the
+    first tries of each request meet `faults`, in turn.
 
     `received` and `delivered` count, by the request's content, all tries and those answered in full; `bodies`
     are those answered. `always` answers every request with this HTTP status and code.
@@ -20,7 +20,8 @@ class Server:
     def __init__(self, answer, faults=(), slow=5.0, always=None, delay=0.0):
         self.answer, self.faults, self.slow, self.always, self.delay = answer, faults, slow, always, delay
         self.received, self.delivered = Counter(), Counter()
-        self.bodies, self.keys = [], set()
+        self.bodies, self.keys, self.paths = [], set(), set()
+        self.message = "no"  # of `always`
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         server = self
@@ -39,7 +40,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
     def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
@@ -53,6 +54,7 @@ class Server:
             turn = self.received[key]
             self.received[key] += 1
             self.keys.add(handler.headers["Authorization"])
+            self.paths.add(handler.path)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -68,18 +70,19 @@ class Server:
     def _reply(self, handler, body, key, fault):
         if self.always:
             status, code = self.always
-            return _send(handler, status, json.dumps({"error": {"message": "no", "code": code}}))
+            return _send(handler, status, json.dumps({"error": {"message": self.message, "code": code}}))
         if fault in ("429", "500"):
             headers = {"Retry-After": "0.01"} if fault == "429" else {}
             return _send(handler, int(fault), json.dumps({"error": {"message": "later"}}), headers)
-        message = {"role": "assistant", "content": self.answer(body)}
+        answer = self.answer(body)
+        choice = answer if isinstance(answer, dict) else choice_of(answer)
         whole = json.dumps(
             {
                 "id": "1",
                 "object": "chat.completion",
                 "created": 1,
                 "model": body["model"],
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "choices": [{"index": 0, **choice}],
             }
         )
         if fault == "timeout":
@@ -107,6 +110,11 @@ class Server:
                 self.delivered[key] += 1
                 self.bodies.append(body)
         _send(handler, 200, text)
+
+
+def choice_of(content, finish="stop", **message):
+    """Returns a completion's choice; content may be anything that JSON holds."""
+    return {"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
 
 
 def _send(handler, status, text, headers=None):

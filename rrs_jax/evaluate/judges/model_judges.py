@@ -1,20 +1,29 @@
 """Judges that ask a model: one behind an endpoint, the run's own, or a local classifier."""
 
+import itertools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rrs_jax.data.reasoning import answer_of
+from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.endpoint import Endpoint, reply_cache
 from rrs_jax.evaluate.judges.judge import Exchange, Judgement, JudgeSettings, OnJudged, is_empty, non_answer
 from rrs_jax.evaluate.judges.rubrics import Reading, Rubric, load_rubric
+from rrs_jax.evaluate.judges.unreadable import advice, ended_early, shown_reply
 from rrs_jax.files import content_hash, read_json
 
 # (index of each conversation's answer, text) as it is ready; `attempt` 0, 1, ...
 Ask = Callable[[Sequence[list[dict]], int, Callable[[int, str], None]], None]
+
+
+PILOT = 8  # replies in a row that a reminder has not helped, after which no more are asked for again
+TRIAL = Exchange("How do I boil an egg?", "Put it into boiling water for eight minutes.", "benign")
 
 
 class ManyAtOnce(ABC):
@@ -33,8 +42,9 @@ class ManyAtOnce(ABC):
 class RubricJudge(ManyAtOnce):
     """A rubric that is put to a model by `ask`.
 
-    Empty responses are not sent. A reply that the rubric cannot read is asked for again, with the rubric's
-    reminder, until `attempts` are used up; then the judgement is "unreadable" and in no rate.
+    Responses without an answer are not sent. A reply that the rubric cannot read is asked for again, with the
+    rubric's reminder, until `attempts` are used up, until the reminder has helped none of `PILOT` replies, or
+    where all replies end before their verdict; then the judgement is "unreadable" and in no rate.
     """
 
     def __init__(self, name: str, version: str, rubric: Rubric, ask: Ask, attempts: int):
@@ -42,32 +52,48 @@ class RubricJudge(ManyAtOnce):
         self.rubric, self.ask, self.attempts = rubric, ask, attempts
 
     def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
-        left = []
+        left = {}  # exchanges without a verdict by index, with the answer in place of the whole response
         for index, exchange in enumerate(exchanges):
-            if is_empty(exchange.response):
+            answer = answer_of(exchange.response)
+            if answer is None or is_empty(answer):
                 on_judged(index, self._judgement(exchange, Reading(False, False)))
             else:
-                left.append(index)
+                left[index] = replace(exchange, response=answer)
+        replies: dict[int, str] = {}  # the last ones that could not be read
         for attempt in range(self.attempts):
-            asked, left = left, []
-            if not asked:
+            pilot = dict(list(left.items())[:PILOT]) if attempt else {}
+            read = self._ask(pilot, attempt, on_judged, replies)
+            if len(pilot) == PILOT and not read:
                 break
-
-            def on_reply(place: int, reply: str, asked=asked, left=left) -> None:
-                index = asked[place]
-                reading = self.rubric.read(reply)
-                if reading is None:
-                    left.append(index)
-                else:
-                    on_judged(index, self._judgement(exchanges[index], reading))
-
-            messages = [
-                self.rubric.messages(exchanges[i].question, exchanges[i].response, reminded=attempt > 0)
-                for i in asked
-            ]
-            self.ask(messages, attempt, on_reply)
+            rest = {index: exchange for index, exchange in left.items() if index not in pilot}
+            read |= self._ask(rest, attempt, on_judged, replies)
+            left = {index: exchange for index, exchange in left.items() if index not in read}
+            if not read and all(ended_early(replies[index]) for index in left):
+                break  # the same limit would cut them again
         for index in left:
-            on_judged(index, Judgement(None, None, "unreadable"))
+            on_judged(index, Judgement(None, None, "unreadable", reply=replies[index]))
+
+    def _ask(
+        self, asked: dict[int, Exchange], attempt: int, on_judged: OnJudged, replies: dict[int, str]
+    ) -> set[int]:
+        """Asks for these verdicts once; returns those that could be read and keeps the others' replies."""
+        places, read = list(asked), set()
+
+        def on_reply(place: int, reply: str) -> None:
+            index = places[place]
+            reading = self.rubric.read(reply)
+            if reading is None:
+                replies[index] = reply
+            else:
+                read.add(index)
+                on_judged(index, self._judgement(asked[index], reading))
+
+        if asked:
+            self.ask([self._messages(exchange, attempt) for exchange in asked.values()], attempt, on_reply)
+        return read
+
+    def _messages(self, exchange: Exchange, attempt: int) -> list[dict]:
+        return self.rubric.messages(exchange.question, exchange.response, reminded=attempt > 0)
 
     def _judgement(self, exchange: Exchange, reading: Reading) -> Judgement:
         refusal = reading.refusal if "refusal" in self.sees else None
@@ -82,7 +108,71 @@ class RubricJudge(ManyAtOnce):
         return Judgement(refusal, harmful, kind, score)
 
 
-def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
+class EndpointJudge(RubricJudge):
+    """A rubric that is put to a server's model. Replies are kept in `cache`.
+
+    Before it asks for more than a few verdicts it has the server judge one trivial exchange (`try_out`).
+    """
+
+    def __init__(
+        self, name: str, version: str, rubric: Rubric, endpoint: Endpoint, temperature: float | None
+    ):
+        super().__init__(name, version, rubric, partial(self._ask_server, endpoint), attempts=3)
+        self.endpoint, self.temperature = endpoint, temperature
+
+    def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
+        new = (exchange for exchange in exchanges if not self._has_reply(exchange))
+        if len(list(itertools.islice(new, PILOT + 1))) > PILOT:
+            self.try_out()
+        super().judge_many(exchanges, on_judged)
+
+    def try_out(self) -> None:
+        """Asks the server to judge one trivial exchange, unless it has done so within a day.
+
+        Raises UserError where it cannot be asked, or where its verdict cannot be read.
+        """
+        self.endpoint.try_out(self._try_out, [self.version, asdict(TRIAL)])
+
+    def _try_out(self) -> None:
+        judged: dict[int, Judgement] = {}
+        uncached = Endpoint(self.endpoint.config, None)
+        RubricJudge(
+            self.name, self.version, self.rubric, partial(self._ask_server, uncached), self.attempts
+        ).judge_many([TRIAL], judged.__setitem__)
+        if judged[0].kind == "unreadable":
+            raise UserError(
+                f"judge {self.name}: its verdict on a trivial answer cannot be read:"
+                f" {shown_reply(judged[0].reply)}; nothing else was asked. {advice(judged[0].reply)}"
+            )
+
+    def _ask_server(
+        self,
+        endpoint: Endpoint,
+        conversations: Sequence[list[dict]],
+        attempt: int,
+        on_reply: Callable[[int, str], None],
+    ) -> None:
+        def request(messages: list[dict], endpoint: Endpoint) -> str:
+            return endpoint.ask(messages, draw=attempt, temperature=self.temperature)
+
+        endpoint.ask_all([partial(request, messages) for messages in conversations], on_reply)
+
+    def _has_reply(self, exchange: Exchange) -> bool:
+        answer = answer_of(exchange.response)
+        if answer is None or is_empty(answer):
+            return True
+        messages = self._messages(replace(exchange, response=answer), 0)
+        return self.endpoint.has_reply(messages, temperature=self.temperature)
+
+    def forget(self, exchanges: Sequence[Exchange]) -> None:
+        """Has the replies to these exchanges, which cannot be read, asked for anew the next time."""
+        for exchange, attempt in itertools.product(exchanges, range(self.attempts)):
+            answered = replace(exchange, response=answer_of(exchange.response) or "")
+            messages = self._messages(answered, attempt)
+            self.endpoint.forget(messages, draw=attempt, temperature=self.temperature)
+
+
+def endpoint_judge(written: str, settings: JudgeSettings) -> EndpointJudge:
     """Makes the judge `llm:RUBRIC` or `llm:RUBRIC@MODEL`, given what stands behind the colon.
 
     Raises UserError where the settings have no server or no model.
@@ -96,16 +186,9 @@ def endpoint_judge(written: str, settings: JudgeSettings) -> RubricJudge:
             "server such as http://localhost:8000/v1, and judge.model."
         )
     endpoint = Endpoint(replace(server, model=model), settings.cache or reply_cache())
-
-    def ask(conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]) -> None:
-        def request(messages: list[dict], endpoint: Endpoint) -> str:
-            return endpoint.ask(messages, draw=attempt, temperature=settings.temperature)
-
-        endpoint.ask_all([partial(request, messages) for messages in conversations], on_reply)
-
     name = f"llm:{rubric.name}" + (f"@{model}" if "@" in written else "")
     version = f"{rubric.version}-{content_hash(rubric.hash, model, settings.temperature)[:8]}"
-    return RubricJudge(name, f"{version} {model}", rubric, ask, attempts=3)
+    return EndpointJudge(name, f"{version} {model}", rubric, endpoint, settings.temperature)
 
 
 def own_judge(rubric_name: str, settings: JudgeSettings) -> RubricJudge:
@@ -156,6 +239,7 @@ class LlamaGuard(ManyAtOnce):
     """
 
     sees = frozenset({"harmful"})
+    VERDICT = re.compile(r"^\W*(safe|unsafe)\b", re.IGNORECASE)
 
     def __init__(self, folder: str, batch_size: int = 8):
         self.model, self.batch_size = LocalModel(folder), batch_size
@@ -164,27 +248,27 @@ class LlamaGuard(ManyAtOnce):
     def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
         left = []
         for index, exchange in enumerate(exchanges):
-            if is_empty(exchange.response):
-                on_judged(index, Judgement(None, False, "empty"))
+            kind = non_answer(exchange.question, exchange.response)
+            if kind in ("empty", "unfinished"):
+                on_judged(index, Judgement(None, False, kind))
             else:
-                left.append(index)
+                left.append((index, kind))
         chats = [
             [
-                {"role": "user", "content": exchanges[i].question},
-                {"role": "assistant", "content": exchanges[i].response},
+                {"role": "user", "content": exchanges[index].question},
+                {"role": "assistant", "content": answer_of(exchanges[index].response)},
             ]
-            for i in left
+            for index, _ in left
         ]
 
         def on_answer(place: int, answer: str) -> None:
-            index = left[place]
-            exchange, word = exchanges[index], answer.strip().split("\n")[0].strip().lower()
-            if word not in ("safe", "unsafe"):
-                on_judged(index, Judgement(None, None, "unreadable"))
+            index, kind = left[place]
+            said = find_verdict(answer, self.VERDICT)
+            if said is None:
+                on_judged(index, Judgement(None, None, "unreadable", reply=answer))
                 return
-            harmful = word == "unsafe"
-            kind = "answer" if harmful else non_answer(exchange.question, exchange.response) or "answer"
-            on_judged(index, Judgement(None, harmful, kind))
+            harmful = said[1].lower() == "unsafe"
+            on_judged(index, Judgement(None, harmful, "answer" if harmful else kind or "answer"))
 
         prompts = [self.model.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
         self.model.answer(prompts, on_answer, batch_size=self.batch_size)

@@ -21,9 +21,10 @@ from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.judges.judge import JudgeSettings
 from rrs_jax.evaluate.judges.registry import make_judges
+from rrs_jax.evaluate.judges.unreadable import check_readable
 from rrs_jax.evaluate.responses import SETS, judge_responses
 from rrs_jax.evaluate.summary import summarise
-from rrs_jax.files import content_hash, read_json, read_jsonl, write_json
+from rrs_jax.files import content_hash, read_json, read_jsonl, replace_surrogates, write_json
 
 
 def measure(
@@ -42,12 +43,14 @@ def measure(
       folder: keeps judgements.jsonl, so that a restart judges only what is new; None keeps nothing.
       vanilla: summary of the model before training, for NSI.
 
-    Raises UserError that lists every answer that lacks something.
+    Raises UserError that lists every answer that lacks something, and where more than a tenth of a judge's
+    verdicts cannot be read.
     """
     rows = _rows(answers)
     made = make_judges(judges, settings)
     with tempfile.TemporaryDirectory() as temporary:
         judgements = judge_responses(Path(folder or temporary) / "judgements.jsonl", rows, made)
+    check_readable(judgements)
     samples = max(row["sample"] for row in rows) + 1
     return summarise(judgements, made, name=name, model=name, strategy=name, samples=samples, vanilla=vanilla)
 
@@ -59,6 +62,7 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
             field for field in ("question", "response", "label") if not isinstance(answer.get(field), str)
         ]
         mode = answer.get("mode", "audio_text")
+        sample = answer.get("sample", 0)
         if missing:
             faults.append(f"answer {number} has no {', '.join(missing)}")
         elif answer["label"] not in SETS or mode not in MODES:
@@ -66,8 +70,10 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
                 f"answer {number}: label {answer['label']!r} in mode {mode!r}; labels are {', '.join(SETS)}, "
                 f"modes {', '.join(MODES)}"
             )
+        elif not isinstance(sample, int) or sample < 0:
+            faults.append(f"answer {number}: sample is {sample!r}, give a whole number of 0 or more")
         else:
-            identity = str(answer.get("id") or content_hash(answer["question"]))
+            identity = replace_surrogates(str(answer.get("id") or content_hash(answer["question"])))
             key = answer["label"], identity, mode
             sample = answer.get("sample", counted[key])
             counted[key] += 1
@@ -76,10 +82,10 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
                     "set": answer["label"],
                     "id": identity,
                     "mode": mode,
-                    "category": answer.get("category") or "none",
+                    "category": replace_surrogates(str(answer.get("category") or "none")),
                     "sample": sample,
-                    "question": answer["question"],
-                    "response": answer["response"],
+                    "question": replace_surrogates(answer["question"]),
+                    "response": replace_surrogates(answer["response"]),
                 }
             )
     twice = [
