@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,28 @@ def test_greedy_answers_to_sound_equal_transformers_over_64_tokens(tmp_path, cli
     ]
     assert answers == {request.key: expected[request.key[0]] for request in requests}
     assert max(map(len, expected)) == 64
+
+
+def test_each_device_answers_its_own_prompts(folder, texts):
+    """A device holds the keys and values of its prompts alone, and sends nothing but whether it goes on."""
+    model = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:4]))
+    generator = Generator(model, SamplingConfig(greedy=True), eos_token_ids=EOS, batch_size=8)
+    decode, programs = generator._decode, {}
+
+    def watched(parameters, state):
+        keys = state.cache.answers.keys
+        assert keys.sharding.shard_shape(keys.shape)[1] == keys.shape[1] // 4
+        if keys.shape not in programs:
+            programs[keys.shape] = decode.lower(parameters, state).compile().as_text()
+        return decode(parameters, state)
+
+    generator._decode = watched
+    requests = [Prompt(key=i, row=(ids, [], [])) for i, ids in enumerate(texts)]
+    generator.generate(requests, jnp.zeros((1, 48)), lambda key, tokens: None)
+    assert programs
+    for text in programs.values():
+        assert "all-gather" not in text and "all-to-all" not in text
+        assert re.findall(r"= (\S+) all-reduce\(", text) == ["s32[]"]
 
 
 @pytest.mark.parametrize("devices, batch_size", [(1, 4), (8, 8)])

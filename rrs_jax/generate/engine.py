@@ -30,11 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, rows_multiple
+from rrs_jax.distributed.mesh import batch_sharding, each_by_itself, fetch, mesh_of, put, rows_multiple
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate.sampling import SamplingConfig
-from rrs_jax.generate.state import DecodingState, Entered, empty_state, insert, resize, take
+from rrs_jax.generate.state import ENTERED_SPECS, ROWS, STATE_SPECS, DecodingState, Entered, OnMesh, resize
 from rrs_jax.generate.steps import CHUNK_STEPS, AskedAnswers, StepSettings, decode_chunk, prefill
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
 from rrs_jax.models.fused_attention import serves
@@ -96,17 +97,21 @@ class Generator:
         self.eos = np.asarray(list(eos_token_ids), np.int32)
         self.audio_token_id = model.config.audio_token_id
         cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
-        options = compiler_options()
         if fused is None:
             kept_in = model.dtype if cache_dtype is None else cache_dtype
-            fused = serves(kept_in, model.config.text.head_dim, self.mesh.size)
+            fused = serves(kept_in, model.config.text.head_dim, self.mesh.size // self.mesh.shape["data"])
         # The kernel reads used slots alone, so it can have more of them at once: one program less, and one
         # copy less.
         self.slot_growth = 4 if fused else 2
-        settings = StepSettings(self.graphdef, sampling, self.eos, cache_dtype, fused)
-        self._prefill = jax.jit(functools.partial(prefill, settings), compiler_options=options)
-        self._decode = jax.jit(
-            functools.partial(decode_chunk, settings), donate_argnums=(1,), compiler_options=options
+        axis = "data" if self.mesh.shape["data"] > 1 else None
+        settings = StepSettings(self.graphdef, sampling, self.eos, cache_dtype, fused, axis)
+        self.on_mesh = OnMesh(self.mesh)
+        whole, jit = PartitionSpec(), functools.partial(jax.jit, compiler_options=compiler_options())
+        prefilling, decoding = (functools.partial(step, settings) for step in (prefill, decode_chunk))
+        self._prefill = jit(each_by_itself(self.mesh, prefilling, (whole, ROWS, whole, ROWS), ENTERED_SPECS))
+        self._decode = jit(
+            each_by_itself(self.mesh, decoding, (whole, STATE_SPECS), (STATE_SPECS, ROWS)),
+            donate_argnums=(1,),
         )
 
     def generate(
@@ -183,7 +188,7 @@ class Generator:
         """Puts prefilled groups into free places, which are then taken."""
         width = entered.prompts.keys.shape[3]
         if state is None:
-            state = empty_state(entered, len(places), width, CHUNK_STEPS)
+            state = self.on_mesh.empty_state(entered, len(places), width, CHUNK_STEPS)
         elif width > state.cache.prompts.keys.shape[3]:
             state = resize(state, width, state.cache.valid.shape[1])
         free = [place for place, occupant in enumerate(places) if occupant is None][: len(new)]
@@ -191,7 +196,7 @@ class Generator:
         targets = free + [len(places)] * (entered.lengths.shape[0] - len(new))
         for place, group in zip(free, new, strict=True):
             places[place] = Place(group, [[] for _ in group], [False] * len(group))
-        return insert(state, entered, jnp.asarray(targets, jnp.int32))
+        return self.on_mesh.insert(state, entered, jnp.asarray(targets, jnp.int32))
 
     def _collect(self, state: DecodingState, tokens, places: list, on_finished) -> None:
         """Reads a chunk's tokens; hands out finished answers and frees the places without another."""
@@ -212,16 +217,14 @@ class Generator:
             if all(place.finished):
                 places[index] = None
 
-    @staticmethod
-    def _shrink(state: DecodingState, places: list) -> tuple[DecodingState, list]:
+    def _shrink(self, state: DecodingState, places: list) -> tuple[DecodingState, list]:
         """The state with half as many places, once half of them are idle and no prompt waits."""
         alive = [index for index, place in enumerate(places) if place]
         half = len(places) // 2
-        devices = len(state.tokens.sharding.device_set)
-        if not alive or len(alive) > half or half % devices:
+        if not alive or len(alive) > half or half % rows_multiple(self.mesh):
             return state, places
         chosen = (alive + [index for index in range(len(places)) if index not in alive])[:half]
-        return take(state, jnp.asarray(chosen, jnp.int32)), [places[index] for index in chosen]
+        return self.on_mesh.take(state, jnp.asarray(chosen, jnp.int32)), [places[index] for index in chosen]
 
 
 def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Prompt]]:

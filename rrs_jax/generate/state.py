@@ -5,6 +5,7 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rrs_jax.models.cache import Cache, KeysValues
 
@@ -48,6 +49,29 @@ class Entered:
 
 
 ROW_FIELDS = ("tokens", "positions", "active", "seeds", "seen")
+
+# Prompts with their answers lie over `data`.
+ROWS, STORED = PartitionSpec("data"), PartitionSpec(None, "data")
+ENTERED_SPECS = Entered(prompts=STORED, lengths=ROWS, **dict.fromkeys(ROW_FIELDS, ROWS))
+STATE_SPECS = DecodingState(
+    cache=Cache(prompts=STORED, prompt_lengths=ROWS, answers=STORED, valid=ROWS),
+    made=ROWS,
+    slot=PartitionSpec(),
+    **dict.fromkeys(ROW_FIELDS, ROWS),
+)
+
+
+class OnMesh:
+    """`empty_state`, `insert` and `take` with results that lie over a mesh as `STATE_SPECS` says.
+
+    Left to themselves, XLA's programs may hold all prompts on every device, which then computes all answers.
+    """
+
+    def __init__(self, mesh: Mesh):
+        laid = jax.tree.map(partial(NamedSharding, mesh), STATE_SPECS)
+        self.empty_state = jax.jit(empty_state, static_argnums=(1, 2, 3), out_shardings=laid)
+        self.insert = jax.jit(insert, donate_argnums=0, out_shardings=laid)
+        self.take = jax.jit(take, out_shardings=laid)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

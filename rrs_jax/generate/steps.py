@@ -25,6 +25,7 @@ class StepSettings:
       eos: int32, the tokens that end an answer.
       cache_dtype: dtype of keys and values; None is the model's.
       fused: attention while decoding by `rrs_jax.models.fused_attention`.
+      axis: of a mesh, along which devices compute their own rows, all as many steps as one of them needs.
     """
 
     graphdef: Any
@@ -32,6 +33,7 @@ class StepSettings:
     eos: np.ndarray
     cache_dtype: Any
     fused: bool
+    axis: str | None = None
 
 
 @flax.struct.dataclass
@@ -79,7 +81,10 @@ def decode_chunk(settings: StepSettings, parameters, state: DecodingState) -> tu
 
     def unfinished(carry):
         state, _, n = carry
-        return (n < CHUNK_STEPS) & jnp.any(state.active)
+        active = jnp.any(state.active)
+        if settings.axis is not None:  # all take the same steps, since they share the slot
+            active = jax.lax.psum(active.astype(jnp.int32), settings.axis) > 0
+        return (n < CHUNK_STEPS) & active
 
     def step(carry):
         state, chosen, n = carry

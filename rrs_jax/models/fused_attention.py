@@ -22,8 +22,8 @@ LEAST_ROWS = 16  # of a tensor core's tile
 
 
 def serves(cache_dtype, head_dim: int, devices: int) -> bool:
-    """True where decoding takes the kernel: one GPU, keys and values in 16 or 8 bit, heads of a power of two.
-    The kernel is not cut over several devices."""
+    """True where decoding takes the kernel: on GPUs, keys and values in 16 or 8 bit, heads of a power of two.
+    It is not cut over several `devices`; each may run one of its own."""
     narrow = jnp.dtype(cache_dtype) in (jnp.bfloat16, jnp.float16, jnp.int8)
     whole = head_dim >= LEAST_ROWS and head_dim & (head_dim - 1) == 0
     return jax.default_backend() == "gpu" and devices == 1 and narrow and whole
