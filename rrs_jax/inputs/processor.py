@@ -11,6 +11,7 @@ from rrs_jax.files import read_json
 from rrs_jax.inputs.mel import MelConfig
 from rrs_jax.inputs.prompt_format import PromptFormat
 from rrs_jax.models.architectures import check_architecture, part
+from rrs_jax.progress import say
 
 
 @dataclass(frozen=True)
@@ -200,29 +201,40 @@ def _chat_template(folder: Path) -> str | None:
     A template in tokenizer_config.json is the text model's and knows no audio; transformers' processor passes
     over it too.
     """
-    processor_file, json_file = folder / "processor_config.json", folder / "chat_template.json"
-    if processor_file.exists() and (template := read_json(processor_file).get("chat_template")):
-        return template
-    if json_file.exists():
-        return read_json(json_file).get("chat_template")
-    jinja_file = folder / "chat_template.jinja"
-    return jinja_file.read_text(encoding="utf-8") if jinja_file.exists() else None
+    found = {}
+    for name in ("processor_config.json", "chat_template.json", "chat_template.jinja"):
+        if (file := folder / name).exists() and (template := _template_in(file)):
+            found[name] = template
+    used = next(iter(found), None)
+    aside = [name for name, template in found.items() if template != found[used]]
+    if aside:
+        say(f"{folder}: the chat template of {used} is read, as by transformers; {aside[0]} has another")
+    return found.get(used)
+
+
+def _template_in(file: Path) -> str | None:
+    if file.suffix == ".json":
+        template = read_json(file).get("chat_template")
+        return template.get("default") if isinstance(template, dict) else template
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); copy it from the original model.") from error
 
 
 def _mel_config(folder: Path, config: dict) -> MelConfig:
-    """Feature settings of preprocessor_config.json or, as transformers 5 writes it, of
-    processor_config.json."""
-    file = folder / "preprocessor_config.json"
-    if file.exists():
-        fields = read_json(file)
-    else:
-        file = folder / "processor_config.json"
-        fields = read_json(file).get("feature_extractor") if file.exists() else None
-        if fields is None:
-            raise UserError(
-                f"{folder}: preprocessor_config.json is missing; copy it from the original model."
-            )
+    """Feature settings of processor_config.json, where transformers 5 writes them and looks first, or else of
+    preprocessor_config.json."""
+    file, older = folder / "processor_config.json", folder / "preprocessor_config.json"
+    fields = read_json(file).get("feature_extractor") if file.exists() else None
+    if fields is None and not older.exists():
+        raise UserError(f"{folder}: preprocessor_config.json is missing; copy it from the original model.")
+    if fields is None:
+        file, fields = older, read_json(older)
     mel = MelConfig.from_dict(fields, str(file))
+    aside = read_json(older) if file != older and older.exists() else {}
+    if differing := [name for name in fields.keys() & aside.keys() if fields[name] != aside[name]]:
+        say(f"{folder}: {differing[0]} of {file.name} is read, as by transformers, not that of {older.name}")
     encoder_bins = config.get("audio_config", {}).get("num_mel_bins", mel.num_mel_bins)
     if encoder_bins != mel.num_mel_bins:
         raise UserError(

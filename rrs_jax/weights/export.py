@@ -17,7 +17,15 @@ from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.progress import Progress
 from rrs_jax.weights.load import read_config, weight_table
-from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, save_file, shard_files, some_of
+from rrs_jax.weights.safetensors_io import (
+    INDEX,
+    WHOLE,
+    TensorEntry,
+    read_folder,
+    save_file,
+    shard_files,
+    some_of,
+)
 from rrs_jax.weights.table import Layout, WeightTable
 
 MARKER = "rrs_export.json"  # says that a folder is ours, so that exporting again may replace it
@@ -233,8 +241,10 @@ def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
 
 
 def _other_files(folder: Path) -> list[Path]:
-    """Files of a folder and its subfolders other than weights and hidden ones."""
+    """Files of a folder and its subfolders other than weights, an index without use, and hidden ones."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    if (folder / WHOLE).is_file():
+        files = [file for file in files if file != folder / INDEX]  # readers of the export might believe it
     return [
         file
         for file in files

@@ -9,6 +9,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
 from rrs_jax.progress import say
 from rrs_jax.weights.named_models import is_named
+from rrs_jax.weights.safetensors_io import INDEX, WHOLE
 
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.tiktoken", "*.py")
 # What a hub folder is fetched for: the weights, and all that the merged export carries along with them.
@@ -73,8 +74,8 @@ def check_download(path: str) -> None:
 
 
 def _has_weights(folder: Path) -> bool:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    index = folder / INDEX
+    if index.is_file() and not (folder / WHOLE).is_file():
         return all((folder / name).is_file() for name in set(read_json(index)["weight_map"].values()))
     return any(folder.glob("*.safetensors"))
 

@@ -17,6 +17,7 @@ from rrs_jax.files import read_json
 from rrs_jax.models.architectures import check_architecture, part
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.quantised import Float8, Int8
+from rrs_jax.weights.finite import is_finite, tensors_not_finite
 from rrs_jax.weights.hub import fetch, is_hub_id
 from rrs_jax.weights.named_models import is_named, named_folder
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
@@ -110,7 +111,8 @@ def load_weights(
       `dtype`.
 
     Host memory holds the mapped pages of a shard and one stacked tensor at a time. LoRA starts as PEFT starts
-    it, from `seed`. Raises UserError naming every missing, surplus and misshapen tensor before one is read.
+    it, from `seed`. Raises UserError naming every missing, surplus and misshapen tensor before one is read,
+    and every tensor with NaN or infinite numbers.
     """
     mesh = mesh or make_mesh()
     values = read_config(folder)
@@ -120,10 +122,12 @@ def load_weights(
     flat = {tuple(path): leaf for path, leaf in nnx.to_flat_state(state)}
     check_tensors(folder, table, entries, flat)
 
+    checked = []  # each row, and whether its parameter is finite, which the devices find meanwhile
     for row in table.rows:
         leaf = flat[row.path]
         sharding = parameter_sharding(mesh, ".".join(row.path), leaf.shape)
         array = _read_stacked(row, entries, leaf.shape, dtype, sharding)
+        checked.append((row, is_finite(array, row.layers is not None, mesh)))
         small = {jnp.dtype(jnp.int8): Int8, jnp.dtype(jnp.float8_e4m3fn): Float8}.get(leaf.dtype)
         if small is not None:
             place = (*row.path[:-1], "scale")
@@ -132,6 +136,11 @@ def load_weights(
             array, scale = jax.tree.leaves(rounded)
             flat[place] = flat[place].replace(scale)
         flat[row.path] = leaf.replace(array)
+    if names := tensors_not_finite(checked):
+        raise UserError(
+            f"{folder}: {len(names)} tensors hold NaN or infinite numbers ({some_of(names)}), with which no"
+            " answer is one; download the folder again, or save it again in bfloat16 or float32."
+        )
     flat_lora = nnx.to_flat_state(lora_state)
     zeros = [(path, leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))) for path, leaf in flat_lora]
     model = nnx.merge(graphdef, nnx.from_flat_state(zeros), nnx.from_flat_state(flat.items()))

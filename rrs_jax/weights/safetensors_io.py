@@ -7,6 +7,7 @@ all in memory at once.
 """
 
 import dataclasses
+import functools
 import json
 import struct
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ import safetensors.numpy
 
 from rrs_jax.errors import UserError
 from rrs_jax.files import make_ordinary, read_json
+from rrs_jax.progress import say
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -103,10 +105,20 @@ def some_of(problems: list[str]) -> str:
     return "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
 
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
 def shard_files(folder: Path) -> list[Path]:
-    """The folder's shards, as its index names them. Raises UserError where there are none or one is
-    missing."""
-    index = folder / "model.safetensors.index.json"
+    """The folder's weights in transformers' order: one whole file before the shards that an index names.
+
+    A folder with neither gives all of its files. Tells an index and shards that are left aside. Raises
+    UserError where there are none or one is missing.
+    """
+    whole, index = folder / WHOLE, folder / INDEX
+    if whole.is_file():
+        if index.is_file():
+            _say_once(f"{folder}: {WHOLE} is read, as by transformers; {INDEX} and its shards are left aside")
+        return [whole]
     if index.is_file():
         try:
             names = sorted(set(read_json(index)["weight_map"].values()))
@@ -126,15 +138,32 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
+@functools.cache
+def _say_once(sentence: str) -> None:
+    say(sentence)
+
+
 def read_folder(folder: Path) -> dict[str, TensorEntry]:
-    """Every tensor of all shards by name."""
+    """Returns every tensor of all shards by name.
+
+    Of a tensor that two shards of an index hold the last one counts, as in transformers, which is told.
+    Raises UserError where no index says which files belong together.
+    """
     entries: dict[str, TensorEntry] = {}
     problems = []
     for file in shard_files(folder):
         try:
-            entries.update(read_header(file)[0])
+            tensors = read_header(file)[0]
         except UserError as error:
             problems.append(str(error))
+            continue
+        if twice := sorted(entries.keys() & tensors.keys()):
+            both = f"{some_of(twice)} stand in {entries[twice[0]].file.name} and in {file.name}"
+            if (folder / INDEX).is_file():
+                _say_once(f"{folder}: {both}; the last file is read, as by transformers")
+            else:
+                problems.append(f"{folder}: {both}; delete the files that are not of this model.")
+        entries |= tensors
     if problems:
         raise UserError(" ".join(problems))
     return entries
