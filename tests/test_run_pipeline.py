@@ -1,6 +1,7 @@
 """The way from sound files to an adapter on a small random model: the public functions and a whole run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -125,6 +126,16 @@ def test_the_same_command_does_nothing_twice_and_evaluation_alone_restores_the_a
     assert pipeline.adapter_hash(context.restore_adapters()) == trained
 
 
+def written_rubric(folder: Path) -> Path:
+    """Writes a rubric that reads every reply as "harmful"."""
+    path = folder / "anything.toml"
+    path.write_text(
+        "name = 'anything'\nversion = '1'\nsource = 'a test'\nreminder = 'Say it.'\n"
+        "prompt = '{question} {response}'\npattern = '(?P<harmful>)'\n[values.harmful]\n'' = true\n"
+    )
+    return path
+
+
 def test_other_questions_and_settings_have_folders_of_their_own(run, sound_files, tmp_path):
     """The finished run is asked its own questions beside silence, and a question set with its own clips,
     judged by the run's own model too."""
@@ -149,12 +160,15 @@ def test_other_questions_and_settings_have_folders_of_their_own(run, sound_files
     config.evaluate.setting, config.evaluate.vanilla = ("spoken",), True
     config.evaluate.questions = (f"jsonl:{tmp_path / 'own.jsonl'}",)
     config.evaluate.judges = ("phrases", "own:jailbreakbench")
+    with pytest.raises(UserError, match=r"judge own:jailbreakbench: \d of \d verdicts cannot be read"):
+        pipeline.run(config, ("evaluate",))  # a random model gives none
+    config.evaluate.judges = ("phrases", f"own:{written_rubric(tmp_path)}")
     pipeline.run(config, ("evaluate",))
     summary = read_json(path / "eval" / "rrs-jsonl" / "summary.json")
     assert summary["modes"]["audio_only"]["responses"] == 2 and summary["orr"] is None
     assert summary["borderline_orr"]["responses"] == 2
-    own = summary["other_judges"]["own:jailbreakbench"]["modes"]["audio_text"]
-    assert own["responses"] + own["unjudged"] == 2
+    own = summary["other_judges"]["own:anything"]["modes"]["audio_text"]
+    assert (own["responses"], own["unjudged"], own["asr"]) == (2, 0, 100.0)
     comparison = read_json(path / "eval" / "rrs-jsonl" / "compared_to_vanilla.json")
     assert comparison["judges"]["phrases"]["harmful"]["audio_text"]["queries"] == 1
     assert (path / "eval" / "rrs" / "summary.json").read_text() == before
