@@ -21,7 +21,7 @@ READING_LINES = 120
 RESULTS_BYTES = 1_500_000
 # docs/glossary.md: words for which there is another one.
 AVOIDED = re.compile(r"\b(before training|untrained|frozen model|twins?|mirrored)\b", re.IGNORECASE)
-GENERATED_PAGES = ("configuration.md",)  # made by mkdocs from the fields (docs/hooks/configuration.py)
+GENERATED_PAGES = ("configuration.md", "api/index.md")  # made by mkdocs (docs/hooks/)
 
 
 def prose(text: str) -> str:
@@ -91,6 +91,15 @@ def dotted_exists(dotted: str) -> bool:
     lazy = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]  # rrs_jax/__init__.py's
     names = names_in(owner) | {alias.name for node in imports for alias in node.names}
     return path.name in names or (owner.name == "__init__.py" and path.name in lazy)
+
+
+def script(name: str):
+    """Imports a file of docs/, which is no package."""
+    path = ROOT / "docs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_readers_of_pages_see_what_is_there(tmp_path):
@@ -264,6 +273,24 @@ def test_results_are_small_and_readable():
 def test_reading_is_short():
     lines = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= READING_LINES
+
+
+def test_the_readme_has_the_published_headline():
+    """Its table and its picture are what `python docs/headline.py` makes of the published figures."""
+    headline = script("headline")
+    head, lines = headline.read(headline.RESULTS)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- table:headline -->\n{headline.table(lines)}<!-- /table -->" in text
+    assert headline.PICTURE.read_text(encoding="utf-8") == headline.picture(head, lines)
+    assert "](docs/tradeoff.svg)" in text and headline.PICTURE.stat().st_size < 150_000
+    by_hand = [line["modes"]["audio_only"]["asr"] for line in lines if line["run"].split("-seed")[0] == "rrs"]
+    assert len(by_hand) == 3 and f"**{sum(by_hand) / 3:.1f}**" in headline.table(lines)
+
+
+def test_the_readme_is_short():
+    """One screen: what it is, two commands, a table of results, one of what it takes; the rest is linked."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(prose(text).split()) < 750 and text.count("\n## ") <= 4
 
 
 # The site

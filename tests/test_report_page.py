@@ -312,7 +312,7 @@ def test_the_main_recipe_lies_on_top_larger_and_named():
         Point("RRS", rrs, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), main=True, named=True),
         Point("SFT", other, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0)),
     ]
-    svg = draw_plane(points, "ASR, %", "ORR, %", "plane").svg()
+    svg = draw_plane(points, ("ASR, %", "ORR, %")).svg()
     assert svg.index('class="mark sft') < svg.index('class="mark rrs main"') < svg.index(">RRS</text>")
     assert ">SFT</text>" not in svg and 'class="leader sft"' in svg
     (radius,) = re.findall(r'<circle class="shape" [^>]*r="([\d.]+)"', svg)

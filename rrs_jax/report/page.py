@@ -19,13 +19,13 @@ from rrs_jax.files import json_for_html, write_atomic
 from rrs_jax.report import key_figures, plane, provenance, sections, training_figures
 from rrs_jax.report.marks import names_of
 from rrs_jax.report.paper_tables import paper_tables
+from rrs_jax.report.plots import PLOTS
 from rrs_jax.report.results import Results, read_results
 from rrs_jax.report.separation import figures as all_figures
 from rrs_jax.report.table_formats import csv_table, latex_table, markdown_table
 from rrs_jax.web_page import fill
 
 TEMPLATE = Path(__file__).parent / "page.html"
-PLOTS = Path(__file__).parent / "plots.css"
 
 
 def make_page(out: str | Path, folders: Sequence[str | Path], title: str) -> Path:

@@ -90,11 +90,19 @@ def legend_of(results: Results) -> str:
 
 
 def draw_plane(
-    points: Sequence[Point], x_label: str, y_label: str, title: str, paper: Sequence[PaperPoint] = ()
+    points: Sequence[Point],
+    labels: tuple[str, str],
+    paper: Sequence[PaperPoint] = (),
+    size: tuple[int, int] = (400, 380),
 ) -> Plot:
-    """Draws points, the main one last and thus on top; the paper's lie below."""
+    """Draws points, the main one last and thus on top; the paper's lie below.
+
+    `labels` are those of the axes, across and up; `size` is width and height.
+    """
+    x_label, y_label = labels
+    title = f"{y_label} against {x_label}"
     x_axis = _axis([point.x for point in points], x_label)
-    plot = Plot(x_axis, _axis([point.y for point in points], y_label), title, 400, 380, PAD)
+    plot = Plot(x_axis, _axis([point.y for point in points], y_label), title, *size, PAD)
     plot.text(plot.LEFT + 7, plot.height - plot.BOTTOM - 8, "↙ better", "better")
     points = sorted(points, key=lambda point: not point.main)
     places = dodged([(*plot.at(point.x[1], point.y[1]), point.size) for point in points], plot.frame)
@@ -171,10 +179,8 @@ def _plane_of(mode: str, field: str, rate: str, results: Results) -> str:
         for recipe, block, entry in known
     ]
     x_label, y_label = f"{rate} {MODES[mode]}, %", "ORR, %" if field == "orr" else "ORR borderline, %"
-    title = f"{y_label} against {x_label}"
-    plot = draw_plane(
-        points, x_label, y_label, title, _of_the_paper(mode, results, marks) if field == "orr" else ()
-    )
+    paper = _of_the_paper(mode, results, marks) if field == "orr" else ()
+    plot = draw_plane(points, (x_label, y_label), paper)
     return f"<figure>{plot.svg()}</figure>"
 
 

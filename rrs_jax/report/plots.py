@@ -8,9 +8,12 @@ import dataclasses
 import html
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from rrs_jax.report.marks import Mark
+from rrs_jax.web_page import COLOURS
 
+PLOTS = Path(__file__).parent / "plots.css"
 NAME_LETTER = 7.0  # width of a letter of a name, in the SVG's units
 Points = Sequence[tuple[float, float]]
 
@@ -223,6 +226,15 @@ class Plot:
             f' aria-label="{html.escape(self.title)}">'
             f"{''.join(parts)}{''.join(self.marks)}</svg>"
         )
+
+
+def standalone(plot: Plot) -> str:
+    """Returns the plot as an SVG file that brings its colours along, light and dark."""
+    sheets = "".join(sheet.read_text(encoding="utf-8") for sheet in (COLOURS, PLOTS))
+    frame = f'<style>{sheets}</style><rect width="100%" height="100%" fill="var(--back)"/>'
+    head, rest = plot.svg().split(">", 1)
+    size = f'width="{plot.width}" height="{plot.height}"'
+    return f'{head} xmlns="http://www.w3.org/2000/svg" {size}>{frame}{rest}\n'
 
 
 def cloud(points: Sequence[Sequence[int]], labels: Sequence[str], title: str, size: int = 1000) -> str:

@@ -2,8 +2,8 @@
 
     python -m rrs_jax.report.table RUN [RUN ...]                        prints the text table
     python -m rrs_jax.report.table RUN --markdown                       prints the Markdown table
-    python -m rrs_jax.report.table RUN --paste README.md --name mini    replaces what stands between
-        <!-- table:mini --> and <!-- /table --> in README.md
+    python -m rrs_jax.report.table RUN --paste docs/results.md --name mini    replaces what stands between
+        <!-- table:mini --> and <!-- /table --> in docs/results.md
 
 It reads RUN/eval/NAME/summary.json of every evaluation in a run: the vanilla model first, then the others.
 """
