@@ -128,15 +128,15 @@ def test_a_variant_is_chosen_behind_the_colon():
             "rrs.top_m is 0.0, give a number above 0 and at most 100, or positive",
         ),
         ([MINI, "--config.lora.targets=up"], "lora.targets is ('up',)"),
-        ([MINI + ":smok"], "'smok' is no variant of this file; it has full, smoke"),
+        ([MINI + ":smok"], "'smok' is no variant of this file; it has full, authors, smoke"),
         ([MINI, "--stages=data,evalute"], "--stages: evalute is no stage, the nearest is evaluate"),
         ([MINI, "--stages="], "--stages: is empty"),
         ([MINI, "--dryrun"], "dry_run"),
         ([MINI, "data"], "'data' is no flag"),
         (["--config.seed=1", MINI], "before a value for --config"),
-        (["--config=configs/mini.py"], "'configs/mini.py' is no file; there are configs/mini_rrs.py"),
+        (["--config=configs/mini.py"], "'configs/mini.py' is no file; the package has mini_rrs, omni_rrs"),
         (["--config"], "'' is no file"),
-        ([], "--config: give a config file"),
+        ([], "--config: give a config, for example --config=mini_rrs"),
     ],
 )
 def test_mistake_is_one_sentence(arguments, words):

@@ -12,6 +12,7 @@ from rrs_jax.config.kinds import split_names
 from rrs_jax.config.stages import STAGES, parse_stages
 from rrs_jax.distributed.join import JoinOptions
 from rrs_jax.errors import UserError
+from rrs_jax.shipped import config_file, shipped
 
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<name>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
 CONFIG = re.compile(r"--?config(?:=(?P<value>.*))?$", re.DOTALL)
@@ -35,7 +36,7 @@ FLAGS = (
     (flags.DEFINE_string, "stages", ",".join(STAGES),
      "Stages to run, in this order whatever the order given."),
     (flags.DEFINE_string, "sweep", None,
-     "File of runs with named overrides of the config: configs/sweeps/paper.py."),
+     "File of runs with named overrides of the config, or the name of a shipped one: paper."),
     (flags.DEFINE_integer, "sweep_index", None,
      "The one run of the sweep to do, from 0; without it all of them."),
     (flags.DEFINE_integer, "sweep_jobs", 1, "Processes that share the sweep's runs, on one machine."),
@@ -55,7 +56,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, arguments: Sequenc
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file, with a variant behind a colon: configs/mini_rrs.py:smoke.",
+        "Config file, or the name of one that comes with the package, with a variant behind a colon:"
+        " mini_rrs:smoke.",
         lock_config=True,
         flag_values=flag_values,
         sys_argv=None if arguments is None else list(arguments),
@@ -70,9 +72,10 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
     Raises UserError for a mistake in a flag, in the config file or in overrides, all of which it names.
     """
     check_overrides(arguments)
+    arguments = with_config_file(arguments)
     path = config_path(arguments)
     try:
-        rest = flag_values(list(arguments))
+        rest = flag_values(arguments)
     except UserError:
         raise
     except flags.IllegalFlagValueError as error:
@@ -96,7 +99,7 @@ def read(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[ConfigDict, tuple
     """
     config = flag_values.config
     if not isinstance(config, ConfigDict):
-        raise UserError("--config: give a config file, for example --config=configs/mini_rrs.py.")
+        raise UserError("--config: give a config, for example --config=mini_rrs.")
     return config, parse_stages(flag_values.stages, config.get("strategy", "rrs"))
 
 
@@ -106,6 +109,8 @@ def sweep_options(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[str | No
     Raises UserError for flags that contradict one another.
     """
     sweep, index, jobs = flag_values.sweep, flag_values.sweep_index, flag_values.sweep_jobs
+    if sweep is not None and not Path(sweep).is_file():
+        sweep = str(config_file(sweep, "configs/sweeps") or sweep)
     if sweep is None and (index is not None or jobs != 1):
         flag = "jobs" if index is None else "index"
         raise UserError(f"--sweep_{flag}: has no meaning without --sweep; give both.")
@@ -173,6 +178,22 @@ def overrides(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield name, value
 
 
+def with_config_file(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with the path of a config that comes with the package in place of its name."""
+    found = list(arguments)
+    for position, argument in enumerate(found):
+        if match := CONFIG.match(argument):
+            place = position if match["value"] is not None else position + 1
+            if place == len(found):
+                break
+            before, value = ("--config=", match["value"]) if place == position else ("", found[place])
+            path, colon, variant = value.partition(":")
+            if not Path(path).is_file() and (file := config_file(path)):
+                found[place] = f"{before}{file}{colon}{variant}"
+            break
+    return found
+
+
 def config_path(arguments: Sequence[str]) -> str | None:
     """Returns the config file that `arguments` name, or None. Raises UserError where it does not exist."""
     for position, argument in enumerate(arguments):
@@ -182,9 +203,8 @@ def config_path(arguments: Sequence[str]) -> str | None:
                 value = arguments[position + 1] if position + 1 < len(arguments) else ""
             path = value.split(":", 1)[0]
             if not Path(path).is_file():
-                near = sorted(str(file) for file in Path("configs").glob("*.py"))
-                hint = f"; there are {', '.join(near)}" if near else ""
-                raise UserError(f"--config: {path!r} is no file{hint}.")
+                shipped_ones = sorted(file.stem for file in shipped("configs").glob("*.py"))
+                raise UserError(f"--config: {path!r} is no file; the package has {', '.join(shipped_ones)}.")
             return path
     return None
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-import rrs_jax
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, write_json
 from rrs_jax.mini.base import atomic_folder, cache_folder, ensure_base, locked, source_of
 from rrs_jax.mini.lazy_tensor import LazyTensor, write_tensors
+from rrs_jax.shipped import shipped
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, read_header
 
 PATTERN = "bridge-*.safetensors"
@@ -51,15 +51,11 @@ def bridge_files(folder: Path | None = None) -> list[Path]:
     They lie in `folder`, by default in checkpoints/mini of the repository or of the installed package. Raises
     UserError where there is none.
     """
-    package = Path(rrs_jax.__file__).parent
-    folders = (
-        [Path(folder)] if folder else [package.parent / "checkpoints/mini", package / "checkpoints/mini"]
-    )
-    for place in folders:
-        if files := sorted(place.glob(PATTERN)):
-            return files
+    place = Path(folder) if folder else shipped("checkpoints") / "mini"
+    if files := sorted(place.glob(PATTERN)):
+        return files
     raise UserError(
-        f"{folders[0]}: holds no {PATTERN}; get it from the repository, "
+        f"{place}: holds no {PATTERN}; get it from the repository, "
         "or train one with: python -m rrs_jax.mini.train_bridge"
     )
 

@@ -33,6 +33,7 @@ from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, file_lock, read_json, write_json
 from rrs_jax.scrub import scrub, shown_address
+from rrs_jax.shipped import PACKAGE
 
 PACKAGES = (
     "rrs-jax",
@@ -220,7 +221,7 @@ def describe_machine() -> dict:
 
 def source_commit() -> str | None:
     """Commit of the program's own clone, with "+changes" where tracked files differ; None outside a clone."""
-    folder = Path(__file__).parent.parent
+    folder = PACKAGE.parent
     try:
         if not (folder / ".git").exists():
             return None

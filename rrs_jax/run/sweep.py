@@ -35,7 +35,7 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     gives. Raises UserError for a file that cannot be loaded, and naming the run for each mistake in a field.
     """
     if not Path(path).is_file():
-        raise UserError(f"--sweep: {path!r} is no file; give a sweep such as configs/sweeps/paper.py.")
+        raise UserError(f"--sweep: {path!r} is no file; give a sweep's file, or paper or limits.")
     try:
         named = list(runpy.run_path(path)["runs"](base))
     except Exception as error:  # whatever the user's file, which is a program, does wrong
