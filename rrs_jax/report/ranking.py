@@ -30,7 +30,10 @@ def ranking(runs: Sequence[str | Path], baseline: str, markdown: bool = False) -
     """
     vanilla, tuned = _by_run(read_summaries(runs))
     if baseline not in {run for run, _ in tuned}:
-        raise UserError(f"--baseline: {baseline} is none of the evaluated runs; give one of them.")
+        raise UserError(
+            f"--baseline: {baseline} is none of the evaluated runs that have rates before and after training;"
+            " give one of them."
+        )
     rows = []
     for (run, suffix), seeds in tuned.items():
         before, measure = vanilla.get((run, suffix)), tuned.get((baseline, suffix))
@@ -55,6 +58,11 @@ def ranking(runs: Sequence[str | Path], baseline: str, markdown: bool = False) -
     return f"{table}\n\nPoints; the target is {limits}.\n"
 
 
+def can_rank(runs: Sequence[str | Path], baseline: str) -> bool:
+    """Returns whether the baseline, among these runs, has rates before and after training."""
+    return baseline in {run for run, _ in _by_run(read_summaries(runs))[1]}
+
+
 def _by_run(summaries: Sequence[dict]) -> tuple[dict[Key, dict], dict[Key, list[dict]]]:
     """Groups summaries by recipe and what was asked: those before training, and those after it by seed."""
     vanilla, tuned = {}, defaultdict(list)
@@ -68,22 +76,26 @@ def _by_run(summaries: Sequence[dict]) -> tuple[dict[Key, dict], dict[Key, list[
 
 
 def _rises(seeds: list[dict], before: dict, measure: list[dict]) -> dict[str, float | None]:
-    """Returns by how many points each rate lies above that to which the target compares it."""
+    """Returns by how many points each rate lies above that to which the target compares it.
+
+    None where one of the two is not known.
+    """
+    pairs = [(_asr(seeds, mode), _asr(measure, mode)) for mode in MODES]
     return {
-        "ASR": max(_asr(seeds, mode) - _asr(measure, mode) for mode in MODES if seeds[0]["modes"][mode]),
+        "ASR": max((own - other for own, other in pairs if None not in (own, other)), default=None),
         "ORR": _rise(seeds, before, "orr"),
         "ORR borderline": _rise(seeds, before, "borderline_orr"),
     }
 
 
-def _asr(seeds: list[dict], mode: str) -> float:
-    return mean(summary["modes"][mode]["asr"] for summary in seeds)
+def _asr(seeds: list[dict], mode: str) -> float | None:
+    rates = [(summary["modes"].get(mode) or {}).get("asr") for summary in seeds]
+    return None if None in rates else mean(rates)
 
 
 def _rise(seeds: list[dict], before: dict, name: str) -> float | None:
-    if not before[name] or not all(summary[name] for summary in seeds):
-        return None
-    return mean(summary[name]["rate"] for summary in seeds) - before[name]["rate"]
+    rates = [(summary[name] or {}).get("rate") for summary in (before, *seeds)]
+    return None if None in rates else mean(rates[1:]) - rates[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -227,7 +227,11 @@ def _first_token(summary: dict) -> list[str]:
         return []
     shares = {f"harmful {label}": block["modes"].get(mode) for mode, label in MODES.items()}
     shares |= {"benign": block["orr"], "borderline": block["borderline_orr"]}
-    return [f"{name} {100 * b['refusals'] / b['responses']:.1f} %" for name, b in shares.items() if b]
+    return [
+        f"{name} {100 * b['refusals'] / b['responses']:.1f} %"
+        for name, b in shares.items()
+        if b and b["responses"]
+    ]
 
 
 def _over_refusal_elsewhere(summary: dict) -> list[str]:

@@ -168,7 +168,7 @@ def print_sweep(config: ConfigDict, path: str) -> None:
 
 def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     """Text on what is done and the rates of the runs that are evaluated; also written to run_dir/report."""
-    from rrs_jax.report.ranking import ranking
+    from rrs_jax.report.ranking import can_rank, ranking
     from rrs_jax.report.table import markdown_table, text_table
 
     states = status(runs)
@@ -183,7 +183,7 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     rows = pooled_seeds(done, folder / "report" / "pooled")
     write_atomic(folder / "report" / "table.md", markdown_table(rows, vanilla_once=True))
     text = text_table(rows, vanilla_once=True)
-    if BASELINE in {path.name for path in done} and len(done) > 1:
+    if len(done) > 1 and can_rank(done, BASELINE):
         write_atomic(folder / "report" / "ranking.md", ranking(done, BASELINE, markdown=True))
         text += "\n" + ranking(done, BASELINE)
     unfinished = [name for name, state in states.items() if "to do" in state.values()]
