@@ -36,7 +36,7 @@ def tables(results: Results, folders: Sequence[str | Path]) -> str:
     found = [table for table in found if len(table.rows) > 1] or found[:1]
     parts = [html_table(table, marks) for table in found]
     if found:
-        names = [f"table{table.number}.{kind}" for table in found for kind in ("md", "csv", "tex")]
+        names = [f"table{table.number}.{kind}" for table in found for kind in ("csv", "tex")]
         files = " ".join(f'<a href="{name}">{name}</a>' for name in names)
         parts.append(f"<p class='files'>{files}</p>")
     parts.append(f"<p>{html.escape(' '.join(_said_of_tables(results)))}</p>")
