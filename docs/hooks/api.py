@@ -10,8 +10,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "rrs_jax"
 FACE = "The Python interface"
+SMALL = "single_modules"
 MOST_LETTERS = 88  # of a signature on one line
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def on_config(config):
+    """Adds the rooms' pages to the end of the navigation."""
+    names = [name for name in api_pages(PACKAGE) if name not in ("index", SMALL)]
+    config["nav"].append({"API": [{name: f"api/{name}.md"} for name in (*names, SMALL)]})
+    return config
 
 
 def on_files(files, config):
@@ -26,12 +34,12 @@ def on_files(files, config):
 def api_pages(package: Path) -> dict[str, str]:
     """Returns the pages' Markdown by name: `index` for what the package exports, then one for each room."""
     rooms = sorted(path.parent.name for path in package.glob("*/__init__.py"))
-    single = [package / f"{name}.py" for name in ("equations", "errors", "files", "progress")]
+    single = [path for path in sorted(package.glob("*.py")) if path.stem not in ("__init__", "api")]
     pages = {"index": _face(package, rooms)}
     for room in rooms:
         modules = sorted((package / room).rglob("*.py"), key=lambda path: (path.stem != "__init__", path))
         pages[room] = _page(f"rrs_jax.{room}", [path for path in modules if path.stem != "__main__"], package)
-    pages["small"] = _page("Single modules", single, package)
+    pages[SMALL] = _page("Single modules", single, package)
     return pages
 
 
@@ -43,7 +51,7 @@ def _face(package: Path, rooms: list[str]) -> str:
         parts += [f"## {node.name}", *_described(node)]
     links = ", ".join(f"[{room}]({room}.md)" for room in rooms)
     parts.append(
-        f"## Inside\n\nAll public functions and classes, by package: {links}, [single modules](small.md)."
+        f"## Inside\n\nAll public functions and classes, by package: {links}, [single modules]({SMALL}.md)."
     )
     return "\n\n".join(parts) + "\n"
 
