@@ -135,7 +135,7 @@ def test_a_dead_server_is_given_up_and_named(tmp_path, monkeypatch):
     with Server(verdict) as server:
         pass
     (judge,) = make_judges(["llm:default"], settings(server, tmp_path, retries=1))
-    with pytest.raises(UserError, match=r"1 of 1 requests failed \(the last: the connection failed"):
+    with pytest.raises(UserError, match=r"does not answer a short question \(the connection failed"):
         judge_responses(tmp_path / "j.jsonl", responses([f"{i}" for i in range(40)]), [judge])
     monkeypatch.setattr(judge, "try_out", lambda: None)  # it dies behind the trial
     with pytest.raises(

@@ -117,7 +117,7 @@ class EndpointJudge(RubricJudge):
     def __init__(
         self, name: str, version: str, rubric: Rubric, endpoint: Endpoint, temperature: float | None
     ):
-        super().__init__(name, version, rubric, partial(self._ask_server, endpoint), attempts=3)
+        super().__init__(name, version, rubric, self._ask_server, attempts=3)
         self.endpoint, self.temperature = endpoint, temperature
 
     def judge_many(self, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:
@@ -134,11 +134,17 @@ class EndpointJudge(RubricJudge):
         self.endpoint.try_out(self._try_out, [self.version, asdict(TRIAL)])
 
     def _try_out(self) -> None:
-        judged: dict[int, Judgement] = {}
         uncached = Endpoint(self.endpoint.config, None)
-        RubricJudge(
-            self.name, self.version, self.rubric, partial(self._ask_server, uncached), self.attempts
-        ).judge_many([TRIAL], judged.__setitem__)
+
+        def ask(
+            conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]
+        ) -> None:
+            for index, messages in enumerate(conversations):
+                on_reply(index, uncached.ask(messages, temperature=self.temperature))
+
+        judged: dict[int, Judgement] = {}
+        trial = RubricJudge(self.name, self.version, self.rubric, ask, self.attempts)
+        trial.judge_many([TRIAL], judged.__setitem__)
         if judged[0].kind == "unreadable":
             raise UserError(
                 f"judge {self.name}: its verdict on a trivial answer cannot be read:"
@@ -146,16 +152,12 @@ class EndpointJudge(RubricJudge):
             )
 
     def _ask_server(
-        self,
-        endpoint: Endpoint,
-        conversations: Sequence[list[dict]],
-        attempt: int,
-        on_reply: Callable[[int, str], None],
+        self, conversations: Sequence[list[dict]], attempt: int, on_reply: Callable[[int, str], None]
     ) -> None:
         def request(messages: list[dict], endpoint: Endpoint) -> str:
             return endpoint.ask(messages, draw=attempt, temperature=self.temperature)
 
-        endpoint.ask_all([partial(request, messages) for messages in conversations], on_reply)
+        self.endpoint.ask_all([partial(request, messages) for messages in conversations], on_reply)
 
     def _has_reply(self, exchange: Exchange) -> bool:
         answer = answer_of(exchange.response)
