@@ -2,6 +2,7 @@
 setting.
 
 python benchmarks/train_step.py --batch=16 --length=144 --variants=dots,dots+unroll,extract --profile
+python benchmarks/train_step.py --rank=16 --variants=dots,dots+dropout,dots,dots+dropout   # dropout's cost
 python benchmarks/train_step.py --variants=lean --out=docs/performance/h100.jsonl   # alone, for the memory
 that it takes
 """
@@ -34,7 +35,7 @@ from rrs_jax.train import step as step_module
 from rrs_jax.train.step import OptimiserConfig, Rows, TrainStep
 
 WARM_UP = 3
-RANK = 8
+DROPOUT = 0.1  # of the variants with +dropout, the authors' rate
 GIB = 2**30
 AUDIO_TOKENS = 80  # of a row: a clip of about three seconds
 
@@ -64,6 +65,8 @@ def seconds_each(function, repeats: int) -> float:
 def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments: argparse.Namespace) -> dict:
     before, mesh = peak_gib(), make_mesh(devices=jax.devices()[:1])
     config = model.config.text
+    dropout = DROPOUT if variant.endswith("+dropout") else 0.0
+    model.lora.config = dataclasses.replace(model.lora.config, dropout=dropout)
     strategy = RRS(np.zeros((arguments.batch, config.hidden_size), np.float32))
     step = TrainStep(model, strategy, OptimiserConfig(remat=remat, unroll=unroll), mesh, arguments.steps)
     bank = jax.device_put(
@@ -107,11 +110,11 @@ def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments
         variant=variant,
         batch=arguments.batch,
         length=arguments.length,
-        rank=RANK,
+        rank=arguments.rank,
         seconds=seconds,
         units=arguments.batch,
         unit="samples",
-        floor_flops=step_flops(config, tokens, RANK),
+        floor_flops=step_flops(config, tokens, arguments.rank),
         peak_gib=peak_gib(before),
     )
     keep(line, arguments.out)
@@ -206,13 +209,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=144)
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--rank", type=int, default=8, help="of the adapters")
     parser.add_argument("--first_layer", type=int, default=0, help="first layer with an adapter")
     parser.add_argument(
         "--variants",
         default="dots,none,full,extract",
         help=(
-            "train steps by their train.remat, extract, products; each with +unroll, and with @FLAG=VALUE"
-            " for XLA"
+            "train steps by their train.remat, extract, products; each with +unroll, +dropout behind it, and"
+            " with @FLAG=VALUE for XLA"
         ),
     )
     parser.add_argument("--profile", action="store_true", help="name the kernels in which the time goes")
@@ -231,7 +235,7 @@ def main() -> None:
     }  # as released
     config = Qwen2AudioConfig.from_hf({"text_config": text})
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=arguments.quantize))
-    lora = LoRAConfig(RANK, first_layer=arguments.first_layer)
+    lora = LoRAConfig(arguments.rank, first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
     model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
@@ -244,7 +248,7 @@ def main() -> None:
     )
     for variant in arguments.variants.split(","):
         name, *flags = variant.split("@")
-        name, unroll = with_unroll(name)
+        name, unroll = with_unroll(name.removesuffix("+dropout"))
         added = {
             name: {"true": True, "false": False}.get(value, value)
             for name, value in (flag.split("=") for flag in flags)

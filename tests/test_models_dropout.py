@@ -16,6 +16,7 @@ from rrs_jax.models.adapters import adapted_with_dropout
 from rrs_jax.models.dropout import Dropout
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.quantised import Float8, Int8, product
+from rrs_jax.models.stack import layer_at
 from rrs_jax.testing import write_qwen_audio
 
 RATE = 0.1
@@ -26,10 +27,13 @@ OWNERS = {
 
 def masks_of(key, rate=RATE, layers=3, rows=6, tokens=40, features=700) -> np.ndarray:
     """Every layer's and adapter's mask, bool (L, K, B, T, I)."""
-    dropout = Dropout.draw(key, OWNERS, rate, (layers, rows, tokens))
+    dropout = Dropout.draw(key, OWNERS, rate, (layers, rows, tokens, features))
     share = dropout.share(tuple(OWNERS))
     return np.stack(
-        [np.stack(share.masks(dropout.places[layer], features, share.threshold)) for layer in range(layers)]
+        [
+            np.stack(share.masks(layer_at(dropout, layer), features, share.threshold))
+            for layer in range(layers)
+        ]
     )
 
 
@@ -54,6 +58,12 @@ def test_the_masks_are_as_random_numbers(rate):
         other = tuple(axis for axis in range(6) if axis not in kept_axes)
         rates = centred.mean(axis=other) * np.sqrt(np.prod([centred.shape[axis] for axis in other]))
         assert abs(rates.var() - 1) < 4 * np.sqrt(2 / rates.size)
+    # Nor do two features have anything in common, nor four numbers that two rows and two features share.
+    rows = centred[0, 0].reshape(-1, centred.shape[-1])
+    pairs = (rows.T @ rows / np.sqrt(len(rows)))[np.triu_indices(rows.shape[1], 1)]
+    assert abs(pairs.var() - 1) < 4 * np.sqrt(2 / pairs.size) and abs(pairs).max() < 6
+    products = rows[:-1, :-1] * rows[1:, :-1] * rows[:-1, 1:] * rows[1:, 1:]
+    assert abs(products.mean()) * np.sqrt(products.size) < 4
 
 
 def test_a_mask_depends_on_its_place_alone():
@@ -88,10 +98,10 @@ def test_linears_with_dropout_and_their_derivative(kind, fused):
         owners = {name: "c_attn" for name in ("q_proj", "k_proj", "v_proj")}
     else:
         owners = {name: name for name in ("down_proj", "v_proj", "q_proj")}  # k_proj has none
-    dropout = Dropout.draw(jax.random.key(1), owners, RATE, (4, 2, 5))
-    share, places = dropout.share(("q_proj", "k_proj", "v_proj")), dropout.places[2]
+    dropout = layer_at(Dropout.draw(jax.random.key(1), owners, RATE, (4, 2, 5, 30)), 2)
+    share = dropout.share(("q_proj", "k_proj", "v_proj"))
     assert share.owners == ((0, 0, 0) if fused else (0, None, 1))
-    masks = share.masks(places, 24, share.threshold)
+    masks = share.masks(dropout, 24, share.threshold)
     assert not all(mask.all() for mask in masks)
     a = [jnp.asarray(rng.normal(size=(24, 3)), jnp.float32) for _ in share.adapters]
     b = [
@@ -103,7 +113,7 @@ def test_linears_with_dropout_and_their_derivative(kind, fused):
         return sum(jnp.sum(y * factor) for y, factor in zip(function(x, a, b), factors, strict=True))
 
     def ours(x, a, b):
-        return adapted_with_dropout(share, x, kernels, biases, a, b, places)
+        return adapted_with_dropout(share, x, kernels, biases, a, b, dropout)
 
     def expected(x, a, b):
         return plain(x, kernels, biases, a, b, masks, share.owners)

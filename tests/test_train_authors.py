@@ -19,8 +19,8 @@ from rrs_jax.config.training import OptimiserConfig
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.inputs.batching import collate
-from rrs_jax.models.dropout import kept
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.models.stack import layer_at
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.testing import write_qwen2_5_omni, write_qwen2_audio
 from rrs_jax.train import step as step_module
@@ -158,7 +158,7 @@ def our_masks(questions: Questions, update: int, part: int, rows: int) -> dict:
     share = dropout.share(authors_program.LINEARS)
     widths = decoder.config.linears()
     return {
-        (linear, layer): np.asarray(kept(dropout.places[layer, number], widths[linear][0], share.threshold))
+        (linear, layer): np.asarray(layer_at(dropout, layer).mask(number, widths[linear][0], share.threshold))
         for linear, number in zip(share.adapters, share.numbers, strict=True)
         for layer in range(layers)
     }

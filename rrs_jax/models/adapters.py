@@ -50,7 +50,7 @@ class Adapters:
             return adapted(x, kernels, biases, self.a[INPUT_OF[names[0]]], b)
         share = self.dropout.share(names)
         a = [self.a[adapter] for adapter in share.adapters]
-        return adapted_with_dropout(share, x, kernels, biases, a, b, self.dropout.places)
+        return adapted_with_dropout(share, x, kernels, biases, a, b, self.dropout)
 
 
 @jax.custom_vjp
@@ -110,27 +110,27 @@ adapted.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def adapted_with_dropout(
-    share: Share, x: jax.Array, kernels: list, biases: list, a: list, b: list, places: jax.Array
+    share: Share, x: jax.Array, kernels: list, biases: list, a: list, b: list, dropout: Dropout
 ) -> list[jax.Array]:
     """Outputs of `adapted`, where each adapter sees x with a mask of its own.
 
-    a: (I, R) of each adapter; b: (R, O) of each linear, or None; places: (K, B, T) of the layer. The
-    derivative keeps x and the thin products, and makes the masks anew.
+    a: (I, R) of each adapter; b: (R, O) of each linear, or None; dropout: of the layer. The derivative keeps
+    x and the thin products, and makes the masks anew.
     """
-    return _dropout_forward(share, x, kernels, biases, a, b, places)[0]
+    return _dropout_forward(share, x, kernels, biases, a, b, dropout)[0]
 
 
-def _dropout_forward(share: Share, x, kernels, biases, a, b, places):
-    masks = share.masks(places, x.shape[-1], share.threshold)
+def _dropout_forward(share: Share, x, kernels, biases, a, b, dropout):
+    masks = share.masks(dropout, x.shape[-1], share.threshold)
     thin = [jnp.where(mask, x, 0) @ a_one * share.scale for mask, a_one in zip(masks, a, strict=True)]
     thin = [checkpoint_name(one, "thin") for one in thin]
     arrays = zip(share.owners, kernels, biases, b, strict=True)
     outputs = [_output(x, None if owner is None else thin[owner], *rest) for owner, *rest in arrays]
-    return outputs, (x, thin, kernels, a, b, places)
+    return outputs, (x, thin, kernels, a, b, dropout)
 
 
 def _dropout_backward(share: Share, residuals, cotangents):
-    x, thin, kernels, a, b, places = residuals
+    x, thin, kernels, a, b, dropout = residuals
     of_thin = [jnp.zeros_like(one) for one in thin]
     for owner, dy, b_one in zip(share.owners, cotangents, b, strict=True):
         if owner is not None:
@@ -138,7 +138,7 @@ def _dropout_backward(share: Share, residuals, cotangents):
     of_thin = [one * share.scale for one in of_thin]
     # Behind the barrier the masks are others to XLA than the forward pass's, which it would keep for them.
     threshold, of_thin = jax.lax.optimization_barrier((jnp.asarray(share.threshold), of_thin))
-    masks = share.masks(places, x.shape[-1], threshold)
+    masks = share.masks(dropout, x.shape[-1], threshold)
     parts = list(zip(masks, of_thin, a, strict=True))
     dx = sum(jnp.where(mask, one @ a_one.T, 0) for mask, one, a_one in parts)
     da = [_over_tokens(jnp.where(mask, x, 0), one) for mask, one, _ in parts]

@@ -83,13 +83,13 @@ class Decoder(nnx.Module):
         """The states (B, T, D) behind the layers from `inputs.start` to `stop`, and what is wanted of each of
         these, stacked."""
         graphdef, stacks = self._split_layers()
-        tree, dropout = inputs.tree, inputs.dropout
+        tree = inputs.tree
 
         def step(x, frozen, adapters, shared):
             layer, prefix = nnx.merge(graphdef, frozen["layer"]), frozen["prefix"]
             angles, mask, lengths = shared
-            if adapters is not None and dropout is not None:
-                adapters = adapters.replace(dropout=dropout.of_layer(frozen["places"]))
+            if adapters is not None and frozen["dropout"] is not None:
+                adapters = adapters.replace(dropout=frozen["dropout"])
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
             q, k, v = checkpoint_name(q, "queries"), checkpoint_name(k, "keys"), checkpoint_name(v, "values")
             own = k, v
@@ -104,8 +104,8 @@ class Decoder(nnx.Module):
         else:
             mask, prefix, positions = tree.mask(), tree.prefix, tree.positions
         shared = self._angles(positions, inputs.lengths), mask, inputs.lengths
-        # The masks' places have no derivative, so that they travel with the layers and not with the adapters.
-        frozen = {"layer": stacks, "prefix": prefix, "places": None if dropout is None else dropout.places}
+        # Masks have no derivative, so that they travel with the layers and not with the adapters.
+        frozen = {"layer": stacks, "prefix": prefix, "dropout": inputs.dropout}
         carrying = jax.tree.leaves(adapters)[0].shape[0] if adapters is not None else 0
         start, first = inputs.start, min(self.config.num_hidden_layers - carrying, stop)
         if start > first:
@@ -130,7 +130,7 @@ class Decoder(nnx.Module):
         layer, lengths = nnx.merge(graphdef, frozen_layer(stacks, index)), inputs.lengths
         at_all = at_last = jax.tree.map(lambda leaf: leaf[-1], adapters)
         if adapters is not None and inputs.dropout is not None:
-            dropout = inputs.dropout.of_layer(inputs.dropout.places[index])
+            dropout = layer_at(inputs.dropout, index)
             at_all = at_all.replace(dropout=dropout)
             at_last = at_last.replace(dropout=dropout.at_last_tokens(lengths))
         last = (lengths - 1)[:, None]

@@ -138,7 +138,8 @@ class LoRA(nnx.Module):
     ) -> Dropout:
         """Masks for a pass of `apart` adapters; `shape` is (layers of the decoder, B, T)."""
         owners = {name: target for name, (target, _) in released.items() if self.pair(target)}
-        return Dropout.draw(key, owners, self.config.dropout, shape)
+        widest = max(self.pair(target).lora_a.shape[1] for target in self.config.targets)
+        return Dropout.draw(key, owners, self.config.dropout, (*shape, widest))
 
     def _targets_of(self, names: tuple[str, ...], released: dict[str, tuple[str, int | None]]) -> list[str]:
         """Targets with a pair that compute one of the linears `names`, each once."""
