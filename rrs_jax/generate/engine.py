@@ -108,7 +108,10 @@ class Generator:
         self.on_mesh = OnMesh(self.mesh)
         whole, jit = PartitionSpec(), functools.partial(jax.jit, compiler_options=compiler_options())
         prefilling, decoding = (functools.partial(step, settings) for step in (prefill, decode_chunk))
-        self._prefill = jit(each_by_itself(self.mesh, prefilling, (whole, ROWS, whole, ROWS), ENTERED_SPECS))
+        if self.mesh.shape["data"] == self.mesh.size:
+            prefilling = each_by_itself(self.mesh, prefilling, (whole, ROWS, whole, ROWS), ENTERED_SPECS)
+        # Where `fsdp` or `tensor` cut it besides, cuDNN's attention wants the whole mesh in sight.
+        self._prefill = jit(prefilling, out_shardings=self.on_mesh.entered)
         self._decode = jit(
             each_by_itself(self.mesh, decoding, (whole, STATE_SPECS), (STATE_SPECS, ROWS)),
             donate_argnums=(1,),

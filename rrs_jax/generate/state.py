@@ -68,7 +68,7 @@ class OnMesh:
     """
 
     def __init__(self, mesh: Mesh):
-        laid = jax.tree.map(partial(NamedSharding, mesh), STATE_SPECS)
+        laid, self.entered = jax.tree.map(partial(NamedSharding, mesh), (STATE_SPECS, ENTERED_SPECS))
         self.empty_state = jax.jit(empty_state, static_argnums=(1, 2, 3), out_shardings=laid)
         self.insert = jax.jit(insert, donate_argnums=0, out_shardings=laid)
         self.take = jax.jit(take, out_shardings=laid)
