@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from rrs_jax.distributed import processes
 from rrs_jax.distributed.machine import cores
 from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple, traced_on
+from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.frozen.overlap import one_behind
 from rrs_jax.inputs.audio import as_waveform
@@ -25,6 +26,7 @@ from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
 from rrs_jax.models.flops import encoder_flops, program_price
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.progress import Progress
+from rrs_jax.weights.finite import is_finite
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
 WORKERS = min(4, cores())  # more of them wait for Python's lock longer than they compute
@@ -71,9 +73,11 @@ def make_audio_bank(
     """Encodes every clip with `model.encode_audio`, in few lengths and little padding.
 
     `batch_size`: clips at once, at least; short ones are taken together (`clips_at_once`). `cache` names a
-    file that keeps the result; it is used again where `cache_key` and the clips are the same.
+    file that keeps the result; it is used again where `cache_key` and the clips are the same. Raises
+    UserError that names the clips whose embeddings are not finite.
     """
-    everywhere = replicated(mesh_of(model))
+    mesh = mesh_of(model)
+    everywhere = replicated(mesh)
     prints = [_fingerprint(audio) for audio in audios]
     key = content_hash(str(model.dtype), cache_key, prints)
     if cache is not None and processes.by_first(lambda: _is_kept(cache, key)):
@@ -83,10 +87,24 @@ def make_audio_bank(
     rows = _encode(model, mel, audios, batch_size, max_buckets) if audios else []
     counts = [len(own) for own in rows]
     array = np.concatenate([np.zeros((1, model.config.text.hidden_size), model.dtype), *rows])
+    bank = _bank(put(array, everywhere), counts, prints)
+    _check_finite(bank, audios, mesh)
     if cache is not None:
         with atomic_path(cache) as temporary:
             save_file(temporary, {"rows": array, "counts": np.asarray([0, *counts], np.int32)}, {"key": key})
-    return _bank(put(array, everywhere), counts, prints)
+    return bank
+
+
+def _check_finite(bank: AudioBank, audios: Sequence[str | Path | np.ndarray], mesh: Mesh) -> None:
+    finite = fetch(is_finite(bank.array, True, mesh))
+    clips = zip(audios, bank.offsets, bank.counts, strict=True)
+    bad = [clip for clip, start, count in clips if not finite[start : start + count].all()]
+    if bad:
+        named = f" ({bad[0]})" if isinstance(bad[0], str | Path) else ""
+        raise UserError(
+            f"audio encoder: the embeddings of {len(bad)} of {len(audios)} clips{named} hold NaN or infinite"
+            " numbers; set model.dtype to float32, or check the weights."
+        )
 
 
 def _is_kept(cache: Path, key: str) -> bool:

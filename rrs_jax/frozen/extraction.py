@@ -1,7 +1,7 @@
 """Representations of prompts: f_θ(d, t), equations 6 to 8 of the paper (section 4.1)."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple, traced_on
+from rrs_jax.errors import UserError
 from rrs_jax.inputs.batching import (
     EncodedPrompt,
     Selection,
@@ -77,8 +78,8 @@ def extract_all(
 
     Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `attach` adds the
     lower layers' states to a batch of these rows (`rrs_jax.frozen.prefix_states.PrefixStates.attach`).
-    `progress` is a
-    `rrs_jax.progress.Progress` over prompts, or None.
+    `progress` is a `rrs_jax.progress.Progress` over prompts, or None. Raises UserError where a state is not
+    finite.
     """
     selections = batches_in_buckets([len(ids) for ids, _, _ in rows], batch_size, buckets)
 
@@ -98,7 +99,27 @@ def extract_all(
             results[-2] = np.asarray(results[-2])
         if progress is not None:
             progress.update(int(selection.weights.sum()))
-    return restore_order(selections, results)
+    states = restore_order(selections, results)
+    check_finite({"hidden states": states})
+    return states
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], what: str = "the model") -> None:
+    """Raises UserError that names each array with NaN or infinite numbers and counts its rows with some.
+
+    what: the source of the arrays, for the message.
+    """
+    faults = []
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        if jnp.issubdtype(array.dtype, jnp.floating) and not (finite := np.isfinite(array)).all():
+            rows = finite.reshape(len(array), -1).all(axis=1) if array.ndim > 1 else finite
+            faults.append(f"{name} in {np.sum(~rows)} of {len(np.atleast_1d(rows))} rows")
+    if faults:
+        raise UserError(
+            f"{what}: NaN or infinite numbers among the {', '.join(faults)}, so nothing is kept; set"
+            " model.dtype to float32, or check the weights."
+        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -33,6 +33,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from rrs_jax.distributed.mesh import batch_sharding, each_by_itself, fetch, mesh_of, put, rows_multiple
+from rrs_jax.errors import UserError
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate.sampling import SamplingConfig
 from rrs_jax.generate.state import ENTERED_SPECS, ROWS, STATE_SPECS, DecodingState, Entered, OnMesh, resize
@@ -127,6 +128,7 @@ class Generator:
         """Answers every prompt; `on_finished(key, tokens)` is called as each is ready, without its end token.
 
         `prefix_states`, which hold keys and values, are where prefill starts if all prompts are in them.
+        Raises UserError where a prompt's first logits are not finite, before an answer to it is handed out.
         """
         if not prompts:
             return
@@ -139,16 +141,18 @@ class Generator:
         queries, prefill_size = self._sizes(len(pending), samples)
         last_part = (queries - 1) % prefill_size + 1  # else its places would stay idle for a whole wave
         places: list[Place | None] = [None] * queries
-        state = None
+        state, entries = None, []
         while pending or any(places):
             while pending and (free := places.count(None)) >= min(last_part, len(pending)):
                 taken = min(prefill_size, free)
                 new, pending = pending[:taken], pending[taken:]
                 width = bucket_of(len(new[-1][0].row[0]), buckets)
                 entered = self._run_prefill(new, audio_bank, width, prefill_size, samples, prefix_states)
+                entries.append(entered.finite)
                 state = self._insert(state, entered, places, new)
             state = resize_to_need(state, places, self.slot_growth)
             state, tokens = self._decode(self.state, state)
+            _check_first_logits(entries)  # read here, where the host waits for the device anyway
             self._collect(state, tokens, places, on_finished)
             if not pending:
                 state, places = self._shrink(state, places)
@@ -228,6 +232,16 @@ class Generator:
             return state, places
         chosen = (alive + [index for index in range(len(places)) if index not in alive])[:half]
         return self.on_mesh.take(state, jnp.asarray(chosen, jnp.int32)), [places[index] for index in chosen]
+
+
+def _check_first_logits(entries: list[jax.Array]) -> None:
+    """Raises UserError for prompts without logits, and empties the list."""
+    if not all(finite.all() for finite in fetch(entries)):
+        raise UserError(
+            "generation: the logits behind a prompt are NaN or infinite, so that its answer would be noise;"
+            " set model.dtype to float32, or check the weights and the adapter."
+        )
+    entries.clear()
 
 
 def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Prompt]]:

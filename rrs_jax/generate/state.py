@@ -37,10 +37,11 @@ class DecodingState:
 @flax.struct.dataclass
 class Entered:
     """Prefilled prompts with keys and values (L, Q, K, T, E) and lengths (Q,), and the rows of their answers,
-    (Q·U, ...) each, as in `DecodingState`."""
+    (Q·U, ...) each, as in `DecodingState`. `finite`, bool (Q,): every logit behind the prompt is a number."""
 
     prompts: KeysValues
     lengths: jax.Array
+    finite: jax.Array
     tokens: jax.Array
     positions: jax.Array
     active: jax.Array
@@ -52,7 +53,7 @@ ROW_FIELDS = ("tokens", "positions", "active", "seeds", "seen")
 
 # Prompts with their answers lie over `data`.
 ROWS, STORED = PartitionSpec("data"), PartitionSpec(None, "data")
-ENTERED_SPECS = Entered(prompts=STORED, lengths=ROWS, **dict.fromkeys(ROW_FIELDS, ROWS))
+ENTERED_SPECS = Entered(prompts=STORED, lengths=ROWS, finite=ROWS, **dict.fromkeys(ROW_FIELDS, ROWS))
 STATE_SPECS = DecodingState(
     cache=Cache(prompts=STORED, prompt_lengths=ROWS, answers=STORED, valid=ROWS),
     made=ROWS,

@@ -53,7 +53,7 @@ def prefill(
     model = nnx.merge(settings.graphdef, parameters)
     logits, positions, keys_values = model.prefill(batch, audio_bank, settings.cache_dtype)
     seen = _seen(batch, logits.shape[1]) if sampling.repetition_penalty != 1.0 else _unseen(len(logits))
-    samples = asked.seeds.shape[1]
+    samples, finite = asked.seeds.shape[1], jnp.isfinite(logits).all(axis=1)
     logits, seen, positions = (jnp.repeat(x, samples, axis=0) for x in (logits, seen, positions))
     seeds = asked.seeds.reshape(-1)
     tokens = next_tokens(logits, seen, _keys(seeds, jnp.zeros(seeds.shape, jnp.int32)), sampling)
@@ -61,6 +61,7 @@ def prefill(
     return Entered(
         prompts=keys_values,
         lengths=batch.lengths,
+        finite=finite,
         tokens=tokens,
         positions=positions,
         active=asked.wanted.reshape(-1) & more,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rrs_jax.files import atomic_path, read_jsonl, write_jsonl
+from rrs_jax.frozen.extraction import check_finite
 from rrs_jax.weights.safetensors_io import load_file, save_file
 
 
@@ -23,10 +24,14 @@ class Extracted:
 
 
 def write_extracted(path: Path, extracted: Extracted) -> None:
-    """Writes the content: rows as JSON lines, arrays as safetensors."""
+    """Writes the content: rows as JSON lines, arrays as safetensors.
+
+    Raises UserError for an array with NaN or infinite numbers.
+    """
     if isinstance(extracted.content, list):
         write_jsonl(path, extracted.content)
         return
+    check_finite(extracted.content, path.name)
     with atomic_path(path) as temporary:
         save_file(temporary, extracted.content, extracted.metadata)
 
