@@ -1,7 +1,10 @@
 """Google's voices by the official client, against a local server that fails in every way it can."""
 
+import time
+
 import numpy as np
 import pytest
+import requests
 import soundfile
 
 from helpers.stand_ins import FAILURES, GoogleTTS, first_fails
@@ -119,6 +122,33 @@ def test_wrong_credentials_end_at_once(action, google):
     with pytest.raises(UserError, match="refuses the credentials or the project"):
         spoken()
     assert server.calls.total() <= 5
+
+
+def socks_is_missing(*args, **kwargs):
+    """Fails as the package requests does where PySocks is not installed."""
+    raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("http_proxy", "socks5://alice:hunter2@127.0.0.1:1"),
+        ("HTTP_PROXY", "socks5://alice:hunter2@127.0.0.1:1"),
+        ("ALL_PROXY", "socks5h://alice:hunter2@127.0.0.1:1"),
+        ("http_proxy", "http://"),
+        ("RRS_JAX_GOOGLE_TTS_ENDPOINT", "http://.no host"),
+    ],
+)
+def test_a_request_that_cannot_be_sent_ends_at_once(variable, value, google, monkeypatch):
+    google()
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", socks_is_missing)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="Google Text-to-Speech cannot be asked") as error:
+        print(Google(first_wait=9.0).voices)
+    assert time.monotonic() - start < 8 and "hunter2" not in str(error.value)
 
 
 def test_no_credentials_are_one_sentence(monkeypatch, tmp_path):

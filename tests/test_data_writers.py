@@ -9,6 +9,7 @@ import random
 import pytest
 
 from helpers.stand_ins import FAILURES, OpenAI, first_fails
+from rrs_jax.data.build import main as build_main
 from rrs_jax.data.writers import Ledger, OpenAIWriter, Request
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl
@@ -112,3 +113,47 @@ def test_a_cut_last_line_of_the_ledger_is_asked_for_again(tmp_path):
         path.write_bytes(path.read_bytes()[:-9])
         Ledger(path, writer(server)).ask(PROMPTS[:3])
         assert sorted(server.sold.values()) == [1, 1, 2]
+
+
+# Thoughts, cut answers, and one small question
+
+
+@pytest.mark.parametrize("thoughts", ["<think>\nhm?\n</think>\n\n{}", "hm?</think>{}", "[THINK]hm[/THINK]{}"])
+def test_thoughts_are_kept_in_the_ledger_and_not_in_the_answer(thoughts, tmp_path):
+    with OpenAI() as server:
+        plain = server.reply
+        server.reply = lambda prompt: thoughts.format(plain(prompt))
+        ledger = Ledger(tmp_path / "ledger.jsonl", writer(server))
+        assert ledger.ask(PROMPTS) == EXPECTED
+        assert set(server.sold.values()) == {1}
+    kept = read_jsonl(tmp_path / "ledger.jsonl")
+    assert {row["answer"] for row in kept} == {thoughts.format(answer) for answer in EXPECTED}
+    assert Ledger(tmp_path / "ledger.jsonl", writer(server)).ask(PROMPTS) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("action", "sentence"),
+    [
+        ("length", "cut at the server's limit of tokens"),
+        ("empty", "the answer is empty"),
+        ("<think>\nhm", "the answer is empty"),
+        (" \n", "the answer is empty"),
+    ],
+)
+def test_answers_that_never_come_are_paid_for_twice_each_and_end_the_work(action, sentence, tmp_path):
+    with OpenAI(lambda n, name: action) as server:
+        with pytest.raises(UserError, match=f"{sentence}.*the same command goes on from there"):
+            Ledger(tmp_path / "ledger.jsonl", writer(server, concurrency=1)).ask(PROMPTS)
+        assert set(server.calls.values()) == {2} and len(server.calls) <= 6
+        server.plan = lambda n, name: "ok"
+        assert Ledger(tmp_path / "ledger.jsonl", writer(server)).ask(PROMPTS) == EXPECTED
+
+
+@pytest.mark.parametrize("action", ["401", "404", "quota", "400", "length"])
+def test_a_writer_that_cannot_answer_is_said_before_the_source_is_read(action, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RRS_JAX_CACHE", str(tmp_path / "shared"))
+    monkeypatch.setattr("rrs_jax.data.build.read_beavertails", lambda *_: pytest.fail("the source is read"))
+    with OpenAI(lambda n, name: action) as server:
+        command = [f"--out={tmp_path / 'out'}", "--writer=openai:stand-in", f"--writer_url={server.base_url}"]
+        assert build_main(command) == 2
+        assert server.calls.total() <= 2 and "Traceback" not in capsys.readouterr().err

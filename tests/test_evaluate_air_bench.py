@@ -196,3 +196,56 @@ def test_a_bad_data_root_is_told_at_once(root, tmp_path):
         "0.wav does not exist",
     ):
         assert sentence in str(error.value)
+
+
+AROUND = [
+    "<think>\n9 9? Or 8 7.\n</think>\n\n{} {}",
+    "Here are the scores:\n{}, {}",
+    "```\n{} {}\n```",
+    "**{}  {}**",
+    "{}, {}\n\nThe first one is more complete.",
+]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_a_judge_that_thinks_or_prefaces_is_read_and_paid_for_once(root, tmp_path, around):
+    with Server(lambda body: around.format(9, 7)) as server:
+        judge = Endpoint(EndpointConfig(server.url, "gpt"), tmp_path / "cache")
+        summary = air_bench(Engine(generate), read_meta(root), judge, Target(tmp_path / "eval", "vanilla"))
+        assert sum(server.delivered.values()) == 23 * 2
+    assert (summary["unparsed"], summary["hs"], summary["reference_hs"]) == (0, 8.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    "reply", ["<think>\nLet me see", "Both are fine.", "8 out of 10 and 7 out of 10", ""]
+)
+def test_more_than_a_tenth_unparsed_is_not_done_and_asked_again_alone(root, tmp_path, reply):
+    mended = False
+
+    def sometimes(body):
+        unreadable = not mended and "speech_QA-" in body["messages"][0]["content"]
+        return reply if unreadable else "9 7"
+
+    with Server(sometimes) as server:
+        judge = Endpoint(EndpointConfig(server.url, "gpt"), tmp_path / "cache")
+        target = Target(tmp_path / "eval", "vanilla")
+        with pytest.raises(UserError, match=r"judge gpt: 6 of 46 verdicts cannot be read, such as '"):
+            air_bench(Engine(generate), read_meta(root), judge, target)
+        assert not (target.path / "air_bench/summary.json").exists()
+        mended, before = True, sum(server.delivered.values())
+        assert air_bench(Engine(generate), read_meta(root), judge, target)["unparsed"] == 0
+        assert sum(server.delivered.values()) == before + 6
+
+
+def test_answers_behind_thoughts_are_judged_and_unfinished_ones_are_empty(root, tmp_path):
+    prompts = []
+
+    def think(requests, on_finished):
+        for i, request in enumerate(requests):
+            on_finished(request, "<think>\nsecret" if i < 2 else f"<think>\nsecret\n</think>\nAnswer {i}")
+
+    with Server(lambda body: prompts.append(body["messages"][0]["content"]) or "9 7") as server:
+        judge = Endpoint(EndpointConfig(server.url, "gpt"), tmp_path / "cache")
+        summary = air_bench(Engine(think), read_meta(root), judge, Target(tmp_path / "eval", "vanilla"))
+    assert summary["empty"] == 2 and len(prompts) == 22 * 2
+    assert all("secret" not in prompt and "Answer " in prompt for prompt in prompts)
