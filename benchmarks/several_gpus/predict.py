@@ -1,9 +1,11 @@
 """A small model of a training step on many cards: arithmetic as one card takes it, bytes, collectives.
 
 A step takes what one card takes for a card's rows, which grows with them along a line through two measured
-points, plus what its collectives take: each its start and its bytes at the rate of the link. A part of the
-layers' gathers is hidden behind the arithmetic; how much is read off one measured mesh, and the others are
-predictions. Sums and exchanges are not hidden: what follows needs them at once.
+points, plus what its collectives take: each its start and its bytes at the rate of the link. The rates are
+those of collectives by themselves, beyond what each call of one takes the host. Two numbers are read off
+whole steps: a collective's start within a program off the mesh `tensor`, which has the most sums, and how
+long the layers' gathers take beside the arithmetic off the mesh `fsdp`. The other steps are predictions. Sums
+and exchanges are not hidden: what follows needs them at once.
 """
 
 import dataclasses
@@ -36,7 +38,8 @@ class Cards:
       fixed, each: seconds of a step on one card, and of each of its rows.
       links: by kind of collective, within a host.
       network: bytes a second of one card to other hosts.
-      hidden: share of the gathers' seconds behind the arithmetic, 0 to 1.
+      gathers: seconds that a step is longer by for each second that its gathers take by themselves; below 1
+        where arithmetic hides them, above where the two slow one another.
     """
 
     text: object
@@ -47,7 +50,7 @@ class Cards:
     each: float
     links: Mapping[str, Link]
     network: float
-    hidden: float = 0.0
+    gathers: float = 1.0
 
     def compute(self, rows: float, mesh: Mesh) -> float:
         """Seconds of the arithmetic of `rows` rows in all."""
@@ -84,11 +87,11 @@ class Cards:
         """Returns the seconds of a training step of `rows` rows in all."""
         compute, parts = self.compute(rows, mesh), self.collectives(rows, mesh)
         gathers = parts.pop("all-gather", 0.0)
-        return compute + gathers * (1 - self.hidden) + sum(parts.values())
+        return compute + gathers * self.gathers + sum(parts.values())
 
 
-def fit_links(lines: Iterable[dict]) -> dict[str, Link]:
-    """Returns the links that lines of the part `links` tell, by least squares of relative errors."""
+def fit_links(lines: Iterable[dict], start: float) -> dict[str, Link]:
+    """Returns the links that lines of the part `links` tell, with rates by least squares."""
     found = {}
     lines = [line for line in lines if line["part"] == "links"]
     for kind in dict.fromkeys(line["kind"] for line in lines):
@@ -96,8 +99,8 @@ def fit_links(lines: Iterable[dict]) -> dict[str, Link]:
         seconds = np.asarray([line["seconds"] for line in same])
         sent = np.asarray([line["sent_a_second"] * line["seconds"] for line in same])
         matrix = np.stack([np.ones_like(sent), sent], axis=1) / seconds[:, None]
-        (start, each), *_ = np.linalg.lstsq(matrix, np.ones_like(seconds), rcond=None)
-        found[kind] = Link(max(float(start), 0.0), 1 / max(float(each), 1e-15))
+        (_, each), *_ = np.linalg.lstsq(matrix, np.ones_like(seconds), rcond=None)
+        found[kind] = Link(start, 1 / max(float(each), 1e-15))
     return found
 
 
@@ -116,13 +119,28 @@ def fit(lines: list[dict], text, item: int, network: float) -> tuple[Cards, list
     )[:2]
     each = (many - few) / (large - small)
     length = lines[0]["length"]
-    cards = Cards(text, 8, length, item, few - each * small, each, fit_links(lines), network)
-    gathering = [line for line in steps if line["mesh"].startswith("fsdp") and line["part"] == "train"]
-    if gathering:
-        (line, *_), rows = gathering, gathering[0]["batch"]
-        whole = cards.step(rows, sizes_of(line["mesh"]))
-        gathers = cards.collectives(rows, sizes_of(line["mesh"]))["all-gather"]
-        cards = dataclasses.replace(cards, hidden=float(np.clip((whole - line["seconds"]) / gathers, 0, 1)))
+    cards = Cards(text, 8, length, item, few - each * small, each, fit_links(lines, 0.0), network)
+
+    def first(axis: str) -> tuple[dict, float, dict[str, float]] | None:
+        """The first step of a mesh of this axis alone: its line, and what is predicted of it so far."""
+        for line in steps:
+            if line["part"] == "train" and line["mesh"].split()[0] == axis and "," not in line["mesh"]:
+                mesh = sizes_of(line["mesh"])
+                return line, cards.step(line["batch"], mesh), cards.collectives(line["batch"], mesh)
+        return None
+
+    fitted = [line for line in steps if line["mesh"] == "one"]
+    if found := first("tensor"):
+        line, predicted, _ = found
+        times = sum(planned_times(text, sizes_of(line["mesh"])).values())
+        start = max((line["seconds"] - predicted) / times, 0.0)
+        cards = dataclasses.replace(cards, links=fit_links(lines, start))
+        fitted.append(line)
+    if found := first("fsdp"):
+        line, predicted, parts = found
+        factor = 1 + (line["seconds"] - predicted) / parts["all-gather"]
+        cards = dataclasses.replace(cards, gathers=max(factor, 0.0))
+        fitted.append(line)
     rows = []
     for line in steps:
         predicted = cards.step(line["batch"], sizes_of(line["mesh"]))
@@ -133,7 +151,7 @@ def fit(lines: list[dict], text, item: int, network: float) -> tuple[Cards, list
                 "measured": line["seconds"],
                 "predicted": predicted,
                 "off": predicted / line["seconds"] - 1,
-                "fitted": line["mesh"] == "one" or line in gathering[:1],
+                "fitted": line in fitted,
             }
         )
     return cards, rows

@@ -193,15 +193,13 @@ def prediction(cards: Cards, rows: list[dict]) -> str:
             seconds = cards.step(batch, mesh)
             share = batch / ROWS * alone / seconds / n
             many.append([name, batch, f"{1000 * seconds:.0f}", f"{batch / seconds:.0f}", f"{share:.0%}"])
-    links = ", ".join(
-        f"{kind} {1e6 * link.start:.0f} µs and {link.rate / 1e9:.0f} GB/s"
-        for kind, link in cards.links.items()
-    )
+    links = ", ".join(f"{kind} {link.rate / 1e9:.0f} GB/s" for kind, link in cards.links.items())
+    start = 1e6 * max(link.start for link in cards.links.values())
     return "\n\n".join(
         [
             f"A step on one card: {1000 * cards.fixed:.1f} ms and {1000 * cards.each:.2f} ms a row. Links:"
-            f" {links}; {cards.network / 1e9:.0f} GB/s a card to other hosts. {cards.hidden:.0%} of the"
-            " gathers are hidden.",
+            f" {links}, {start:.0f} µs to start one; {cards.network / 1e9:.0f} GB/s a card to other hosts."
+            f" Gathers take {cards.gathers:.1f} times as long as by themselves.",
             grid(["mesh", "rows in all", "ms, measured", "predicted", "off"], checked),
             grid(["predicted for", "rows in all", "ms a step", "samples/s", "of linear"], many),
         ]
