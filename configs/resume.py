@@ -8,7 +8,7 @@ of evaluation, export and report may be set anew.
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config import recorded_config
+from rrs_jax.run.recorded_config import recorded_config
 
 
 def get_config(folder: str = "") -> ConfigDict:

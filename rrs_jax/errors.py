@@ -1,9 +1,11 @@
-"""The one exception that a user is meant to read, and the exit status with which a command tells it."""
+"""The one exception that a user is meant to read, the exit status with which a command tells it, and messages
+without API keys and without what an address may hold of a secret."""
 
 import contextlib
 import dataclasses
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -11,7 +13,17 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-from rrs_jax.scrub import scrub
+MARK = "[key]"  # stands in place of a key
+SHORT = 8  # characters; a shorter key is taken out only where it stands as a word of its own
+SHORTEST = 4  # characters; shorter ones are part of ordinary words
+
+_USER = re.compile(r"(?<=://)[^\s'\"<>]*@")
+# Punctuation behind an address belongs to the sentence.
+_QUERY = re.compile(
+    r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s'\"<>?#]*)[?#][^\s'\"<>]*?(?=[:.,;!)\]]*(?:[\s'\"<>]|$))"
+)
+
+_keys: set[str] = set()  # that this process has used
 
 
 class UserError(Exception):
@@ -107,3 +119,26 @@ def replace_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
+
+
+def keep_secret(key: str) -> None:
+    """Has `scrub` take this key out of every text from now on."""
+    if len(key) >= SHORTEST:
+        _keys.add(key)
+
+
+def scrub(text: str) -> str:
+    """Returns the text without keys, and its addresses without user, password, query and fragment.
+
+    An address that holds none of these comes back as it is.
+    """
+    for key in sorted(_keys, key=len, reverse=True):  # a key may begin with another one
+        pattern = re.escape(key)
+        text = re.sub(pattern if len(key) >= SHORT else rf"(?<!\w){pattern}(?!\w)", MARK, text)
+    return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
+def shown_address(written: str) -> str:
+    """Returns an address as messages show it, also one that is written wrongly."""
+    scheme, mark, rest = written.rpartition("://")
+    return scrub(scheme + mark + re.split(r"[?#]", rest.rpartition("@")[2])[0])

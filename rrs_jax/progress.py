@@ -9,7 +9,7 @@ import time
 from tqdm import tqdm
 
 from rrs_jax.distributed import processes
-from rrs_jax.scrub import scrub
+from rrs_jax.errors import scrub
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} {unit}{postfix}"
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from rrs_jax.command import words
-from rrs_jax.config import FIELDS, default_config, flatten, recorded_config
+from rrs_jax.config import FIELDS, default_config, flatten
 from rrs_jax.config.command_line import config_path, with_config_file
+from rrs_jax.config.shipped import config_file, shipped
 from rrs_jax.errors import UserError
 from rrs_jax.run.folder import RunFolder
-from rrs_jax.shipped import config_file, shipped
+from rrs_jax.run.recorded_config import recorded_config
 
 ROOT = Path(__file__).parent.parent
 

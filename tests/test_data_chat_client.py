@@ -9,7 +9,7 @@ import time
 import pytest
 
 from helpers.misbehaving_server import Server, choice_of
-from rrs_jax import scrub as scrub_module
+from rrs_jax import errors as scrub_module
 from rrs_jax.data.chat_client import ChatClient, Rejected, _causes, read_key
 from rrs_jax.data.service import Busy, Service
 from rrs_jax.data.trial import ask_once_a_day

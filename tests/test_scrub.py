@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
-from rrs_jax import scrub as scrub_module
+from rrs_jax import errors as scrub_module
 from rrs_jax.config.kinds import address, address_problem, either
-from rrs_jax.errors import UserError, exit_status
+from rrs_jax.errors import UserError, exit_status, keep_secret, scrub, shown_address
 from rrs_jax.files import content_hash, replace_surrogates
 from rrs_jax.progress import say
-from rrs_jax.scrub import keep_secret, scrub, shown_address
 
 SECRETS = ("alice", "hunter2", "p%40ss", "sig=abc", "token")
 # What may stand before and behind the host of an address.

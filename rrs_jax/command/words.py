@@ -76,7 +76,7 @@ def _words() -> list[str]:
 
 
 def _usage() -> str:
-    from rrs_jax.shipped import shipped
+    from rrs_jax.config.shipped import shipped
 
     configs = sorted(file.stem for file in shipped("configs").glob("*.py"))
     return USAGE.format(configs=", ".join(configs))

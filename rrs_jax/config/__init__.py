@@ -3,7 +3,6 @@
 from rrs_jax.config.checks import config_error, unknown_field, validate
 from rrs_jax.config.fields import FIELDS, LAYOUTS, LINEARS, MINI
 from rrs_jax.config.presets import choose_variant, resolve
-from rrs_jax.config.recorded import recorded_config
 from rrs_jax.config.run_config import RunConfig, default_config, flatten, given_fields
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "default_config",
     "flatten",
     "given_fields",
-    "recorded_config",
     "resolve",
     "unknown_field",
     "validate",

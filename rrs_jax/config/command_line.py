@@ -9,10 +9,10 @@ from ml_collections import ConfigDict, config_flags
 
 from rrs_jax.config import FIELDS, config_error, unknown_field
 from rrs_jax.config.kinds import split_names
+from rrs_jax.config.shipped import config_file, shipped
 from rrs_jax.config.stages import STAGES, parse_stages
 from rrs_jax.distributed.join import JoinOptions
 from rrs_jax.errors import UserError
-from rrs_jax.shipped import config_file, shipped
 
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<name>[^=]+)(?:=(?P<value>.*))?$", re.DOTALL)
 CONFIG = re.compile(r"--?config(?:=(?P<value>.*))?$", re.DOTALL)

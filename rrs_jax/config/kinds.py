@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
-from rrs_jax.scrub import shown_address
+from rrs_jax.errors import shown_address
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ MAX_LISTED = 50
 
 @dataclasses.dataclass(frozen=True)
 class BadRow:
-    """What is wrong with a row that a file's reader cannot give."""
+    """A fault of a row that a file's reader cannot give."""
 
     reason: str
 

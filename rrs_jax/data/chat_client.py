@@ -19,9 +19,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from rrs_jax.config.kinds import address_problem
 from rrs_jax.data.reasoning import OPENING
 from rrs_jax.data.service import Busy, Refused, Service, seconds_of
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, keep_secret, scrub, shown_address
 from rrs_jax.files import replace_surrogates
-from rrs_jax.scrub import keep_secret, scrub, shown_address
 
 PASSING = (408, 409, 425, 429)  # may succeed later, as any 5xx
 REJECTING = {401: "key", 402: "quota", 403: "key", 404: "model", 405: "address"}

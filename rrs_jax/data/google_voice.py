@@ -16,9 +16,8 @@ import soxr
 
 from rrs_jax.data.service import Busy, Refused, Service, seconds_of
 from rrs_jax.data.speech_cache import speech_folder
-from rrs_jax.errors import SpeechFault, UserError
+from rrs_jax.errors import SpeechFault, UserError, scrub
 from rrs_jax.files import content_hash, write_atomic
-from rrs_jax.scrub import scrub
 
 LANGUAGE = "en-US"
 TYPES = ("Neural2", "Wavenet", "Standard")

@@ -71,7 +71,7 @@ def audio_paths(manifest: str | Path, rows: Sequence[dict]) -> list[Path]:
 
 
 def _faults(fields: dict, faults: list[str], folder: Path, need_audio: bool) -> list[str]:
-    """What is wrong with a row, with what is missing in it."""
+    """Faults of a row, with what is missing in it."""
     needed = ("label", "question", *(("audio",) if need_audio else ()))
     named = {fault.split()[0].rstrip(",") for fault in faults}
     missing = [f"{name} is missing" for name in needed if name not in fields and name not in named]

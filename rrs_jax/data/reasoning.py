@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, apart from its answer.
+"""A model's thoughts before it answers, apart from its answer.
 
 Models that reason write their thoughts into the same text, between marks of their family: `<think>` of Qwen,
 DeepSeek and many others, `[THINK]` of Mistral, channels of gpt-oss. A chat template may end with the opening

@@ -22,7 +22,7 @@ from rrs_jax.data.pack import find_manifests
 from rrs_jax.data.questions import changed_words
 from rrs_jax.errors import exit_status
 from rrs_jax.files import json_for_html, write_atomic
-from rrs_jax.web_page import fill, how_to_open
+from rrs_jax.web.page import fill, how_to_open
 
 Sets = dict[str, list[dict]]
 RESPONSE_LETTERS = 60  # of an answer in table 1

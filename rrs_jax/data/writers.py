@@ -11,10 +11,9 @@ from rrs_jax.data.chat_client import NO_KEY, ChatClient, Rejected, Reply, read_k
 from rrs_jax.data.reasoning import answer_of
 from rrs_jax.data.service import GaveUp, Refused, Service
 from rrs_jax.data.trial import ask_once_a_day
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, shown_address
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.progress import Progress
-from rrs_jax.scrub import shown_address
 
 # What a user can do, by the cause for which a server refuses every request.
 ADVICE = {

@@ -15,8 +15,7 @@ from typing import NoReturn
 from rrs_jax.distributed.heartbeats import Heartbeats
 from rrs_jax.distributed.processes import ended, gather, is_first, put_message, several, this_process
 from rrs_jax.distributed.rendezvous import meet
-from rrs_jax.errors import UserError
-from rrs_jax.scrub import scrub
+from rrs_jax.errors import UserError, scrub
 
 LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
 LOST_SECONDS = 30.0  # without a sign of life, after which a process counts as lost

@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 from rrs_jax.data.chat_client import NO_KEY, ChatClient, Rejected, read_key
 from rrs_jax.data.service import Busy, Refused, Service, ServiceDown
 from rrs_jax.data.trial import ask_once_a_day
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, shown_address
 from rrs_jax.files import cache_folder, content_hash, read_json, write_json
-from rrs_jax.scrub import shown_address
 
 FAILURES_IN_A_ROW = 20  # after which the endpoint counts as gone
 

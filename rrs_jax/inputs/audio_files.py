@@ -71,7 +71,7 @@ def too_long(seconds: float, max_seconds: float) -> str:
 
 
 def _sources(path: Path, data, max_seconds: float) -> list:
-    """What libsndfile has to read one behind the other so that it hears the whole file."""
+    """Parts that libsndfile has to read one behind the other so that it hears the whole file."""
     if data[:4] == b"OggS":
         parts, is_cut = ogg_parts(data)
         if is_cut:

@@ -1,4 +1,4 @@
-"""What the headers of audio files promise, against what the files hold: cut and joined files."""
+"""Promises of the headers of audio files, against what the files hold: cut and joined files."""
 
 import dataclasses
 

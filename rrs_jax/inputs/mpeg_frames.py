@@ -23,7 +23,7 @@ FILLED_KILOBITS = 9  # index of a bit rate whose frame holds the fields of a Xin
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a frame's four bytes say: `length` in bytes, `samples` a channel, `rate` in Hz."""
+    """A frame's four bytes read: `length` in bytes, `samples` a channel, `rate` in Hz."""
 
     version: int
     layer: int

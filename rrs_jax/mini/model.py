@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rrs_jax.config.shipped import shipped
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, write_json
 from rrs_jax.mini.base import atomic_folder, cache_folder, ensure_base, locked, source_of
 from rrs_jax.mini.lazy_tensor import LazyTensor, write_tensors
-from rrs_jax.shipped import shipped
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, read_header
 
 PATTERN = "bridge-*.safetensors"

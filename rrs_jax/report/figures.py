@@ -9,7 +9,7 @@ from rrs_jax.report.plots import Axis, Plot, axis_over, cloud
 from rrs_jax.report.results import FinishedRun, Recipe, Results
 from rrs_jax.report.separation import Figure2
 from rrs_jax.report.table import MODES, rate_name
-from rrs_jax.web_page import Html, escaped
+from rrs_jax.web.page import Html, escaped
 
 
 def panels(figure: Figure2, name: str, large: bool = False) -> str:

@@ -9,7 +9,7 @@ import html
 import math
 
 from rrs_jax.report.results import PAPER_NUMBERS, Recipe, Results
-from rrs_jax.web_page import Html
+from rrs_jax.web.page import Html
 
 FAMILIES = ("vanilla", "sft", "rrs", "plus", "rival")  # classes of the page's colours
 SHAPES = ("circle", "square", "diamond", "triangle", "pentagon", "drop", "hexagon", "plus")

@@ -23,7 +23,7 @@ from rrs_jax.report.plots import PLOTS
 from rrs_jax.report.results import Results, read_results
 from rrs_jax.report.separation import figures as all_figures
 from rrs_jax.report.table_formats import csv_table, latex_table, markdown_table
-from rrs_jax.web_page import fill
+from rrs_jax.web.page import fill
 
 TEMPLATE = Path(__file__).parent / "page.html"
 

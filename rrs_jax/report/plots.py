@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.report.marks import Mark
-from rrs_jax.web_page import COLOURS
+from rrs_jax.web.page import COLOURS
 
 PLOTS = Path(__file__).parent / "plots.css"
 NAME_LETTER = 7.0  # width of a letter of a name, in the SVG's units

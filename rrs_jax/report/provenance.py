@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rrs_jax.config import FIELDS
+from rrs_jax.errors import scrub
 from rrs_jax.report import figures
 from rrs_jax.report.results import FinishedRun, Recipe, Results
-from rrs_jax.scrub import scrub
-from rrs_jax.web_page import Html
+from rrs_jax.web.page import Html
 
 MOST_ROWS = 8  # runs that are not folded away
 

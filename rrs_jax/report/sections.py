@@ -18,7 +18,7 @@ from rrs_jax.report.separation import figures as all_figures
 from rrs_jax.report.table import MODES, interval_text, notes, rate_name, read_summaries
 from rrs_jax.report.table import text_table as rates_table
 from rrs_jax.report.table_formats import html_table
-from rrs_jax.web_page import Html
+from rrs_jax.web.page import Html
 
 MOST_CLOUDS = 10  # runs whose figure 2 stands on a sweep's page; each run's own page has its own
 MOST_CHARTS = 3  # of one kind that are not folded away

@@ -9,7 +9,7 @@ from rrs_jax.files import content_hash
 from rrs_jax.report.figures import legend
 from rrs_jax.report.plots import Axis, Plot, axis_over
 from rrs_jax.report.results import FinishedRun, Recipe
-from rrs_jax.web_page import Html
+from rrs_jax.web.page import Html
 from rrs_jax.weights.safetensors_io import load_file
 
 BINS = 61

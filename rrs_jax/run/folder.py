@@ -18,6 +18,7 @@ import filelock
 from ml_collections import ConfigDict
 
 from rrs_jax.config import FIELDS, flatten
+from rrs_jax.config.shipped import PACKAGE
 from rrs_jax.config.stages import (
     FIXED_STAGES,
     PLACEMENT_FIELDS,
@@ -30,10 +31,8 @@ from rrs_jax.config.stages import (
 from rrs_jax.config.strategy_table import DATA
 from rrs_jax.data.authors_questions import folder_hash
 from rrs_jax.distributed import processes
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, scrub, shown_address
 from rrs_jax.files import content_hash, file_lock, read_json, write_json
-from rrs_jax.scrub import scrub, shown_address
-from rrs_jax.shipped import PACKAGE
 
 PACKAGES = (
     "rrs-jax",

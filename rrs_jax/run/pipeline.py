@@ -27,7 +27,7 @@ from rrs_jax.strategies.extracted import Extracted, read_extracted, write_extrac
 from rrs_jax.strategies.served import Served
 from rrs_jax.train.loop import train
 from rrs_jax.train.memory import fitting_remat, least_free_memory
-from rrs_jax.web_page import how_to_open
+from rrs_jax.web.page import how_to_open
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.model_card import write_model_card
 from rrs_jax.weights.named_models import is_named

@@ -23,7 +23,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
 from rrs_jax.files import write_atomic
 from rrs_jax.progress import say
-from rrs_jax.web_page import how_to_open
+from rrs_jax.web.page import how_to_open
 
 BASELINE = "rrs"  # the run against which a sweep's others are ranked
 

@@ -20,9 +20,8 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import default_config, flatten
 from rrs_jax.distributed.machine import environment, memory_share
-from rrs_jax.errors import UserError, replace_unprintable, tell_traceback
+from rrs_jax.errors import UserError, replace_unprintable, scrub, tell_traceback
 from rrs_jax.progress import say
-from rrs_jax.scrub import scrub
 
 LOG = "log.txt"
 PREPARING = "data"  # the task that comes before all runs

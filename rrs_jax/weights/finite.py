@@ -14,7 +14,7 @@ ON_HOST = 2**22  # bytes of an array from which a program on the device is quick
 
 
 def is_finite(array: jax.Array, is_stacked: bool, mesh) -> jax.Array | np.ndarray:
-    """Whether all numbers of a parameter are finite: bool (), or (layers,) of one with layers stacked."""
+    """True where all numbers of a parameter are finite: bool (), or (layers,) of one with layers stacked."""
     axes = tuple(range(int(is_stacked), array.ndim))
     if array.nbytes <= ON_HOST and array.is_fully_addressable:
         return np.isfinite(np.asarray(array)).all(axis=axes)

@@ -1,0 +1,1 @@
+"""The style and the parts that every page has."""
