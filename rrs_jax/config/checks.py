@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rrs_jax.config.fields import FIELDS
-from rrs_jax.config.kinds import nearest
+from rrs_jax.config.kinds import Field, nearest
 from rrs_jax.config.run_config import flatten
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE
 from rrs_jax.errors import UserError
@@ -22,11 +22,22 @@ def validate(config: ConfigDict, *further: Callable[[dict[str, object]], Iterabl
     problems = [unknown_field(name) for name in values if name not in FIELDS]
     problems += [f"{name} is missing, start from default_config()" for name in FIELDS if name not in values]
     known = ((FIELDS[name], value) for name, value in values.items() if name in FIELDS)
-    problems += [problem for field, value in known if (problem := field.problem(value))]
+    problems += [problem for field, value in known if (problem := field.problem(value) or _odd(field, value))]
     if not problems:
         problems = [problem for check in (_contradictions, *further) for problem in check(values)]
     if problems:
         raise config_error(problems)
+
+
+def _odd(field: Field, value: object) -> str | None:
+    """What is wrong with a text whatever the field: half characters, and `~` of a user that there is not."""
+    texts = [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, str)]
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            return f"{field.name} is {ascii(text)}, which is not UTF-8, give another"
+        if field.kind.with_home and text.startswith("~"):
+            return f"{field.name} is {text!r} and there is no such home folder"
+    return None
 
 
 def config_error(problems: Iterable[str]) -> UserError:

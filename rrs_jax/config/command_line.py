@@ -8,7 +8,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rrs_jax.config import FIELDS, config_error, unknown_field
-from rrs_jax.config.kinds import split_names
+from rrs_jax.config.kinds import split_names, with_home
 from rrs_jax.config.shipped import config_file, shipped
 from rrs_jax.config.stages import STAGES, parse_stages
 from rrs_jax.distributed.join import JoinOptions
@@ -71,6 +71,7 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
 
     Raises UserError for a mistake in a flag, in the config file or in overrides, all of which it names.
     """
+    arguments = [arguments[0], *with_home(arguments[1:])]
     check_overrides(arguments)
     arguments = with_config_file(arguments)
     path = config_path(arguments)

@@ -15,6 +15,8 @@ from rrs_jax.config.kinds import (
     integers,
     names,
     number,
+    path,
+    paths,
     text,
 )
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
@@ -31,7 +33,7 @@ LAYOUTS = ("whole4", "thinker4", "whole5", "thinker5")
 MINI = "mini"  # a model.path of its own: the small real model, made on first use
 
 FIELDS = {field.name: field for field in (
-    Field("model.path", "", text("a Hugging Face folder, a hub id OWNER/NAME, or mini"),
+    Field("model.path", "", path("a Hugging Face folder, a hub id OWNER/NAME, or mini"),
           "Folder or hub id of the model; `mini` is the small real model, made on first use."),
     Field("model.dtype", "bfloat16", choice("bfloat16", "float32"),
           "Number type of the frozen weights and the activations; LoRA, loss and representations are always "
@@ -41,16 +43,16 @@ FIELDS = {field.name: field for field in (
           "memory. `float8` also multiplies in 8 bit, with activations that are rounded token by token. "
           "docs/training_step.md states the errors; adapters and export stay exact."),
     Field("data.manifest", None,
-          either(text("a JSON-lines file or a clone of the authors' repository"), None),
+          either(path("a JSON-lines file or a clone of the authors' repository"), None),
           "Training questions; None takes the starter set. Audio paths in it are relative to its folder. A "
           "folder is read as the authors' questions (docs/authors.md)."),
-    Field("data.basic_manifest", None, either(text("a JSON-lines file"), None),
+    Field("data.basic_manifest", None, either(path("a JSON-lines file"), None),
           "Training questions of sft_full, with safe responses; None takes the starter set, answered by the "
           "model itself."),
-    Field("data.parallel_manifest", None, either(text("a JSON-lines file"), None),
+    Field("data.parallel_manifest", None, either(path("a JSON-lines file"), None),
           "Training questions of sft_shallow_parallel, harmful ones beside unrelated benign ones; None takes "
           "the starter set."),
-    Field("data.eval_manifest", None, either(text("a JSON-lines file"), None),
+    Field("data.eval_manifest", None, either(path("a JSON-lines file"), None),
           "Evaluation questions; None takes the starter set's own, none of them a training question."),
     Field("data.eval_set", "eval", choice("eval", "check"),
           "Starter set: which pairs and borderline questions are asked; `check` is as many others, to "
@@ -85,7 +87,7 @@ FIELDS = {field.name: field for field in (
     Field("data.max_cost_usd", 0.0, number(0),
           "US dollars that paid voices (`google`) may cost in this run; the estimate is told before anything "
           "is bought.", placement=True),
-    Field("data.exclude", (), names("different files, with commas between", empty=True),
+    Field("data.exclude", (), paths(names("different files, with commas between", empty=True)),
           "Files of evaluation questions (CSV, JSON, JSON lines, Parquet, text); a run with one of them, "
           "exact or nearly, among the training questions ends in the data stage."),
     Field("data.bad_rows", "error", choice("error", "skip"),
@@ -94,7 +96,7 @@ FIELDS = {field.name: field for field in (
           "them out and lists them."),
     Field("data.audio_max_seconds", 30.0, number(0.1, 30),
           "Seconds; longer clips are refused, since the encoder hears 30 s at most."),
-    Field("run_dir", "runs/default", text("a folder"), "Everything that the run makes lies here.",
+    Field("run_dir", "runs/default", path("a folder"), "Everything that the run makes lies here.",
           placement=True),
     Field("strategy", "rrs", choice(*STRATEGY_TABLE),
           "; ".join(f"`{name}`: {entry.what}" for name, entry in STRATEGY_TABLE.items()) + "."),
@@ -222,14 +224,15 @@ FIELDS = {field.name: field for field in (
           "model."),
     Field("evaluate.samples", 5, integer(1), "Answers to each question in each mode (section 5.1)."),
     Field("evaluate.judges", ("phrases", "first_token"),
-          names(f"different names, with commas between, out of {JUDGES_WRITTEN}"),
+          paths(names(f"different names, with commas between, out of {JUDGES_WRITTEN}"), behind=":"),
           "Judges of refusal and harm; the first one's rates are the summary's. The paper does not name its "
           "judge."),
     Field("evaluate.limit", None, either(integer(1), None), "Questions of each set at most; None is all."),
     Field("evaluate.text_only_variant", "prompted", choice(*TEXT_ONLY_VARIANTS),
           "Written questions: `prompted` announces the question as an audio's content, `plain` does not. Not "
           "in the paper."),
-    Field("evaluate.questions", (), names("question sets FORMAT:PATH, with commas between", empty=True),
+    Field("evaluate.questions", (),
+          paths(names("question sets FORMAT:PATH, with commas between", empty=True), behind=":"),
           "Question sets asked in place of data.eval_manifest: aiah, figstep, xstest, jailbreakbench, "
           "harmbench, strongreject, or_bench, beavertails or jsonl, a colon, and the set's own file. Spoken "
           "by data.voices where it has no audio."),
@@ -237,7 +240,7 @@ FIELDS = {field.name: field for field in (
           "`silence`, `noise` or `unit_noise`: that audio beside the written question; `spelled`: words "
           "spelt letter by letter in the audio; `other_voices`: voices that training lacked. Each has a "
           "folder of its own in RUN/eval."),
-    Field("evaluate.air_bench", None, either(text("a folder"), None),
+    Field("evaluate.air_bench", None, either(path("a folder"), None),
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
     Field("evaluate.vanilla", True, boolean(), "Evaluate the model before training too; NSI needs it."),
     Field("evaluate.epochs", (), integers("different epochs of the training, with commas between", 1),

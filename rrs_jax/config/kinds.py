@@ -4,8 +4,10 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from rrs_jax.errors import shown_address
@@ -21,6 +23,7 @@ class Kind:
       read: turns the text of a command line into a value, or raises ValueError.
       accepts: returns True for a value that the field can have.
       show: returns a value as messages show it.
+      with_home: returns a value with the home folder in place of `~`; None where it has no path.
     """
 
     wants: str
@@ -28,6 +31,7 @@ class Kind:
     read: Callable[[str], object]
     accepts: Callable[[object], bool]
     show: Callable[[object], str] = repr
+    with_home: Callable[[object], object] | None = None
 
     def value_of(self, text: str) -> object:
         """Returns the value that a text stands for, or the text where it stands for none."""
@@ -109,6 +113,38 @@ def text(wants: str) -> Kind:
     return Kind(wants, str, str, lambda value: isinstance(value, str) and bool(value.strip()))
 
 
+def path(wants: str) -> Kind:
+    """Returns the kind of a path, in which `~` is the home folder."""
+    return dataclasses.replace(text(wants), with_home=_with_home)
+
+
+def paths(kind: Kind, *, behind: str = "") -> Kind:
+    """Returns a kind of names, each of them a path, or a word and a path with the text `behind` between."""
+
+    def with_home(value: object) -> object:
+        return tuple(_with_home(item, behind) for item in value) if isinstance(value, tuple) else value
+
+    return dataclasses.replace(kind, with_home=with_home)
+
+
+def _with_home(value: object, behind: str = "") -> object:
+    if not isinstance(value, str):
+        return value
+    word, mark, place = value.partition(behind) if behind else ("", "", value)
+    return word + mark + os.path.expanduser(place)
+
+
+def with_home(arguments: Sequence[str] | None) -> list[str]:
+    """Returns a command's arguments (default: sys.argv's) with the home folder in place of `~`.
+
+    A shell does so where `~` begins an argument, and leaves `--out=~/data` as it is.
+    """
+    arguments, home = sys.argv[1:] if arguments is None else arguments, os.path.expanduser("~")
+    return [
+        re.sub(r"^(--?[\w.]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, word) for word in arguments
+    ]
+
+
 def address() -> Kind:
     """Returns the kind of a server's address. Messages show neither its user and password nor its query."""
     return Kind(
@@ -185,7 +221,7 @@ def either(kind: Kind, word: str | None) -> Kind:
     def accepts(value: object) -> bool:
         return value is None if word is None and value is None else value == word or kind.accepts(value)
 
-    return Kind(f"{kind.wants}, or {written}", object, read, accepts, kind.show)
+    return Kind(f"{kind.wants}, or {written}", object, read, accepts, kind.show, kind.with_home)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -5,13 +5,16 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config.run_config import given_fields, mark_all_given
+from rrs_jax.config.fields import FIELDS
+from rrs_jax.config.run_config import flatten, given_fields, mark_all_given
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.errors import UserError
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """Returns a copy of `config` in which its strategy's preset has set the fields that were not given.
+
+    `~` in paths is the home folder.
 
     A given value wins, also where it equals the field's default. Every field of the result counts as given,
     so that resolving again changes nothing. `launch.py` and sweeps resolve what they read;
@@ -22,6 +25,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if entry is not None:
         preset = {name: value for name, value in entry.preset.items() if name not in given}
         resolved.update_from_flattened_dict(preset)
+    for name, value in flatten(resolved).items():
+        if name in FIELDS and (with_home := FIELDS[name].kind.with_home) and with_home(value) != value:
+            resolved.update_from_flattened_dict({name: with_home(value)})
     mark_all_given(resolved)
     return resolved
 

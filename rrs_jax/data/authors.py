@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.data.authors_questions import AUDIO, AuthorsPair, AuthorsQuestions, manifest_rows, read_authors
 from rrs_jax.data.authors_split import leave_out, split_by_text
 from rrs_jax.data.manifest import load_manifest
@@ -177,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--voices", type=_names, default=(), help="of missing recordings: names by commas; empty is hibari"
     )
     parser.add_argument("--max_cost_usd", type=float, default=0.0, help="that paid voices may cost")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         speech = SpeechOptions(voices=asked.voices, max_cost_usd=asked.max_cost_usd)
         manifests = convert(

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import filelock
 
-from rrs_jax.config.kinds import choice, integer, number, split_names
+from rrs_jax.config.kinds import choice, integer, number, split_names, with_home
 from rrs_jax.data.beavertails import REPOSITORY, SPLITS, Question, read_beavertails
 from rrs_jax.data.check import MAX_LISTED, check_excluded, clip_faults, text_faults
 from rrs_jax.data.questions import MAX_WORDS
@@ -237,7 +237,7 @@ def make_writer(asked: argparse.Namespace) -> Writer | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
-    asked = _parser().parse_args(arguments)
+    asked = _parser().parse_args(with_home(arguments))
     with exit_status() as status:
         _run(asked)
     return status.code

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from rrs_jax.data.values import is_missing, shown
-from rrs_jax.files import content_hash, write_atomic
+from rrs_jax.files import cache_folder, content_hash, write_atomic
 
 # Ours, Hugging Face's audio folder, NeMo, ms-swift and LLaMA-Factory, Kaldi's and DeepSpeech's, AIAH.
 NAMES = (
@@ -40,7 +40,7 @@ MANY_LETTERS = 512  # no path is longer than that and written in base64's letter
 
 def clips_folder() -> Path:
     """Returns the folder of clips that came inside rows: `clips` in $RRS_JAX_CACHE or ~/.cache/rrs_jax."""
-    return Path(os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax").expanduser() / "clips"
+    return cache_folder() / "clips"
 
 
 def find_clip(row: dict, text_names: Sequence[str] = ()) -> tuple[str | None, object]:

@@ -29,7 +29,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from rrs_jax.config.kinds import number, split_names
+from rrs_jax.config.kinds import number, split_names, with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import words
 from rrs_jax.data.speech import placed_clip, speak_all
@@ -266,7 +266,7 @@ def _at_peak(waveform: np.ndarray) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
-    asked = _parser().parse_args(arguments)
+    asked = _parser().parse_args(with_home(arguments))
     with exit_status() as status:
         if unknown := [kind for kind in asked.kinds if kind not in KINDS]:
             raise UserError(f"--kinds: {', '.join(unknown)} is none of {', '.join(KINDS)}.")

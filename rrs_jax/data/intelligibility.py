@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.config.kinds import integer
+from rrs_jax.config.kinds import integer, with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--manifest", default="", help="manifest whose clips are heard, in place of the starter questions")
     add("--voices", default="", help="voices with commas between; empty is hibari's")
     add("--questions", type=integer(1).argument, default=30, help="number of questions, evenly over the file")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         measure_voices(asked)
     return status.code

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech_cache import place_clip
 from rrs_jax.errors import UserError, exit_status
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of sets, a set's folder or a manifest")
     parser.add_argument("out", metavar="OUT", help="new folder, which the hub takes")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         card = pack(options.dataset, options.out)
         print(

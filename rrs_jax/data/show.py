@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import quote
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import find_manifests
 from rrs_jax.data.questions import changed_words
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m rrs_jax.data.show", description="What is in a data set, and a page to listen to it."
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of sets, a set's folder or a manifest")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         print(show(options.dataset))
     return status.code

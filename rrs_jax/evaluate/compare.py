@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.finished_evaluation import FinishedEvaluation, RecordedJudge, read_evaluation
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("first", help="RUN/eval/NAME")
     parser.add_argument("second", help="RUN/eval/NAME")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         print(format_comparison(compare_folders(options.first, options.second)))
     return status.code

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.finished_evaluation import FinishedEvaluation, read_evaluation
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of one seed")
     parser.add_argument("--name", default="rrs", help="evaluation in each run (default: rrs)")
     parser.add_argument("--out", required=True, help="folder to write eval/NAME/summary.json in")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         pool_runs(options.runs, options.name, options.out)
         print(f"{options.out}: {len(options.runs)} runs pooled; python -m rrs_jax.report.table {options.out}")

@@ -183,4 +183,6 @@ def _bank(array: jax.Array, counts: Sequence[int], prints: Sequence[str]) -> Aud
 
 
 def _fingerprint(audio: str | Path | np.ndarray) -> str:
-    return content_hash(audio.tobytes() if isinstance(audio, np.ndarray) else Path(audio).read_bytes())
+    return content_hash(
+        audio.tobytes() if isinstance(audio, np.ndarray) else Path(audio).expanduser().read_bytes()
+    )

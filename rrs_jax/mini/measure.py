@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.data.questions import changed_words
 from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import StarterChoice, choose_rows
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--questions", type=int, default=60, help="starter questions to ask")
     add("--out", metavar="FILE", help="JSON file for the measures")
     add("--measure_dtype", default="float32", help="number type of the weights: float32 or bfloat16")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         run(options)
     return status.code

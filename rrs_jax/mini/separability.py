@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.config.prompts import PROMPT_T, evaluation_prompt
 from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.errors import exit_status
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--pairs_per_category", type=int, default=10, help="training pairs of each of the 14 categories")
     add("--probe_dtype", default="float32", help="number type of the weights: float32 or bfloat16")
     add("--probe_out", metavar="FILE", help="JSON file for the shares")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         run(options)
     return status.code

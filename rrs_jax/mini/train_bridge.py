@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.config.prompts import PROMPT_POOL
 from rrs_jax.errors import exit_status
 from rrs_jax.files import atomic_path, read_jsonl
@@ -80,7 +81,7 @@ class Phase(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
-    asked = _parser().parse_args(arguments)
+    asked = _parser().parse_args(with_home(arguments))
     with exit_status() as status:
         run(asked)
     return status.code

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.rates import Rate, rate_over_queries
 from rrs_jax.files import write_atomic, write_json
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", help="clone of the authors' repository")
     parser.add_argument("--out", metavar="OUT", help="folder for index.html and numbers.json")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         states = read_states(asked.folder)
         for remark in states.remarks:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import exit_status
 from rrs_jax.files import read_json
 from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, read_summaries, text_rows
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder with eval/NAME/summary.json")
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         print(details(options.runs, options.markdown), end="")
     return status.code

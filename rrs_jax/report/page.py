@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import json_for_html, write_atomic
 from rrs_jax.report import key_figures, plane, provenance, sections, training_figures
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--out", help="folder of the page and its tables (default: RUN/report of one run)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         if options.out is None and len(options.runs) > 1:
             raise UserError("--out: several runs need a folder for their page; give --out=FOLDER.")

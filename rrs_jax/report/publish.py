@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.config import FIELDS, flatten
+from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status, scrub
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
@@ -255,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", help="Markdown file whose marked tables are rewritten")
     parser.add_argument("--name", help="of the table and of NAME.jsonl (default: RUN_DIR's name)")
     parser.add_argument("--report", action="store_true", help="copy the report page and its tables too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     source = Path(options.source)
     name = options.name or source.resolve().name
     with exit_status() as status:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.report.table import MODES, is_vanilla, markdown_rows, read_summaries, recipe_of, text_rows
 
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--baseline", default="rrs", help="name of the run whose ASR is the measure (default: rrs)"
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         print(ranking(options.runs, options.baseline, options.markdown), end="")
     return status.code

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
@@ -274,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", action="store_true", help="print Markdown instead of plain text")
     parser.add_argument("--paste", metavar="FILE", help="Markdown file whose table is replaced")
     parser.add_argument("--name", default="rates", help="marker <!-- table:NAME --> (default: rates)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         if options.paste:
             paste(options.paste, options.name, markdown_table(options.runs))

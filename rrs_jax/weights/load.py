@@ -1,6 +1,7 @@
 """A Hugging Face folder into a model: tensor by tensor, straight into its place and sharding."""
 
 import dataclasses
+import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,7 @@ def check_path(path: str) -> None:
 def resolve_folder(path: str) -> Path:
     """A named model's folder, a local one, or a hub id's through `huggingface_hub`. Raises UserError where
     none is there."""
+    path = os.path.expanduser(path)
     check_path(path)
     if is_named(path):
         return named_folder(path)
@@ -138,8 +140,8 @@ def load_weights(
         flat[row.path] = leaf.replace(array)
     if names := tensors_not_finite(checked):
         raise UserError(
-            f"{folder}: {len(names)} tensors hold NaN or infinite numbers ({some_of(names)}), with which no"
-            " answer is one; download the folder again, or save it again in bfloat16 or float32."
+            f"{folder}: NaN or infinite numbers in {len(names)} of the tensors ({some_of(names)}), with which"
+            " no answer is one; download the folder again, or save it again in bfloat16 or float32."
         )
     flat_lora = nnx.to_flat_state(lora_state)
     zeros = [(path, leaf.replace(jnp.zeros(leaf.shape, leaf.dtype))) for path, leaf in flat_lora]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judges.judge import Judgement, is_empty, non_answer
 from rrs_jax.files import content_hash, read_jsonl, write_atomic
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="CSV file to write; it must not exist")
     parser.add_argument("--number", type=int, default=200, help="responses, drawn at random (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         rows = read_jsonl(Path(options.folder) / "responses.jsonl")
         written = write_sheet(options.out, rows, options.number, options.seed)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrs_jax.config.kinds import split_names
+from rrs_jax.config.kinds import split_names, with_home
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.endpoint import EndpointConfig
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--judge_model", help="the judge, as that server calls it")
     parser.add_argument("--vanilla", help="summary.json of the model before training, for NSI")
     parser.add_argument("--out", help="folder to keep judgements.jsonl and summary.json in")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         server = EndpointConfig(options.judge_url, options.judge_model) if options.judge_url else None
         summary = measure(
