@@ -196,5 +196,11 @@ def test_the_writers_second_opinion_is_found_the_same_way(around):
     assert read_verdict("It depends.") is None and read_verdict(None) is None
 
 
+@pytest.mark.parametrize("behind", ["", "\n\nquestion: 0", "\n0\n1", " \n</s>0", ".\nThe other class is 0"])
+def test_what_a_classifier_writes_behind_its_verdict_means_nothing(behind):
+    assert find_verdict("1" + behind, re.compile(r"^\s*(?P<harmful>[01])"))[1] == "1"
+    assert read_verdict("Yes" + behind.replace("0", "no")) is True
+
+
 def test_a_pattern_that_needs_marks_sees_the_reply_as_it_is():
     assert find_verdict("**Score**: 7", re.compile(r"\*\*Score\*\*: (\d)"))[1] == "7"

@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from rrs_jax.errors import replace_unprintable
+
 USAGE = """\
 usage: rrs-jax WORD ...
 
@@ -31,6 +33,7 @@ STAGES_OF = {"evaluate": "evaluate,report", "export": "export"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the words say and returns the exit status; `run`, `evaluate` and `export` end the process."""
+    replace_unprintable()
     word, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
     rest = rest[:-1] if word else rest
     if word in ("", "-h", "--help", "help"):

@@ -34,8 +34,9 @@ _PREFACE = re.compile(r"[:=]\s*|\b(?:is|are|be|as)\s+", re.IGNORECASE)
 def find_verdict(reply: str, pattern: re.Pattern) -> re.Match | None:
     """Returns the match of the one verdict that a reply holds; None where it holds none, or several.
 
-    In this order: values behind the pattern's own labels ("refusal: yes"), a verdict that stands alone on a
-    line or in a JSON object, the pattern as it is, and a verdict behind a preface that ends in a colon.
+    In this order: values behind the pattern's own labels ("refusal: yes"); for a pattern that begins with `^`
+    the whole first line, whatever follows it; a verdict that stands alone on a line or in a JSON object; the
+    pattern as it is; and a verdict behind a preface that ends in a colon.
     """
     answer = answer_of(reply)
     if answer is None:
@@ -43,6 +44,7 @@ def find_verdict(reply: str, pattern: re.Pattern) -> re.Match | None:
     text = plain(answer)
     for matches in (
         _by_labels(text, pattern),
+        _on_first_line(answer, pattern),
         _alone(text, pattern),
         pattern.finditer(answer),
         pattern.finditer(text),
@@ -89,6 +91,16 @@ def _by_labels(text: str, pattern: re.Pattern) -> Iterator[re.Match]:
             if match:
                 yield match
                 break
+
+
+def _on_first_line(answer: str, pattern: re.Pattern) -> Iterator[re.Match]:
+    """Yields the match of a pattern that begins with `^` where no other word stands on the first line.
+
+    Classifiers write on behind their verdict.
+    """
+    match = pattern.match(answer.strip()) if pattern.pattern.startswith("^") else None
+    if match and not re.search(r"\w", match.string[match.end() :].partition("\n")[0]):
+        yield match
 
 
 def _alone(text: str, pattern: re.Pattern) -> Iterator[re.Match]:
