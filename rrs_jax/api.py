@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from rrs_jax import equations
@@ -17,6 +16,7 @@ from rrs_jax.frozen.extraction import extract_reps as extract_from_arrays
 from rrs_jax.inputs.audio import check_audios
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.weights.load import load_weights, resolve_folder
@@ -28,7 +28,7 @@ __all__ = ["LoadedModel", "PreparedBatch", "extract_reps", "load_model", "make_b
 class LoadedModel:
     """A model on its devices with what its folder says about inputs."""
 
-    module: nnx.Module
+    module: AudioLanguageModel
     processor: Processor
     folder: Path
     mesh: Mesh

@@ -77,14 +77,15 @@ def file_lock(path: str | Path, *, seconds: float = math.inf) -> Iterator[None]:
     lock = filelock.FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
     try:
         lock.acquire(timeout=seconds if math.isfinite(seconds) else -1)
+        is_held = True
     except filelock.Timeout:
         raise
     except OSError:
-        lock = None
+        is_held = False
     try:
         yield
     finally:
-        if lock is not None:
+        if is_held:
             lock.release()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,7 +13,7 @@ from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE
 from rrs_jax.errors import UserError
 
 
-def validate(config: ConfigDict, *further: Callable[[dict[str, object]], Iterable[str]]) -> None:
+def validate(config: ConfigDict, *further: Callable[[dict[str, Any]], Iterable[str]]) -> None:
     """Raises one UserError that names every unknown, missing and wrong field, before any weight is read.
 
     Give it a resolved config (`rrs_jax.config.resolve`), so that contradictions are found in the values of
@@ -55,13 +56,13 @@ def unknown_field(name: str) -> str:
     return f"{name} is no field, {hint}"
 
 
-def _contradictions(values: dict[str, object]) -> Iterator[str]:
+def _contradictions(values: dict[str, Any]) -> Iterator[str]:
     """Yields what is wrong although every field is right by itself."""
     for check in (_files, _batches, _prompt_groups, _shares, _strategy, _evaluation, _servers):
         yield from check(values)
 
 
-def _files(values: dict[str, object]) -> Iterator[str]:
+def _files(values: dict[str, Any]) -> Iterator[str]:
     for name in (*DATA.values(), "data.eval_manifest"):
         path = None if values[name] is None else Path(values[name])
         is_folder = name == "data.manifest" and path is not None and path.is_dir()  # the authors' questions
@@ -72,7 +73,7 @@ def _files(values: dict[str, object]) -> Iterator[str]:
             yield f"data.exclude has {path!r} and there is no such file"
 
 
-def _batches(values: dict[str, object]) -> Iterator[str]:
+def _batches(values: dict[str, Any]) -> Iterator[str]:
     if sum(values[f"mesh.{axis}"] == -1 for axis in ("data", "fsdp", "tensor")) > 1:
         yield "mesh has more than one -1, give all axes but one a number"
     size, parts = values["train.batch_size"], values["train.gradient_accumulation"]
@@ -85,7 +86,7 @@ def _batches(values: dict[str, object]) -> Iterator[str]:
         )
 
 
-def _prompt_groups(values: dict[str, object]) -> Iterator[str]:
+def _prompt_groups(values: dict[str, Any]) -> Iterator[str]:
     rows = values["train.batch_size"] // values["train.gradient_accumulation"]
     if values["train.prompt_draw"] == "each" or not rows:
         return
@@ -101,7 +102,7 @@ def _prompt_groups(values: dict[str, object]) -> Iterator[str]:
         )
 
 
-def _shares(values: dict[str, object]) -> Iterator[str]:
+def _shares(values: dict[str, Any]) -> Iterator[str]:
     written, heard = values["train.text_share"], values["train.audio_share"]
     if written + heard > 1:
         yield f"train.text_share is {written} and train.audio_share {heard}, together more than 1"
@@ -113,7 +114,7 @@ def _shares(values: dict[str, object]) -> Iterator[str]:
         )
 
 
-def _strategy(values: dict[str, object]) -> Iterator[str]:
+def _strategy(values: dict[str, Any]) -> Iterator[str]:
     needed = DATA[STRATEGY_TABLE[values["strategy"]].data]
     if values["data.manifest"] and values[needed] is None:
         yield (
@@ -124,7 +125,7 @@ def _strategy(values: dict[str, object]) -> Iterator[str]:
         yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
 
 
-def _evaluation(values: dict[str, object]) -> Iterator[str]:
+def _evaluation(values: dict[str, Any]) -> Iterator[str]:
     for name in ("evaluate.epochs", "report.representation_epochs"):
         given = values[name] if isinstance(values[name], tuple) else ()
         late = [str(epoch) for epoch in given if int(epoch) > values["train.epochs"]]
@@ -140,7 +141,7 @@ def _evaluation(values: dict[str, object]) -> Iterator[str]:
         yield f"evaluate.over_refusal_modes has {', '.join(outside)}, which evaluate.modes lacks"
 
 
-def _servers(values: dict[str, object]) -> Iterator[str]:
+def _servers(values: dict[str, Any]) -> Iterator[str]:
     by_server = [name for name in values["evaluate.judges"] if name.startswith("llm:")]
     unnamed_model = any("@" not in name for name in by_server) or values["evaluate.air_bench"] is not None
     if unnamed_model and not (values["judge.url"] and values["judge.model"]):

@@ -1,8 +1,9 @@
 """The command line of `launch.py`: its flags, and its mistakes as sentences."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -32,7 +33,7 @@ config_flags.register_flag_parser_for_type(tuple, NamesParser())
 
 
 # How each flag beside --config is defined: its kind, name, default and help.
-FLAGS = (
+FLAGS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     (flags.DEFINE_string, "stages", ",".join(STAGES),
      "Stages to run, in this order whatever the order given."),
     (flags.DEFINE_string, "sweep", None,
@@ -87,7 +88,7 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
     except Exception as error:  # whatever the user's config file, which is a program, does wrong
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {_one_line(error)}).") from error
     if "verbosity" in flag_values and flag_values["verbosity"].using_default_value:
-        flag_values.verbosity = logging.WARNING  # absl's choice, INFO, has the libraries talk
+        flag_values["verbosity"].value = logging.WARNING  # absl's choice, INFO, has the libraries talk
     if len(rest) > 1:
         raise UserError(f"command line: {rest[1]!r} is no flag; write --name=value.")
     return rest

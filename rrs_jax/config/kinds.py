@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from rrs_jax.errors import shown_address
@@ -57,7 +58,7 @@ class Field:
     """
 
     name: str
-    default: object
+    default: Any
     kind: Kind
     sentence: str
     placement: bool = False
@@ -211,9 +212,9 @@ def split_names(written: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(part.strip(" '\"") for part in written.strip("()[] ").split(",") if part.strip(" '\""))
 
 
-def either(kind: Kind, word: str | None) -> Kind:
+def either(kind: Kind, word: str | int | None) -> Kind:
     """Returns the kind of a value of `kind` or one further word; None stands for the value None."""
-    written = "None" if word is None else word
+    written = str(word)
 
     def read(text: str) -> object:
         return word if text == written else kind.read(text)

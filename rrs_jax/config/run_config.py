@@ -1,5 +1,7 @@
 """The config of a run: every field with its default, and a record of the fields that were given."""
 
+from typing import Any
+
 from ml_collections import ConfigDict, FieldReference
 
 from rrs_jax.config.fields import FIELDS
@@ -70,9 +72,9 @@ def mark_all_given(config: ConfigDict) -> None:
     _mark(config, given=True)
 
 
-def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, object]:
+def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     """Returns plain values by dotted names."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in (config.to_dict() if isinstance(config, ConfigDict) else config).items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from rrs_jax.config.fields import FIELDS
 from rrs_jax.config.kinds import nearest, split_names
@@ -102,7 +103,7 @@ def belongs(field: str, groups: Iterable[str]) -> bool:
     return any(field == group or field.startswith(group + ".") for group in groups)
 
 
-def fields_of(name: str, values: dict[str, object], strategy: str) -> dict[str, object]:
+def fields_of(name: str, values: dict[str, Any], strategy: str) -> dict[str, Any]:
     """Returns the values that decide a stage's output, with those of the stages that it needs."""
     groups = set(STAGES[name].fields)
     for need in needs_of(name, strategy):

@@ -218,7 +218,7 @@ def training_fields(group: str) -> Iterator[Field]:
 def train_config(config: ConfigDict) -> TrainConfig:
     """Returns the training settings of a run's config, with `train.remat` as it stands there."""
 
-    def values(settings: type) -> dict[str, object]:
+    def values(settings: type) -> dict[str, Any]:
         return {
             name: functools.reduce(operator.getitem, field.name.split("."), config)
             for name, field in _fields(settings)

@@ -47,8 +47,8 @@ def small_thinker_values(**text) -> dict:
         "out_hidden_size": decoder["hidden_size"],
         "fullatt_block_indexes": [0],
     }
-    tokens = ("image_token_index", "video_token_index", "audio_start_token_id", "audio_end_token_id")
-    tokens += ("vision_start_token_id", "vision_end_token_id")
+    tokens = ["image_token_index", "video_token_index", "audio_start_token_id", "audio_end_token_id"]
+    tokens += ["vision_start_token_id", "vision_end_token_id"]
     return {
         "audio_config": encoder,
         "text_config": decoder,
@@ -88,7 +88,7 @@ def write_speakers(file: Path) -> None:
     The one speaker has no voice. The format is that of `torch.save` before torch 1.6, which is plain pickles:
     a magic number, the format's version, the writer's system, the object, and the names of its storages.
     """
-    parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"Chelsie": {}}, [])
+    parts: tuple[object, ...] = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"Chelsie": {}}, [])
     file.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
 
 

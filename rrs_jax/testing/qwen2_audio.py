@@ -47,8 +47,19 @@ def small_values(**text) -> dict:
 
 def write_feature_extractor(folder: Path, bins: int, seconds: int) -> None:
     """Writes preprocessor_config.json of a Whisper feature extractor for clips of so many seconds."""
-    features = {"feature_size": bins, "sampling_rate": 16_000, "n_fft": 400, "hop_length": 160}
-    features |= {"chunk_length": seconds, "padding_value": 0.0, "return_attention_mask": True}
+    features: dict[str, object] = {
+        "feature_size": bins,
+        "sampling_rate": 16_000,
+        "n_fft": 400,
+        "hop_length": 160,
+    }
+    features |= {
+        "n_fft": 400,
+        "hop_length": 160,
+        "chunk_length": seconds,
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
     write_json(
         folder / "preprocessor_config.json", {"feature_extractor_type": "WhisperFeatureExtractor"} | features
     )
@@ -72,7 +83,7 @@ def write_qwen2_audio(folder: str | Path, *, seed: int = 0, **text) -> dict[str,
     values["audio_config"]["num_mel_bins"] = 80
     values["audio_token_index"] = tokenizer.token_to_id("<|AUDIO|>")
     write_json(folder / "config.json", values)
-    generation = {"do_sample": True, "temperature": 0.7, "top_k": 20}
+    generation: dict[str, object] = {"do_sample": True, "temperature": 0.7, "top_k": 20}
     generation |= {"eos_token_id": tokenizer.token_to_id("<|im_end|>")}
     generation |= {"pad_token_id": tokenizer.token_to_id("<|endoftext|>")}
     write_json(folder / "generation_config.json", generation)

@@ -18,7 +18,7 @@ def tensors_of(values: dict, dtype: str) -> list[tuple[str, np.dtype, tuple[int,
         tuple(path): (leaf.shape, np.dtype(leaf.dtype))
         for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
     }
-    tensors = {}
+    tensors: dict[str, tuple[str, np.dtype, tuple[int, ...]]] = {}
     for row in table.rows:
         shape, kind = shapes[row.path]
         shape = row.shape_on_disk(shape[1:] if row.layers else shape)

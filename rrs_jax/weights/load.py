@@ -16,6 +16,7 @@ from rrs_jax.distributed.mesh import make_mesh, parameter_sharding, put
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json
 from rrs_jax.models.architectures import check_architecture, part
+from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.quantised import Float8, Int8
 from rrs_jax.weights.finite import is_finite, tensors_not_finite
@@ -106,7 +107,7 @@ def load_weights(
     mesh: Mesh | None = None,
     seed: int = 0,
     quantize: str = "none",
-) -> nnx.Module:
+) -> AudioLanguageModel:
     """The model of a folder, each parameter in its sharding over `mesh` (default: all devices as `data`).
 
     quantize: `int8` and `float8` keep the decoder's matrices in 8 bit (`rrs_jax.models.quantised`), `none` in
