@@ -31,7 +31,7 @@ def validate(config: ConfigDict, *further: Callable[[dict[str, Any]], Iterable[s
 
 
 def _odd(field: Field, value: object) -> str | None:
-    """What is wrong with a text whatever the field: half characters, and `~` of a user that there is not."""
+    """Faults of a text whatever the field: half characters, and `~` of a user that there is not."""
     texts = [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, str)]
     for text in texts:
         if any("\ud800" <= character <= "\udfff" for character in text):

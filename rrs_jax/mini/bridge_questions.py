@@ -287,8 +287,8 @@ INSTRUCTIONS = (
 INSTRUCTED_SHARE = 1 / 3
 # Questions with these stems are repeated, not answered; the decoder's refusals take out other harmful ones.
 ALARMING = re.compile(
-    r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|attack|"
-    r"illegal|abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*",
+    r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|"
+    r"attack|illegal|abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*",
     re.I,
 )
 SPEAKABLE = re.compile(r"[A-Z][A-Za-z' ,-]*\?")
