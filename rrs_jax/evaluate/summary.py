@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rrs_jax.config.prompts import MODES
+from rrs_jax.data.values import category_of
 from rrs_jax.evaluate.judges.agreement import agreement
 from rrs_jax.evaluate.judges.judge import Judge
 from rrs_jax.evaluate.rates import INTERVAL, nsi, rate_over_queries
@@ -103,7 +104,10 @@ def by_category(judgements: Iterable[dict], judge: Judge) -> dict:
 
     {"harmful": {category: {mode: asr block}}, "benign": {category: orr block}, "borderline": {...}}.
     """
-    rows = [row for row in judgements if row["judge"] == judge.name]
+    # A judgement that is on disk may have a category as it stood in its question file.
+    rows = [
+        row | {"category": category_of(row["category"])} for row in judgements if row["judge"] == judge.name
+    ]
     table: dict[str, dict] = {"harmful": {}, "benign": {}, "borderline": {}}
     for question_set, categories in table.items():
         for category in sorted({row["category"] for row in rows if row["set"] == question_set}):

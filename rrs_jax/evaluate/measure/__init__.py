@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rrs_jax.config.kinds import split_names, with_home
 from rrs_jax.config.prompts import MODES
+from rrs_jax.data.values import category_of, text_of
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.endpoint import EndpointConfig
 from rrs_jax.evaluate.judges.judge import JudgeSettings
@@ -58,9 +59,12 @@ def measure(
 def _rows(answers: Sequence[dict]) -> list[dict]:
     rows, faults, counted = [], [], Counter()
     for number, answer in enumerate(answers, start=1):
-        missing = [
-            field for field in ("question", "response", "label") if not isinstance(answer.get(field), str)
-        ]
+        try:
+            answer = answer | _texts(answer)
+        except ValueError as reason:
+            faults.append(f"answer {number}: {reason}")
+            continue
+        missing = [field for field in ("question", "response", "label") if answer.get(field) is None]
         mode = answer.get("mode", "audio_text")
         sample = answer.get("sample", 0)
         if missing:
@@ -70,10 +74,10 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
                 f"answer {number}: label {answer['label']!r} in mode {mode!r}; labels are {', '.join(SETS)}, "
                 f"modes {', '.join(MODES)}"
             )
-        elif not isinstance(sample, int) or sample < 0:
+        elif not isinstance(sample, int) or isinstance(sample, bool) or sample < 0:
             faults.append(f"answer {number}: sample is {sample!r}, give a whole number of 0 or more")
         else:
-            identity = replace_surrogates(str(answer.get("id") or content_hash(answer["question"])))
+            identity = replace_surrogates(answer["id"] or content_hash(answer["question"]))
             key = answer["label"], identity, mode
             sample = answer.get("sample", counted[key])
             counted[key] += 1
@@ -82,7 +86,7 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
                     "set": answer["label"],
                     "id": identity,
                     "mode": mode,
-                    "category": replace_surrogates(str(answer.get("category") or "none")),
+                    "category": replace_surrogates(answer["category"]),
                     "sample": sample,
                     "question": replace_surrogates(answer["question"]),
                     "response": replace_surrogates(answer["response"]),
@@ -95,6 +99,21 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
     if faults or not rows:
         raise UserError(f"answers: {'; '.join(faults[:20]) or 'there are none'}.")
     return rows
+
+
+def _texts(answer: dict) -> dict[str, str | None]:
+    """An answer's fields as texts, by the rules of every other file; raises ValueError with the reason."""
+    texts = {}
+    for field in ("question", "response", "label", "id", "category"):
+        value = answer.get(field)
+        if field == "response" and isinstance(value, str):
+            texts[field] = value  # an empty answer is one
+            continue
+        try:
+            texts[field] = category_of(value) if field == "category" else text_of(value)
+        except ValueError as reason:
+            raise ValueError(f"{field} {reason}") from reason
+    return texts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
