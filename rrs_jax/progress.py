@@ -3,8 +3,11 @@
 Only the first of a run's processes talks.
 """
 
+import contextlib
+import contextvars
 import sys
 import time
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -114,8 +117,23 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+_is_silent = contextvars.ContextVar("is_silent", default=False)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Has `say` say nothing, where something is tried that will be done, and told, later."""
+    token = _is_silent.set(True)
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
+
+
 def say(text: str) -> None:
     """Tells the user something that is no result, in a line on standard error."""
+    if _is_silent.get():
+        return
     if processes.is_first():
         print(scrub(text), file=sys.stderr, flush=True)
 

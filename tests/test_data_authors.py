@@ -117,10 +117,10 @@ def test_what_is_wrong_is_said(clone, name, change, sentence):
 
 
 def test_every_wrong_row_is_said(clone):
-    changed(clone, "harmful.json", lambda rows: [{**row, "prompt": 3} for row in rows])
+    changed(clone, "harmful.json", lambda rows: [{**row, "prompt": True} for row in rows])
     with pytest.raises(UserError, match="8 rows to mend") as error:
         read_authors(clone)
-    assert str(error.value).count("prompt is 3, no text") == 8
+    assert str(error.value).count("prompt is true, no text") == 8
 
 
 def test_files_that_cannot_be_read_are_said(clone, tmp_path):

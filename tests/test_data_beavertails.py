@@ -124,7 +124,7 @@ def test_no_hub_is_one_sentence(monkeypatch):
 def test_bad_rows_come_all_at_once(tmp_path):
     good = row("Why is it so?", "x", True)
     bad = [
-        good | {"prompt": 3},
+        good | {"prompt": [3]},
         good | {"prompt": " "},
         good | {"is_safe": 1},
         good | {"category": {"animal_abuse": True}},

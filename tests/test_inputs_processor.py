@@ -1,5 +1,6 @@
 """Token ids against transformers' Qwen2AudioProcessor, with a small byte-level tokenizer of the same make."""
 
+import itertools
 import json
 import shutil
 
@@ -214,3 +215,38 @@ def test_prompts_of_the_paper():
     )
     with pytest.raises(ValueError, match="audio_text"):
         prompts.evaluation_prompt("speech", question)
+
+
+LENGTHS = [961 + 6_060 * n + (n * n) % 131 for n in range(80)]  # samples, from two audio tokens to 30 s
+
+
+def test_ids_of_eighty_clip_lengths_equal_transformers(folder):
+    processor = Processor.from_folder(folder)
+    for samples in LENGTHS:
+        ids = processor.encode(prompts.PROMPT_T, token_counts([samples]))
+        assert ids == expected_ids(folder, prompts.PROMPT_T, [samples]), samples
+    assert LENGTHS[0] == 961 and 479_000 < LENGTHS[-1] <= 480_000
+
+
+PLACES = ("processor_config.json", "chat_template.json", "chat_template.jinja")
+
+
+@pytest.mark.parametrize(
+    "places", [c for n in (1, 2, 3) for c in itertools.combinations(PLACES, n)], ids="+".join
+)
+def test_the_template_is_the_one_that_transformers_reads(folder, capsys, places):
+    transformers.Qwen2AudioProcessor.from_pretrained(folder).save_pretrained(folder)
+    for place in PLACES:
+        if place != "processor_config.json":
+            (folder / place).unlink(missing_ok=True)
+    for place in places:
+        template = TEMPLATE.replace("assistant", f"assistant of {place}")
+        if place == "chat_template.jinja":
+            (folder / place).write_text(template)
+        elif place == "chat_template.json":
+            (folder / place).write_text(json.dumps({"chat_template": template}))
+        else:
+            edit(folder / place, chat_template=template)
+    ids = Processor.from_folder(folder).encode("Why?", token_counts([3_200]))
+    assert ids == expected_ids(folder, "Why?", [3_200])
+    assert ("is read, as by transformers" in capsys.readouterr().err) == (len(places) > 1)

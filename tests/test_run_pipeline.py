@@ -1,6 +1,7 @@
 """The way from sound files to an adapter on a small random model: the public functions and a whole run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,18 @@ def test_a_run_records_the_resolved_config_also_of_one_that_is_not_resolved(tmp_
         recorded = read_json(tmp_path / "config.json")["config"]
         assert (recorded["train"]["epochs"], recorded["train"]["average"]) == (10, 0.5)
         assert recorded["data"]["everyday"] is None and recorded["rrs"]["harmful_weight"] == 3.0
+
+
+def test_a_finished_run_folder_may_be_moved(run, tmp_path):
+    """What is done stays done, and the report is made again there."""
+    config, path = run
+    moved = shutil.copytree(path, tmp_path / "elsewhere" / "run")
+    config = resolve(config)
+    config.run_dir = str(moved)
+    marks = {mark.name: mark.read_bytes() for mark in (moved / ".done").iterdir()}
+    pipeline.run(config, ("data", "extract", "train", "evaluate", "export", "report"))
+    assert {mark.name: mark.read_bytes() for mark in (moved / ".done").iterdir()} == marks
+    (moved / ".done" / "report.json").unlink()
+    (moved / "report" / "index.html").unlink()
+    pipeline.run(config, ("report",))
+    assert (moved / "report" / "index.html").read_text().count("<audio") > 0

@@ -18,6 +18,7 @@ from pathlib import Path
 import soundfile
 
 from rrs_jax.data.questions import tidy, words
+from rrs_jax.data.values import numbers_as_text
 from rrs_jax.data.voices import MAX_SECONDS
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
@@ -169,7 +170,7 @@ def _read_rows(path: Path, remarks: list[str]) -> list:
         ) from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: holds no list of questions; fetch the file again.")
-    return rows
+    return [numbers_as_text(row, *FIELDS) if isinstance(row, dict) else row for row in rows]
 
 
 def _check_rows(files: dict[str, Path], rows: dict[str, list]) -> None:

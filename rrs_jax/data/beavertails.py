@@ -19,6 +19,7 @@ from pathlib import Path
 from rrs_jax.data.questions import clean, words
 from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.data.tables import KINDS, read_table
+from rrs_jax.data.values import numbers_as_text
 from rrs_jax.errors import UserError
 
 REPOSITORY = "PKU-Alignment/BeaverTails"
@@ -100,6 +101,7 @@ def _checked(path: Path, numbered: Iterator[tuple[int, dict]]) -> Iterator[dict]
     faults, rows = [], 0
     for number, row in numbered:
         rows += 1
+        row = numbers_as_text(row, "prompt", "response")
         if fault := _row_fault(row):
             faults.append(f"row {number}: {fault}")
         elif not faults:

@@ -12,6 +12,7 @@ from rrs_jax.data.duplicates import QuestionIndex
 from rrs_jax.data.questions import changed_words, clean, is_question, tidy, unspeakable
 from rrs_jax.data.selection import Pool
 from rrs_jax.data.tables import read_table
+from rrs_jax.data.values import numbers_as_text
 from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.data.writers import Ledger, Request
 from rrs_jax.errors import UserError
@@ -256,6 +257,7 @@ def read_edits(path: str | Path, pool: Pool) -> dict[str, str | None]:
     edits, faults = {}, []
     known = {question.key for ranked in pool.harmful.values() for question in ranked}
     for number, row in read_table(path):
+        row = numbers_as_text(row, "harmful", "benign")
         harmful, benign = row.get("harmful"), row.get("benign", "")
         if not isinstance(harmful, str) or not harmful.strip():
             faults.append(f"line {number}: harmful is no text")

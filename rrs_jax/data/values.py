@@ -28,6 +28,12 @@ def text_of(value: object) -> str | None:
     return value
 
 
+def numbers_as_text(row: dict, *names: str) -> dict:
+    """Returns a row with the numbers in these fields as texts; every other value stays as it is."""
+    numbers = [n for n in names if isinstance(row.get(n), int | float) and not isinstance(row[n], bool)]
+    return row | {name: text_of(row[name]) for name in numbers if math.isfinite(row[name])}
+
+
 def category_of(value: object) -> str:
     """Returns a category as text, "none" where it is missing; of several or of flags, the names by commas."""
     if isinstance(value, dict) and value and all(isinstance(flag, bool) for flag in value.values()):

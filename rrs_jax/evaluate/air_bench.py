@@ -16,7 +16,9 @@ from pathlib import Path
 
 import soundfile
 
+from rrs_jax.data.clips import is_file
 from rrs_jax.data.reasoning import answer_of
+from rrs_jax.data.values import half_character_fault, is_missing, text_of
 from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench_scores import ORDERS, TASKS, summarise_scores
@@ -32,6 +34,7 @@ from rrs_jax.progress import Progress
 
 META = "Chat_meta.json"
 NEEDED = ("path", "question", "answer_gt", "task_name", "dataset_name", "meta_info", "uniq_id")
+TEXTS = ("path", "question", "task_name", "dataset_name", "uniq_id")  # of them
 ASKED = {"temperature": 1.0, "max_tokens": 1024}  # of the published judge
 TRIAL = {"meta_info": "A dog barks twice.", "question": "How often does the dog bark?", "answer_gt": "Twice."}
 # Two scores, the whole of a line.
@@ -80,9 +83,17 @@ def read_meta(root: str | Path) -> list[dict]:
         raise UserError(f"{path}: is no JSON list of items.")
     items, faults, ids = [], [], set()
     for number, entry in enumerate(entries, start=1):
-        missing = [key for key in NEEDED if not isinstance(entry, dict) or entry.get(key) in (None, "")]
+        missing = [key for key in NEEDED if not isinstance(entry, dict) or is_missing(entry.get(key))]
         if missing:
             faults.append(f"item {number} has no {', '.join(missing)}")
+            continue
+        if fault := half_character_fault(entry):
+            faults.append(f"item {number} {fault}")
+            continue
+        try:
+            entry = entry | {key: text_of(entry[key]) for key in TEXTS}
+        except ValueError as reason:
+            faults.append(f"item {number}: one of {', '.join(TEXTS)} {reason}")
             continue
         task = entry["task_name"]
         if task not in TASKS:
@@ -90,7 +101,7 @@ def read_meta(root: str | Path) -> list[dict]:
             continue
         audio = path.parent / f"{task}_{entry['dataset_name']}" / entry["path"]
         identity = f"{task}-{entry['uniq_id']}"
-        if not audio.is_file():
+        if not is_file(audio):
             faults.append(f"item {number}: {audio} does not exist")
         if identity in ids:
             faults.append(f"item {number}: uniq_id {entry['uniq_id']} occurs twice in {task}")

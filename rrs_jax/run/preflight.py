@@ -19,7 +19,9 @@ from rrs_jax.evaluate.question_sets import read_question_sets
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRA
+from rrs_jax.progress import silent
 from rrs_jax.run.context import RunContext, lora_config
+from rrs_jax.run.data_stage import skips_bad_rows
 from rrs_jax.run.folder import LEAST_FREE_BYTES, check_disk
 from rrs_jax.run.servers import try_servers
 from rrs_jax.weights.hub import check_download, is_hub_id, small_files
@@ -49,7 +51,8 @@ def _try_questions(config: ConfigDict, wanted: set[str]) -> None:
     alone."""
     _try_packages(config, wanted)
     if "evaluate" in wanted:
-        read_question_sets(config.evaluate.questions)
+        with silent():
+            read_question_sets(config.evaluate.questions, skips_bad_rows(config))
         try_servers(config, wanted)
     if _needs_voices(config, wanted):
         _try_voices(config)
@@ -79,7 +82,9 @@ def _needs_voices(config: ConfigDict, wanted: set[str]) -> bool:
     if "data" in wanted:
         given = [config[DATA[STRATEGY_TABLE[config.strategy].data]], config.data.eval_manifest]
         files = [Path(path) for path in given if path and not Path(path).expanduser().is_dir()]
-        mute = [any(row["audio"] is None for row in load_manifest(file, need_audio=False)) for file in files]
+        with silent():
+            read = [load_manifest(file, need_audio=False, skip_bad=skips_bad_rows(config)) for file in files]
+        mute = [any(row["audio"] is None for row in rows) for rows in read]
         added = given[0] and any(config.data[name] != 0 for name in ("everyday", "contrast"))
         if any(mute) or added or not all(given):
             return True

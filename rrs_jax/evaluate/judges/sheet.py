@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.config.kinds import with_home
+from rrs_jax.data.bad_rows import BadRow
+from rrs_jax.data.csv_rows import csv_rows
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judges.judge import Judgement, is_empty, non_answer
 from rrs_jax.files import content_hash, read_jsonl, write_atomic
@@ -57,22 +59,19 @@ def read_sheet(path: str | Path) -> list[dict]:
         raise UserError(
             f"{path}: cannot be read ({error}); give the CSV sheet of labels, saved as UTF-8."
         ) from error
-    dialect = csv.excel
-    if content and ";" in content.split("\n", 1)[0]:  # as spreadsheets of many countries save
-        dialect = type("Semicolons", (csv.excel,), {"delimiter": ";"})
-    reader = csv.DictReader(io.StringIO(content, newline=""), dialect=dialect)
-    missing = [
-        name
-        for name in ("question", "response", "refusal", "harmful")
-        if name not in (reader.fieldnames or ())
-    ]
+    delimiter = ";" if ";" in content.split("\n", 1)[0] else ","  # as spreadsheets of many countries save
+    header, read, _ = csv_rows(path, content, delimiter)
+    missing = [name for name in ("question", "response", "refusal", "harmful") if name not in header]
     if missing:
         raise UserError(
             f"{path}: has no column {', '.join(missing)}; write a sheet with python -m"
             " rrs_jax.evaluate.judges.sheet."
         )
     rows, faults = [], []
-    for number, row in enumerate(reader, start=2):
+    for number, (line, row) in enumerate(read, start=2):
+        if isinstance(row, BadRow):
+            faults.append(f"line {line}: {row.reason}")
+            continue
         for label in ("refusal", "harmful"):
             written = (row[label] or "").strip().lower()
             if written and written not in YES + NO:
