@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rrs_jax import equations
-from rrs_jax.distributed.mesh import rows_multiple
+from rrs_jax.distributed.mesh import make_mesh, rows_multiple
+from rrs_jax.errors import UserError
 from rrs_jax.frozen.audio_bank import empty_audio_bank, make_audio_bank
 from rrs_jax.frozen.extraction import extract_reps as extract_from_arrays
 from rrs_jax.inputs.audio import check_audios
@@ -19,6 +20,7 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.weights.adapter import read_adapter
 from rrs_jax.weights.load import load_weights, resolve_folder
 
 __all__ = ["LoadedModel", "PreparedBatch", "extract_reps", "load_model", "make_batch", "safety_vector"]
@@ -51,20 +53,32 @@ def load_model(
     path: str | Path,
     dtype: str = "float32",
     *,
+    adapter: str | Path | None = None,
     lora: LoRAConfig | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
 ) -> LoadedModel:
     """Loads a Hugging Face folder or hub id of a supported architecture onto all devices, or onto `mesh`.
 
-    Raises UserError for a folder that is missing, incomplete or of another architecture.
+    Args:
+      path: a folder, a hub id, or `mini`.
+      dtype: number type of the frozen weights.
+      adapter: a PEFT LoRA on the decoder, ours or another's: a folder, a run's folder, or a hub id.
+      lora: in its place, settings of a fresh LoRA, which `seed` starts and which changes nothing yet.
+      mesh: the devices.
+    Raises UserError for a folder that is missing, incomplete or of another architecture, and for an adapter
+    that changes more than linears of the decoder or does not fit the model.
     """
-    from rrs_jax.distributed.mesh import make_mesh
-
+    if adapter is not None and lora is not None:
+        raise UserError("load_model: adapter and lora are both given; an adapter brings its own settings.")
     folder = resolve_folder(str(path))
     mesh = mesh or make_mesh()
     processor = Processor.from_folder(folder)
+    read = None if adapter is None else read_adapter(adapter, folder)
+    lora = lora if read is None else read.config
     module = load_weights(folder, dtype=jnp.dtype(dtype), lora=lora, mesh=mesh, seed=seed)
+    if read is not None:
+        read.put_into(module, mesh)
     return LoadedModel(module, processor, folder, mesh)
 
 
