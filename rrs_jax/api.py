@@ -8,14 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from rrs_jax import equations
+from rrs_jax.config import resolve, validate
+from rrs_jax.config.named import load_config
+from rrs_jax.config.stages import parse_stages
+from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.distributed.mesh import make_mesh, rows_multiple
 from rrs_jax.errors import UserError
-from rrs_jax.frozen.audio_bank import empty_audio_bank, make_audio_bank
+from rrs_jax.evaluate.problems import evaluation_problems
+from rrs_jax.files import read_json
+from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank, make_audio_bank
 from rrs_jax.frozen.extraction import extract_reps as extract_from_arrays
+from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.audio import check_audios
-from rrs_jax.inputs.batching import collate
+from rrs_jax.inputs.batching import EncodedPrompt, collate
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.batch import Batch
@@ -23,7 +31,18 @@ from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.weights.adapter import read_adapter
 from rrs_jax.weights.load import load_weights, resolve_folder
 
-__all__ = ["LoadedModel", "PreparedBatch", "extract_reps", "load_model", "make_batch", "safety_vector"]
+__all__ = [
+    "LoadedModel",
+    "PreparedBatch",
+    "evaluate",
+    "extract_reps",
+    "generate",
+    "load_config",
+    "load_model",
+    "make_batch",
+    "safety_vector",
+    "train",
+]
 
 
 @dataclasses.dataclass
@@ -85,7 +104,7 @@ def load_model(
 def make_batch(
     model: LoadedModel, questions: Sequence[str | Path | np.ndarray | dict], prompt: str | None = None
 ) -> PreparedBatch:
-    """Questions to model inputs.
+    """Turns questions into model inputs.
 
     Args:
       questions: each an audio file or a 16 kHz mono waveform, asked with the text `prompt`; or a dict with
@@ -93,6 +112,20 @@ def make_batch(
       prompt: the text beside the audio; None asks with audio alone.
     Raises UserError that lists every clip that cannot be used.
     """
+    rows, bank = _encoded(model, questions, prompt)
+    multiple = rows_multiple(model.mesh)
+    filled = rows + [rows[-1]] * (-len(rows) % multiple)
+    length = -(-max(len(ids) for ids, _, _ in filled) // 8) * 8
+    return PreparedBatch(collate(filled, length, model.module.config.audio_token_id), bank.array, len(rows))
+
+
+def _encoded(
+    model: LoadedModel,
+    questions: Sequence[str | Path | np.ndarray | dict],
+    prompt: str | None,
+    system: str | None = None,
+) -> tuple[list[EncodedPrompt], AudioBank]:
+    """Returns each question's token ids with the places of its clips, and the bank that holds the clips."""
     texts, clips = [], []
     for question in questions:
         text, audio = (
@@ -108,15 +141,83 @@ def make_batch(
     bank = (
         make_audio_bank(model.module, model.processor.mel, flat) if flat else empty_audio_bank(model.module)
     )
-    rows, first = [], 0
+    rows: list[EncodedPrompt] = []
+    first = 0
     for text, audios in zip(texts, clips, strict=True):
         offsets, counts = bank.clips(range(first, first + len(audios)))
         first += len(audios)
-        rows.append((model.processor.encode(text, counts), offsets, counts))
-    multiple = rows_multiple(model.mesh)
-    filled = rows + [rows[-1]] * (-len(rows) % multiple)
-    length = -(-max(len(ids) for ids, _, _ in filled) // 8) * 8
-    return PreparedBatch(collate(filled, length, model.module.config.audio_token_id), bank.array, len(rows))
+        rows.append((model.processor.encode(text, counts, system), offsets, counts))
+    return rows, bank
+
+
+def generate(
+    model: LoadedModel,
+    questions: Sequence[str | Path | np.ndarray | dict],
+    prompt: str | None = None,
+    *,
+    system: str | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    **sampling,
+) -> list[str]:
+    """Answers questions; returns one text each, in their order, without special tokens.
+
+    Args:
+      questions, prompt: as for `make_batch`.
+      system: system prompt; None is the model's own.
+      seed: of sampling. An answer depends on its question, its place and the seed, not on the batch.
+      batch_size: answers in flight at once.
+      sampling: `max_new_tokens` (256), `greedy`, `temperature`, `top_p`, `top_k`, `repetition_penalty`; what
+        is left out is as the model's folder says.
+    Raises UserError that lists every clip that cannot be used.
+    """
+    rows, bank = _encoded(model, questions, prompt, system)
+    settings = SamplingConfig.from_generation_config(
+        model.processor.generation, **{"max_new_tokens": 256} | sampling
+    )
+    generator = Generator(
+        model.module, settings, eos_token_ids=model.processor.eos_token_ids, batch_size=batch_size
+    )
+    answers: dict[object, str] = {}
+
+    def finished(place: object, tokens: list[int]) -> None:
+        answers[place] = model.processor.decode(tokens)
+
+    seeds = np.random.SeedSequence(seed).generate_state(max(len(rows), 1))
+    prompts = [Prompt(key=place, row=row, seed=int(seeds[place])) for place, row in enumerate(rows)]
+    generator.generate(prompts, bank.array, finished)
+    return [answers[place] for place in range(len(rows))]
+
+
+def train(config: ConfigDict) -> Path:
+    """Runs the stages up to the export, as far as they are not done; returns the folder of the PEFT adapter.
+
+    config: of `load_config`, or of a config file. Raises UserError for a mistake in it or in the data, and
+    for a strategy that trains nothing.
+    """
+    if not STRATEGY_TABLE[config.strategy].trains:
+        raise UserError(f"strategy: {config.strategy} trains nothing; call rrs_jax.evaluate alone.")
+    _run(config, "data,extract,train,export")
+    return Path(config.run_dir) / "export" / "adapter"
+
+
+def evaluate(config: ConfigDict) -> dict[str, dict]:
+    """Evaluates the model before and after training, after the stages that it needs and that are not done.
+
+    Returns the summary of each evaluation by its name, such as "vanilla" and "rrs" (docs/evaluation.md).
+    Raises UserError for a mistake in the config or in the data.
+    """
+    _run(config, "data,extract,train,evaluate")
+    files = sorted((Path(config.run_dir) / "eval").glob("*/summary.json"))
+    return {file.parent.name: read_json(file) for file in files}
+
+
+def _run(config: ConfigDict, stages: str) -> None:
+    from rrs_jax.run import pipeline  # the whole program, which whoever asks a model alone does not need
+
+    resolved = resolve(config)
+    validate(resolved, evaluation_problems)
+    pipeline.run(resolved, parse_stages(stages, config.strategy))
 
 
 def extract_reps(model: LoadedModel, batch: PreparedBatch) -> jax.Array:
