@@ -27,7 +27,7 @@ _EXPORTS = (
     "make_batch",
     "safety_vector",
 )
-__all__ = [*_EXPORTS, *_CALLED, "__version__"]
+__all__ = [*sorted((*_EXPORTS, *_CALLED)), "__version__"]
 
 
 class _Called(types.ModuleType):

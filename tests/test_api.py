@@ -1,7 +1,9 @@
 """The public functions: answers as transformers gives them, a run from Python, configs by name."""
 
+import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -12,8 +14,10 @@ import transformers
 import rrs_jax
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
-from rrs_jax.files import write_jsonl
+from rrs_jax.files import content_hash, read_jsonl, write_jsonl
+from rrs_jax.run import pipeline
 from rrs_jax.testing import twin_rows
+from rrs_jax.weights.safetensors_io import load_file
 
 NEW_TOKENS = 12
 
@@ -130,3 +134,20 @@ except rrs_jax.api.UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "strategy: vanilla trains nothing; call rrs_jax.evaluate alone.\n", done.stderr
+
+
+def test_another_kept_checkpoint_is_exported(config, adapter, tmp_path):
+    """Two epochs of one step each: the best is one of them, and their adapters differ."""
+    kept = {}
+    for which in (1, 2, "last", "best"):
+        changed = copy.deepcopy(config)
+        changed.export.checkpoint = which
+        pipeline.run(changed, ("export",))
+        tensors, _ = load_file(Path(config.run_dir) / "export" / "adapter" / "adapter_model.safetensors")
+        kept[which] = content_hash(*(tensors[name].tobytes() for name in sorted(tensors)))
+    assert kept[1] != kept[2] == kept["last"]
+    losses = [row["loss"] for row in read_jsonl(Path(config.run_dir) / "metrics.jsonl")]
+    assert kept["best"] == kept[1 + losses.index(min(losses))]
+    changed.export.checkpoint = 7
+    with pytest.raises(UserError, match="export.checkpoint: 7 was not kept; .* has 1, 2"):
+        pipeline.run(changed, ("export",))

@@ -281,6 +281,9 @@ FIELDS = {field.name: field for field in (
           "`ends` is 0 and the last; empty is none."),
     Field("export.merged", False, boolean(),
           "Write a whole model folder with the adapter merged, beside the adapter."),
+    Field("export.checkpoint", "last", either(either(integer(1), "best"), "last"),
+          "Which of the kept checkpoints is exported: `last`, `best` (the end of the epoch with the lowest "
+          "mean loss), or a number of steps, as the folders in RUN/checkpoints are called."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
           "Class whose module names the adapter has: `whole` for that of the whole model, `thinker` for that "
           "of Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads "

@@ -79,15 +79,15 @@ class RunContext:
         return with_lora(self.load_model(), lora_config(self.config), self.mesh, self.config.seed)
 
     @once
-    def restore_adapters(self) -> nnx.Module:
-        """The model with its trained adapters, from the run's last checkpoint.
+    def restore_adapters(self, checkpoint: int | str = "last") -> nnx.Module:
+        """The model with its trained adapters, from the run's last checkpoint, its best, or that of a step.
 
         Raises UserError where there is none, or where it is of other settings or samples.
         """
         model, samples = self.start_adapters(), Samples(self.read_training_rows())
         sample_ids = [row["id"] for row in samples.rows]
         config = train_config(self.config)
-        adapters = restore(model, config, sample_ids, samples.harmful, self.folder.path)
+        adapters = restore(model, config, sample_ids, samples.harmful, self.folder.path, checkpoint)
         nnx.update(model, adapters)
         return model
 

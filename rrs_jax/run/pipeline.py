@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.config import flatten, resolve
@@ -124,7 +125,7 @@ def serve(context: RunContext) -> Served:
 def export(context: RunContext) -> dict:
     """Writes the adapter for PEFT and, where asked for, the merged folder; each with a model card."""
     config, folder, base = context.config, context.folder, context.model_folder()
-    model = context.restore_adapters()
+    model = exported_model(context)
     name = str(base) if is_named(config.model.path) else config.model.path
     targets = [folder.adapter]
     export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
@@ -150,12 +151,18 @@ def report(context: RunContext) -> dict:
     return {}
 
 
+def exported_model(context: RunContext) -> nnx.Module:
+    """The model with the adapters of `export.checkpoint`."""
+    which = context.config.export.checkpoint
+    return context.restore_adapters(*(() if which == "last" else (which,)))  # the last is kept by evaluation
+
+
 STAGE_WORK = {
     "data": StageWork(make_data, "first"),
     "extract": StageWork(extract, "all"),
     "train": StageWork(train_adapters, "all"),
     "evaluate": StageWork(evaluate, "all"),
-    "export": StageWork(export, "first", prepare=RunContext.restore_adapters),
+    "export": StageWork(export, "first", prepare=exported_model),
     "report": StageWork(report, "first"),
 }
 

@@ -74,6 +74,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self.manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Returns the steps of the kept checkpoints, ascending."""
+        return sorted(self.manager.all_steps())
+
     def best(self) -> int | None:
         return self.manager.best_step()
 

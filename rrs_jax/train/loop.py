@@ -82,23 +82,34 @@ def train(
 
 
 def restore(
-    model: nnx.Module, config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarray, folder: Path
+    model: nnx.Module,
+    config: TrainConfig,
+    sample_ids: Sequence[str],
+    harmful: np.ndarray,
+    folder: Path,
+    checkpoint: int | str = "last",
 ) -> nnx.State:
-    """The adapters of a finished training, from the last checkpoint in `folder`.
+    """The adapters of a finished training, from a checkpoint in `folder`.
 
-    model: with its adapters at their start. Raises UserError where there is no checkpoint of all steps, or
-    where it is of other settings or samples.
+    model: with its adapters at their start. checkpoint: "last", "best" or a number of steps. Raises UserError
+    where the training is not finished, where it is of other settings or samples, or where that checkpoint was
+    not kept.
     """
     total_steps = config.total_steps(len(sample_ids))
     like = abstract_state(model, config.optimiser, mesh_of(model), total_steps)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        found = _latest(checkpoints, like, _beginning(config, sample_ids, harmful))
-    state, position = found or (None, None)
-    if state is None or position.step < total_steps:
-        raise UserError(
-            f"{folder / 'checkpoints'}: holds {position.step if found else 0} of {total_steps} steps; run the"
-            " stage train again."
-        )
+        if (latest := checkpoints.latest() or 0) < total_steps:
+            raise UserError(
+                f"{folder / 'checkpoints'}: holds {latest} of {total_steps} steps; run the stage train again."
+            )
+        named = {"last": latest, "best": checkpoints.best()}
+        step = named.get(checkpoint, checkpoint)
+        if step not in checkpoints.steps():
+            raise UserError(
+                f"export.checkpoint: {checkpoint} was not kept; {folder / 'checkpoints'} has"
+                f" {', '.join(map(str, checkpoints.steps()))} (train.keep_checkpoints keeps more)."
+            )
+        state, _ = _at(step, checkpoints, like, _beginning(config, sample_ids, harmful))
     return state.result
 
 
@@ -126,14 +137,16 @@ def _make_step(
 def _latest(
     checkpoints: Checkpoints, like: TrainState, fresh: Position
 ) -> tuple[TrainState, Position] | None:
-    """The folder's latest checkpoint; None where there is none.
-
-    Raises UserError where it is of other settings or samples than `fresh`.
-    """
+    """The folder's latest checkpoint; None where there is none. Raises UserError as `_at` does."""
     latest = checkpoints.latest()
-    if latest is None:
-        return None
-    state, position = checkpoints.restore(latest, like)
+    return None if latest is None else _at(latest, checkpoints, like, fresh)
+
+
+def _at(
+    step: int, checkpoints: Checkpoints, like: TrainState, fresh: Position
+) -> tuple[TrainState, Position]:
+    """The checkpoint of a step. Raises UserError where it is of other settings or samples than `fresh`."""
+    state, position = checkpoints.restore(step, like)
     if position.settings != fresh.settings:
         raise UserError(
             f"{checkpoints.folder}: was made with other training settings or samples; choose another run_dir,"
