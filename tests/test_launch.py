@@ -211,6 +211,19 @@ def test_our_own_failure_keeps_its_traceback(capsys):
     )
 
 
+def test_the_libraries_are_quiet_unless_the_user_asks():
+    """absl raises a verbosity that counts as not set to INFO behind the parsing."""
+    for arguments, level in (([], -1), (["--verbosity=1"], 1)):
+        script = f"""
+from absl import app, flags
+from rrs_jax.command import launch
+launch.main = lambda _: print(flags.FLAGS.verbosity)
+launch.start(["{MINI}", *{arguments}])
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.stdout == f"{level}\n", done.stderr
+
+
 def test_another_broken_pipe_than_the_outputs_is_a_failure(capsys):
     with exit_status() as told:
         raise BrokenPipeError("a worker is gone")

@@ -88,7 +88,9 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS)
     except Exception as error:  # whatever the user's config file, which is a program, does wrong
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {_one_line(error)}).") from error
     if "verbosity" in flag_values and flag_values["verbosity"].using_default_value:
-        flag_values["verbosity"].value = logging.WARNING  # absl's choice, INFO, has the libraries talk
+        # absl's choice, INFO, has the libraries talk; it makes that choice for a flag that nobody has set.
+        flag_values["verbosity"].value = logging.WARNING
+        flag_values["verbosity"].using_default_value = False
     if len(rest) > 1:
         raise UserError(f"command line: {rest[1]!r} is no flag; write --name=value.")
     return rest
