@@ -193,7 +193,7 @@ def test_several_processes_give_the_same(tmp_path, capfd):
     alone = speak_all(items, tmp_path / "alone", workers=1)
     assert [seconds for _, seconds in several] == [seconds for _, seconds in alone]
     assert all(a.read_bytes() == b.read_bytes() for (a, _), (b, _) in zip(several, alone, strict=True))
-    assert "speaking: 70/70 clips" in capfd.readouterr().err
+    assert "speaking the questions: 70 clips" in capfd.readouterr().err
 
 
 def test_all_failures_are_listed_and_the_rest_is_kept(tmp_path):

@@ -159,7 +159,7 @@ def test_losses_and_gradients_are_those_of_the_whole_step(folder, clips):
     found = []
     for one in (batch, prefix_states.attach(batch, rows)):
         placed = step.place(Rows(one, strategy.examples(np.arange(size)), harmful, weights))
-        sums, losses = step._first(step.initial, step.base, jnp.asarray(bank), placed)
+        sums, losses = step._first(step.initial, step.base, (step.seed, 0), jnp.asarray(bank), placed)
         found.append(([np.asarray(losses)], [np.asarray(leaf) for leaf in jax.tree.leaves(sums.gradients)]))
     for whole, started in zip(*found, strict=True):
         for theirs, ours in zip(whole, started, strict=True):

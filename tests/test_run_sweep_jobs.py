@@ -82,7 +82,7 @@ def test_all_runs_but_the_mistaken_one_are_done(launched, base):
     lines = [line for line in done.stderr.splitlines() if ": done, " in line or ": failed (" in line]
     assert {line.split(":")[0] for line in lines} == set(states)
     assert lines[-1].endswith("4 of 4 runs, about 0 s left")
-    assert "training: 1/1 steps" in (path / "jobs" / "rrs" / "log.txt").read_text()
+    assert "training: 1 step" in (path / "jobs" / "rrs" / "log.txt").read_text()
     pooled = read_json(path / "jobs" / "report" / "pooled" / "rrs-2seeds" / "eval" / "rrs" / "summary.json")
     alone = [
         read_json(path / "jobs" / name / "eval" / "rrs" / "summary.json") for name in ("rrs", "rrs-seed1")
