@@ -92,7 +92,10 @@ def test_all_runs_but_the_mistaken_one_are_done(launched, base):
     )
     assert pooled["seeds"]["orr"]["rates"] == [one["orr"]["rate"] for one in alone]
     table = (path / "jobs" / "report" / "table.md").read_text()
-    assert "| rrs-2seeds: rrs |" in table and "Mean over 2 seeds, rrs-2seeds: rrs: ASR audio-text" in table
+    assert (
+        "| rrs-2seeds: rrs |" in table
+        and "Mean over 2 seeds, rrs-2seeds: rrs: compliance audio-text" in table
+    )
     assert table.count(": vanilla |") == 1
 
 
