@@ -1,5 +1,6 @@
 """The seam between RRS and what it can be given beyond the paper: hooks whose defaults are the paper's."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +30,7 @@ class Materials:
         self.vectors = np.broadcast_to(self.arrays["safety_vector"], shape)
 
 
-class Variant:
+class Variant(ABC):
     """One addition to RRS. A subclass overrides the hooks that it needs, in the order in which they are
     called.
 
@@ -42,11 +43,11 @@ class Variant:
         self.samples, self.config = samples, config
 
     @classmethod
+    @abstractmethod
     def asked(cls, samples: Samples, config) -> bool:
         """True where the config, or the samples' roles, ask for it."""
-        raise NotImplementedError(cls.__name__)
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - by default there is nothing to refuse
         """Raises UserError, before anything is computed, for samples that the variant cannot do with."""
 
     def prompts(self, frozen) -> list[EncodedPrompt]:
@@ -65,7 +66,7 @@ class Variant:
         """Arrays with further safety vectors; find_vector(refused, benign) gives one."""
         return {}
 
-    def prepare(self, materials: Materials) -> None:
+    def prepare(self, materials: Materials) -> None:  # noqa: B027 - by default nothing changes
         """Changes what targets are made of."""
 
     def change(self, targets: np.ndarray, materials: Materials) -> np.ndarray:
