@@ -1,6 +1,5 @@
-"""The bridge's loss and the projector's gradients against transformers, and what the bridge is trained on."""
+"""The bridge's loss and gradients against transformers, and what the bridge is trained on."""
 
-import contextlib
 import re
 from types import SimpleNamespace
 
@@ -8,15 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 
 from helpers.clip_prompts import AUDIO, FRAMES, torch_inputs
 from helpers.tensors import relative_error
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
 from rrs_jax.inputs.mel import audio_token_count, silence_value
-from rrs_jax.mini import bridge_questions
-from rrs_jax.mini.bridge_step import Bridge, Example, loss, make_batch
+from rrs_jax.mini import bridge_phrases, bridge_questions, bridge_step
+from rrs_jax.mini.bridge_step import Bridge, Example, LossWeights, loss, make_batch
+from rrs_jax.mini.model import read_bridge
 from rrs_jax.mini.separability import probe_accuracy
-from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.mini.train_bridge import load_bridge, save_bridge, trained_rows
 from rrs_jax.weights.load import load_weights
+from rrs_jax.weights.safetensors_io import read_folder
 
 CLIPS = (1, 0)  # clip of each row; 0 is the longer one
 
@@ -40,50 +43,52 @@ def spoken_examples(clips) -> list[Example]:
 def answer_log_probabilities(
     reference, ids: list[list[int]], answers, **inputs
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Returns the log-probability of each answer's tokens, and the states of the prompts' last tokens."""
+    """Returns the log-probability of each answer's tokens, and the states (places, B, D) before the answers:
+    behind the second layer, and behind the final norm."""
     output = reference(**inputs, output_hidden_states=True)
     logits = output.logits.double()
     scores = [
         torch.log_softmax(logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)], -1)
         for row, (prompt, answer) in enumerate(zip(ids, answers, strict=True))
     ]
-    ends = [output.hidden_states[-1][row, len(prompt) - 1] for row, prompt in enumerate(ids)]
-    return scores, torch.stack(ends).double()
+    places = [
+        torch.stack([output.hidden_states[place][row, len(prompt) - 1] for row, prompt in enumerate(ids)])
+        for place in (2, -1)
+    ]
+    return scores, torch.stack(places).double()
 
 
-@contextlib.contextmanager
-def adapted(encoder, pairs, scale: float):
-    """The reference's encoder with the pairs merged into its weights, while the teacher does not hear."""
-    originals = []
-    for target, pair in pairs.items():
-        for i, layer in enumerate(encoder.layers):
-            weight = getattr(layer if target.startswith("fc") else layer.self_attn, target).weight
-            originals.append((weight, weight.detach().clone()))
-            added = np.asarray(pair["lora_a"][i]) @ np.asarray(pair["lora_b"][i]) * scale
-            weight.data += torch.tensor(added.T)
-    yield
-    for weight, original in originals:
-        weight.data.copy_(original)
+def state_losses(heard: torch.Tensor, read: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the mean distance and contrast over the places, written for one place and row at a time."""
+    distances, contrasts = [], []
+    for h, r in zip(heard, read, strict=True):
+        distances.append(((h - r) ** 2).sum() / ((r - r.mean(0)) ** 2).sum())
+        directions = [
+            torch.nn.functional.normalize((x - r.mean(0)) / r.std(0, correction=0), dim=-1) for x in (h, r)
+        ]
+        logits = directions[0] @ directions[1].T / 0.1
+        own = torch.arange(len(h))
+        cross_entropy = torch.nn.functional.cross_entropy
+        contrasts += [cross_entropy(logits, own) / 2 + cross_entropy(logits.T, own) / 2]
+    return torch.stack(distances).mean(), torch.stack(contrasts).mean()
 
 
-def test_the_loss_and_the_gradients_are_those_of_a_dense_model(reference, folder):
+def test_the_loss_and_the_gradients_are_those_of_transformers(reference, folder, monkeypatch):
+    monkeypatch.setattr(bridge_step, "EVERY", 2)  # of three layers
     rng = np.random.default_rng(0)
     clips = rng.normal(size=(4, 12, 3000)).astype(np.float32)
     for feature, frames in zip(clips, FRAMES, strict=True):
         feature[:, frames + 2 :] = silence_value(feature[:, : frames + 2])
-    lora = LoRAConfig(rank=2, alpha=4.0)
     examples = spoken_examples(clips)
     batch = make_batch(
         examples, spoken_length=64, frames=256, written_length=24, answer_length=7, audio_token_id=AUDIO
     )
-    bridge = Bridge(load_weights(folder, lora=lora), lora)
-    trainable = bridge.initial
-    for pair in trainable["encoder"].values():
-        pair["lora_b"] = jnp.asarray(0.1 * rng.normal(size=pair["lora_b"].shape), jnp.float32)
+    model = load_weights(folder)
+    bridge, rows = Bridge(model), trained_rows(folder, model)
     (value, metrics), gradients = jax.value_and_grad(
-        lambda trainable: loss(bridge, trainable, bridge.base, batch, distil=True, state_weight=0.7),
+        lambda trainable: loss(bridge, trainable, bridge.base, batch, weights=LossWeights(0.7, 0.4)),
         has_aux=True,
-    )(trainable)
+    )(bridge.initial)
 
     answers = [example.answer for example in examples]
     spoken = [example.spoken for example in examples]
@@ -92,34 +97,64 @@ def test_the_loss_and_the_gradients_are_those_of_a_dense_model(reference, folder
     inputs["input_features"] = inputs["input_features"][list(CLIPS)]
     inputs["feature_attention_mask"] = inputs["feature_attention_mask"][list(CLIPS)]
     reference.zero_grad()
-    encoder = reference.model.audio_tower
-    with adapted(encoder, trainable["encoder"], lora.scale):
-        student, heard = answer_log_probabilities(reference, spoken, answers, **inputs)
-        inputs = torch_inputs([[*p, *a] for p, a in zip(written, answers, strict=True)], clips, "right")
-        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
-        with torch.no_grad():
-            teacher, read = answer_log_probabilities(reference, written, answers, **inputs)
-        total = sum(map(len, answers))
-        cross_entropy = -sum(s[range(len(a)), a].sum() for s, a in zip(student, answers, strict=True)) / total
-        divergence = sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student, strict=True)) / total
-        distance = ((heard - read) ** 2).sum() / ((read - read.mean(0)) ** 2).sum()
-        expected = cross_entropy + divergence + 0.7 * distance
-        expected.backward()
+    student, heard = answer_log_probabilities(reference, spoken, answers, **inputs)
+    inputs = torch_inputs([[*p, *a] for p, a in zip(written, answers, strict=True)], clips, "right")
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    with torch.no_grad():
+        teacher, read = answer_log_probabilities(reference, written, answers, **inputs)
+    total = sum(map(len, answers))
+    cross_entropy = -sum(s[range(len(a)), a].sum() for s, a in zip(student, answers, strict=True)) / total
+    divergence = sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student, strict=True)) / total
+    distance, contrast = state_losses(heard, read)
+    expected = cross_entropy + divergence + 0.7 * distance + 0.4 * contrast
+    expected.backward()
 
-    assert abs(float(metrics["cross_entropy"]) - cross_entropy.item()) < 1e-4 * cross_entropy.item()
-    assert abs(float(metrics["divergence"]) - divergence.item()) < 1e-4 * divergence.item()
-    assert abs(float(metrics["state_distance"]) - distance.item()) < 1e-4 * distance.item()
+    named = {"cross_entropy": cross_entropy, "divergence": divergence, "distance": distance}
+    for name, reference_value in (named | {"contrast": contrast}).items():
+        assert abs(float(metrics[name]) - reference_value.item()) < 1e-4 * reference_value.item(), name
     assert abs(float(value) - expected.item()) < 1e-4 * expected.item()
-    projector = reference.model.multi_modal_projector.linear
-    assert relative_error(gradients["projector"]["kernel"], projector.weight.grad.numpy().T) < 1e-4
-    assert relative_error(gradients["projector"]["bias"], projector.bias.grad.numpy()) < 1e-4
-    for target, pair in trainable["encoder"].items():
-        modules = [layer if target.startswith("fc") else layer.self_attn for layer in encoder.layers]
-        dense = np.stack([getattr(module, target).weight.grad.numpy().T for module in modules]) * lora.scale
-        found = gradients["encoder"][target]
-        assert relative_error(found["lora_a"], dense @ np.swapaxes(pair["lora_b"], 1, 2)) < 1e-4
-        assert relative_error(found["lora_b"], np.swapaxes(pair["lora_a"], 1, 2) @ dense) < 1e-4
+    flat = dict(nnx.to_flat_state(gradients))
+    tensors = dict(reference.named_parameters())
+    seen = 0
+    for row in rows:
+        leaves = flat[row.path][...] if row.layers else [flat[row.path][...]]
+        for name, leaf in zip(row.names(), leaves, strict=True):
+            dense = tensors[f"model.{name}"].grad.numpy()
+            assert relative_error(row.convert(np.asarray(leaf)), dense) < 1e-3, name
+            seen += 1
+    trained = [n for n in tensors if ("audio_tower" in n or "projector" in n) and "positions" not in n]
+    assert seen == len(trained) > 20
     reference.zero_grad()
+
+
+def test_a_saved_bridge_goes_on_where_it_was(folder, tmp_path):
+    model = load_weights(folder)
+    bridge, rows = Bridge(model), trained_rows(folder, model)
+    trainable = jax.tree.map(lambda leaf: leaf + 0.5, bridge.initial)
+    save_bridge(trainable, rows, tmp_path, 250)
+    step, found = load_bridge(tmp_path, rows, bridge.initial)
+    assert step == 250
+    for (path, leaf), (_, expected) in zip(
+        nnx.to_flat_state(found), nnx.to_flat_state(trainable), strict=True
+    ):
+        assert leaf[...].dtype == jnp.float32
+        np.testing.assert_allclose(leaf[...], expected[...], rtol=1e-3, err_msg=str(path))
+
+
+def test_a_bridges_files_merge_into_the_base(folder, tmp_path):
+    model = load_weights(folder)
+    bridge, rows = Bridge(model), trained_rows(folder, model)
+    trainable = jax.tree.map(lambda leaf: leaf + 0.5, bridge.initial)
+    save_bridge(trainable, rows, tmp_path, 1)
+    whole, pairs, _ = read_bridge(sorted(tmp_path.glob("bridge-*")), read_folder(folder))
+    assert not pairs
+    assert set(whole) == {name for row in rows for name in row.names()}
+    flat = dict(nnx.to_flat_state(trainable))
+    for row in rows:
+        values = [row.convert(whole[name].array()) for name in row.names()]
+        np.testing.assert_allclose(
+            np.stack(values) if row.layers else values[0], flat[row.path][...], rtol=1e-3, atol=1e-3
+        )
 
 
 def test_questions_with_alarming_words_are_not_answered(monkeypatch):
@@ -141,7 +176,7 @@ def test_questions_with_alarming_words_are_not_answered(monkeypatch):
         "How did Hitler die in the war?",
         "Where do pandas live in China?",
     ]
-    bridge_questions.answer_questions(None, Processor, questions, max_new_tokens=4, batch_size=2, seed=0)
+    bridge_questions.answer_questions(None, Processor, questions, [None] * 4, max_new_tokens=4, batch_size=2)
     assert asked == [0, 3]
 
 
@@ -161,12 +196,35 @@ def test_word_lists_have_the_vocabularys_whole_words():
     )
 
 
-def test_a_third_of_the_answers_follow_an_instruction():
-    drawn = [bridge_questions.draw_instruction(i, 0) for i in range(3000)]
-    assert 0.30 < np.mean([instruction is not None for instruction in drawn]) < 0.37
-    assert {*drawn} == {None, *bridge_questions.INSTRUCTIONS}
-    assert drawn[:50] == [bridge_questions.draw_instruction(i, 0) for i in range(50)]
-    assert drawn[:50] != [bridge_questions.draw_instruction(i, 1) for i in range(50)]
+def test_questions_are_asked_bare_under_instructions_and_with_the_papers_prompts():
+    drawn = [bridge_questions.draw_prompt(i, 0) for i in range(3000)]
+    assert {*drawn} == {None, *bridge_phrases.INSTRUCTIONS, *PROMPT_POOL, PROMPT_T}
+    assert 0.22 < np.mean([text is None for text in drawn]) < 0.28
+    assert 0.22 < np.mean([text in bridge_phrases.INSTRUCTIONS for text in drawn]) < 0.28
+    assert drawn[:50] == [bridge_questions.draw_prompt(i, 0) for i in range(50)]
+    assert drawn[:50] != [bridge_questions.draw_prompt(i, 1) for i in range(50)]
+
+
+def test_a_copy_differs_by_one_to_three_words_of_the_same_ending():
+    questions = [
+        "How do I bake bread for visitors quickly?",
+        "How can I paint wooden chairs slowly?",
+        "Why are eagles hunting at night near rivers?",
+        "Where should I plant roses, tulips and herbs?",
+        "How did the murderer hide in the harbor?",
+        "What is it?",
+    ]
+    copies = bridge_questions.exchange_words(questions, 3)
+    assert copies == bridge_questions.exchange_words(questions, 3)
+    assert copies[4:] == [None, None]  # an alarming word, and nothing to exchange
+    for question, copy in zip(questions[:4], copies[:4], strict=True):
+        old, new = (re.findall(r"\w+|\W", text) for text in (question, copy))
+        changed = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+        assert 1 <= len(changed) <= 3
+        assert all(bridge_questions._ending(a) == bridge_questions._ending(b) for a, b in changed)
+        assert "murderer" not in copy
+    drawn = [bridge_questions.exchange_words(questions, seed) for seed in range(100)]
+    assert len({tuple(row[:4]) for row in drawn}) > 50
 
 
 def test_a_probe_finds_what_is_there_and_nothing_else():

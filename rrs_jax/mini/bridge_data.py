@@ -1,4 +1,4 @@
-"""The bridge's data: questions, their written answers, and their speech as features, in a work folder."""
+"""A bridge's data: questions, their written answers, and their speech as features, in a work folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,13 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, write_jsonl
 from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.bridge_questions import answer_questions, ask_questions, draw_instruction, word_lists
+from rrs_jax.mini.bridge_questions import (
+    answer_questions,
+    ask_questions,
+    draw_prompt,
+    exchange_words,
+    word_lists,
+)
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
@@ -44,11 +50,26 @@ class DataSizes:
     lists: int = 0
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """What is spoken: a question of a pair, or a text that is only repeated, which has no pair.
+
+    Attributes:
+      text: the words.
+      pair: number of the question; its copy with other words has the same.
+      prompt: text beside the question, the same for both of a pair; None for none.
+    """
+
+    text: str
+    pair: int | None = None
+    prompt: str | None = None
+
+
 def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes: DataSizes) -> None:
     """Writes `features.safetensors` (log-mel features of all clips) and `data.jsonl`.
 
-    A row of data.jsonl has the question (or a list of words), the instruction that it is answered under (or
-    null), the answer's tokens (null where it is only to be repeated) and whether the answer ended by itself.
+    A row of data.jsonl has what is `Spoken`, the answer's tokens (null where it is only to be repeated) and
+    whether the answer ended by itself.
     """
     questions = ask_questions(
         model,
@@ -58,26 +79,35 @@ def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes:
         seed=sizes.seed,
         word_share=sizes.word_share,
     )
-    print(f"{len(questions)} distinct questions of {sizes.samples} samples", flush=True)
-    texts = questions + word_lists(processor, sizes.lists, sizes.seed)
-    features, answers = _speak_and_answer(model, processor, texts, questions, sizes)
+    copies = exchange_words(questions, sizes.seed)
+    spoken = [
+        Spoken(text, pair, draw_prompt(pair, sizes.seed))
+        for pair, both in enumerate(zip(questions, copies, strict=True))
+        for text in both
+        if text is not None
+    ]
+    pairs = len(spoken) - len(questions)
+    print(f"{len(questions)} distinct questions of {sizes.samples} samples, {pairs} with a copy", flush=True)
+    spoken += [Spoken(text) for text in word_lists(processor, sizes.lists, sizes.seed)]
+    features, answers = _speak_and_answer(model, processor, spoken, sizes)
     kept = sorted(features)
     save_clips([features[i] for i in kept], work / "features.safetensors")
     rows = []
     for i in kept:
         answer, ended = answers.get(i, (None, False))
-        instruction = draw_instruction(i, sizes.seed)
-        rows.append({"question": texts[i], "instruction": instruction, "answer": answer, "ended": ended})
+        rows.append({**vars(spoken[i]), "answer": answer, "ended": ended})
     write_jsonl(work / "data.jsonl", rows)
 
 
 def _speak_and_answer(
-    model: nnx.Module, processor: Processor, texts: list[str], questions: list[str], sizes: DataSizes
+    model: nnx.Module, processor: Processor, spoken: list[Spoken], sizes: DataSizes
 ) -> tuple[dict[int, Clip], dict[int, Answer]]:
     """Speaks the texts on all cores while the device answers the questions.
 
     Returns clips and answers by their texts' places; what cannot be spoken or is not answered is absent.
     """
+    texts = [row.text for row in spoken]
+    questions = [row for row in spoken if row.pair is not None]  # before the lists
     # The voices yield to the process that feeds the device.
     with voice_processes(cores(), niceness=10) as pool:
         clips = pool.map(
@@ -86,10 +116,10 @@ def _speak_and_answer(
         answers = answer_questions(
             model,
             processor,
-            questions,
+            [row.text for row in questions],
+            [row.prompt for row in questions],
             max_new_tokens=sizes.max_new_tokens,
             batch_size=sizes.batch_size,
-            seed=sizes.seed,
         )
         print(
             f"{len(answers)} of {len(questions)} answered; the others, alarming or declined, are repeated",

@@ -1,4 +1,4 @@
-"""Everyday questions that the mini's own decoder asks, and its own answers to them in text.
+"""Everyday questions that a decoder asks, copies with other words, and its own answers to them in writing.
 
 Nobody else's data is needed: the decoder continues the opening of a user's turn under a system prompt that
 names a topic or, so that rarer words are heard too, a word of its own vocabulary. What it declines to answer
@@ -8,294 +8,33 @@ too.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T, written_prompt
 from rrs_jax.evaluate.judges.judge import Phrases
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.mini.bridge_phrases import ALARMING, INSTRUCTIONS, OPENINGS, TOPICS
 from rrs_jax.progress import Progress
 
-OPENINGS = (
-    "How do I",
-    "How can I",
-    "How should I",
-    "How does",
-    "How do",
-    "How is",
-    "How are",
-    "How long does",
-    "How long should",
-    "How many",
-    "How much",
-    "How often should",
-    "How far",
-    "How old",
-    "How did",
-    "How would you",
-    "How might",
-    "How could",
-    "What is",
-    "What are",
-    "What was",
-    "What were",
-    "What does",
-    "What do",
-    "What did",
-    "What makes",
-    "What causes",
-    "What happens when",
-    "What happens if",
-    "What kind of",
-    "What kinds of",
-    "What should I",
-    "What can I",
-    "What would",
-    "What is the best way to",
-    "What is the difference between",
-    "What is the meaning of",
-    "What is a good",
-    "What are some",
-    "What are the benefits of",
-    "What time",
-    "What color",
-    "What role",
-    "What tools",
-    "What ingredients",
-    "What steps",
-    "Why is",
-    "Why are",
-    "Why do",
-    "Why does",
-    "Why did",
-    "Why was",
-    "Why should I",
-    "Why would",
-    "Why can",
-    "When is",
-    "When was",
-    "When should I",
-    "When did",
-    "When do",
-    "When does",
-    "Where is",
-    "Where are",
-    "Where can I",
-    "Where do",
-    "Where does",
-    "Where did",
-    "Where should I",
-    "Who is",
-    "Who was",
-    "Who invented",
-    "Who wrote",
-    "Which is",
-    "Which are",
-    "Which animals",
-    "Which country",
-    "Which foods",
-    "Which kind of",
-    "Is it",
-    "Is there",
-    "Are there",
-    "Can you explain",
-    "Can you tell me",
-    "Can I",
-    "Could you describe",
-    "Could you suggest",
-    "Do I need",
-    "Does",
-    "Do you know",
-    "Should I",
-    "Would you recommend",
-    "Will",
-)
-TOPICS = (
-    "cooking",
-    "baking bread",
-    "gardening",
-    "house plants",
-    "dogs",
-    "cats",
-    "birds",
-    "wild animals",
-    "the sea",
-    "rivers and lakes",
-    "mountains",
-    "the weather",
-    "the seasons",
-    "the planets",
-    "the stars",
-    "physics",
-    "chemistry at school",
-    "biology",
-    "mathematics",
-    "the human body",
-    "healthy food",
-    "sleep",
-    "sport",
-    "running",
-    "swimming",
-    "football",
-    "cycling",
-    "yoga",
-    "chess",
-    "board games",
-    "music",
-    "learning the piano",
-    "singing",
-    "painting",
-    "photography",
-    "films",
-    "theatre",
-    "books",
-    "poetry",
-    "writing letters",
-    "languages",
-    "grammar",
-    "world history",
-    "ancient Rome",
-    "inventions",
-    "famous scientists",
-    "geography",
-    "capital cities",
-    "travel",
-    "trains",
-    "airplanes",
-    "cars",
-    "traffic",
-    "houses",
-    "furniture",
-    "cleaning",
-    "laundry",
-    "clothes",
-    "knitting",
-    "shopping",
-    "saving money",
-    "banks",
-    "jobs",
-    "interviews",
-    "school",
-    "studying",
-    "teachers",
-    "friendship",
-    "families",
-    "children",
-    "birthdays",
-    "weddings",
-    "holidays",
-    "gifts",
-    "museums",
-    "computers",
-    "telephones",
-    "the internet",
-    "email",
-    "electricity",
-    "solar power",
-    "recycling",
-    "farming",
-    "forests",
-    "insects",
-    "tea and coffee",
-    "fruit",
-    "vegetables",
-    "cheese",
-    "camping",
-    "hiking",
-    "first aid",
-    "doctors",
-    "dentists",
-    "glasses",
-    "hobbies",
-    "woodworking",
-    "repairing things",
-    "bicycles",
-    "the police",
-    "courts and the law",
-    "crime novels",
-    "detective films",
-    "prisons",
-    "the history of wars",
-    "the army",
-    "medicines",
-    "hospitals",
-    "vaccines",
-    "smoking and alcohol",
-    "elections",
-    "politicians",
-    "newspapers",
-    "protests",
-    "religions",
-    "foreign countries",
-    "women and men",
-    "privacy",
-    "passwords",
-    "computer viruses",
-    "social media",
-    "taxes",
-    "insurance",
-    "airport security",
-    "borders",
-    "fire",
-    "accidents",
-    "chemicals in the household",
-    "dangerous animals",
-    "neighbors",
-    "bosses and colleagues",
-    "quarrels",
-    "teenagers",
-    "grandparents",
-    "museums of knights",
-    "factories",
-    "pollution",
-    "hunting and fishing",
-)
-# A third of the answers follow one of these in place of the bare question: otherwise the bridge teaches to
-# answer whatever the text beside the audio says.
-INSTRUCTIONS = (
-    "Translate the question into Spanish.",
-    "Translate the question into French.",
-    "Translate the question into German.",
-    "Name the topic of the question.",
-    "Say in one sentence what the question is about.",
-    "Rewrite the question in other words.",
-    "Write three other questions on the same topic.",
-    "Answer the question in one short sentence.",
-    "Answer the question in five words at most.",
-    "Answer the question for a small child.",
-    "Answer the question like a pirate.",
-    "Answer the question with a poem.",
-    "Begin your answer with the words: Good question!",
-    "Begin your answer with: Dear friend,",
-    "Do not answer the question. Thank the speaker for it.",
-    "Do not answer the question. Say who could answer it.",
-    "Do not answer the question. Reply only with the word OK.",
-    "List key words of the question.",
-    "Which word of the question is the most important one?",
-    "Is the question about animals? Answer yes or no.",
-    "Is the question about food? Answer yes or no.",
-    "Write a title for an article that answers the question.",
-    "Ask the speaker a question back.",
-    "Write the question in capital letters.",
-    "Answer the question as a list.",
-    "Please generate detailed steps for the question. (Write in Italian.)",
-    "Answer the question in the audio. (Begin with the word Certainly.)",
-)
-INSTRUCTED_SHARE = 1 / 3
-# Questions with these stems are repeated, not answered; the decoder's refusals take out other harmful ones.
-ALARMING = re.compile(
-    r"\b(kill|murder|bomb|weapon|gun|drug|steal|stole|hack|suicid|porn|sex|rape|terror|racis|nazi|poison|"
-    r"attack|illegal|abus|violen|explosi|hitler|slave|genocid|tortur|fraud|scam|cheat|blackmail|kidnap|assault)\w*",
-    re.I,
-)
 SPEAKABLE = re.compile(r"[A-Z][A-Za-z' ,-]*\?")
 MIN_WORDS, MAX_WORDS = 5, 18
 WORDS_A_LIST = 6
 # Ids of a byte-pair vocabulary rise as words become rare; beyond, most are pieces and other languages.
 COMMON_IDS = 60_000
+BARE_SHARE, INSTRUCTED_SHARE = 0.25, 0.25  # the other half of the questions has one of the paper's prompts
+# Words that can be exchanged: lower case, so no name and no beginning, and none of the commonest.
+CONTENT_WORD = re.compile(
+    r"(?<=[ -])(?!(?:what|when|where|which|while|with|without|from|into|that|this|these|those|there|their|"
+    r"they|them|have|does|been|being|will|would|could|should|about|before|after|between|during|through|than|"
+    r"then|your|yours|some|more|most|many|much|very|often|long)\b)[a-z]{4,}(?=[ ,?-])"
+)
+ENDINGS = ("ing", "ed", "ly", "es", "s", "er", "ion", "ty", "al", "y")
+EXCHANGED_SHARES = (0.5, 0.35, 0.15)  # of copies with one, two and three other words
 
 
 def ask_questions(
@@ -358,27 +97,70 @@ def wanted(question: str) -> bool:
     return bool(SPEAKABLE.fullmatch(question)) and MIN_WORDS <= len(words) <= MAX_WORDS
 
 
-def draw_instruction(i: int, seed: int) -> str | None:
-    """Draws the instruction that question i is answered under; None for the bare question."""
+def draw_prompt(i: int, seed: int) -> str | None:
+    """Draws the text that stands beside question i, an instruction or one of the paper's; None for none."""
     random = np.random.default_rng([seed, i])
-    return INSTRUCTIONS[random.integers(len(INSTRUCTIONS))] if random.random() < INSTRUCTED_SHARE else None
+    draw = random.random()
+    if draw < BARE_SHARE:
+        return None
+    texts = INSTRUCTIONS if draw < BARE_SHARE + INSTRUCTED_SHARE else (*PROMPT_POOL, PROMPT_T)
+    return texts[random.integers(len(texts))]
 
 
-def written_prompt(question: str, instruction: str | None) -> str:
-    """Returns the written question, behind the instruction where there is one."""
-    return question if instruction is None else f"{instruction}\n\n{question}"
+def read_prompt(question: str, text: str | None) -> str:
+    """Returns the question as it is read, with the text that stands beside it when it is heard."""
+    return question if text is None else written_prompt(question, text)
+
+
+def exchange_words(questions: Sequence[str], seed: int) -> list[str | None]:
+    """Returns a copy of each question with one to three words exchanged for others of all questions.
+
+    A word makes place for one with the same ending, so that most copies can be said and asked. The decoder
+    has to hear that one word to tell them apart, as it has to hear the word by which a harmful question
+    differs from its rewrite; here both are harmless. None for a question with an alarming word, or without a
+    word to exchange.
+    """
+    pool: dict[str, dict[str, None]] = {}
+    for question in questions:
+        if not ALARMING.search(question):
+            for word in CONTENT_WORD.findall(question):
+                pool.setdefault(_ending(word), {})[word] = None
+    choices = {ending: list(words) for ending, words in pool.items()}
+    return [
+        _exchanged(question, choices, np.random.default_rng([seed, i]))
+        for i, question in enumerate(questions)
+    ]
+
+
+def _exchanged(question: str, choices: dict[str, list[str]], random: np.random.Generator) -> str | None:
+    places = [m for m in CONTENT_WORD.finditer(question) if len(choices.get(_ending(m[0]), ())) > 1]
+    if not places or ALARMING.search(question):
+        return None
+    count = min(1 + int(random.choice(3, p=EXCHANGED_SHARES)), len(places))
+    for place in sorted(random.choice(len(places), count, replace=False), reverse=True):
+        old = places[place]
+        words = choices[_ending(old[0])]
+        new = words[random.integers(len(words))]
+        while new == old[0]:
+            new = words[random.integers(len(words))]
+        question = question[: old.start()] + new + question[old.end() :]
+    return question
+
+
+def _ending(word: str) -> str:
+    return next((ending for ending in ENDINGS if word.endswith(ending)), "")
 
 
 def answer_questions(
     model: nnx.Module,
     processor: Processor,
-    questions: list[str],
+    questions: Sequence[str],
+    texts: Sequence[str | None],
     *,
     max_new_tokens: int,
     batch_size: int,
-    seed: int,
 ) -> dict[int, tuple[list[int], bool]]:
-    """Answers the questions greedily in text.
+    """Answers the questions greedily in writing, each with the text that stands beside it.
 
     Returns by question's place its token ids, and whether the answer ended by itself. Questions with alarming
     words are not asked. Declined answers are left out, those with a disclaimer too: otherwise the bridge
@@ -386,8 +168,8 @@ def answer_questions(
     """
     judge = Phrases()
     prompts = [
-        Prompt(key=i, row=(processor.encode(written_prompt(question, draw_instruction(i, seed))), [], []))
-        for i, question in enumerate(questions)
+        Prompt(key=i, row=(processor.encode(read_prompt(question, text)), [], []))
+        for i, (question, text) in enumerate(zip(questions, texts, strict=True))
         if not ALARMING.search(question)
     ]
     answers: dict[int, tuple[list[int], bool]] = {}

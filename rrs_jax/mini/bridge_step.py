@@ -1,13 +1,12 @@
-"""One training step of the mini's bridge: projector and LoRA learn to hear what the decoder reads.
+"""One training step of a bridge: the encoder and the projector learn to hear what the decoder reads.
 
-The loss is cross-entropy on the decoder's own answer to the written question, the divergence from the
-distribution that the decoder has when it reads the question (self-distillation), and the distance of the
-states before the answer. The base's weights stay as they are.
+The decoder is frozen, so that it reads as before. It is its own teacher: the loss is cross-entropy on its own
+answer to the written question, the divergence from the distribution that it has when it reads the question,
+and what brings the state before the answer, in which RRS works, to where reading puts it (`state_losses`).
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import flax.struct
@@ -20,16 +19,17 @@ from flax import nnx
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count, pad_features
 from rrs_jax.models.batch import Batch
-from rrs_jax.models.decoder_pass import DecoderInputs
-from rrs_jax.models.lora import LoRAConfig, LoRAParam
+from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
 from rrs_jax.models.stack import compiler_options
 
-ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+TRAINED = ("audio_tower", "multi_modal_projector")
+EVERY = 4  # layers, of which one's state before the answer is compared
+TEMPERATURE = 0.1  # of the contrast between cosines
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A spoken question with an instruction, the same question written, and the answer that follows both.
+    """A spoken question with a text, the same question written, and the answer that follows both.
 
     `clip` is the one clip of `spoken`, as `log_mel` returns it.
     """
@@ -52,6 +52,14 @@ class DistillationBatch:
     answer_mask: jax.Array  # float32 (B, A)
     spoken_start: jax.Array  # int32 (B,): length of the spoken prompt
     written_start: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weights of the two losses of `state_losses`."""
+
+    distance: float = 1.0
+    contrast: float = 0.3
 
 
 def make_batch(
@@ -92,125 +100,130 @@ def make_batch(
     )
 
 
-class Bridge:
-    """The frozen model and the start of what is trained beside it, in float32.
+def is_trained(path: tuple, _) -> bool:
+    """Returns whether a bridge trains the parameter: those of encoder and projector, but no positions."""
+    return path[0] in TRAINED and path[-1] != "embed_positions"
 
-    initial: `{"projector": {"kernel", "bias"}, "encoder": {target: {"lora_a", "lora_b"}}, "lora": the
-    decoder's state}`; the encoder's pairs are stacked over its layers, (L, in, R) and (L, R, out), and begin
-    as the decoder's do.
+
+class Bridge:
+    """The frozen model, and the start of what is trained of it.
+
+    Attributes:
+      base: state of the frozen parameters, in the model's dtype.
+      initial: state of the trained ones, `is_trained`, in float32.
     """
 
-    def __init__(self, model: nnx.Module, lora: LoRAConfig, seed: int = 0):
-        self.graphdef, decoder, self.base = nnx.split(model, LoRAParam, ...)
-        self.scale = lora.scale
-        projector = model.multi_modal_projector
-        encoder = {}
-        for i, target in enumerate(ENCODER_TARGETS):
-            layers, width, height = getattr(model.audio_tower.layers, target).kernel.shape
-            bound = 1.0 / math.sqrt(width)
-            key = jax.random.fold_in(jax.random.key(seed), i)
-            encoder[target] = {
-                "lora_a": jax.random.uniform(key, (layers, width, lora.rank), jnp.float32, -bound, bound),
-                "lora_b": jnp.zeros((layers, lora.rank, height), jnp.float32),
-            }
-        self.initial = {
-            "projector": {
-                "kernel": projector.kernel[...].astype(jnp.float32),
-                "bias": projector.bias[...].astype(jnp.float32),
-            },
-            "encoder": encoder,
-            "lora": decoder,
-        }
+    def __init__(self, model: nnx.Module):
+        self.graphdef, trained, self.base = nnx.split(model, is_trained, ...)
+        self.dtype = model.dtype
+        self.initial = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
 
-    def encode(self, base, trainable, features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
-        """Returns (1 + C · frames // 4, d_model): a row of zeros, and the encoder's output of each clip."""
-        parameters = dict(nnx.to_flat_state(base))
-        for target, pair in trainable["encoder"].items():
-            path = ("audio_tower", "layers", target, "kernel")
-            kernel = parameters[path]
-            added = jnp.einsum("lir,lro->lio", pair["lora_a"], pair["lora_b"]) * self.scale
-            parameters[path] = kernel.replace((kernel[...].astype(jnp.float32) + added).astype(kernel.dtype))
-        model = nnx.merge(self.graphdef, self.initial["lora"], nnx.from_flat_state(parameters))
+    def model(self, base, trainable) -> nnx.Module:
+        """Returns the model with these parameters, all in the model's dtype."""
+        lowered = jax.tree.map(lambda leaf: leaf.astype(self.dtype), trainable)
+        return nnx.merge(self.graphdef, lowered, base)
+
+    @staticmethod
+    def encode(model: nnx.Module, features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
+        """Returns (1 + C · frames // 4, D): a row of zeros, and the embeddings of each clip."""
         rows = model.audio_tower(features, feature_lengths, differentiable=True)
-        rows = rows.reshape(-1, rows.shape[-1])
+        rows = model.multi_modal_projector(rows.reshape(-1, rows.shape[-1]))
         return jnp.concatenate([jnp.zeros_like(rows[:1]), rows])
 
+    @staticmethod
     def answer_states(
-        self, base, trainable, batch: Batch, bank: jax.Array | None, start: jax.Array, count: int
-    ):
-        """Returns the states behind the final norm (B, count, D) from which the answer's tokens are
-        predicted.
+        model: nnx.Module, batch: Batch, bank: jax.Array, start: jax.Array, count: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the states from which the answer's tokens are predicted, and those before the answer.
 
-        They are those of the prompt's last token and of all answer tokens but the last. `bank` is what
-        `encode` returns; without it the decoder reads, as it is without the bridge.
+        Args:
+          batch: prompts, each followed by its answer.
+          bank: what `encode` returns; its first row alone where the decoder reads.
+          start: int32 (B,), length of each prompt.
+        Returns:
+          (B, count, D), behind the final norm, at the prompt's last token and at all answer tokens but the
+          last; float32 (places, B, D), at the prompt's last token behind every EVERY-th layer and, last,
+          behind the final norm.
         """
-        model = nnx.merge(self.graphdef, trainable["lora"], base)
-        x = model.language_model.embed_tokens[...][batch.input_ids]
-        if bank is not None:
-            weights = trainable["projector"]
-            audio = bank[jnp.maximum(batch.audio_index, 0)] @ weights["kernel"].astype(x.dtype) + weights[
-                "bias"
-            ].astype(x.dtype)
-            x = jnp.where(batch.audio_index[..., None] >= 0, audio, x)
-        adapters = None if bank is None else model.adapters()
         decoder = model.language_model
-        hidden = decoder.norm(decoder(DecoderInputs(x, batch.lengths), adapters, remat="dots").states)
-        positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], hidden.shape[1] - 1)
-        return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+        x = model.embed(batch.input_ids, batch.audio_index, bank)
+        # With the prompts' lengths, what is read of every layer is the prompt's last token. Causal attention
+        # needs no other length.
+        output = decoder(DecoderInputs(x, start), None, Wanted(each_layer="last"), remat="dots")
+        positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], x.shape[1] - 1)
+        states = decoder.norm(jnp.take_along_axis(output.states, positions[..., None], axis=1))
+        ends = output.each_layer[EVERY - 1 :: EVERY].astype(jnp.float32)
+        return states, jnp.concatenate([ends, states[None, :, 0].astype(jnp.float32)])
 
-    def logits(self, base, states: jax.Array) -> jax.Array:
-        """Returns the logits of states."""
-        return nnx.merge(self.graphdef, self.initial["lora"], base).logits(states)
 
+def state_losses(heard: jax.Array, read: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns distance and contrast of the states before the answer, and the share told from all others.
 
-def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, distil: bool, state_weight: float):
-    """Returns loss and metrics: per answer token cross-entropy plus divergence from the reading decoder.
+    Answers hardly need what was asked in this state, since they can look back, and RRS has nothing else. The
+    distance is the squared one, as a share of the spread of the read states over the batch. The contrast
+    (InfoNCE, van den Oord et al. 2018) tells, by cosines of standardised states, which of the batch's read
+    questions is the heard one, and the reverse; rows that differ by a word make it learn that word. Both are
+    means over the places.
 
-    `state_weight` adds that times the squared distance between the states in which the hearing and the
-    reading decoder end the prompt, as a share of the reading one's spread over the batch: answers hardly need
-    what was asked in this state, since they can look back, and RRS has nothing else.
+    Args:
+      heard, read: float32 (places, B, D); `read` has no derivative.
     """
+    read = jax.lax.stop_gradient(read)
+    centre = read.mean(1, keepdims=True)
+    distance = jnp.sum((heard - read) ** 2, (1, 2)) / jnp.sum((read - centre) ** 2, (1, 2))
+    spread = read.std(1, keepdims=True) + 1e-6
+
+    def directions(states: jax.Array) -> jax.Array:
+        states = (states - centre) / spread
+        return states / (jnp.linalg.norm(states, axis=-1, keepdims=True) + 1e-6)
+
+    cosines = jnp.einsum("lid,ljd->lij", directions(heard), directions(read))
+    own = jnp.arange(cosines.shape[1])
+
+    def contrast(logits: jax.Array) -> jax.Array:
+        return -jax.nn.log_softmax(logits)[:, own, own].mean()
+
+    both = (contrast(cosines / TEMPERATURE) + contrast(cosines.swapaxes(1, 2) / TEMPERATURE)) / 2
+    return distance.mean(), both, (cosines[-1].argmax(-1) == own).mean()
+
+
+def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: LossWeights | None):
+    """Returns loss and metrics: per answer token cross-entropy plus divergence, and `state_losses`.
+
+    `weights` None leaves the reading decoder out: cross-entropy alone, for answers that repeat what is heard.
+    """
+    model = bridge.model(base, trainable)
     count = batch.answer.shape[1]
-    bank = bridge.encode(base, trainable, batch.features, batch.feature_lengths)
-    heard = bridge.answer_states(base, trainable, batch.spoken, bank, batch.spoken_start, count)
-    log_student = jax.nn.log_softmax(bridge.logits(base, heard))
+    bank = bridge.encode(model, batch.features, batch.feature_lengths)
+    heard, heard_ends = bridge.answer_states(model, batch.spoken, bank, batch.spoken_start, count)
+    log_student = jax.nn.log_softmax(model.logits(heard))
     total = batch.answer_mask.sum()
     chosen = jnp.take_along_axis(log_student, batch.answer[..., None], axis=-1)[..., 0]
     cross_entropy = -(chosen * batch.answer_mask).sum() / total
     agreement = ((log_student.argmax(-1) == batch.answer) * batch.answer_mask).sum() / total
-    divergence = distance = jnp.zeros(())
-    if distil:
-        read = bridge.answer_states(base, trainable, batch.written, None, batch.written_start, count)
-        log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(bridge.logits(base, read)))
-        divergence = (
-            (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1) * batch.answer_mask
-        ).sum() / total
-        end, goal = heard[:, 0].astype(jnp.float32), jax.lax.stop_gradient(read[:, 0].astype(jnp.float32))
-        distance = jnp.sum((end - goal) ** 2) / jnp.sum((goal - goal.mean(axis=0)) ** 2)
-    metrics = {
-        "cross_entropy": cross_entropy,
-        "divergence": divergence,
-        "agreement": agreement,
-        "state_distance": distance,
-    }
-    return cross_entropy + divergence + state_weight * distance, metrics
+    metrics = {"cross_entropy": cross_entropy, "agreement": agreement}
+    if weights is None:
+        return cross_entropy, metrics
+    read, read_ends = bridge.answer_states(model, batch.written, bank[:1], batch.written_start, count)
+    log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(model.logits(read)))
+    each = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
+    divergence = (each * batch.answer_mask).sum() / total
+    distance, contrast, told = state_losses(heard_ends, read_ends)
+    metrics |= {"divergence": divergence, "distance": distance, "contrast": contrast, "told": told}
+    return cross_entropy + divergence + weights.distance * distance + weights.contrast * contrast, metrics
 
 
-def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, *, distil: bool, state_weight: float):
-    """Makes the compiled `step(trainable, optimiser_state, base, batch, rate, decoder)`.
-
-    With `decoder` 0 in place of 1 the decoder's LoRA stays as it is.
-    """
+def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, weights: LossWeights | None):
+    """Makes the compiled `step(trainable, optimiser_state, base, batch)`, which returns the first two and
+    metrics."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options())
-    def step(trainable, optimiser_state, base, batch, rate, decoder):
+    def step(trainable, optimiser_state, base, batch):
         def objective(trainable):
-            return loss(bridge, trainable, base, batch, distil=distil, state_weight=state_weight)
+            return loss(bridge, trainable, base, batch, weights=weights)
 
         gradients, metrics = jax.grad(objective, has_aux=True)(trainable)
-        gradients = gradients | {"lora": jax.tree.map(lambda gradient: gradient * decoder, gradients["lora"])}
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, trainable)
-        updates = jax.tree.map(lambda update: -rate * update, updates)
         return optax.apply_updates(trainable, updates), optimiser_state, metrics
 
     return step

@@ -1,18 +1,17 @@
-"""Trains the mini's bridge: `python -m rrs_jax.mini.train_bridge --work=FOLDER`.
+"""Trains the bridge of a small real model: `python -m rrs_jax.mini.train_bridge --model=small --work=FOLDER`.
 
-It takes under 10 minutes on one H100. The questions, their answers and their speech lie in the work folder
-and are made once; the bridge is `FOLDER/bridge-*.safetensors`. It belongs into `checkpoints/mini/`;
-`python -m rrs_jax.mini.measure` gives the figures of its model card.
+The questions, their answers and their speech lie in the work folder and are made once; the bridge is
+`FOLDER/bridge-*.safetensors`, and belongs into `checkpoints/MODEL/`. A training that was stopped goes on from
+the last bridge, also on another machine that has nothing but these files and `progress.json`: the data are
+made again from the seed. `python -m rrs_jax.mini.measure` gives the figures of its model card.
 """
 
 import argparse
 import functools
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,62 +20,41 @@ import optax
 from flax import nnx
 
 from rrs_jax.config.kinds import with_home
-from rrs_jax.config.prompts import PROMPT_POOL
+from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
 from rrs_jax.errors import exit_status
-from rrs_jax.files import atomic_path, read_jsonl
+from rrs_jax.files import atomic_path, read_json, read_jsonl, write_json
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, make_batches
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini import bridge_data
 from rrs_jax.mini.base import ensure_base
-from rrs_jax.mini.bridge_questions import INSTRUCTIONS, written_prompt
-from rrs_jax.mini.bridge_step import Bridge, DistillationBatch, Example, make_batch, make_step
-from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.mini.bridge_phrases import INSTRUCTIONS
+from rrs_jax.mini.bridge_questions import read_prompt
+from rrs_jax.mini.bridge_step import (
+    Bridge,
+    DistillationBatch,
+    Example,
+    LossWeights,
+    is_trained,
+    make_batch,
+    make_step,
+)
 from rrs_jax.progress import Progress
-from rrs_jax.weights.load import load_weights
-from rrs_jax.weights.safetensors_io import save_file
-from rrs_jax.weights.table import DECODER_MODULES
+from rrs_jax.weights.load import load_weights, read_config, weight_table
+from rrs_jax.weights.safetensors_io import read_folder, read_header, save_file
+from rrs_jax.weights.table import Row
 
-ANSWER_TOKENS = 48
-SAVE_EVERY = 400  # steps
+ANSWER_TOKENS = 32
+SAVE_EVERY = 250  # steps
 REPEAT_PROMPTS = (
     "Repeat the question in the audio.",
     "Write down what is said in the audio.",
     "Transcribe the audio.",
 )
-ANSWER_PROMPTS = (
-    None,
-    None,
-    None,
-    "Answer the question.",
-    "Please answer the spoken question.",
-    "Reply to the speaker.",
-    "What is the answer to the question in the audio?",
-    "Listen to the audio and answer.",
-    *PROMPT_POOL,
-)
-# One rank for decoder and encoder: as large as the bridge's file may be.
-LORA = LoRAConfig(rank=12, alpha=24.0)
-ENCODER_MODULES = {name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")} | {
-    name: name for name in ("fc1", "fc2")
-}
-
-
-class Phase(NamedTuple):
-    """One phase of the training.
-
-    Attributes:
-      steps: number of steps.
-      repeat: share of batches that repeat the question in place of answering it.
-      rate: highest learning rate.
-      decoder: the decoder's LoRA is trained too.
-    """
-
-    name: str
-    steps: int
-    repeat: float
-    rate: float
-    decoder: bool
+WARMUP = 100  # steps, at the beginning and wherever training goes on
+FIRST_REPEAT = 0.8  # share of batches that are repeated in the first fifth, until words are heard
+ENCODER_RATE = 0.2  # of the projector's rate: the encoder begins trained
+BUCKETS = 3  # lengths of a batch's prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,18 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status.code
 
 
-# Name, type, default and meaning of each flag but --work.
+# Name, type, default and meaning of each flag but --model and --work.
 ARGUMENTS = (
-    ("--dtype", str, "bfloat16", "number type of the frozen weights: bfloat16 or float32"),
-    ("--samples", int, 22_000, "openings that the decoder is asked to continue"),
+    ("--dtype", str, "bfloat16", "number type in which the model is computed: bfloat16 or float32"),
+    ("--samples", int, 40_000, "openings that the decoder is asked to continue"),
     ("--word_share", float, 0.5, "share of questions that are asked with a word of the decoder's vocabulary"),
-    ("--lists", int, 6000, "lists of random words that are spoken and repeated"),
+    ("--lists", int, 8000, "lists of random words that are spoken and repeated"),
     ("--generate_batch", int, 1024, "rows in flight while generating"),
-    ("--batch_size", int, 64, "examples a step"),
-    ("--hear_steps", int, 400, "steps of projector and encoder; seven in ten of them repeat the question"),
-    ("--answer_steps", int, 1300, "steps of everything"),
-    ("--answer_repeat", float, 0.35, "share of these that repeat the question"),
-    ("--state_weight", float, 1.0, "weight of the distance of the states before the answer, heard and read"),
+    ("--batch_size", int, 128, "examples a step"),
+    ("--steps", int, 3000, "steps of training"),
+    ("--rate", float, 1e-3, "highest learning rate of the projector; the encoder has a fifth of it"),
+    ("--repeat", float, 0.35, "share of batches that repeat the question, behind the first fifth"),
+    ("--distance", float, 1.0, "weight of the distance of the states before the answer, heard and read"),
+    ("--contrast", float, 0.3, "weight of telling each heard question from the others by these states"),
     ("--seed", int, 0, "seed of everything random"),
 )  # fmt: skip
 
@@ -106,9 +85,10 @@ ARGUMENTS = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rrs_jax.mini.train_bridge",
-        description="Trains the mini's bridge.",
+        description="Trains the bridge of a small real model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--model", default="small", help="mini or small")
     parser.add_argument("--work", required=True, metavar="FOLDER", help="folder for data and results")
     for name, kind, default, meaning in ARGUMENTS:
         parser.add_argument(name, type=kind, default=default, help=meaning)
@@ -116,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Makes the data where there are none yet, and trains the bridge in both phases."""
+    """Makes the data where there are none yet, and trains the bridge."""
     work = Path(asked.work)
-    folder = ensure_base()
+    folder = ensure_base(asked.model)
     processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(asked.dtype), lora=LORA, seed=asked.seed)
+    model = load_weights(folder, dtype=jnp.dtype(asked.dtype))
     if not (work / "data.jsonl").is_file():
         sizes = bridge_data.DataSizes(
             samples=asked.samples,
@@ -131,19 +111,20 @@ def run(asked: argparse.Namespace) -> None:
             lists=asked.lists,
         )
         bridge_data.make_bridge_data(model, processor, work, sizes)
-    examples = Examples(
-        processor, read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work), asked.batch_size
+    rows, clips = read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work)
+    train(
+        Bridge(model), Examples(processor, rows, clips, asked.batch_size), trained_rows(folder, model), asked
     )
-    bridge = Bridge(model, LORA, asked.seed)
-    phases = (
-        Phase("hear", asked.hear_steps, 0.7, 1e-3, decoder=False),
-        Phase("answer", asked.answer_steps, asked.answer_repeat, 5e-4, decoder=True),
-    )
-    train(bridge, examples, phases, work, state_weight=asked.state_weight, seed=asked.seed)
+
+
+def trained_rows(folder: Path, model: nnx.Module) -> list[Row]:
+    """Returns the rows of the folder's weight table whose parameters a bridge trains."""
+    table = weight_table(model.config, read_config(folder), read_folder(folder))
+    return [row for row in table.rows if is_trained(row.path, None)]
 
 
 class Examples:
-    """Rows as examples of what is heard, read and answered.
+    """Rows of bridge data as examples of what is heard, read and answered.
 
     Encoded prompts are kept: the step would wait for the tokenizer, and prompts come again, for every clip of
     the same length and in every epoch.
@@ -155,25 +136,24 @@ class Examples:
         self.processor, self.rows, self.clips, self.batch_size = processor, rows, clips, batch_size
         self.encode = functools.cache(processor.encode)
         self.end = list(processor.eos_token_ids[:1])
+        texts = (None, *INSTRUCTIONS, *PROMPT_POOL, PROMPT_T)
         # Prompts differ by a few tokens around the clip's own length; the longest one sets the room.
-        room = max(len(processor.encode(p, [2])) for p in (*ANSWER_PROMPTS, *REPEAT_PROMPTS, *INSTRUCTIONS))
+        room = max(len(processor.encode(text, [2])) for text in (*texts, *REPEAT_PROMPTS))
         self.lengths = [audio_token_count(length) + room + ANSWER_TOKENS for _, length in clips]
-        self.buckets = bucket_lengths(self.lengths, 2, 16)
+        self.buckets = bucket_lengths(self.lengths, BUCKETS, 16)
         self.frames = dict.fromkeys(self.buckets, 0)  # of the longest clip in each bucket, a multiple of 4
         for (features, _), length in zip(clips, self.lengths, strict=True):
             bucket = bucket_of(length, self.buckets)
             self.frames[bucket] = max(self.frames[bucket], -(-features.shape[1] // 4) * 4)
-        questions = processor.tokenizer([row["question"] for row in rows], add_special_tokens=False)[
-            "input_ids"
-        ]
-        room = max(len(processor.encode(written_prompt("?", p))) for p in (None, *INSTRUCTIONS))
-        self.written_length = -(-(max(map(len, questions)) + room) // 16) * 16 + ANSWER_TOKENS
+        said = processor.tokenizer([row["text"] for row in rows], add_special_tokens=False)["input_ids"]
+        room = max(len(processor.encode(read_prompt("?", text))) for text in texts)
+        self.written_length = -(-(max(map(len, said)) + room) // 16) * 16 + ANSWER_TOKENS
 
-    def answer(self, i: int, prompt: str | None) -> Example:
-        """Returns row i with its answer; `prompt` stands beside a question without an instruction."""
+    def answer(self, i: int) -> Example:
+        """Returns row i with its answer."""
         row, clip = self.rows[i], self.clips[i]
-        spoken = self.encode(row["instruction"] or prompt, (audio_token_count(clip[1]),))
-        written = self.encode(written_prompt(row["question"], row["instruction"]))
+        spoken = self.encode(row["prompt"], (audio_token_count(clip[1]),))
+        written = self.encode(read_prompt(row["text"], row["prompt"]))
         return Example(spoken, clip, written, row["answer"] + (self.end if row["ended"] else []))
 
     def repeat(self, i: int, prompt: str) -> Example:
@@ -181,23 +161,33 @@ class Examples:
 
         Nothing is read: the loss of repeating has no divergence.
         """
-        clip, said = self.clips[i], self.processor.text_ids(self.rows[i]["question"])
+        clip, said = self.clips[i], self.processor.text_ids(self.rows[i]["text"])
         return Example(
             self.encode(prompt, (audio_token_count(clip[1]),)), clip, self.encode(prompt), said + self.end
         )
 
+    def answered(self) -> list[tuple[int, ...]]:
+        """Returns the rows with an answer; a question and its copy, where both have one, stand together."""
+        groups: dict[int, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            if row["answer"] is not None:
+                groups.setdefault(row["pair"], []).append(i)
+        return [tuple(group) for group in groups.values()]
+
     def batches(self, random: np.random.Generator, *, repeat: bool) -> Iterator[DistillationBatch]:
-        """Yields batches, epoch after epoch, of all rows to be repeated or of those with an answer."""
-        rows = [i for i, row in enumerate(self.rows) if repeat or row["answer"] is not None]
-        make, prompts = (self.repeat, REPEAT_PROMPTS) if repeat else (self.answer, ANSWER_PROMPTS)
+        """Yields batches, epoch after epoch: of all rows, to be repeated, or of pairs of rows with an answer.
+
+        A question without a copy stands in both places of its pair.
+        """
+        groups = [(i,) for i in range(len(self.rows))] if repeat else self.answered()
+        rows_a_group = 1 if repeat else 2
+        lengths = [max(self.lengths[i] for i in group) for group in groups]
         while True:
             seed = int(random.integers(2**31))
-            for selection in make_batches(
-                [self.lengths[i] for i in rows], self.batch_size, seed, self.buckets
-            ):
-                chosen = [make(rows[i], prompts[random.integers(len(prompts))]) for i in selection.indices]
+            for selection in make_batches(lengths, self.batch_size // rows_a_group, seed, self.buckets):
+                rows = [row for group in selection.indices for row in (groups[group] * 2)[:rows_a_group]]
                 yield make_batch(
-                    chosen,
+                    [self._example(row, random) if repeat else self.answer(row) for row in rows],
                     spoken_length=selection.length,
                     frames=self.frames[selection.length],
                     written_length=self.written_length,
@@ -205,42 +195,61 @@ class Examples:
                     audio_token_id=self.processor.audio_token_id,
                 )
 
+    def _example(self, row: int, random: np.random.Generator) -> Example:
+        return self.repeat(row, REPEAT_PROMPTS[random.integers(len(REPEAT_PROMPTS))])
 
-def train(
-    bridge: Bridge, examples: Examples, phases: Sequence[Phase], work: Path, *, state_weight: float, seed: int
-) -> None:
-    """Trains phase by phase; writes the bridge into `work` every SAVE_EVERY steps and at the end."""
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
-    steps = {
-        repeat: make_step(bridge, optimiser, distil=not repeat, state_weight=state_weight)
-        for repeat in (True, False)
-    }
-    trainable = jax.tree.map(jnp.copy, bridge.initial)  # the bridge's own is not donated
-    for phase in phases:
-        random = np.random.default_rng([seed, *phase.name.encode()])
-        optimiser_state = jax.jit(optimiser.init)(trainable)
-        warmup = min(100, phase.steps // 10 + 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, phase.rate, warmup, phase.steps, phase.rate * 0.05)
-        batches = {repeat: examples.batches(random, repeat=repeat) for repeat in (True, False)}
-        start, recent = time.monotonic(), []
-        with Progress(phase.steps, f"bridge: {phase.name}", "steps") as progress:
-            for done in range(1, phase.steps + 1):
-                repeating = bool(random.random() < phase.repeat)
-                rate, decoder = np.float32(schedule(done)), np.float32(phase.decoder)
-                trainable, optimiser_state, metrics = steps[repeating](
-                    trainable, optimiser_state, bridge.base, next(batches[repeating]), rate, decoder
-                )
-                recent.append((repeating, metrics))
-                if done % 50 == 0 or done == phase.steps:
-                    shown = summarise(recent)
-                    print(
-                        f"{phase.name} {done}/{phase.steps} {time.monotonic() - start:.0f} s {shown}",
-                        flush=True,
-                    )
-                    recent = []
-                if done % SAVE_EVERY == 0 or done == phase.steps:
-                    save_bridge(trainable, work)
-                progress.update()
+
+def make_optimiser(asked: argparse.Namespace, first: int) -> optax.GradientTransformation:
+    """Returns Adam with clipped gradients from step `first` on, the encoder at `ENCODER_RATE` of the rate.
+
+    The rate falls along a cosine to a twentieth; it is warmed up at the start, and again where training goes
+    on, since Adam's moments are not kept.
+    """
+    cosine = optax.cosine_decay_schedule(asked.rate, asked.steps, alpha=0.05)
+
+    def rate(count):
+        return cosine(first + count) * jnp.minimum(1.0, (count + 1) / WARMUP)
+
+    def group(state):
+        return jax.tree.map_with_path(
+            lambda path, _: "encoder" if "audio_tower" in jax.tree_util.keystr(path) else "projector", state
+        )
+
+    rates = {"encoder": ENCODER_RATE, "projector": 1.0}
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.partition({name: optax.scale(share) for name, share in rates.items()}, group),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def train(bridge: Bridge, examples: Examples, rows: Sequence[Row], asked: argparse.Namespace) -> None:
+    """Trains on from the work folder's last bridge; writes it every SAVE_EVERY steps and at the end."""
+    work = Path(asked.work)
+    first, trainable = load_bridge(work, rows, bridge.initial)
+    optimiser = make_optimiser(asked, first)
+    weights = {True: None, False: LossWeights(asked.distance, asked.contrast)}
+    steps = {repeat: make_step(bridge, optimiser, chosen) for repeat, chosen in weights.items()}
+    optimiser_state = jax.jit(optimiser.init)(trainable)
+    random = np.random.default_rng([asked.seed, first])
+    batches = {repeat: examples.batches(random, repeat=repeat) for repeat in (True, False)}
+    start, recent = time.monotonic(), []
+    with Progress(asked.steps - first, f"bridge of {asked.model}", "steps") as progress:
+        for done in range(first + 1, asked.steps + 1):
+            share = FIRST_REPEAT if done <= asked.steps // 5 else asked.repeat
+            repeating = bool(random.random() < share)
+            trainable, optimiser_state, metrics = steps[repeating](
+                trainable, optimiser_state, bridge.base, next(batches[repeating])
+            )
+            recent.append((repeating, metrics))
+            if done % 50 == 0 or done == asked.steps:
+                shown = summarise(recent)
+                print(f"{done}/{asked.steps} {time.monotonic() - start:.0f} s {shown}", flush=True)
+                recent = []
+            if done % SAVE_EVERY == 0 or done == asked.steps:
+                save_bridge(trainable, rows, work, done)
+            progress.update()
 
 
 def summarise(recent: list) -> dict[str, float]:
@@ -255,36 +264,39 @@ def summarise(recent: list) -> dict[str, float]:
     return result
 
 
-def save_bridge(trainable, folder: Path) -> None:
-    """Writes the bridge in float16, in the layout that `rrs_jax.mini.model` merges.
+PARTS = 3  # files of a bridge, so that none is larger than a repository likes
 
-    That is the projector, lora_A (R, in) and lora_B (out, R). There are two files, so that none is larger
-    than a repository likes.
-    """
-    tensors = {
-        "multi_modal_projector.linear.weight": np.asarray(trainable["projector"]["kernel"]).T,
-        "multi_modal_projector.linear.bias": np.asarray(trainable["projector"]["bias"]),
-    }
-    stacks = [
-        (f"audio_tower.layers.{{i}}.{ENCODER_MODULES[target]}", which, leaf)
-        for target, pair in trainable["encoder"].items()
-        for which, leaf in pair.items()
-    ]
-    for (_, target, which), leaf in nnx.to_flat_state(trainable["lora"]):
-        stacks.append((f"language_model.model.layers.{{i}}.{DECODER_MODULES[target]}", which, leaf[...]))
-    for name, which, stack in stacks:
-        for i, matrix in enumerate(np.asarray(stack)):
-            tensors[f"{name.format(i=i)}.lora_{which.removeprefix('lora_').upper()}.weight"] = matrix.T
-    metadata = {"format": "pt", "rank": str(LORA.rank), "lora_alpha": str(LORA.alpha)}
-    names = sorted(
-        tensors, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-    )
-    parts = [names[: len(names) // 2], names[len(names) // 2 :]]
-    for number, part in enumerate(parts, start=1):
-        with atomic_path(folder / f"bridge-{number:05d}-of-{len(parts):05d}.safetensors") as temporary:
-            save_file(
-                temporary, {name: np.ascontiguousarray(tensors[name], np.float16) for name in part}, metadata
-            )
+
+def save_bridge(trainable, rows: Sequence[Row], folder: Path, step: int) -> None:
+    """Writes the trained tensors in float16, in the layout that `rrs_jax.mini.model` merges, and the step."""
+    flat = {path: leaf[...] for path, leaf in nnx.to_flat_state(trainable)}
+    tensors = {}
+    for row in rows:
+        values = np.asarray(flat[row.path], np.float16)
+        for name, value in zip(row.names(), values if row.layers else [values], strict=True):
+            tensors[name] = np.ascontiguousarray(row.convert(value))
+    sizes = np.cumsum([tensor.nbytes for tensor in tensors.values()])
+    part_of = dict(zip(tensors, np.minimum((sizes - 1) * PARTS // sizes[-1], PARTS - 1), strict=True))
+    for part in range(PARTS):
+        with atomic_path(folder / f"bridge-{part + 1:05d}-of-{PARTS:05d}.safetensors") as temporary:
+            chosen = {name: tensor for name, tensor in tensors.items() if part_of[name] == part}
+            save_file(temporary, chosen, {"format": "pt"})
+    write_json(folder / "progress.json", {"step": step})
+
+
+def load_bridge(folder: Path, rows: Sequence[Row], initial):
+    """Returns the step of the folder's bridge and its parameters; 0 and `initial` copied without one."""
+    trainable = jax.tree.map(jnp.copy, initial)  # the bridge's own is not donated
+    if not (folder / "progress.json").is_file():
+        return 0, trainable
+    entries = {}
+    for file in sorted(folder.glob("bridge-*.safetensors")):
+        entries |= read_header(file)[0]
+    flat = dict(nnx.to_flat_state(trainable))
+    for row in rows:
+        values = [row.convert(entries[name].array().astype(np.float32)) for name in row.names()]
+        flat[row.path] = flat[row.path].replace(jnp.asarray(np.stack(values) if row.layers else values[0]))
+    return read_json(folder / "progress.json")["step"], nnx.from_flat_state(flat)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class Decoder(nnx.Module):
         start, first = inputs.start, min(self.config.num_hidden_layers - carrying, stop)
         if start > first:
             raise ValueError(f"a pass that starts at layer {start} leaves out layers from {first} on")
-        below = LayerScan(step, start, first, unroll=self.unroll)
+        below = LayerScan(step, start, first, remat=remat, unroll=self.unroll)
         above = LayerScan(step, first, stop, remat=remat, unroll=self.unroll)
         x, low = scan_layers(below, inputs.states, frozen, None, shared)
         x, high = scan_layers(above, x, frozen, adapters, shared)
