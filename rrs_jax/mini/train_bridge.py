@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(asked: argparse.Namespace) -> None:
     """Makes the data where there are none yet, and trains the bridge in both phases."""
     work = Path(asked.work)
-    folder = ensure_base()
+    folder = ensure_base("mini")
     processor = Processor.from_folder(folder)
     model = load_weights(folder, dtype=jnp.dtype(asked.dtype), lora=LORA, seed=asked.seed)
     if not (work / "data.jsonl").is_file():
