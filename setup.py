@@ -6,6 +6,7 @@ BESIDE = {
     "rrs_jax.configs": "configs",
     "rrs_jax.configs.sweeps": "configs/sweeps",
     "rrs_jax.checkpoints.mini": "checkpoints/mini",
+    "rrs_jax.checkpoints.small": "checkpoints/small",
 }
 
 setup(

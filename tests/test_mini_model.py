@@ -1,6 +1,7 @@
-"""The mini's base folder and the bridge that is merged into it."""
+"""A small model's base folder and the bridge that is merged into it."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 from helpers.mini_files import VOCAB_SIZE, WIDTH, convert, small_decoder, small_encoder, write_files
 from rrs_jax.errors import UserError
 from rrs_jax.mini import base, model, sources
+from rrs_jax.mini.model_table import MODELS
 from rrs_jax.weights import safetensors_io
+from rrs_jax.weights.named_models import NAMED_MODELS
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +41,20 @@ def converted(files, tmp_path_factory):
 
 @pytest.fixture
 def cache(files, tmp_path, monkeypatch):
-    """A cache whose base comes from the synthetic files, under their own sums."""
-    for kind, name in (("DECODER", "qwen.gguf"), ("ENCODER", "whisper.bin")):
-        digest = hashlib.sha256((files / name).read_bytes()).hexdigest()
-        monkeypatch.setattr(
-            sources, kind, sources.Payload(name, digest, getattr(sources, kind).parts, (name,))
-        )
-    monkeypatch.setattr(base, "NEEDED_BYTES", 1_000_000)
+    """A cache whose models are both made of the synthetic files, under their own sizes and sums."""
+    for name, real in MODELS.items():
+        parts = {}
+        for role, file in (("decoder", "qwen.gguf"), ("encoder", "whisper.bin")):
+            content, component = (files / file).read_bytes(), getattr(real, role)
+            payload = replace(
+                component.payload,
+                name=file,
+                size=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+                patterns=(file,),
+            )
+            parts[role] = replace(component, payload=payload)
+        monkeypatch.setitem(MODELS, name, replace(real, **parts, folder_bytes=1_000_000))
     monkeypatch.setenv(sources.SOURCE_VARIABLE, str(files))
     monkeypatch.setenv("RRS_JAX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -75,15 +85,15 @@ def write_bridge(folder: Path, **changes) -> dict[str, np.ndarray]:
 
 
 def test_base_is_made_once_and_mini_merges_the_bridge(cache, tmp_path):
-    folder = base.ensure_base()
-    assert folder == cache / "base" and base.source_of(folder)["source"] == "index"
+    folder = base.ensure_base("mini")
+    assert folder == cache / "mini" / "base" and base.source_of(folder)["source"] == "index"
     assert base.source_of(folder)["decoder"]["licence"] == "Apache-2.0"
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert base.ensure_base() == folder and (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert base.ensure_base("mini") == folder and (folder / "model.safetensors").stat().st_mtime_ns == made
 
     bridge = write_bridge(tmp_path / "bridge")
-    mini = model.ensure_mini(bridge=tmp_path / "bridge")
-    assert model.ensure_mini(bridge=tmp_path / "bridge") == mini and mini.name.startswith("mini-")
+    mini = model.ensure_model("mini", bridge=tmp_path / "bridge")
+    assert model.ensure_model("mini", bridge=tmp_path / "bridge") == mini and mini.name.startswith("mini-")
     before, after = load_file(folder / "model.safetensors"), load_file(mini / "model.safetensors")
     expected = dict(before)
     for name in ("multi_modal_projector.linear.weight", "multi_modal_projector.linear.bias"):
@@ -95,13 +105,67 @@ def test_base_is_made_once_and_mini_merges_the_bridge(cache, tmp_path):
     assert [name for name in after if not np.array_equal(after[name], expected[name])] == []
     assert {file.name for file in mini.iterdir()} == {file.name for file in folder.iterdir()}
     assert base.source_of(mini)["bridge"] == [f"bridge-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    assert sorted(path.name for path in cache.iterdir()) == [".lock", "base", mini.name]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "base", mini.name]
 
     bridge = write_bridge(
         tmp_path / "bridge",
         **{"audio_tower.layers.0.fc1.lora_A.weight": None, "audio_tower.layers.0.fc1.lora_B.weight": None},
     )
-    assert model.ensure_mini(bridge=tmp_path / "bridge") != mini
+    assert model.ensure_model("mini", bridge=tmp_path / "bridge") != mini
+
+
+def test_small_has_a_cache_and_a_base_of_its_own(cache):
+    mini, small = base.ensure_base("mini"), base.ensure_base("small")
+    assert (mini, small) == (cache / "mini" / "base", cache / "small" / "base")
+    assert base.source_of(small)["decoder"]["model"] == "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+    assert len(base.source_of(small)["packages"]) == 24
+
+
+def test_a_base_in_the_cache_folder_itself_is_not_made_again(cache):
+    cache.mkdir()
+    base.ensure_base("mini", cache)
+    made = (cache / "base" / "model.safetensors").stat().st_mtime_ns
+    assert base.ensure_base("mini") == cache / "base"
+    assert (cache / "base" / "model.safetensors").stat().st_mtime_ns == made
+    assert base.model_cache(MODELS["small"]) == cache / "small"  # another model's
+
+
+def test_a_name_that_no_model_has_is_refused(cache):
+    with pytest.raises(UserError, match="smal: is no small real model; there are mini and small"):
+        base.ensure_base("smal")
+
+
+def test_every_named_model_is_in_the_table():
+    assert tuple(MODELS) == NAMED_MODELS
+
+
+def test_a_bridge_may_hold_the_whole_encoder_and_pairs_in_any_number_of_files(converted, tmp_path):
+    before = load_file(converted / "model.safetensors")
+    encoder = [name for name in before if name.startswith("audio_tower.")]
+    for part in ("conv1.weight", "conv2.bias", "layers.0.self_attn.q_proj.bias", "layer_norm.weight"):
+        assert f"audio_tower.{part}" in encoder
+    generator = np.random.default_rng(6)
+    tensors = {
+        name: generator.standard_normal(before[name].shape).astype(np.float16)
+        for name in (*encoder, "multi_modal_projector.linear.weight", "multi_modal_projector.linear.bias")
+    }
+    o_proj = "language_model.model.layers.0.self_attn.o_proj"
+    tensors[f"{o_proj}.lora_A.weight"] = generator.standard_normal((2, WIDTH)).astype(np.float16)
+    tensors[f"{o_proj}.lora_B.weight"] = generator.standard_normal((WIDTH, 2)).astype(np.float16)
+    names = list(tensors)
+    for number in range(5):
+        save_file(
+            {name: tensors[name] for name in names[number::5]},
+            tmp_path / f"bridge-0000{number + 1}-of-00005.safetensors",
+            {"lora_alpha": "4", "rank": "2"},
+        )
+    model.merge_bridge(converted, model.bridge_files(tmp_path), tmp_path / "merged")
+    after = load_file(tmp_path / "merged/model.safetensors")
+    product = tensors[f"{o_proj}.lora_B.weight"].astype(np.float32) @ tensors[f"{o_proj}.lora_A.weight"]
+    added = (before[f"{o_proj}.weight"] + 2 * product).astype(np.float16)
+    expected = before | {name: tensors[name] for name in names[:-2]} | {f"{o_proj}.weight": added}
+    assert expected.keys() == after.keys()
+    assert [name for name in after if not np.array_equal(after[name], expected[name])] == []
 
 
 def test_a_bridge_in_bfloat16(converted, tmp_path):
@@ -138,29 +202,30 @@ def test_all_faults_of_a_bridge_are_listed(converted, tmp_path):
     assert not (tmp_path / "mini").exists()
 
 
-def test_no_bridge_says_how_to_train_one(tmp_path):
-    with pytest.raises(UserError, match="python -m rrs_jax.mini.train_bridge"):
-        model.ensure_mini(bridge=tmp_path)
+def test_no_bridge_says_how_to_train_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "make_base", None)  # nothing is fetched before it is found out
+    with pytest.raises(UserError, match="holds no bridge .*python -m rrs_jax.mini.train_bridge"):
+        model.ensure_model("mini", bridge=tmp_path)
 
 
 def test_a_failed_conversion_leaves_no_base_and_the_next_run_cleans_up(cache, files, monkeypatch):
     monkeypatch.setattr(base, "write_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        base.ensure_base()
-    assert not list(cache.glob("*base*"))
-    left = cache / f".base.killed{base.UNFINISHED}"
+        base.ensure_base("mini")
+    assert not list(cache.glob("mini/*base*"))
+    left = cache / "mini" / f".base.killed{base.UNFINISHED}"
     left.mkdir()
-    with base.locked(cache):
+    with base.locked(cache / "mini", "mini"):
         assert not left.exists()
 
 
 def test_too_little_space_is_said_before_anything_is_fetched(cache, monkeypatch):
-    monkeypatch.setattr(base, "NEEDED_BYTES", 10**18)
-    with pytest.raises(UserError, match="GB are free and mini's base weights need"):
-        base.ensure_base()
+    monkeypatch.setitem(MODELS, "mini", replace(MODELS["mini"], folder_bytes=10**18))
+    with pytest.raises(UserError, match="GB are free and mini needs"):
+        base.ensure_base("mini")
 
 
 def test_a_source_that_is_no_folder_is_refused(cache, monkeypatch):
     monkeypatch.setenv(sources.SOURCE_VARIABLE, "no/such/folder")
     with pytest.raises(UserError, match="RRS_JAX_MINI_SOURCE=no/such/folder: is no folder"):
-        base.ensure_base()
+        base.ensure_base("mini")

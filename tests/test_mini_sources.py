@@ -9,23 +9,25 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from rrs_jax.errors import UserError
-from rrs_jax.mini import sources
+from rrs_jax.mini import base, sources
+from rrs_jax.mini.model_table import MODELS, Part, Payload
 
 
 @pytest.fixture
 def payload():
     """`data.gguf`-like payload of three parts."""
     content = [bytes([i]) * 1000 for i in range(3)]
-    parts = tuple(sources.Part(f"some-name-{i}", "1.0", f"some_name_{i}/data/part{i}.bin") for i in range(3))
+    parts = tuple(Part(f"some-name-{i}", "1.0", f"some_name_{i}/data/part{i}.bin") for i in range(3))
     digest = hashlib.sha256(b"".join(content)).hexdigest()
     return SimpleNamespace(
-        content=content, payload=sources.Payload("data.gguf", digest, parts, ("data.gguf", "part?.bin"))
+        content=content, payload=Payload("data.gguf", 3000, digest, parts, ("data.gguf", "part?.bin"))
     )
 
 
-def write_wheel(folder: Path, part: sources.Part, content: bytes) -> None:
+def write_wheel(folder: Path, part: Part, content: bytes) -> None:
     folder.mkdir(exist_ok=True)
     name = part.distribution.replace("-", "_")
     with zipfile.ZipFile(folder / f"{name}-{part.version}-py3-none-any.whl", "w") as wheel:
@@ -51,15 +53,62 @@ def test_a_folder_may_hold_the_payload_in_three_forms(payload, tmp_path, form):
     assert sorted(folder.iterdir()) == before and [*work.iterdir()] == ([] if form == "whole" else [path])
 
 
+def test_a_folder_may_hold_another_models_files_of_the_same_names(payload, tmp_path):
+    (tmp_path / "other").mkdir()
+    for i in range(4):
+        (tmp_path / f"part{i}.bin").write_bytes(b"of another model")
+    for part, content in zip(payload.payload.parts, payload.content, strict=True):
+        write_wheel(tmp_path, part, content)
+    path = sources.from_folder(payload.payload, tmp_path, tmp_path / "other")
+    assert path.read_bytes() == b"".join(payload.content)
+
+
+def test_what_is_fetched_is_said_before_it_is(monkeypatch, tmp_path, capsys):
+    """Names, sizes, licences, whence; and nothing is fetched before."""
+    asked = []
+
+    def download(payload, work):
+        asked.append(capsys.readouterr().err)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "from_index", download)
+    monkeypatch.setenv(sources.SOURCE_VARIABLE, "index")
+    with pytest.raises(KeyboardInterrupt):
+        base.ensure_base("small", tmp_path)
+    assert asked == [
+        "small: fetching Qwen/Qwen2.5-Coder-1.5B-Instruct (1.12 GB, Apache-2.0) and openai/whisper-base "
+        "(0.15 GB, MIT) from the Python package index, for a model folder of 3.6 GB\n"
+    ]
+
+
+def test_the_hub_gets_the_same_sentence(monkeypatch, tmp_path, capsys):
+    def download(repository, file, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not there")
+        assert "3.09 GB, Apache-2.0" in capsys.readouterr().err
+        raise ConnectionError
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(sources, "probe", lambda endpoint: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(UserError, match="Qwen2.5-Coder-1.5B-Instruct and openai/whisper-base could not be"):
+        sources.from_hub(MODELS["small"])
+
+
+def test_the_tables_parts_are_named_one_by_one():
+    names = [part.member.rpartition("/")[2] for part in MODELS["small"].decoder.payload.parts]
+    assert names == [f"part{i:02}.bin" for i in range(1, 23)]
+
+
 def test_a_wrong_sum_names_the_file(payload, tmp_path):
-    (tmp_path / "data.gguf").write_bytes(b"other")
-    with pytest.raises(UserError, match=f"data.gguf: SHA-256 is {hashlib.sha256(b'other').hexdigest()}"):
+    (tmp_path / "data.gguf").write_bytes(b"o" * 3000)
+    with pytest.raises(UserError, match=f"data.gguf: SHA-256 is {hashlib.sha256(b'o' * 3000).hexdigest()}"):
         sources.from_folder(payload.payload, tmp_path, tmp_path)
 
 
 def test_a_folder_without_the_payload_is_told_what_belongs_there(payload, tmp_path):
     write_wheel(tmp_path, payload.payload.parts[0], b"x")
-    with pytest.raises(UserError, match=r"data.gguf nor part\?.bin nor the wheels some_name_0-1.0"):
+    with pytest.raises(UserError, match=r"data.gguf nor part\?.bin .* nor the wheels some_name_0-1.0"):
         sources.from_folder(payload.payload, tmp_path, tmp_path)
 
 
@@ -106,7 +155,7 @@ def test_no_hub_is_found_out_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the variable says
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(sources.HubUnreachable, match="refused"):
-        sources.from_hub()
+        sources.from_hub(MODELS["mini"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(sources.HubUnreachable, match="HF_HUB_OFFLINE"):
-        sources.from_hub()
+        sources.from_hub(MODELS["mini"])

@@ -16,18 +16,20 @@ from rrs_jax.config.stages import STAGES
 from rrs_jax.distributed.machine import MEMORY_SHARE
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
+from rrs_jax.mini.model_table import MODELS
 from rrs_jax.models.audio_encoder import AudioEncoderConfig
 from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.released import RELEASED
 from rrs_jax.run import estimates as costs
-from rrs_jax.run.dry_run import MINI_CONFIG, format_plan, make_plan
+from rrs_jax.run.dry_run import format_plan, make_plan
 from rrs_jax.run.estimates import DeviceRate
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.memory import activation_bytes, fitting_remat
 from rrs_jax.train.step import OptimiserConfig, TrainStep
+from rrs_jax.weights.named_models import NAMED_MODELS
 
 RATE = DeviceRate(flops=1e9, bandwidth=1e8)
 
@@ -61,12 +63,14 @@ def on_meta(config: transformers.Qwen2AudioConfig) -> transformers.Qwen2AudioFor
         return transformers.Qwen2AudioForConditionalGeneration(config)
 
 
-def test_mini_before_it_is_made_has_the_sizes_of_its_parts():
+@pytest.mark.parametrize("name", NAMED_MODELS)
+def test_a_small_model_before_it_is_made_has_the_sizes_of_its_parts(name):
     config = default_config()
-    config.model.path = "mini"
+    config.model.path = name
     config.mesh.data = 8
-    text = MINI_CONFIG["text_config"] | {"model_type": "qwen2"}
-    model = on_meta(transformers.Qwen2AudioConfig(audio_config=MINI_CONFIG["audio_config"], text_config=text))
+    values = MODELS[name].config()
+    text = values["text_config"] | {"model_type": "qwen2"}
+    model = on_meta(transformers.Qwen2AudioConfig(audio_config=values["audio_config"], text_config=text))
     tied = sum(parameter.numel() for name, parameter in model.named_parameters() if name != "lm_head.weight")
     assert make_plan(config, (), RATE).frozen == tied
 

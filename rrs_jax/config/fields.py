@@ -30,11 +30,10 @@ LINEARS = (
     "c_attn", "attn_c_proj", "w1", "w2", "mlp_c_proj",
 )  # fmt: skip
 LAYOUTS = ("whole4", "thinker4", "whole5", "thinker5")
-MINI = "mini"  # a model.path of its own: the small real model, made on first use
 
 FIELDS = {field.name: field for field in (
-    Field("model.path", "", path("a Hugging Face folder, a hub id OWNER/NAME, or mini"),
-          "Folder or hub id of the model; `mini` is the small real model, made on first use."),
+    Field("model.path", "", path("a Hugging Face folder, a hub id OWNER/NAME, mini, or small"),
+          "Folder or hub id of the model; `mini` and `small` are the small real models, made on first use."),
     Field("model.dtype", "bfloat16", choice("bfloat16", "float32"),
           "Number type of the frozen weights and the activations; LoRA, loss and representations are always "
           "float32."),

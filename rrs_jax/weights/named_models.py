@@ -1,11 +1,9 @@
-"""Models with a name of their own, which are made on first use: `model.path=mini`."""
+"""Models with a name of their own, which are made on first use: `model.path=mini`, `model.path=small`."""
 
 import importlib
 from pathlib import Path
 
-# The function that gives the model's folder, by module and name, so that nothing is imported for other
-# models.
-NAMED_MODELS = {"mini": ("rrs_jax.mini.model", "ensure_mini")}
+NAMED_MODELS = ("mini", "small")  # those of rrs_jax.mini.model_table
 
 
 def is_named(path: str) -> bool:
@@ -15,5 +13,5 @@ def is_named(path: str) -> bool:
 
 def named_folder(path: str) -> Path:
     """The model's folder, made or fetched where it is not there yet. Raises UserError where that fails."""
-    module, function = NAMED_MODELS[path]
-    return getattr(importlib.import_module(module), function)()
+    # Imported here, so that nothing of it is for other models.
+    return importlib.import_module("rrs_jax.mini.model").ensure_model(path)

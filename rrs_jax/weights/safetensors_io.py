@@ -182,7 +182,10 @@ def write_shard(
         write_header(stream, [tensor[:3] for tensor in tensors], metadata)
         for _, _, _, make in tensors:
             data = make()
-            stream.write(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes())
+            if not isinstance(data, bytes):
+                data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+            stream.write(data)
+            del data  # before the next one is made
 
 
 def write_header(
