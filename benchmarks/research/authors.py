@@ -37,26 +37,17 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config import default_config, flatten
 from rrs_jax.config.prompts import MODES
-from rrs_jax.config.variants import authors
+from rrs_jax.config.variants import authors, changed_fields
 
 SEEDS = 3
 ASKED = {"data.eval_set": "check", "evaluate.over_refusal_modes": MODES}
 
 
-def authors_fields() -> dict[str, object]:
-    """Returns the fields by which the authors' settings differ from the defaults."""
-    config = default_config()
-    before = flatten(config)
-    authors(config)
-    return {name: value for name, value in flatten(config).items() if value != before[name]}
-
-
 SETTINGS = {
-    "authors": authors_fields(),
+    "authors": changed_fields(authors),
     "as_written": {},
-    "authors_2e-4": authors_fields() | {"train.learning_rate": 2e-4},
+    "authors_2e-4": changed_fields(authors) | {"train.learning_rate": 2e-4},
     "as_written_mean": {"loss.reduction": "mean"},
 }
 

@@ -1,8 +1,11 @@
 """Variants that several config files have, behind the colon of `--config=FILE:VARIANT`."""
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from rrs_jax.config.presets import choose_variant
+from rrs_jax.config.run_config import default_config, flatten
 
 
 def choose_released_variant(config: ConfigDict, variant: str) -> None:
@@ -56,3 +59,11 @@ def smoke(config: ConfigDict) -> None:
     config.train.batch_size = 4
     config.generate.max_new_tokens = 8
     config.evaluate.samples = 1
+
+
+def changed_fields(variant: Callable[[ConfigDict], None]) -> dict[str, object]:
+    """Returns the fields, by their dotted names, that a variant sets to another value than their default."""
+    config = default_config()
+    before = flatten(config)
+    variant(config)
+    return {name: value for name, value in flatten(config).items() if value != before[name]}

@@ -21,7 +21,7 @@ from flax import nnx
 
 from rrs_jax.config.kinds import with_home
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
-from rrs_jax.errors import exit_status
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import atomic_path, read_json, read_jsonl, write_json
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, make_batches
 from rrs_jax.inputs.mel import audio_token_count
@@ -54,7 +54,7 @@ REPEAT_PROMPTS = (
 WARMUP = 100  # steps, at the beginning and wherever training goes on
 FIRST_REPEAT = 0.8  # share of batches that are repeated in the first fifth, until words are heard
 ENCODER_RATE = 0.2  # of the projector's rate: the encoder begins trained
-BUCKETS = 3  # lengths of a batch's prompts
+BUCKETS = 2  # lengths of a batch's prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,26 +166,29 @@ class Examples:
             self.encode(prompt, (audio_token_count(clip[1]),)), clip, self.encode(prompt), said + self.end
         )
 
-    def answered(self) -> list[tuple[int, ...]]:
-        """Returns the rows with an answer; a question and its copy, where both have one, stand together."""
+    def answered(self) -> list[tuple[int, int]]:
+        """Returns the rows with an answer two by two: a question and its copy, where both have one.
+
+        Two without stand together, and one that is left over goes.
+        """
         groups: dict[int, list[int]] = {}
         for i, row in enumerate(self.rows):
             if row["answer"] is not None:
                 groups.setdefault(row["pair"], []).append(i)
-        return [tuple(group) for group in groups.values()]
+        alone = [group[0] for group in groups.values() if len(group) == 1]
+        pairs = [group for group in groups.values() if len(group) == 2]
+        if len(pairs) + len(alone) // 2 == 0:
+            raise UserError("--samples: no two questions of them got an answer; ask more.")
+        return [tuple(pair) for pair in (*pairs, *zip(alone[::2], alone[1::2], strict=False))]
 
     def batches(self, random: np.random.Generator, *, repeat: bool) -> Iterator[DistillationBatch]:
-        """Yields batches, epoch after epoch: of all rows, to be repeated, or of pairs of rows with an answer.
-
-        A question without a copy stands in both places of its pair.
-        """
+        """Yields batches, epoch after epoch: of all rows, to be repeated, or of those with an answer."""
         groups = [(i,) for i in range(len(self.rows))] if repeat else self.answered()
-        rows_a_group = 1 if repeat else 2
         lengths = [max(self.lengths[i] for i in group) for group in groups]
         while True:
             seed = int(random.integers(2**31))
-            for selection in make_batches(lengths, self.batch_size // rows_a_group, seed, self.buckets):
-                rows = [row for group in selection.indices for row in (groups[group] * 2)[:rows_a_group]]
+            for selection in make_batches(lengths, self.batch_size // len(groups[0]), seed, self.buckets):
+                rows = [row for group in selection.indices for row in groups[group]]
                 yield make_batch(
                     [self._example(row, random) if repeat else self.answer(row) for row in rows],
                     spoken_length=selection.length,
