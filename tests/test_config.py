@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rrs_jax.config import FIELDS, LINEARS, default_config, flatten, given_fields, resolve, validate
+from rrs_jax.config.prompts import PROMPT_REFUSAL
 from rrs_jax.config.strategy_table import PLUS, STRATEGY_TABLE
 from rrs_jax.config.training import train_config
 from rrs_jax.errors import UserError
@@ -25,6 +26,7 @@ VARIANTS = {
     "qwen2_rrs": RELEASED,
     "qwen_audio_rrs": RELEASED,
     "mini_rrs": ("", "full", "authors", "smoke"),
+    "small_rrs": ("", "full", "authors", "smoke"),
 }
 
 # Others script against these (shared layout, "Names that stay"), with the types of their values.
@@ -97,8 +99,9 @@ def test_the_papers_values_are_the_defaults():
     config = default_config()
     assert (config.train.epochs, config.train.batch_size, config.train.learning_rate) == (10, 16, 5e-5)
     assert (config.rrs.top_m, config.rrs.refusal_tokens, config.evaluate.samples) == (51, ("I",), 5)
-    assert config_of("mini_rrs", "full").train.to_dict() == config.train.to_dict()
-    assert config_of("mini_rrs", "full").lora.to_dict() == config.lora.to_dict()
+    for name in ("mini_rrs", "small_rrs"):
+        assert config_of(name, "full").train.to_dict() == config.train.to_dict()
+        assert config_of(name, "full").lora.to_dict() == config.lora.to_dict()
 
 
 AUTHORS = {  # docs/authors.md
@@ -148,11 +151,21 @@ def test_released_models_train_as_the_authors_did(name, share):
     assert written["run_dir"] != authors["run_dir"]
 
 
-def test_the_mini_can_train_as_the_authors_did():
-    full, authors = flatten(config_of("mini_rrs", "full")), flatten(config_of("mini_rrs", "authors"))
+@pytest.mark.parametrize("name", ["mini_rrs", "small_rrs"])
+def test_a_small_model_can_train_as_the_authors_did(name):
+    full, authors = flatten(config_of(name, "full")), flatten(config_of(name, "authors"))
     assert {key: authors[key] for key in AUTHORS} == AUTHORS
     assert {key for key in full if full[key] != authors[key]} <= {"run_dir", *AUTHORS}
-    validate(config_of("mini_rrs", "authors"))
+    validate(config_of(name, "authors"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS["small_rrs"])
+def test_small_runs_as_the_mini_with_the_papers_refusal_prompt(variant):
+    mini, small = flatten(config_of("mini_rrs", variant)), flatten(config_of("small_rrs", variant))
+    own = {"model.path", "model.dtype", "run_dir", "rrs.refusal_prompt", "lora.layers"}
+    assert {key for key in mini if mini[key] != small[key]} <= own
+    assert small["rrs.refusal_prompt"] == flatten(default_config())["rrs.refusal_prompt"] == PROMPT_REFUSAL
+    assert small["run_dir"] == mini["run_dir"].replace("mini", "small")
 
 
 def test_a_preset_sets_what_was_not_given():

@@ -1,81 +1,83 @@
-"""Measures how well the mini hears: `python -m rrs_jax.mini.measure --questions=60 --out=measures.json`.
+"""Measures how well a small model hears.
 
-The questions are the harmless ones of the starter set, which no bridge is trained on. The written question's
-own greedy answer is the reference for what is heard:
+    python -m rrs_jax.mini.measure --model=small --questions=300 --out=measures.json
+
+The model is `mini`, `small`, a Hugging Face folder or a hub id. The questions are the harmless ones of the
+starter set, which no bridge is trained on. The written question's own greedy answer is the reference for what
+is heard:
 
 - `agreement`, `agreement_first_five`: percent of the answer's tokens that come first when the question is
   heard, teacher-forced; `shuffled_*` the same with another question's clip.
 - `likelihood_ratio`: percent of answers likelier with their own clip than with another's.
 - `word_errors`: percent of words wrong when the model repeats the question.
 - `answer_f1`: mean word F1, in percent, between the answers to the heard and to the written question.
+
+`ci95` has each measure's 95 % interval over questions.
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rrs_jax.config.kinds import with_home
+from rrs_jax.config.kinds import integer
 from rrs_jax.data.questions import changed_words
-from rrs_jax.data.speech import speak_all
 from rrs_jax.data.starter import StarterChoice, choose_rows
-from rrs_jax.data.voices import draw_voice
-from rrs_jax.errors import exit_status
-from rrs_jax.files import write_json
-from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
+from rrs_jax.evaluate.rates import bootstrap, interval
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import collate
-from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.model import ensure_model
-from rrs_jax.weights.load import load_weights
+from rrs_jax.mini.heard_model import BATCH, HeardModel, command_parser, load_heard, run_command
 
 ANSWER_TOKENS = 48
-BATCH = 8
 REPEAT = "Repeat the question in the audio."
 ANSWER = "Answer the question in the audio."
 
 
-def measure(model: nnx.Module, processor: Processor, questions: Sequence[str], bank: AudioBank) -> dict:
+def measure(heard: HeardModel, questions: Sequence[str]) -> dict:
     """Returns the measures of the module's docstring, rounded to 0.1; clip i of the bank is question i."""
     everything = range(len(questions))
-    written = _generate(model, processor, bank, [(question, []) for question in questions])
-    repeated = _generate(model, processor, bank, [(REPEAT, [i]) for i in everything])
-    answered = _generate(model, processor, bank, [(ANSWER, [i]) for i in everything])
-    own = _score(model, processor, bank, everything, written)
-    other = _score(model, processor, bank, np.roll(everything, 1), written)
-    texts = [[processor.decode(tokens) for tokens in group] for group in (written, repeated, answered)]
-    errors = sum(changed_words(question, text) for question, text in zip(questions, texts[1], strict=True))
-    f1 = [word_f1(heard.split(), read.split()) for read, heard in zip(texts[0], texts[2], strict=True)]
+    written = _generate(heard, [(question, []) for question in questions])
+    repeated = _generate(heard, [(REPEAT, [i]) for i in everything])
+    answered = _generate(heard, [(ANSWER, [i]) for i in everything])
+    own = _score(heard, everything, written)
+    other = _score(heard, np.roll(everything, 1), written)
+    read, repeats, answers = (
+        [heard.processor.decode(tokens) for tokens in group] for group in (written, repeated, answered)
+    )
+    one = np.ones(len(questions))
+    wrong = [changed_words(question, text) for question, text in zip(questions, repeats, strict=True)]
+    f1 = [word_f1(text.split(), answer.split()) for text, answer in zip(read, answers, strict=True)]
+    counts = {  # of each question: what is counted, out of how many
+        "agreement": own["all"],
+        "agreement_first_five": own["first_five"],
+        "shuffled_agreement": other["all"],
+        "shuffled_agreement_first_five": other["first_five"],
+        "likelihood_ratio": (own["likelihood"] > other["likelihood"], one),
+        "word_errors": (wrong, [len(question.split()) for question in questions]),
+        "answer_f1": (f1, one),
+    }
+    found = {name: share_with_interval(*map(np.asarray, pair)) for name, pair in counts.items()}
+    examples = zip(questions[:6], repeats, answers, strict=False)
     return {
         "questions": len(questions),
-        "agreement": _percent(own["all"]),
-        "agreement_first_five": _percent(own["first_five"]),
-        "shuffled_agreement": _percent(other["all"]),
-        "shuffled_agreement_first_five": _percent(other["first_five"]),
-        "likelihood_ratio": _percent(np.mean(own["likelihood"] > other["likelihood"])),
-        "word_errors": _percent(errors / sum(len(question.split()) for question in questions)),
-        "answer_f1": _percent(np.mean(f1)),
-        "examples": [
-            {"question": question, "repeated": repeated, "answer": answer}
-            for question, repeated, answer in zip(questions[:6], texts[1], texts[2], strict=False)
-        ],
+        **{name: share for name, (share, _) in found.items()},
+        "ci95": {name: ci95 for name, (_, ci95) in found.items()},
+        "examples": [dict(zip(("question", "repeated", "answer"), row, strict=True)) for row in examples],
     }
 
 
-def load_mini(questions: Sequence[str], dtype: str) -> tuple[nnx.Module, Processor, AudioBank]:
-    """Loads the mini in `dtype` and encodes the questions' speech; clip i of the bank is question i."""
-    folder = ensure_model("mini")
-    processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(dtype))
-    clips = speak_all([(question, draw_voice(question, 0)) for question in questions])
-    return model, processor, make_audio_bank(model, processor.mel, [p for p, _ in clips], batch_size=BATCH)
+def share_with_interval(found: np.ndarray, total: np.ndarray) -> tuple[float, list[float]]:
+    """Returns sum(found) / sum(total) over questions and its 95 % interval, in percent rounded to 0.1."""
+    asked = total > 0
+    # An answer may have more wrong words than its question has words, which Wilson's interval does not know.
+    bounds = interval if np.all(found <= total) else bootstrap
+    low, high = bounds(found[asked].astype(np.float64), total[asked].astype(np.float64), seed=0)
+    return _percent(found.sum() / total.sum()), [_percent(low), _percent(high)]
 
 
 def word_f1(expected: list[str], found: list[str]) -> float:
@@ -84,25 +86,22 @@ def word_f1(expected: list[str], found: list[str]) -> float:
     return 2 * common / (len(expected) + len(found)) if common else 0.0
 
 
-def _generate(
-    model, processor: Processor, bank: AudioBank, prompts: list[tuple[str, list[int]]]
-) -> list[list[int]]:
+def _generate(heard: HeardModel, prompts: list[tuple[str, list[int]]]) -> list[list[int]]:
     sampling = SamplingConfig(max_new_tokens=ANSWER_TOKENS, greedy=True)
-    generator = Generator(model, sampling, eos_token_ids=processor.eos_token_ids, batch_size=2 * BATCH)
+    stops = heard.processor.eos_token_ids
+    generator = Generator(heard.model, sampling, eos_token_ids=stops, batch_size=2 * BATCH)
     answers: dict[int, list[int]] = {}
-    requests = []
-    for key, (text, clips) in enumerate(prompts):
-        offsets, counts = bank.clips(clips)
-        requests.append(Prompt(key=key, row=(processor.encode(text, counts), offsets, counts)))
-    generator.generate(requests, bank.array, answers.__setitem__)
+    requests = [Prompt(key=key, row=heard.prompt(*prompt)) for key, prompt in enumerate(prompts)]
+    generator.generate(requests, heard.bank.array, answers.__setitem__)
     return [answers[key] for key in range(len(prompts))]
 
 
-def _score(
-    model, processor: Processor, bank: AudioBank, clips: Sequence[int], answers: list[list[int]]
-) -> dict:
-    """Returns agreement and mean log-likelihood of the written answers behind the heard questions."""
-    graphdef, state = nnx.split(model)
+def _score(heard: HeardModel, clips: Sequence[int], answers: list[list[int]]) -> dict:
+    """Returns agreement and mean log-likelihood of the written answers behind the heard questions.
+
+    `all` and `first_five` are, question by question, the tokens that come first and all tokens.
+    """
+    graphdef, state = nnx.split(heard.model)
 
     @jax.jit
     def score(state, array, batch, positions, targets):
@@ -114,10 +113,7 @@ def _score(
             jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0],
         )
 
-    prompts = []
-    for clip in clips:
-        offsets, counts = bank.clips([int(clip)])
-        prompts.append((processor.encode(ANSWER, counts), offsets, counts))
+    prompts = [heard.prompt(ANSWER, [int(clip)]) for clip in clips]
     length = -(-max(len(ids) for ids, _, _ in prompts) // 8) * 8 + ANSWER_TOKENS
     mask = np.array([[n < len(answer) for n in range(ANSWER_TOKENS)] for answer in answers])
     targets = np.array([(answer + [0] * ANSWER_TOKENS)[:ANSWER_TOKENS] for answer in answers], np.int32)
@@ -127,13 +123,14 @@ def _score(
     hits, likelihoods = np.zeros(mask.shape, bool), np.zeros(mask.shape)
     for start in range(0, len(rows), BATCH):
         chosen = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)
-        batch = collate([rows[i] for i in chosen], length, processor.audio_token_id)
+        batch = collate([rows[i] for i in chosen], length, heard.processor.audio_token_id)
         hits[chosen], likelihoods[chosen] = score(
-            state, bank.array, batch, positions[chosen], targets[chosen]
+            state, heard.bank.array, batch, positions[chosen], targets[chosen]
         )
+    hits &= mask
     return {
-        "all": hits[mask].mean(),
-        "first_five": hits[:, :5][mask[:, :5]].mean(),
+        "all": (hits.sum(1), mask.sum(1)),
+        "first_five": (hits[:, :5].sum(1), mask[:, :5].sum(1)),
         "likelihood": (likelihoods * mask).sum(1) / np.maximum(mask.sum(1), 1),
     }
 
@@ -144,29 +141,27 @@ def _percent(share: float) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rrs_jax.mini.measure", description="How well the mini hears."
+    parser = command_parser("measure", "How well a small model hears.")
+    questions = integer(1, len(harmless_questions()))
+    parser.add_argument(
+        "--questions",
+        type=questions.argument,
+        default=60,
+        help=f"starter questions to ask, {questions.wants}",
     )
-    add = parser.add_argument
-    add("--questions", type=int, default=60, help="starter questions to ask")
-    add("--out", metavar="FILE", help="JSON file for the measures")
-    add("--measure_dtype", default="float32", help="number type of the weights: float32 or bfloat16")
-    options = parser.parse_args(with_home(arguments))
-    with exit_status() as status:
-        run(options)
-    return status.code
+    return run_command(parser, figures, arguments)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Prints the measures, and writes them where that is asked for."""
-    rows = [row for row in choose_rows(StarterChoice("eval")) if row["label"] == "benign"]
-    rows += [row for row in choose_rows(StarterChoice("train")) if row["label"] == "benign"]
-    questions = [row["question"] for row in rows][: options.questions]
-    model, processor, bank = load_mini(questions, options.measure_dtype)
-    measures = measure(model, processor, questions, bank)
-    print(json.dumps(measures, indent=2))
-    if options.out:
-        write_json(Path(options.out), measures)
+def figures(options: argparse.Namespace) -> dict:
+    """Returns the measures of the model that was asked for."""
+    questions = harmless_questions()[: options.questions]
+    return measure(load_heard(options.model, questions, options.dtype), questions)
+
+
+def harmless_questions() -> list[str]:
+    """Returns the starter set's 420 harmless rewrites, those for evaluation first."""
+    rows = [*choose_rows(StarterChoice("eval")), *choose_rows(StarterChoice("train"))]
+    return [row["question"] for row in rows if row["label"] == "benign"]
 
 
 if __name__ == "__main__":
