@@ -80,7 +80,7 @@ def load_model(
     """Loads a Hugging Face folder or hub id of a supported architecture onto all devices, or onto `mesh`.
 
     Args:
-      path: a folder, a hub id, or `mini`.
+      path: a folder, a hub id, `mini`, or `small`.
       dtype: number type of the frozen weights.
       adapter: a PEFT LoRA on the decoder, ours or another's: a folder, a run's folder, or a hub id.
       lora: in its place, settings of a fresh LoRA, which `seed` starts and which changes nothing yet.

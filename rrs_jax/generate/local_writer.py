@@ -16,8 +16,9 @@ from rrs_jax.weights.load import load_weights, resolve_folder
 
 
 class LocalWriter:
-    """A writer of text by the model in a folder, of a hub id, or `mini`. The first attempt at a prompt is
-    greedy, later ones are sampled.
+    """A writer of text by the model in a folder, of a hub id, `mini`, or `small`.
+
+    The first attempt at a prompt is greedy, later ones are sampled.
 
     One model may be asked in several runs: an attempt's answer depends on the prompt and the attempt alone.
     """
