@@ -79,7 +79,7 @@ class Dropout:
 
 
 def kept(features, shifts, factors, threshold) -> jax.Array:
-    """Where a number is kept, by the hashes of its feature and of its token, which broadcast."""
+    """True where a number is kept, by the hashes of its feature and of its token, which broadcast."""
     return features * factors + shifts >= threshold
 
 

@@ -194,7 +194,7 @@ def _hashes(dropout: Dropout) -> tuple[jax.Array, jax.Array]:
 
 
 def _partial(parts: int, shape: tuple[int, int], dtype) -> jax.ShapeDtypeStruct:
-    """What programs write of a sum: in float32 if it is added up behind the kernel."""
+    """Form of what programs write of a sum, float32 if that is added up behind the kernel."""
     return jax.ShapeDtypeStruct((parts, *shape), dtype if parts == 1 else jnp.float32)
 
 
