@@ -205,10 +205,10 @@ def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(
         for size in (320, 640)
     ]
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    found = generators[0]._sizes(350, 5), generators[1]._sizes(350, 5), generators[0]._sizes(25, 3)
-    assert tuple(queries for queries, _ in found) == in_flight
-    assert all(4 * size >= queries for queries, size in found)
-    assert generators[0]._sizes(3, 5)[0] == 3  # so few that nothing is gained
+    found = [generators[at]._flight(*asked, 20) for at, asked in ((0, (350, 5)), (1, (350, 5)), (0, (25, 3)))]
+    assert tuple(flight.queries for flight in found) == in_flight
+    assert all(4 * flight.prefill >= flight.queries for flight in found)
+    assert generators[0]._flight(3, 5, 20).queries == 3  # so few that nothing is gained
 
 
 @pytest.mark.parametrize("in_flight", [6, 7, 8])
