@@ -20,7 +20,7 @@ WHOLE_ROWS = 8  # of a product on a GPU
 PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 # Answers beyond which the products, not the weights that they read, take a step's time, so that more of them
 # would only wait longer for each other.
-ENOUGH = {"gpu": 1024, "cpu": 64}
+ENOUGH = {"gpu": 1024, "cpu": 128}
 STEPS_A_DOUBLING = 4  # of the numbers tried, so that about the same memory gives the same compiled functions
 USED_SHARE = 0.92  # of what is free; the rest is for kernels' workspaces and what the allocator cannot join
 LOGITS = 8  # float32 arrays (rows, vocabulary) while tokens are chosen: penalties, softmax, a full sort

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rrs_jax.config import flatten
 from rrs_jax.config.stages import STAGES
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
-from rrs_jax.distributed.memory import device_memory
+from rrs_jax.distributed.memory import device_memory, free_memory
 from rrs_jax.distributed.mesh import make_mesh, rows_multiple
 from rrs_jax.errors import UserError
 from rrs_jax.mini.model_table import find_model
@@ -94,7 +94,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))
     responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
     memory = memory_bytes(config, model.config, frozen, adapter, sizes, mesh)
-    free = device_memory() - sum(memory.values()) + memory["activations of a training step"]
+    free = free_memory() - sum(memory.values()) + memory["activations of a training step"]
     in_flight, memory[GENERATION] = answers_in_flight(config, model.config.text, sizes, queries, mesh, free)
     rate = rate or measure_device(dtype)
     seconds = stage_seconds(config, model.config, sizes, responses, in_flight, rate, mesh.size)
