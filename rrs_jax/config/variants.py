@@ -104,7 +104,6 @@ def card24(config: ConfigDict) -> None:
     config.train.gradient_accumulation = 4
     config.train.remat = "full"
     config.extract.batch_size = 8
-    config.generate.batch_size = 8
 
 
 def smoke(config: ConfigDict) -> None:

@@ -21,7 +21,7 @@ PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 # Answers beyond which the products, not the weights that they read, take a step's time, so that more of them
 # would only wait longer for each other.
 ENOUGH = {"gpu": 1024, "cpu": 128}
-STEPS_A_DOUBLING = 4  # of the numbers tried, so that about the same memory gives the same compiled functions
+STEPS_A_DOUBLING = 8  # of the numbers tried, so that about the same memory gives the same compiled functions
 USED_SHARE = 0.92  # of what is free; the rest is for kernels' workspaces and what the allocator cannot join
 LOGITS = 8  # float32 arrays (rows, vocabulary) while tokens are chosen: penalties, softmax, a full sort
 PREFILLED = (
@@ -83,21 +83,19 @@ class FlightPlan:
         """At most `batch_size` answers, rounded up to whole rows of the mesh, to `groups` prompts in as few
         equal waves as that allows."""
         multiple = rows_multiple(self.mesh)
-
-        def round_up(n: float, multiple: int = multiple) -> int:
-            return math.ceil(n / multiple) * multiple
-
-        most = round_up(batch_size / samples)
-        queries = round_up(groups / math.ceil(groups / most))
+        most = _round_up(batch_size / samples, multiple)
+        queries = _round_up(groups / math.ceil(groups / most), multiple)
         if jax.default_backend() == "gpu" and queries * samples > WHOLE_ROWS**2:
-            # Around a product in 16 bit whose rows are no multiple of 8, XLA copies what it reads and writes.
-            queries = round_up(queries, math.lcm(multiple, WHOLE_ROWS // math.gcd(samples, WHOLE_ROWS)))
-        queries = min(queries, most)
-        return Flight(queries, round_up(queries / PREFILLS), samples, width)
+            # Around a product in 16 bit whose rows are no multiple of 8, XLA copies what it reads and writes,
+            # which takes as long as a twentieth of the answers.
+            whole = math.lcm(multiple, WHOLE_ROWS // math.gcd(samples, WHOLE_ROWS))
+            below = most // whole * whole
+            queries = min(_round_up(queries, whole), below if below >= 0.95 * most else most)
+        return Flight(queries, _round_up(queries / PREFILLS, multiple), samples, width)
 
     def fitting(self, groups: int, samples: int, width: int, free: float) -> int:
-        """The largest number of answers in flight, at most `ENOUGH` a device, that `free` bytes of a device
-        hold; the least possible where none fits."""
+        """The largest number of answers in flight, at most `ENOUGH` on each part of `data`, that `free` bytes
+        of a device hold; the least possible where none fits."""
         most = ENOUGH.get(jax.default_backend(), ENOUGH["gpu"]) * self.mesh.shape["data"]
         tried = [size for size in _numbers() if size <= most]
         for size in reversed(tried):
@@ -125,9 +123,8 @@ class FlightPlan:
             states += 2 * 4 * text.num_attention_heads * flight.width
         prefilling = PREFILLED * read * token + read * states + prefill * flight.samples * logits
         decoding = queries * flight.samples * logits + layer
-        if (
-            jax.default_backend() == "gpu"
-        ):  # XLA tries kernels on copies of what they read, the largest matrix
+        if jax.default_backend() == "gpu":
+            # XLA tries kernels on copies of what they read, of which the output head is the largest.
             decoding += text.vocab_size * text.hidden_size * item
         if self.mesh.size > self.mesh.shape["data"]:  # products cut over the other axes: a cache cut alike
             decoding += prompts + answers
@@ -147,7 +144,11 @@ class FlightPlan:
         return 1 + 4 / self.text.head_dim if dtype == jnp.int8 else dtype.itemsize
 
 
+def _round_up(n: float, multiple: int) -> int:
+    return math.ceil(n / multiple) * multiple
+
+
 def _numbers() -> list[int]:
-    """1, 2, ..., 8, 10, 12, 14, 16, 20, ...: `STEPS_A_DOUBLING` to each doubling."""
+    """1, 2, ..., 16, 18, 20, ..., 32, 36, ...: `STEPS_A_DOUBLING` to each doubling."""
     small = list(range(1, STEPS_A_DOUBLING))
     return small + [2**n * (STEPS_A_DOUBLING + i) for n in range(16) for i in range(STEPS_A_DOUBLING)]
