@@ -105,6 +105,30 @@ def test_greedy_answers_equal_transformers(reference, folder, texts, devices, ba
     assert len(set(map(len, expected))) > 3 and max(map(len, expected)) == 41
 
 
+def test_each_device_keeps_its_own_answers_when_the_batch_shrinks(reference, folder, texts):
+    """Five of eight answers end within the first chunk, two or more on each device, and eight places become
+    four; no keys or values go to another device."""
+    model = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:2]))
+    generator = Generator(
+        model, SamplingConfig(max_new_tokens=41, greedy=True), eos_token_ids=EOS, batch_size=8
+    )
+    take, programs = generator.on_mesh._take_stored, []
+
+    def watched(leaf, places):
+        programs.append(take.lower(leaf, places).compile().as_text())
+        return take(leaf, places)
+
+    generator.on_mesh._take_stored = watched
+    texts = sorted(texts, key=len)[:8]
+    requests = [Prompt(key=i, row=(ids, [], [])) for i, ids in enumerate(texts)]
+    answers = {}
+    generator.generate(requests, jnp.zeros((1, 48)), answers.__setitem__)
+    assert [answers[i] for i in range(8)] == [
+        expected_answer(reference, ids, max_new_tokens=41) for ids in texts
+    ]
+    assert programs and not any("all-" in program for program in programs)
+
+
 def test_greedy_answers_by_the_attention_kernel_equal_transformers(reference, model, texts, monkeypatch):
     """The kernel's operations run one by one; prompts asked once and twice, and a cache that grows."""
     monkeypatch.setattr(
