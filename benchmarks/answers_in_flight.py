@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common import GIB, SIZES, Clock, report
 
-from rrs_jax.distributed.machine import MEMORY_SHARE, MEMORY_VARIABLE
+from rrs_jax.distributed.machine import MEMORY_SHARE, MEMORY_VARIABLE, memory_share
 from rrs_jax.mini.model_table import MODELS
 
 SAMPLES, WIDTH, CLIP_TOKENS, WAVES = 5, 136, 75, 4
@@ -47,6 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.cards:
         sys.exit(max(on_card(float(card)) for card in arguments.cards.split(",")))
+    os.environ.update(memory_share())  # before JAX is imported
     (one_card if arguments.one_card else speed)(arguments)
 
 

@@ -165,7 +165,7 @@ def test_a_generator_asks_for_the_memory_that_is_left_when_it_answers(folder, mo
     generator._decode = lambda parameters, state: rows.append(len(state.tokens)) or decode(parameters, state)
     answers = {}
     for free in (2**30, generator.plan.bytes(Flight(3, 1, 1, 8)) / USED_SHARE):
-        monkeypatch.setattr(engine, "least_free_memory", lambda free=free: free)
+        monkeypatch.setattr(engine, "least_free_memory", lambda mesh, free=free: free)
         answers[free] = {}
         generator.generate(requests, jnp.zeros((1, 48)), answers[free].__setitem__)
     assert max(rows) == 12 and min(rows) == 3 and len(rows) == 2 + 4 * 2

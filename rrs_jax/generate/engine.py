@@ -157,7 +157,7 @@ class Generator:
     def _flight(self, groups: int, samples: int, width: int) -> Flight:
         batch_size = self.batch_size
         if batch_size == "auto":
-            batch_size = self.plan.fitting(groups, samples, width, least_free_memory())
+            batch_size = self.plan.fitting(groups, samples, width, least_free_memory(self.mesh))
         return self.plan.flight(groups, samples, width, batch_size)
 
     def _run_prefill(

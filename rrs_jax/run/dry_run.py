@@ -94,7 +94,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))
     responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
     memory = memory_bytes(config, model.config, frozen, adapter, sizes, mesh)
-    free = free_memory() - sum(memory.values()) + memory["activations of a training step"]
+    free = free_memory(mesh) - sum(memory.values()) + memory["activations of a training step"]
     in_flight, memory[GENERATION] = answers_in_flight(config, model.config.text, sizes, queries, mesh, free)
     rate = rate or measure_device(dtype)
     seconds = stage_seconds(config, model.config, sizes, responses, in_flight, rate, mesh.size)
