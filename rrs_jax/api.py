@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,7 @@ def generate(
     *,
     system: str | None = None,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | Literal["auto"] = "auto",
     **sampling,
 ) -> list[str]:
     """Answers questions; returns one text each, in their order, without special tokens.
@@ -166,7 +167,7 @@ def generate(
       questions, prompt: as for `make_batch`.
       system: system prompt; None is the model's own.
       seed: of sampling. An answer depends on its question, its place and the seed, not on the batch.
-      batch_size: answers in flight at once.
+      batch_size: answers in flight at once; auto, as many as the device's memory holds.
       sampling: `max_new_tokens` (256), `greedy`, `temperature`, `top_p`, `top_k`, `repetition_penalty`; what
         is left out is as the model's folder says.
     Raises UserError that lists every clip that cannot be used.

@@ -195,9 +195,10 @@ FIELDS = {field.name: field for field in (
     Field("mesh.tensor", 1, either(integer(1), -1), "Devices over which heads and MLP columns are cut.",
           placement=True),
 
-    Field("generate.batch_size", 16, integer(1),
-          "Answers in flight at once; the samples of one question are in flight together and share its "
-          "prompt.", placement=True),
+    Field("generate.batch_size", "auto", either(integer(1), "auto"),
+          "Answers in flight at once, over all devices; the samples of one question are in flight together "
+          "and share its prompt. `auto` takes as many as the memory left on the devices holds, and no more "
+          "than keep them busy.", placement=True),
     Field("generate.cache_dtype", "auto", choice("auto", "bfloat16", "float32", "int8"),
           "Number type of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` "
           "halves bfloat16's memory at a relative error of about 1 % in a layer's attention "

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import flatten, resolve
 from rrs_jax.config.strategy_table import STRATEGY_TABLE, load_strategy
+from rrs_jax.distributed.memory import least_free_memory
 from rrs_jax.distributed.mesh import rows_multiple
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.progress import say
@@ -27,7 +28,7 @@ from rrs_jax.run.together import StageWork, do_stage, mark_done, open_run, stage
 from rrs_jax.strategies.extracted import Extracted, read_extracted, write_extracted
 from rrs_jax.strategies.served import Served
 from rrs_jax.train.loop import train
-from rrs_jax.train.memory import fitting_remat, least_free_memory
+from rrs_jax.train.memory import fitting_remat
 from rrs_jax.web.page import how_to_open
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.model_card import write_model_card
