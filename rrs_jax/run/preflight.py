@@ -20,10 +20,11 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRA
 from rrs_jax.progress import silent
-from rrs_jax.run.context import RunContext, lora_config
+from rrs_jax.run.context import RunContext, base_name, lora_config
 from rrs_jax.run.data_stage import skips_bad_rows
 from rrs_jax.run.folder import LEAST_FREE_BYTES, check_disk
 from rrs_jax.run.servers import try_servers
+from rrs_jax.run.start_adapter import read_start
 from rrs_jax.weights.hub import check_download, is_hub_id, small_files
 from rrs_jax.weights.load import check_path, read_config
 
@@ -116,6 +117,10 @@ def _try_model(context: RunContext, wanted: set[str]) -> None:
     if "audio_text" in processor.prompt_format.modes:
         processor.encode(PROMPT_T, [processor.mel.token_count(CLIP_FRAMES)])
     processor.encode(PROMPT_T, [])
+    if "train" in wanted:
+        folder = small_files(path) if is_hub_id(path) else context.model_folder()
+        base, _ = base_name(context.config, folder)
+        read_start(context.config, lora_config(context.config), read_config(folder), base)
     if "extract" in wanted:
         for text in context.config.rrs.refusal_tokens:
             processor.token_id(text)

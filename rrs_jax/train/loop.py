@@ -15,7 +15,6 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import Selection
-from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.batches import Draws, Schedule, TrainingData
@@ -44,7 +43,8 @@ def train(
     or gradient are not finite, naming the samples, and where the folder's checkpoints are of other settings.
 
     Args:
-      model: with its adapters at their start, also when a run goes on; it stays as it is, on its own mesh.
+      model: with its adapters at their start, also when a run goes on: penalty_space "lora" counts from
+        them. It stays as it is, on its own mesh.
       schedule: samples, prompts and padding of every step, and the training settings.
       steps: keeps compiled steps for later calls.
       prefix_states: makes the lower layers' states that steps start from, called where there are steps to
@@ -58,12 +58,6 @@ def train(
         raise UserError(
             f"train.gradient_accumulation: {config.gradient_accumulation} does not divide train.batch_size "
             f"{config.batch_size}; choose a divisor."
-        )
-    if any(
-        np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"
-    ):
-        raise ValueError(
-            "the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin"
         )
     optimiser = dataclasses.replace(config.optimiser, remat=remat or config.optimiser.remat)
     total_steps = config.total_steps(len(data.sample_ids))
