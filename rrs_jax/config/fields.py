@@ -292,6 +292,10 @@ FIELDS = {field.name: field for field in (
     Field("export.base_name", None, either(hub_name(), None),
           "Name OWNER/NAME under which the base is published, for adapter_config.json and the model card; "
           "None reads it from model.path or its folder."),
+    Field("export.push", None, either(hub_name(), None),
+          "Upload the adapter with its model card to this repository of the Hugging Face hub, and a merged "
+          "folder to the same name with -merged. One that is not there is made, private, when the run "
+          "begins."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
           "Class whose module names the adapter has: `whole` for that of the whole model, `thinker` for that "
           "of Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads "

@@ -22,11 +22,13 @@ from rrs_jax.models.lora import LoRA
 from rrs_jax.progress import silent
 from rrs_jax.run.context import RunContext, base_name, lora_config
 from rrs_jax.run.data_stage import skips_bad_rows
+from rrs_jax.run.export_stage import repositories
 from rrs_jax.run.folder import LEAST_FREE_BYTES, check_disk
 from rrs_jax.run.servers import try_servers
 from rrs_jax.run.start_adapter import read_start
 from rrs_jax.weights.hub import check_download, is_hub_id, small_files
 from rrs_jax.weights.load import check_path, read_config
+from rrs_jax.weights.upload import check_upload
 
 CLIP_FRAMES = 100  # of the clip in the prompt that is tried, a second
 SERVED_JUDGES, TORCH_JUDGES = ("llm:",), ("local:", "llama_guard:")
@@ -36,11 +38,13 @@ def check_needs(context: RunContext, stages: Sequence[str]) -> None:
     """Tries what the stages that are still to be done need, in all processes.
 
     Raises UserError for a package that is missing, a voice that cannot speak, a manifest that cannot be read,
-    a judge or an endpoint that does not answer, a model's path, tokenizer, chat template or refusal token
-    that cannot be used, or too little disk.
+    a judge or an endpoint that does not answer, a hub that refuses the upload, a model's path, tokenizer,
+    chat template, refusal token or starting adapter that cannot be used, or too little disk.
     """
     config, wanted = context.config, set(stages)
     processes.by_first(lambda: _try_questions(config, wanted))
+    if "export" in wanted and config.export.push is not None:
+        processes.by_first(lambda: check_upload(repositories(config)))
     if _needs_model(config, wanted):
         with processes.in_step():
             _try_model(context, wanted)

@@ -22,4 +22,4 @@ def published_name(path: str, folder: Path) -> tuple[str | None, str]:
     recorded = read_json(folder / "config.json").get("_name_or_path") or ""
     if re.fullmatch(HUB_NAME, recorded) and not Path(recorded).exists():
         return recorded, "_name_or_path in config.json"
-    return None, "nothing in its folder"
+    return None, "nothing in the model's folder"
