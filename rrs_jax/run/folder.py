@@ -74,6 +74,7 @@ class RunFolder:
         self.representations = self.path / "representations.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.rates = self.path / "rates.jsonl"
         self.epochs = self.path / "epochs"
         self.evaluations = self.path / "eval"
         self.adapter = self.path / "export" / "adapter"
@@ -144,7 +145,7 @@ class RunFolder:
 
     def _has_begun(self) -> bool:
         """Returns True where a stage has left something, which another config would contradict."""
-        return any(file.name not in ("config.json", ".lock") for file in self.path.iterdir())
+        return any(file.name not in ("config.json", ".lock", "wandb") for file in self.path.iterdir())
 
     def _check_same_run(self, record: dict) -> None:
         # A field that the folder's version did not have did what its default does.

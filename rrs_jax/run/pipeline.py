@@ -164,6 +164,7 @@ def print_summary(folder: RunFolder) -> None:
         folder.manifest,
         folder.representations,
         folder.metrics,
+        folder.rates,
         folder.evaluations,
         folder.adapter,
         folder.merged,

@@ -26,6 +26,7 @@ from rrs_jax.run.export_stage import repositories
 from rrs_jax.run.folder import LEAST_FREE_BYTES, check_disk
 from rrs_jax.run.servers import try_servers
 from rrs_jax.run.start_adapter import read_start
+from rrs_jax.train.metrics import try_wandb
 from rrs_jax.weights.hub import check_download, is_hub_id, small_files
 from rrs_jax.weights.load import check_path, read_config
 from rrs_jax.weights.upload import check_upload
@@ -38,11 +39,14 @@ def check_needs(context: RunContext, stages: Sequence[str]) -> None:
     """Tries what the stages that are still to be done need, in all processes.
 
     Raises UserError for a package that is missing, a voice that cannot speak, a manifest that cannot be read,
-    a judge or an endpoint that does not answer, a hub that refuses the upload, a model's path, tokenizer,
-    chat template, refusal token or starting adapter that cannot be used, or too little disk.
+    a judge or an endpoint that does not answer, Weights & Biases without a login, a hub that refuses the
+    upload, a model's path, tokenizer, chat template, refusal token or starting adapter that cannot be used,
+    or too little disk.
     """
     config, wanted = context.config, set(stages)
     processes.by_first(lambda: _try_questions(config, wanted))
+    if "wandb" in config.train.log_to and wanted & {"train", "evaluate"}:
+        processes.by_first(lambda: try_wandb(context.folder.path))
     if "export" in wanted and config.export.push is not None:
         processes.by_first(lambda: check_upload(repositories(config)))
     if _needs_model(config, wanted):
@@ -74,6 +78,8 @@ def _try_packages(config: ConfigDict, wanted: set[str]) -> None:
         for name in judges:
             if name.startswith(TORCH_JUDGES):
                 needed["torch"] = f"evaluate.judges={name}"
+    if "wandb" in config.train.log_to and wanted & {"train", "evaluate"}:
+        needed["wandb"] = "train.log_to=wandb"
     tables = [*config.data.exclude, *(name.partition(":")[2] for name in config.evaluate.questions)]
     if any(name.endswith(".parquet") for name in tables):
         needed["pyarrow"] = "reading Parquet"
