@@ -1,4 +1,4 @@
-"""Where a run's figures go while it runs: JSON lines in its folder, TensorBoard, Weights & Biases.
+"""Places for a run's figures while it runs: JSON lines in its folder, TensorBoard, Weights & Biases.
 
 A figure belongs to a group, "train" for those of a training step, "eval/NAME" for the rates of an evaluation,
 and to a step of the training. A step comes once, however often a run was started.
