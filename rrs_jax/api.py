@@ -30,7 +30,7 @@ from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.weights.adapter import read_adapter
-from rrs_jax.weights.load import load_weights, resolve_folder
+from rrs_jax.weights.load import load_weights, read_config, resolve_folder
 
 __all__ = [
     "LoadedModel",
@@ -94,7 +94,7 @@ def load_model(
     folder = resolve_folder(str(path))
     mesh = mesh or make_mesh()
     processor = Processor.from_folder(folder)
-    read = None if adapter is None else read_adapter(adapter, folder)
+    read = None if adapter is None else read_adapter(adapter, read_config(folder))
     lora = lora if read is None else read.config
     module = load_weights(folder, dtype=jnp.dtype(dtype), lora=lora, mesh=mesh, seed=seed)
     if read is not None:

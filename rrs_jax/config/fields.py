@@ -11,6 +11,7 @@ from rrs_jax.config.kinds import (
     boolean,
     choice,
     either,
+    hub_name,
     integer,
     integers,
     names,
@@ -178,6 +179,11 @@ FIELDS = {field.name: field for field in (
           "A model refuses names that its decoder does not have."),
     Field("lora.layers", "all", either(integer(0), "all"),
           "`all`, or the first layer with an adapter: layers below it have none and need no backward pass."),
+    Field("lora.start", None,
+          either(path("a PEFT adapter's folder, a run's folder or a hub id OWNER/NAME"), None),
+          "Adapter from which training goes on, ours or PEFT's, of the rank, alpha, targets and layers that "
+          "this group says. Targets, vanilla rates and penalty.space=weights stay those of the model without "
+          "it; penalty.space=lora counts from it. None starts with adapters that change nothing."),
 
     *training_fields("train"),
     Field("train.lower_states_gib", 4.0, number(0),
@@ -284,6 +290,13 @@ FIELDS = {field.name: field for field in (
     Field("export.checkpoint", "last", either(either(integer(1), "best"), "last"),
           "Which of the kept checkpoints is exported: `last`, `best` (the end of the epoch with the lowest "
           "mean loss), or a number of steps, as the folders in RUN/checkpoints are called."),
+    Field("export.base_name", None, either(hub_name(), None),
+          "Name OWNER/NAME under which the base is published, for adapter_config.json and the model card; "
+          "None reads it from model.path or its folder."),
+    Field("export.push", None, either(hub_name(), None),
+          "Upload the adapter with its model card to this repository of the Hugging Face hub, and a merged "
+          "folder to the same name with -merged. One that is not there is made, private, when the run "
+          "begins."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
           "Class whose module names the adapter has: `whole` for that of the whole model, `thinker` for that "
           "of Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads "

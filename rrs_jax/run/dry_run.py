@@ -31,6 +31,7 @@ from rrs_jax.run.estimates import (
     stage_seconds,
 )
 from rrs_jax.run.folder import stage_is_done
+from rrs_jax.run.start_adapter import read_start
 from rrs_jax.weights.load import abstract_model, read_config
 from rrs_jax.weights.named_models import is_named
 
@@ -69,7 +70,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     """Reads small files: the model's config.json (fetched for a hub id), manifests, the run folder's marks.
 
     rate: of the device; measured where it is None.
-    Raises UserError for a model, LoRA target, mesh or manifest that a run would refuse.
+    Raises UserError for a model, LoRA target, start, mesh or manifest that a run would refuse.
     """
     trained = STRATEGY_TABLE[config.strategy].trains
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -81,9 +82,10 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
         )
     dtype = jnp.dtype(config.model.dtype)
     values = model_config(config.model.path)
-    model, _ = abstract_model(
-        values, dtype, lora_config(config) if trained else None, quantize=config.model.quantize
-    )
+    lora = lora_config(config) if trained else None
+    model, _ = abstract_model(values, dtype, lora, quantize=config.model.quantize)
+    if lora is not None:
+        read_start(config, lora, values)
     _, adapter, frozen = nnx.split(model, LoRAParam, ...)
     adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)

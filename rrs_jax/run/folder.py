@@ -33,6 +33,7 @@ from rrs_jax.data.authors_questions import folder_hash
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError, scrub, shown_address
 from rrs_jax.files import content_hash, file_lock, read_json, write_json
+from rrs_jax.weights.adapter import adapter_files_hash
 
 PACKAGES = (
     "rrs-jax",
@@ -48,7 +49,7 @@ PACKAGES = (
     "librosa",
     "soundfile",
 )
-MANIFESTS = (*DATA.values(), "data.eval_manifest")
+INPUTS = (*DATA.values(), "data.eval_manifest", "lora.start")  # what their files hold must not change
 LEAST_FREE_BYTES = 500_000_000
 
 
@@ -60,7 +61,7 @@ class RunFolder:
     report may be repeated with other values. Fields that decide only where and how fast may always change.
 
     Raises UserError where the folder cannot be written, its disk is too full, it is another run's, or a
-    manifest is not the one that the run began with.
+    manifest or an adapter is not the one that the run began with.
     """
 
     def __init__(self, path: str | Path, config: ConfigDict):
@@ -73,6 +74,7 @@ class RunFolder:
         self.representations = self.path / "representations.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.rates = self.path / "rates.jsonl"
         self.epochs = self.path / "epochs"
         self.evaluations = self.path / "eval"
         self.adapter = self.path / "export" / "adapter"
@@ -81,7 +83,7 @@ class RunFolder:
 
         if processes.is_first():
             check_disk(self.path)
-        self.inputs = {name: _file_hash(name, self.values[name]) for name in MANIFESTS if self.values[name]}
+        self.inputs = {name: _file_hash(name, self.values[name]) for name in INPUTS if self.values[name]}
         record = read_json(self.config_file) if self.config_file.is_file() else {}
         if record and self._has_begun():
             self._check_same_run(record)
@@ -143,7 +145,7 @@ class RunFolder:
 
     def _has_begun(self) -> bool:
         """Returns True where a stage has left something, which another config would contradict."""
-        return any(file.name not in ("config.json", ".lock") for file in self.path.iterdir())
+        return any(file.name not in ("config.json", ".lock", "wandb") for file in self.path.iterdir())
 
     def _check_same_run(self, record: dict) -> None:
         # A field that the folder's version did not have did what its default does.
@@ -241,6 +243,8 @@ def source_commit() -> str | None:
 
 
 def _file_hash(field: str, path: str) -> str:
+    if field == "lora.start":
+        return adapter_files_hash(path, field)
     try:
         return folder_hash(path) if Path(path).is_dir() else content_hash(Path(path).read_bytes())
     except OSError as error:
