@@ -44,7 +44,7 @@ class Flight:
 
 @dataclasses.dataclass(frozen=True)
 class FlightPlan:
-    """What decides the memory of an answer and how many there may be.
+    """Facts that decide how much memory an answer takes and how many there may be.
 
     Attributes:
       text: the decoder's sizes.
