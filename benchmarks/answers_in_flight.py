@@ -137,7 +137,7 @@ def one_card(arguments: argparse.Namespace) -> None:
 
     from rrs_jax.distributed.memory import device_memory, free_memory
 
-    model = random_model(arguments)
+    model = filled_model(arguments)
     bank, vocabulary = audio_bank(model), model.config.text.vocab_size
     generator = make_generator(model, 256, "auto", range(0, vocabulary, 100))
     gc.collect()
@@ -169,18 +169,55 @@ def one_card(arguments: argparse.Namespace) -> None:
     )
 
 
-def random_model(arguments: argparse.Namespace):
-    import jax
+def builder(arguments: argparse.Namespace):
+    """A function that gives the model's module."""
     import jax.numpy as jnp
 
-    from rrs_jax.distributed.mesh import make_mesh
     from rrs_jax.models.architectures import part
-    from rrs_jax.models.random_init import random_model
 
     values = VALUES[arguments.model]
     model_class = part("models", values).MODEL
-    config, mesh = model_class.config_class.from_hf(values), make_mesh(devices=jax.devices()[:1])
-    return random_model(lambda: model_class(config, dtype=jnp.dtype(arguments.dtype)), mesh=mesh)
+    config = model_class.config_class.from_hf(values)
+    return lambda: model_class(config, dtype=jnp.dtype(arguments.dtype))
+
+
+def random_model(arguments: argparse.Namespace):
+    import jax
+
+    from rrs_jax.distributed.mesh import make_mesh
+    from rrs_jax.models import random_init
+
+    return random_init.random_model(builder(arguments), mesh=make_mesh(devices=jax.devices()[:1]))
+
+
+def filled_model(arguments: argparse.Namespace):
+    """Weights that need no more memory than their own while they are made, as random ones do: the allocator's
+    peak is then generation's."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from rrs_jax.distributed.mesh import make_mesh, replicated
+
+    graphdef, state = nnx.split(nnx.eval_shape(builder(arguments)))
+    sharding = replicated(make_mesh(devices=jax.devices()[:1]))
+
+    def waves(shape, dtype, phase):
+        places = (jax.lax.broadcasted_iota(jnp.float32, shape, axis) for axis in range(len(shape)))
+        angles = sum(place * (0.7 + 1.3 * axis) for axis, place in enumerate(places))
+        return ((2 / shape[-1]) ** 0.5 * jnp.sin(angles + phase)).astype(dtype)
+
+    def filled(index, path, leaf):
+        name = ".".join(map(str, path))
+        if name.endswith("norm.weight"):
+            return jnp.ones(leaf.shape, leaf.dtype, device=sharding)
+        return jax.jit(waves, static_argnums=(0, 1), out_shardings=sharding)(leaf.shape, leaf.dtype, index)
+
+    flat = [
+        (path, leaf.replace(filled(index, path, leaf)))
+        for index, (path, leaf) in enumerate(nnx.to_flat_state(state))
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def make_generator(model, new_tokens: int, batch_size, eos):

@@ -21,6 +21,9 @@ PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 # Answers beyond which the products, not the weights that they read, take a step's time, so that more of them
 # would only wait longer for each other.
 ENOUGH = {"gpu": 1024, "cpu": 128}
+# Answers up to which reading the weights takes a step's time: with half of them it would save less than a
+# program for them costs.
+FEW = {"gpu": 128, "cpu": 16}
 STEPS_A_DOUBLING = 8  # of the numbers tried, so that about the same memory gives the same compiled functions
 USED_SHARE = 0.92  # of what is free; the rest is for kernels' workspaces and what the allocator cannot join
 LOGITS = 8  # float32 arrays (rows, vocabulary) while tokens are chosen: penalties, softmax, a full sort
@@ -102,6 +105,10 @@ class FlightPlan:
             if self.bytes(self.flight(groups, samples, width, size)) <= USED_SHARE * free:
                 return size
         return tried[0]
+
+    def few(self) -> int:
+        """The number of answers that shrinks no further."""
+        return FEW.get(jax.default_backend(), FEW["gpu"]) * self.mesh.shape["data"]
 
     def bytes(self, flight: Flight) -> float:
         """Bytes on one device, of those along `data` that share the prompts; what else cuts the model holds
