@@ -19,22 +19,13 @@ from helpers.voices import Tones
 from rrs_jax.data import distractors
 from rrs_jax.data.beavertails import group_rows
 from rrs_jax.data.build import BuildOptions, build
-from rrs_jax.data.distractors import (
-    VariantOptions,
-    at_pitch,
-    at_speed,
-    at_tempo,
-    in_room,
-    make_variant,
-    noise,
-    spell,
-    with_noise,
-)
+from rrs_jax.data.distractors import VariantOptions, make_variant, spell
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import pack
 from rrs_jax.data.show import edit_distances, figure_3, show, table_1
 from rrs_jax.data.spoken import SpeechOptions
 from rrs_jax.data.voices import ENGINES
+from rrs_jax.data.waveforms import at_pitch, at_speed, at_tempo, in_room, noise, with_noise
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl, write_jsonl
 
