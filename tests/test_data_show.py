@@ -205,6 +205,25 @@ def test_every_clip_plays(opened, dataset):
     assert ended == "ended"
 
 
+def test_clips_have_pictures(browser, dataset, tmp_path):
+    """The first ones of each set, and in place of a damaged clip's the reason."""
+    rows = load_manifest(dataset / "mirror" / "manifest.jsonl")[:4]
+    for row, path in zip(rows, audio_paths(dataset / "mirror" / "manifest.jsonl", rows), strict=True):
+        row["audio"] = str(path)
+    rows[1]["audio"] = str(tmp_path / "damaged.wav")
+    (tmp_path / "damaged.wav").write_bytes(b"no sound")
+    write_jsonl(tmp_path / "manifest.jsonl", rows)
+    for pictures, seen in ((3, 2), (0, 0)):
+        show(tmp_path, pictures)
+        browser.get((tmp_path / "index.html").as_uri())
+        wait_for_count(browser, "1 to 4 of 4")
+        images = browser.find_elements(By.CSS_SELECTOR, "#rows img")
+        assert [image.get_property("naturalHeight") for image in images] == [64] * seen
+        assert browser.find_element(By.ID, "pictures").is_displayed() == bool(seen)
+        text = shown(browser)[1].find_element(By.TAG_NAME, "td").text
+        assert ("damaged.wav: is not readable as audio" in text) == bool(seen)
+
+
 def test_text_of_a_manifest_is_text(opened):
     opened.find_element(By.ID, "text").send_keys("</script>")
     wait_for_count(opened, "1 to 1 of 1")

@@ -52,11 +52,13 @@ def augmentations() -> Kind:
     """Returns the kind of a tuple of changes, each kind of change once at most."""
 
     def accepts(value: object) -> bool:
+        if not isinstance(value, tuple):
+            return False
         try:
             kinds = [read_augmentation(change)[0] for change in value]
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, ValueError):
             return False
-        return isinstance(value, tuple) and len(set(kinds)) == len(kinds)
+        return len(set(kinds)) == len(kinds)
 
     written = ", ".join(f"{kind} {allowed.wants[9:]}" for kind, allowed in AUGMENTATIONS.items())
     wants = f"different changes KIND:LOW:HIGH, with commas between: {written}"
