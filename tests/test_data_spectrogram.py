@@ -4,9 +4,10 @@ import base64
 
 import numpy as np
 import pytest
+import soundfile
 import transformers
 
-from rrs_jax.data.spectrogram import log_mel, picture
+from rrs_jax.data.spectrogram import Clip, log_mel, picture
 
 RATE = 16_000
 
@@ -59,3 +60,15 @@ def test_a_browser_sees_the_tone_rise(browser, seconds, width):
     highest = 64 - 1 - pixels.argmax(axis=0)  # the lightest pixel of each column, from below
     assert highest[2] < 20 and highest[-3] > 55
     assert np.mean(np.diff(highest) >= 0) > 0.95 and np.corrcoef(highest, np.arange(width))[0, 1] > 0.9
+
+
+def test_a_notebook_hears_and_sees_a_clip(browser, tmp_path):
+    soundfile.write(tmp_path / "a.flac", sweep(1.5), RATE)
+    page = tmp_path / "page.html"
+    page.write_text(Clip(tmp_path / "a.flac")._repr_html_())
+    browser.get(page.as_uri())
+    image, player = (browser.find_element("tag name", name) for name in ("img", "audio"))
+    assert (image.get_property("naturalWidth"), image.get_property("naturalHeight")) == (120, 64)
+    heard = "const [player, done] = arguments; player.onerror = () => done('error');"
+    heard += "player.ondurationchange = () => done(player.duration); player.load();"
+    assert browser.execute_async_script(heard, player) == pytest.approx(1.5, abs=0.01)

@@ -1,11 +1,15 @@
 """Pictures of clips as the models' audio encoders see them: log-mel features, small, as PNG."""
 
+import base64
+import html
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 from rrs_jax.data.voices import SAMPLING_RATE
+from rrs_jax.data.waveforms import read_waveform
 
 BINS, WINDOW, HOP, MAX_HERTZ = 128, 400, 160, 8000  # Whisper's extractor: bins, samples, samples, Hz
 RANGE, FLOOR = 8.0, 1e-10  # powers of ten below the loudest value, and the least power
@@ -15,6 +19,27 @@ PALETTE = bytes.fromhex(
     "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d"
     "c43c75 de4968 f1605d fa7f5e fe9f6d febf84 fddea0 fcfdbf"
 )
+
+
+class Clip:
+    """A clip as a notebook shows it: its picture, with a player where the notebook can have one."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def _repr_png_(self) -> bytes:
+        return picture(log_mel(read_waveform(self.path)))
+
+    def _repr_html_(self) -> str:
+        sound, drawn = (
+            base64.b64encode(data).decode() for data in (self.path.read_bytes(), self._repr_png_())
+        )
+        kind = html.escape(self.path.suffix.removeprefix("."))
+        size = 'width="480" height="128" alt="log-mel features of the clip"'
+        return (
+            f'<img src="data:image/png;base64,{drawn}" {size}><br>'
+            f'<audio controls src="data:audio/{kind};base64,{sound}"></audio>'
+        )
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
