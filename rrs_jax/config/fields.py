@@ -23,7 +23,7 @@ from rrs_jax.config.kinds import (
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.config.training import SEED, training_fields
-from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS
+from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS, augmentations
 
 # The linear layers of a decoder layer that can have an adapter, those of all architectures.
 LINEARS = (
@@ -79,9 +79,13 @@ FIELDS = {field.name: field for field in (
     Field("data.voices_per_question", 1, integer(1),
           "Starter set: different voices that say each training question; every clip is a sample of its "
           "own."),
+    Field("data.augment", (), augmentations(),
+          "Changes of each training clip, one behind the other, by an amount drawn for it from LOW to HIGH: "
+          "`speed` (times as fast, pitch with it), `tempo` (times as fast), `pitch` (semitones), `snr` "
+          "(white noise, dB below the speech), such as `speed:0.9:1.1,snr:15:30`. Empty leaves the clips."),
     Field("data.seed", 0, integer(0, 2**31 - 1),
-          "Seed of the data: each question's voice, noise as a distractor, and which questions a part of the "
-          "starter set has."),
+          "Seed of the data: each question's voice, what data.augment draws, noise as a distractor, and "
+          "which questions a part of the starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.max_cost_usd", 0.0, number(0),

@@ -45,7 +45,7 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
         check_needs(context, [name for name in stages if not stage_done(context, name)])
         for name in stages:
             if stage_done(context, name):
-                say(f"{name}: done already")
+                say(f"stage {name}: done already")
                 continue
             start, compiled, programs = time.monotonic(), clock.seconds, clock.programs
             facts = do_stage(context, STAGE_WORK[name])
@@ -54,10 +54,9 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
                 "compiling_seconds": round(clock.seconds - compiled, 1),
             }
             mark_done(context, name, times | facts)
-            say(
-                f"{name}: {times['seconds']} s, of which {times['compiling_seconds']} s to compile"
-                f" {clock.programs - programs} programs"
-            )
+            made = clock.programs - programs
+            compiling = f", {times['compiling_seconds']} s of it to compile {made} programs" if made else ""
+            say(f"stage {name}: done in {times['seconds']} s{compiling}")
     if cache is None and tells_the_user():
         print_summary(context.folder)
 
