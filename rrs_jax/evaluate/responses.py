@@ -20,6 +20,7 @@ from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_j
 from rrs_jax.progress import Progress, say
 
 REPLY_LETTERS = 400  # of an unreadable reply that a judgement keeps
+MODEL_CONTENT = "model_content"  # in `made_by`: digest of a local model's folder, by which it is the same
 SETS = ("harmful", "benign", "borderline")
 
 Key = tuple[str, str, str, int]  # set, id, mode, sample
@@ -107,7 +108,12 @@ class ResponseStore:
                 f"choose another run_dir or delete {self.path.parent}."
             )
         before = read_json(self.meta_path).get("made_by", {})
-        fields = sorted(name for name in before | made_by if before.get(name) != made_by.get(name))
+        unknown = set()
+        if MODEL_CONTENT in made_by:  # earlier versions wrote the path alone
+            unknown = {"model" if MODEL_CONTENT in before else MODEL_CONTENT}
+        fields = sorted(
+            name for name in (before | made_by).keys() - unknown if before.get(name) != made_by.get(name)
+        )
         if fields:
             raise UserError(
                 f"{self.path}: was made with other settings ({', '.join(fields)}); "

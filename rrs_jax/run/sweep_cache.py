@@ -44,25 +44,35 @@ class SweepCache:
         self._states: dict[str, np.ndarray] = {}
         self._read: set[Path] = set()
 
-    def vanilla(self, model_folder: Path, dtype: str, mesh, quantize: str = "none") -> nnx.Module:
-        """The frozen model without adapters."""
-        key = (model_folder, dtype, mesh, quantize)
+    def vanilla(self, model_folder: Path, key: tuple) -> nnx.Module:
+        """The frozen model without adapters. key: digest of the folder's content, dtype, mesh, quantize."""
         if key not in self._models:
+            _, dtype, mesh, quantize = key
             self._models[key] = load_weights(
                 model_folder, dtype=jnp.dtype(dtype), mesh=mesh, quantize=quantize
             )
         return self._models[key]
 
-    def processor(self, model_folder: Path) -> Processor:
-        if model_folder not in self._processors:
-            self._processors[model_folder] = Processor.from_folder(model_folder)
-        return self._processors[model_folder]
+    def processor(self, model_folder: Path, digest: str) -> Processor:
+        """The folder's processor; digest: of the folder's content."""
+        if digest not in self._processors:
+            self._processors[digest] = Processor.from_folder(model_folder)
+        return self._processors[digest]
 
     def audio_bank(
-        self, model: nnx.Module, processor: Processor, paths: Sequence[Path], *, batch_size: int, cache: Path
+        self,
+        model: nnx.Module,
+        processor: Processor,
+        paths: Sequence[Path],
+        *,
+        batch_size: int,
+        cache: Path,
+        key: str,
     ) -> AudioBank:
-        """Embeddings of some clips; where `clips` are known, a part of the one bank of all of them."""
-        key = str(processor.folder)
+        """Embeddings of some clips; where `clips` are known, a part of the one bank of all of them.
+
+        key: digest of the content of the model's folder.
+        """
         if not self.clips:
             return make_audio_bank(
                 model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key

@@ -169,7 +169,7 @@ class VanillaModel:
     def _keys(self, prompts: Sequence[EncodedPrompt], *more: object) -> list[str]:
         """Hashes of the model and of what each prompt is made of."""
         prints = dict(zip(self.bank.offsets, self.bank.prints, strict=True))
-        model = str(self.context.model_folder()), self.config.model.dtype, self.config.model.quantize
+        model = self.context.model_digest(), self.config.model.dtype, self.config.model.quantize
         return [
             content_hash(model, list(map(int, ids)), [prints[o] for o in offsets], *more)
             for ids, offsets, _ in prompts

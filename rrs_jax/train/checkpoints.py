@@ -22,6 +22,8 @@ class Position:
       random_key: the seed; with epoch and step it fixes every later draw.
       epoch_loss: sum of the losses of the current epoch's steps so far.
       settings: hash of all that shapes the run; a run goes on only with the same.
+      inputs: digest of the model folder and the clips (`rrs_jax.train.batches.TrainingData`), as settings;
+        empty in checkpoints of earlier versions, which go on with any.
     """
 
     step: int
@@ -30,6 +32,7 @@ class Position:
     random_key: int
     epoch_loss: float
     settings: str
+    inputs: str = ""
 
 
 class Checkpoints:

@@ -70,7 +70,7 @@ def train(
     kept = {} if steps is None else steps
     step = _make_step(model, strategy, optimiser, total_steps, config.seed, kept)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        start, fresh = step.init(), _beginning(config, data.sample_ids, data.harmful)
+        start, fresh = step.init(), _beginning(config, data.sample_ids, data.harmful, data.digest)
         state, position = _latest(checkpoints, start, fresh) or (start, fresh)
         if position.step < total_steps:
             schedule.prefix_states = prefix_states()
@@ -88,12 +88,13 @@ def restore(
     harmful: np.ndarray,
     folder: Path,
     checkpoint: int | str = "last",
+    digest: str = "",
 ) -> nnx.State:
     """The adapters of a finished training, from a checkpoint in `folder`.
 
-    model: with its adapters at their start. checkpoint: "last", "best" or a number of steps. Raises UserError
-    where the training is not finished, where it is of other settings or samples, or where that checkpoint was
-    not kept.
+    model: with its adapters at their start. checkpoint: "last", "best" or a number of steps. digest: as in
+    `TrainingData`. Raises UserError where the training is not finished, where it is of other settings,
+    samples or inputs, or where that checkpoint was not kept.
     """
     total_steps = config.total_steps(len(sample_ids))
     like = abstract_state(model, config.optimiser, mesh_of(model), total_steps)
@@ -109,14 +110,14 @@ def restore(
                 f"export.checkpoint: {checkpoint} was not kept; {folder / 'checkpoints'} has"
                 f" {', '.join(map(str, checkpoints.steps()))} (train.keep_checkpoints keeps more)."
             )
-        state, _ = _at(step, checkpoints, like, _beginning(config, sample_ids, harmful))
+        state, _ = _at(step, checkpoints, like, _beginning(config, sample_ids, harmful, digest))
     return state.result
 
 
-def _beginning(config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarray) -> Position:
+def _beginning(config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarray, digest: str) -> Position:
     """The first position of a run, with the hash of all that shapes its adapters."""
     settings = content_hash(config.result_settings(), list(sample_ids), np.asarray(harmful).tolist())
-    return Position(0, 0, 0, config.seed, 0.0, settings)
+    return Position(0, 0, 0, config.seed, 0.0, settings, digest)
 
 
 def _make_step(
@@ -151,6 +152,11 @@ def _at(
         raise UserError(
             f"{checkpoints.folder}: was made with other training settings or samples; choose another run_dir,"
             " restore the settings, or delete the folder."
+        )
+    if position.inputs and fresh.inputs and position.inputs != fresh.inputs:
+        raise UserError(
+            f"{checkpoints.folder}: was made on another content of the model folder or the training clips;"
+            " restore them, choose another run_dir, or delete the folder."
         )
     return state, position
 

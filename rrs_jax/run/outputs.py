@@ -1,0 +1,64 @@
+"""The files that a stage wrote, known again by their digests."""
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rrs_jax.config.strategy_table import STRATEGY_TABLE
+from rrs_jax.files import file_digest
+
+# Files and folders that a stage writes in the run folder; `extract` writes what its strategy's row names.
+PLACES = {
+    "data": ("data/manifest.jsonl", "data/audio", "data/eval/manifest.jsonl", "data/eval/audio"),
+    "train": ("checkpoints", "epochs", "metrics.jsonl", "tensorboard"),
+    "evaluate": ("eval",),
+    "export": ("export",),
+    "report": ("report",),
+}
+OTHERS = ("report/figure2.json",)  # has its own sum, and pages of several runs write it too
+# Told where they differ, and left: what cannot be made without training anew, and what people edit.
+LEFT = ("metrics.jsonl", "tensorboard/*", "export/*/README.md")
+CHECKPOINTS = "checkpoints/*"
+READ_WHOLE = 2**25  # bytes up to which all of a file are read
+SAMPLES, SAMPLE = 64, 2**16  # of a larger one: so many times so many bytes, evenly apart
+
+
+def output_sums(run: Path, name: str, strategy: str) -> dict[str, str]:
+    """Returns the digests of a stage's files by their paths in the run folder."""
+    places = PLACES.get(name) or tuple(filter(None, [STRATEGY_TABLE[strategy].file]))
+    files = sorted(file for place in places for file in _files(run / place))
+    return {
+        path: _digest(file)
+        for file in files
+        if not matches(path := file.relative_to(run).as_posix(), *OTHERS) and "/." not in f"/{path}"
+    }
+
+
+def differing(run: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """Returns what is wrong with each file that is not as it was, by its path in the run folder."""
+    found = {}
+    for path, digest in known.items():
+        if not (run / path).is_file():
+            found[path] = "is missing"
+        elif _digest(run / path) != digest:
+            found[path] = "is not what was written"
+    return found
+
+
+def matches(path: str, *patterns: str) -> bool:
+    """Returns True for a path that has the form of one of the patterns."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _files(place: Path) -> list[Path]:
+    return [file for file in (place, *place.rglob("*")) if file.is_file()]
+
+
+def _digest(file: Path) -> str:
+    size = file.stat().st_size
+    return file_digest(file, None if size <= READ_WHOLE else _places(size))
+
+
+def _places(size: int) -> Iterator[tuple[int, int]]:
+    for place in range(SAMPLES):
+        yield place * (size - SAMPLE) // (SAMPLES - 1), SAMPLE
