@@ -217,11 +217,11 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
         ) from error
 
 
-def read_growing_jsonl(path: str | Path) -> list[dict]:
+def read_growing_jsonl(path: str | Path, *, mend: bool = True) -> list[dict]:
     """Returns the rows of a file that `append_jsonl` writes; none where there is no file.
 
-    A last line that a kill has cut off is removed from the file. So is a damaged line, which is told: what it
-    held is made again.
+    A last line that a kill has cut off is left out, and so is a damaged line, which is told: what it held is
+    made again. With `mend` both are removed from the file, which nobody else may be writing.
     """
     path = Path(path)
     if not path.exists():
@@ -234,10 +234,10 @@ def read_growing_jsonl(path: str | Path) -> list[dict]:
         if len(rows) < len(found):
             bad = [str(number) for number, row in found if isinstance(row, UserError)]
             say(f"{path}: {len(bad)} of {len(found)} lines are damaged and left out ({_some(bad)})")
-            kept = {number for number, row in found if not isinstance(row, UserError)}
             lines = whole.split(b"\n")
-            whole = b"".join(lines[number - 1] + b"\n" for number in sorted(kept))
-        if len(whole) < len(content):
+            kept = [number for number, row in found if not isinstance(row, UserError)]
+            whole = b"".join(lines[number - 1] + b"\n" for number in kept)
+        if mend and len(whole) < len(content):
             write_atomic(path, whole)
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); check its rights.") from error

@@ -10,13 +10,14 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.config.training import OptimiserConfig, TrainConfig
+from rrs_jax.distributed import processes
 from rrs_jax.distributed.mesh import fetch, mesh_of, put
-from rrs_jax.errors import UserError
+from rrs_jax.errors import Damaged, UserError
 from rrs_jax.files import content_hash
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import Selection
 from rrs_jax.models.lora import LoRAParam
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.batches import Draws, Schedule, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
@@ -138,9 +139,20 @@ def _make_step(
 def _latest(
     checkpoints: Checkpoints, like: TrainState, fresh: Position
 ) -> tuple[TrainState, Position] | None:
-    """The folder's latest checkpoint; None where there is none. Raises UserError as `_at` does."""
-    latest = checkpoints.latest()
-    return None if latest is None else _at(latest, checkpoints, like, fresh)
+    """The folder's latest checkpoint that can be restored; None where there is none. One that cannot is
+    removed, and told.
+
+    Raises UserError as `_at` does.
+    """
+    while (latest := checkpoints.latest()) is not None:
+        try:
+            return _at(latest, checkpoints, like, fresh)
+        except Damaged as error:
+            if processes.several():  # which may not all have failed
+                raise
+            say(f"{str(error).partition('; ')[0]}; it is removed, and the training goes on without it")
+            checkpoints.remove(latest)
+    return None
 
 
 def _at(

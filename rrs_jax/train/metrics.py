@@ -1,10 +1,9 @@
 """`RUN/metrics.jsonl` and TensorBoard: a line a step, each step once, however often a run was started."""
 
-import json
 from pathlib import Path
 
 from rrs_jax.distributed import processes
-from rrs_jax.files import append_jsonl, write_jsonl
+from rrs_jax.files import append_jsonl, read_growing_jsonl, with_sum, write_jsonl
 
 FIELDS = (
     "step",
@@ -30,7 +29,8 @@ class MetricsLog:
         if not processes.is_first():
             return
         if self.path.exists():
-            write_jsonl(self.path, [row for row in self._whole_lines() if row["step"] <= last_step])
+            rows = read_growing_jsonl(self.path)  # what a kill has cut off is computed anew
+            write_jsonl(self.path, [with_sum(row) for row in rows if row["step"] <= last_step])
         self.writer = SummaryWriter(
             str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None
         )
@@ -50,8 +50,3 @@ class MetricsLog:
         for name in FIELDS[2:]:
             if values[name] is not None:
                 self.writer.add_scalar(f"train/{name}", values[name], values["step"])
-
-    def _whole_lines(self) -> list[dict]:
-        """A kill can cut the last line short; what it said is computed anew."""
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
