@@ -254,7 +254,8 @@ def replace_surrogates(text: str) -> str:
 
 
 def content_hash(*parts: object) -> str:
-    """Returns 16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON.
+    """Returns 16 hexadecimal digits of the SHA-256 of the parts; bytes, or a view of them, as they are, all
+    else as JSON.
 
     A text that UTF-8 cannot hold has a hash too.
     """
@@ -262,7 +263,7 @@ def content_hash(*parts: object) -> str:
     for part in parts:
         data = (
             part
-            if isinstance(part, bytes)
+            if isinstance(part, bytes | memoryview)
             else json.dumps(part, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         )
         digest.update(len(data).to_bytes(8, "little"))

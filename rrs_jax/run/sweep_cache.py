@@ -13,10 +13,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.errors import Damaged
 from rrs_jax.files import atomic_path, content_hash, file_lock
 from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, SamplingConfig
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.progress import say
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import load_file, save_file
 
@@ -127,8 +129,12 @@ class SweepCache:
         """Those of the frozen model's states that are known, here or to another process by now."""
         if self.folder and not self._states.keys() >= set(keys):
             for path in sorted(set(self.folder.glob("states/*.safetensors")) - self._read):
-                self._states |= load_file(path)[0]
-                self._read.add(path)
+                try:
+                    self._states |= load_file(path)[0]
+                    self._read.add(path)
+                except Damaged as error:
+                    say(f"{str(error).partition(';')[0]}; the states are computed again")
+                    path.unlink()
         return {key: self._states[key] for key in keys if key in self._states}
 
     def keep_states(self, states: dict[str, np.ndarray]) -> None:
