@@ -9,6 +9,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rrs_jax.errors import Damaged, UserError
 from rrs_jax.progress import say
 
 SUM = "content_sum"  # field of a run's own files and rows: the hash of their other fields
+UNFINISHED = ".tmp"  # the end of a hidden file's name while it is written
 PIECE = 2**20  # bytes of a file that are read at once
 
 
@@ -41,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         os.close(handle)
     except OSError as error:
         raise UserError(
@@ -58,6 +60,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, older_than: float = 0.0) -> None:
+    """Removes files that a kill has left half written below a folder, if they are older than so many
+    seconds."""
+    for file in folder.rglob(f".*{UNFINISHED}"):
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            if time.time() - file.stat().st_mtime >= older_than:
+                file.unlink()
 
 
 def make_ordinary(path: Path) -> None:
@@ -105,8 +116,9 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def with_sum(value: dict) -> dict:
-    """Returns the object with the hash of its content, which `read_json` and `read_jsonl` check and leave
-    out."""
+    """Returns the object, as JSON gives it back, with the hash of its content, which `read_json` and
+    `read_jsonl` check and leave out."""
+    value = json.loads(json.dumps(value))
     return value | {SUM: content_hash(value)}
 
 

@@ -28,7 +28,7 @@ from rrs_jax.evaluate.judges.unreadable import MOST_UNREADABLE, advice, shown_re
 from rrs_jax.evaluate.plan import Target
 from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
 from rrs_jax.evaluate.run import generate_missing
-from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, write_json
+from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, with_sum, write_json
 from rrs_jax.inputs.audio_files import AudioFault, read_samples
 from rrs_jax.progress import Progress
 
@@ -134,7 +134,7 @@ def air_bench(
         "prompt_version": PROMPT_VERSION,
         "cut": cut,
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", with_sum(summary))
     return summary
 
 

@@ -16,7 +16,7 @@ from rrs_jax.data.reasoning import REASONING_VERSION, answer_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges.judge import Exchange, Judge, Judgement, judge_all
 from rrs_jax.evaluate.judges.unreadable import too_many_unreadable
-from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, write_json
+from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, with_sum, write_json
 from rrs_jax.progress import Progress, say
 
 REPLY_LETTERS = 400  # of an unreadable reply that a judgement keeps
@@ -61,7 +61,7 @@ class ResponseStore:
         if self.rows:
             self._check_maker(made_by)
         else:
-            write_json(self.meta_path, {"hash": content_hash(made_by), "made_by": made_by})
+            write_json(self.meta_path, with_sum({"hash": content_hash(made_by), "made_by": made_by}))
 
     def missing(self, queries: Iterable[Query], samples: int) -> list[tuple[Query, int]]:
         """Returns (query, sample index) of every response that is not there yet, in the order of `queries`.

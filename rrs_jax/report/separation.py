@@ -203,8 +203,8 @@ def keep_figure(run: Path) -> Figure2 | None:
     ):  # t-SNE's own threads wait for each other longer than they save on a busy machine
         figure = make_figure(recorded)
     values = {"key": _key(recorded)} | dataclasses.asdict(figure)
-    values = with_sum(json.loads(json.dumps(values)))  # JSON makes texts of the epochs
-    write_atomic(run / "report" / "figure2.json", json.dumps(values, separators=(",", ":")))
+    text = json.dumps(with_sum(values), separators=(",", ":"))
+    write_atomic(run / "report" / "figure2.json", text)
     return figure
 
 

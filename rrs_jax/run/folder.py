@@ -15,11 +15,12 @@ from rrs_jax.config.stages import FIXED_STAGES, PLACEMENT_FIELDS, STAGES, belong
 from rrs_jax.config.strategy_table import DATA
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError, shown_address
-from rrs_jax.files import file_lock, read_json, with_sum, write_json
+from rrs_jax.files import file_lock, read_json, remove_unfinished, with_sum, write_json
 from rrs_jax.progress import say
 from rrs_jax.run.inputs import check_clips, check_model, file_hash, is_same_file, is_same_model, model_is_used
 from rrs_jax.run.marks import MODEL, Marks, plain
 from rrs_jax.run.session import describe_machine
+from rrs_jax.weights.export import remove_partial
 from rrs_jax.weights.identity import Identity, folder_identity, identity_digest
 
 MANIFESTS = (*DATA.values(), "data.eval_manifest")
@@ -119,11 +120,20 @@ class RunFolder:
                 self.marks.inputs.clear()
                 self._compare(record)
             self.is_locked = processes.is_first()
+            self._remove_unfinished()
             self._record()
             try:
                 yield
             finally:
                 self.is_locked = False
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a killed command has left under temporary names."""
+        remove_unfinished(self.path)
+        for pattern in (".probe-*", ".seen-by-all-*"):
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
+        remove_partial(self.adapter, self.merged)
 
     def _recorded(self) -> dict:
         """Returns config.json, empty where there is none or it is damaged, which is told."""

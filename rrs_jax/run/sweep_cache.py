@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.errors import Damaged
-from rrs_jax.files import atomic_path, content_hash, file_lock
+from rrs_jax.files import atomic_path, content_hash, file_lock, remove_unfinished
 from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, SamplingConfig
 from rrs_jax.inputs.processor import Processor
@@ -34,6 +34,8 @@ class SweepCache:
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
+        if folder is not None:
+            remove_unfinished(folder, older_than=3600.0)  # another process may be writing
         self.clips: list[Path] = []  # of all runs, so that one bank serves them and shapes are the same
         self.steps: dict = {}  # compiled training steps, see `rrs_jax.train.loop.train`
         self.encoded: dict[
@@ -158,6 +160,8 @@ class SweepCache:
         """Finished answers for other runs."""
         target = self._answers(key)
         if target and not target.is_dir():
+            for left in target.parent.glob(f".{target.name}.*"):  # by a killed process
+                shutil.rmtree(left)
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
             temporary.mkdir(parents=True)
             for name in LENT:
