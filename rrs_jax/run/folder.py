@@ -19,6 +19,7 @@ from rrs_jax.files import file_lock, read_json, remove_unfinished, with_sum, wri
 from rrs_jax.progress import say
 from rrs_jax.run.inputs import check_clips, check_model, file_hash, is_same_file, is_same_model, model_is_used
 from rrs_jax.run.marks import MODEL, Marks, plain
+from rrs_jax.run.outputs import damaged_caches
 from rrs_jax.run.session import describe_machine
 from rrs_jax.weights.export import remove_partial
 from rrs_jax.weights.identity import Identity, folder_identity, identity_digest
@@ -128,12 +129,15 @@ class RunFolder:
                 self.is_locked = False
 
     def _remove_unfinished(self) -> None:
-        """Removes what a killed command has left under temporary names."""
+        """Removes what a killed command has left under temporary names, and damaged caches."""
         remove_unfinished(self.path)
         for pattern in (".probe-*", ".seen-by-all-*"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
         remove_partial(self.adapter, self.merged)
+        for cache in damaged_caches(self.path):
+            say(f"{cache} is damaged; it is removed, and made again where it is needed")
+            cache.unlink()
 
     def _recorded(self) -> dict:
         """Returns config.json, empty where there is none or it is damaged, which is told."""
@@ -173,6 +177,8 @@ class RunFolder:
             self._keep_fields_of_no_stage(before)
         else:
             self._check_marks()
+            if not self.config_file.is_file() and any(self.marks.read(name) for name in STAGES):
+                say(f"{self.config_file} is missing; it is written anew, with this command's config")
         check_clips(self.marks)
         folder = Path(os.path.expanduser(self.config.model.path))
         if MODEL in known:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
-from rrs_jax.files import file_digest
+from rrs_jax.errors import UserError
+from rrs_jax.files import file_digest, read_json
+from rrs_jax.weights.safetensors_io import load_file
 
 # Files and folders that a stage writes in the run folder; `extract` writes what its strategy's row names.
 PLACES = {
@@ -15,7 +17,8 @@ PLACES = {
     "export": ("export",),
     "report": ("report",),
 }
-OTHERS = ("report/figure2.json",)  # has its own sum, and pages of several runs write it too
+# Have their own sums, and are made again by whoever misses them; others than the stage write them too.
+CACHES = ("data/training_audio.safetensors", "data/evaluation_audio.safetensors", "report/figure2.json")
 # Told where they differ, and left: what cannot be made without training anew, and what people edit.
 LEFT = ("metrics.jsonl", "tensorboard/*", "export/*/README.md")
 CHECKPOINTS = "checkpoints/*"
@@ -30,7 +33,7 @@ def output_sums(run: Path, name: str, strategy: str) -> dict[str, str]:
     return {
         path: _digest(file)
         for file in files
-        if not matches(path := file.relative_to(run).as_posix(), *OTHERS) and "/." not in f"/{path}"
+        if not matches(path := file.relative_to(run).as_posix(), *CACHES) and "/." not in f"/{path}"
     }
 
 
@@ -42,6 +45,19 @@ def differing(run: Path, known: Mapping[str, str]) -> dict[str, str]:
             found[path] = "is missing"
         elif _digest(run / path) != digest:
             found[path] = "is not what was written"
+    return found
+
+
+def damaged_caches(run: Path) -> list[Path]:
+    """Returns the small caches of a run whose sums are not those of their content; large ones are looked at
+    when they are read."""
+    found = []
+    for path in (run / name for name in CACHES):
+        if path.is_file() and path.stat().st_size <= READ_WHOLE:
+            try:
+                _ = read_json(path) if path.suffix == ".json" else load_file(path)
+            except UserError:
+                found.append(path)
     return found
 
 

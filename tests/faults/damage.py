@@ -13,6 +13,7 @@ from helpers.tiny_run import ALL, restore, tiny_config
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.run import pipeline
+from rrs_jax.run.outputs import CACHES
 from rrs_jax.run.sweep_cache import SweepCache
 
 
@@ -54,10 +55,13 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """`silent` is what must not be: nothing names the file."""
-        if self.ended == "traceback":
-            return "traceback"
-        return "wrong" if self.wrong else "told" if self.told else "silent"
+        """`silent` is what must not be: nothing names the file, and it is not as it was. A mark or cache that
+        is deleted takes nothing with it."""
+        if self.ended == "traceback" or self.wrong:
+            return "traceback" if self.ended == "traceback" else "wrong"
+        if self.kind == "deleted" and (self.file.startswith(".done/") or self.file in CACHES):
+            return "made again" if self.after == "made anew" else "not needed"
+        return "told" if self.told else "silent"
 
 
 def files_of(run: Path) -> list[str]:
@@ -117,12 +121,17 @@ def _bytes(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
+def kind_of(file: str) -> str:
+    """The file's path without steps, hashes and times."""
+    name = re.sub(r"[0-9a-f]{32}", "HASH", re.sub(r"\.\d{9,}\..*", ".TIME", file))
+    return re.sub(r"^checkpoints/\d+", "checkpoints/STEP", name)
+
+
 def table(outcomes: Iterable[Outcome]) -> str:
     """Outcomes as a Markdown table, a row for each file with numbers and hashes in its name left out."""
     rows: dict[str, dict[str, list[str]]] = {}
     for outcome in outcomes:
-        name = re.sub(r"[0-9a-f]{32}", "HASH", re.sub(r"\.\d{9,}\..*", ".TIME", outcome.file))
-        name = re.sub(r"^checkpoints/\d+", "checkpoints/STEP", name)
+        name = kind_of(outcome.file)
         cell = f"{outcome.verdict}, {outcome.after if outcome.ended == 'done' else outcome.ended}"
         rows.setdefault(name, {}).setdefault(outcome.kind, []).append(cell)
     lines = [f"| file | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]

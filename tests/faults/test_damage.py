@@ -1,0 +1,79 @@
+"""The quick part of the damage: every kind of file of a run once, and what the run reads. `full.py` does all."""
+
+import shutil
+
+import pytest
+
+from faults.damage import KINDS, copy_home, damage_all, files_of, kind_of, table
+from helpers.tiny_run import ALL, make_tiny_run, restore, tiny_config
+from rrs_jax.config.stages import STAGES
+from rrs_jax.run import pipeline
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    base = tmp_path_factory.mktemp("faults")
+    (base / "home").mkdir()
+    shared = make_tiny_run(base / "home")
+    copy_home(base / "home", base / "backup")
+    return base / "home", base / "backup", shared
+
+
+def test_no_damage_to_a_file_of_a_finished_run_is_silent(places):
+    different = {kind_of(file): file for file in files_of(places[0] / "run")}
+    cases = [(file, list(KINDS)[i % len(KINDS)]) for i, file in enumerate(different.values())]
+    outcomes = list(damage_all(*places, cases))
+    bad = [outcome for outcome in outcomes if outcome.verdict in ("silent", "wrong", "traceback")]
+    assert not bad, "\n".join([table(bad), *(outcome.words for outcome in bad)])
+    assert len(outcomes) > 40 and {outcome.verdict for outcome in outcomes} >= {"told"}
+
+
+@pytest.mark.parametrize("below", ["model", "data"])
+def test_no_damage_to_what_a_finished_run_reads_is_silent(places, below):
+    files = files_of(places[0] / below)
+    cases = [(file, list(KINDS)[i % 3]) for i, file in enumerate(files)]
+    outcomes = list(damage_all(*places, cases, below))
+    bad = [outcome for outcome in outcomes if outcome.ended != "refused" or not outcome.told]
+    assert not bad, "\n".join([table(bad), *(outcome.words for outcome in bad)])
+
+
+def test_a_finished_run_without_its_checkpoints_stays_finished_until_one_is_needed(places, capsys):
+    """Whoever is short of disk deletes them."""
+    home, backup, shared = places
+    shutil.rmtree(home / "run" / "checkpoints")
+    pipeline.run(tiny_config(home), ALL, shared)
+    told = capsys.readouterr().err
+    assert (
+        told.count("done already") == len(STAGES) and "the training is done again where it is needed" in told
+    )
+    (home / "run" / ".done" / "export.json").unlink()
+    pipeline.run(tiny_config(home), ALL, shared)
+    assert "the stage train is done again" in capsys.readouterr().err
+    file = "run/export/adapter/adapter_model.safetensors"
+    assert (home / file).read_bytes() == (backup / file).read_bytes()
+    restore(backup, home)
+
+
+def test_temporary_names_do_not_outlive_the_next_start(places):
+    home, backup, shared = places
+    run = home / "run"
+    left = [run / ".probe-77", run / "eval" / "rrs" / ".summary.json.abcd1234.tmp", run / ".seen-by-all-1"]
+    for file in left:
+        file.write_bytes(b"{")
+    (run / "export" / ".adapter.partial").mkdir()
+    (run / "export" / ".merged.replaced").mkdir()
+    pipeline.run(tiny_config(home), ALL, shared)
+    assert not [path for path in run.rglob(".*") if path.name not in (".done", ".lock")]
+    restore(backup, home)
+
+
+def test_a_field_of_no_stage_says_that_it_has_no_effect_on_a_finished_training(places, capsys):
+    home, backup, shared = places
+    config = tiny_config(home)
+    config.report.representation_epochs = (0, 1)
+    for _ in range(2):
+        pipeline.run(config, ALL, shared)
+        told = capsys.readouterr().err
+        assert "report.representation_epochs: (0, 1) has no effect in" in told
+        assert "which was trained with None" in told and told.count("done already") == len(STAGES)
+    restore(backup, home)
