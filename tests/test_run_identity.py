@@ -11,7 +11,7 @@ import soundfile
 from helpers.tiny_run import ALL, make_tiny_run, restore, tiny_config
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.responses import MODEL_CONTENT, ResponseStore
-from rrs_jax.files import read_json, with_sum, write_json
+from rrs_jax.files import read_json, with_sum, write_json, write_jsonl
 from rrs_jax.run import pipeline
 from rrs_jax.weights import identity
 from rrs_jax.weights.safetensors_io import load_file, read_header, save_file
@@ -180,3 +180,22 @@ def test_answers_of_another_content_of_the_model_are_not_mixed(tmp_path):
     assert len(ResponseStore(path, first).rows) == 1
     with pytest.raises(UserError, match=r"made with other settings \(model\)"):
         ResponseStore(path, first | {"model": "elsewhere/m"})
+
+
+def test_a_question_file_that_was_changed_has_the_evaluation_done_again(finished, home, capsys):
+    config = tiny_config(home)
+    questions = home / "questions.jsonl"
+    rows = [{"question": f"How do I ask {i}?", "label": "harmful"} for i in range(2)]
+    write_jsonl(questions, rows)
+    config.evaluate.questions, config.evaluate.modes = (f"jsonl:{questions}",), ("text_only",)
+    config.evaluate.over_refusal_modes = ("text_only",)
+    pipeline.run(config, ("evaluate",), finished[2])
+    write_jsonl(questions, [*rows, {"question": "And this one?", "label": "harmful"}])
+    capsys.readouterr()
+    pipeline.run(config, ("evaluate",), finished[2])
+    told = capsys.readouterr().err
+    assert f"evaluate.questions: jsonl:{questions} is not what the stage evaluate read" in told
+    summary = read_json(home / "run" / "eval" / "rrs-jsonl" / "summary.json")
+    assert summary["modes"]["text_only"]["queries"] == 3
+    pipeline.run(config, ("evaluate",), finished[2])
+    assert "evaluate: done already" in capsys.readouterr().err

@@ -12,19 +12,17 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import FIELDS, flatten
 from rrs_jax.config.stages import FIXED_STAGES, PLACEMENT_FIELDS, STAGES, belongs, needs_of
-from rrs_jax.config.strategy_table import DATA
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError, shown_address
 from rrs_jax.files import file_lock, read_json, remove_unfinished, with_sum, write_json
 from rrs_jax.progress import say
 from rrs_jax.run.inputs import check_clips, check_model, file_hash, is_same_file, is_same_model, model_is_used
-from rrs_jax.run.marks import MODEL, Marks, plain
+from rrs_jax.run.marks import MANIFESTS, MODEL, Marks, plain
 from rrs_jax.run.outputs import damaged_caches
 from rrs_jax.run.session import describe_machine
 from rrs_jax.weights.export import remove_partial
 from rrs_jax.weights.identity import Identity, folder_identity, identity_digest
 
-MANIFESTS = (*DATA.values(), "data.eval_manifest")
 LEAST_FREE_BYTES = 500_000_000
 
 

@@ -1,18 +1,23 @@
 """Marks of finished stages, RUN/.done/STAGE.json: what each read and what it wrote, by digests."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rrs_jax.config.stages import dependents_of, fields_of
+from rrs_jax.config.fields import FIELDS
+from rrs_jax.config.stages import STAGES, belongs, dependents_of, fields_of
+from rrs_jax.config.strategy_table import DATA
 from rrs_jax.errors import UserError
-from rrs_jax.files import content_hash, read_json, with_sum, write_json
+from rrs_jax.files import content_hash, file_digest, read_json, with_sum, write_json
 from rrs_jax.progress import say
 from rrs_jax.run.clips import made_clips_changed, run_clips
-from rrs_jax.run.outputs import CHECKPOINTS, LEFT, differing, matches, output_sums
+from rrs_jax.run.outputs import CHECKPOINTS, LEFT, differing, matches, output_sums, sampled_digest
 
 MODEL = "model.path"
+MANIFESTS = (*DATA.values(), "data.eval_manifest")
+SMALL = 2**20  # bytes; of larger files in a folder the size counts alone
 
 
 class Marks:
@@ -56,16 +61,20 @@ class Marks:
     def is_done(self, name: str) -> bool:
         """Returns True where the stage was finished with the values and on the inputs that now decide its
         output, and that is there as it was written. What is not is told."""
-        read = self.read(name).get("read", {})
-        same = all(read.get(what) in (None, digest) for what, digest in self.inputs.items())
-        return same and self.was_done(name) and self._is_intact(name)
+        if not self.was_done(name):
+            return False
+        before = self.read(name).get("read", {})
+        changed = [what for what, digest in self._reads(name).items() if before.get(what, digest) != digest]
+        if changed:
+            self._tell(f"{changed[0]} is not what the stage {name} read; the stage is done again")
+        return not changed and self._is_intact(name)
 
     def write(self, name: str, facts: dict) -> None:
         """Marks a stage as finished; stages that read its output are no longer done, unless the output is
         byte for byte what they read."""
         mark = {
             "hash": stage_hash(name, self.values),
-            "read": self.inputs if reads_model(name, self.values) else {},
+            "read": self._reads(name),
             "outputs": output_sums(self.path, name, self.values["strategy"]),
         }
         if name == "data":
@@ -77,6 +86,10 @@ class Marks:
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.file(name), with_sum({"finished": finished, **facts} | mark))
         self.intact[name] = True
+
+    def _reads(self, name: str) -> dict[str, str]:
+        """Returns the digests of what a stage reads from outside the folder, as far as it is there."""
+        return (self.inputs if reads_model(name, self.values) else {}) | files_read(name, self.values)
 
     def _is_intact(self, name: str) -> bool:
         """Tells once what a finished stage has lost, and which of it has the stage done again."""
@@ -109,6 +122,37 @@ class Marks:
 def reads_model(name: str, values: Mapping[str, object]) -> bool:
     """Returns True where the model folder decides a stage's output."""
     return MODEL in fields_of(name, values, values["strategy"])
+
+
+def files_read(name: str, values: Mapping[str, object]) -> dict[str, str]:
+    """Returns the digests of the files that a stage's own fields name, by field and path: question sets,
+    rubrics, exclusions. Manifests and the model folder are known by other means."""
+    found = {}
+    for field, value in values.items():
+        of_stage = field in FIELDS and belongs(field, STAGES[name].fields)
+        if not of_stage or FIELDS[field].kind.with_home is None or field in (MODEL, *MANIFESTS):
+            continue
+        for item in value if isinstance(value, list | tuple) else [value]:
+            for written in (item, item.partition(":")[2]) if isinstance(item, str) else ():
+                path = Path(os.path.expanduser(written))
+                if written and path.exists():
+                    found[f"{field}: {item}"] = _digest(path)
+                    break
+    return found
+
+
+def _digest(path: Path) -> str:
+    """Returns the digest of a file, or of a folder's small files, and names and sizes of its others."""
+    if path.is_file():
+        return sampled_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    sizes = [file.stat().st_size for file in files]
+    return content_hash(
+        [
+            [file.relative_to(path).as_posix(), size, file_digest(file) if size <= SMALL else None]
+            for file, size in zip(files, sizes, strict=True)
+        ]
+    )
 
 
 def stage_hash(name: str, values: Mapping[str, object]) -> str:

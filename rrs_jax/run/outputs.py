@@ -31,7 +31,7 @@ def output_sums(run: Path, name: str, strategy: str) -> dict[str, str]:
     places = PLACES.get(name) or tuple(filter(None, [STRATEGY_TABLE[strategy].file]))
     files = sorted(file for place in places for file in _files(run / place))
     return {
-        path: _digest(file)
+        path: sampled_digest(file)
         for file in files
         if not matches(path := file.relative_to(run).as_posix(), *CACHES) and "/." not in f"/{path}"
     }
@@ -43,7 +43,7 @@ def differing(run: Path, known: Mapping[str, str]) -> dict[str, str]:
     for path, digest in known.items():
         if not (run / path).is_file():
             found[path] = "is missing"
-        elif _digest(run / path) != digest:
+        elif sampled_digest(run / path) != digest:
             found[path] = "is not what was written"
     return found
 
@@ -70,7 +70,8 @@ def _files(place: Path) -> list[Path]:
     return [file for file in (place, *place.rglob("*")) if file.is_file()]
 
 
-def _digest(file: Path) -> str:
+def sampled_digest(file: Path) -> str:
+    """Returns the digest of a file, of a large one that of its size and of samples."""
     size = file.stat().st_size
     return file_digest(file, None if size <= READ_WHOLE else _places(size))
 
