@@ -10,14 +10,13 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import filelock
 
 from rrs_jax.distributed import processes
 from rrs_jax.errors import Damaged, UserError
-from rrs_jax.progress import say
 
 SUM = "content_sum"  # field of a run's own files and rows: the hash of their other fields
 UNFINISHED = ".tmp"  # the end of a hidden file's name while it is written
@@ -122,9 +121,9 @@ def with_sum(value: dict) -> dict:
     return value | {SUM: content_hash(value)}
 
 
-def _without_sum(value: object) -> object:
-    """Returns a value without its sum. Raises ValueError where the sum is that of another content."""
-    if not isinstance(value, dict) or SUM not in value:
+def _without_sum(value: dict) -> dict:
+    """Returns an object without its sum. Raises ValueError where the sum is that of another content."""
+    if SUM not in value:
         return value
     content = {name: part for name, part in value.items() if name != SUM}
     if content_hash(content) != value[SUM]:
@@ -151,7 +150,7 @@ def read_json(path: str | Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}); fetch or write it again.") from error
     try:
-        return _without_sum(value)
+        return _without_sum(value) if isinstance(value, dict) else value
     except ValueError as error:
         raise Damaged(f"{path}: is damaged, {error}; delete it and make it again.") from error
 
@@ -168,9 +167,11 @@ def read_jsonl(path: str | Path) -> list[dict]:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
-    rows = [row for _, row in _numbered_rows(path, text)]
-    if fault := next((row for row in rows if isinstance(row, UserError)), None):
-        raise fault
+    rows = []
+    for _, row in _numbered_rows(path, text):
+        if isinstance(row, UserError):
+            raise row
+        rows.append(row)
     return rows
 
 
@@ -229,11 +230,12 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
         ) from error
 
 
-def read_growing_jsonl(path: str | Path, *, mend: bool = True) -> list[dict]:
+def read_growing_jsonl(path: str | Path, tell: Callable[[str], None], *, mend: bool = True) -> list[dict]:
     """Returns the rows of a file that `append_jsonl` writes; none where there is no file.
 
-    A last line that a kill has cut off is left out, and so is a damaged line, which is told: what it held is
-    made again. With `mend` both are removed from the file, which nobody else may be writing.
+    A last line that a kill has cut off is left out, and so is a damaged line, of which a sentence goes to
+    `tell`: what it held is made again. With `mend` both are removed from the file, which nobody else may be
+    writing.
     """
     path = Path(path)
     if not path.exists():
@@ -245,7 +247,7 @@ def read_growing_jsonl(path: str | Path, *, mend: bool = True) -> list[dict]:
         rows = [row for _, row in found if not isinstance(row, UserError)]
         if len(rows) < len(found):
             bad = [str(number) for number, row in found if isinstance(row, UserError)]
-            say(f"{path}: {len(bad)} of {len(found)} lines are damaged and left out ({_some(bad)})")
+            tell(f"{path}: {len(bad)} of {len(found)} lines are damaged and left out ({_some(bad)})")
             lines = whole.split(b"\n")
             kept = [number for number, row in found if not isinstance(row, UserError)]
             whole = b"".join(lines[number - 1] + b"\n" for number in kept)

@@ -57,7 +57,7 @@ class ResponseStore:
         self.path = Path(path)
         self.meta_path = self.path.with_suffix(".meta.json")
         made_by = json.loads(json.dumps(made_by))
-        self.rows: dict[Key, dict] = {key_of(row): row for row in read_growing_jsonl(self.path)}
+        self.rows: dict[Key, dict] = {key_of(row): row for row in read_growing_jsonl(self.path, say)}
         if self.rows:
             self._check_maker(made_by)
         else:
@@ -102,12 +102,14 @@ class ResponseStore:
         return [self.rows[key] for key in keys if key in self.rows]
 
     def _check_maker(self, made_by: dict) -> None:
-        if not self.meta_path.exists():
+        state = "damaged" if self.meta_path.exists() else "missing"
+        try:
+            before = read_json(self.meta_path).get("made_by", {})
+        except UserError as error:
             raise UserError(
-                f"{self.meta_path}: is missing, so nothing says what made {self.path.name}; "
+                f"{self.meta_path}: is {state}, so nothing says what made {self.path.name}; "
                 f"choose another run_dir or delete {self.path.parent}."
-            )
-        before = read_json(self.meta_path).get("made_by", {})
+            ) from error
         unknown = set()
         if MODEL_CONTENT in made_by:  # earlier versions wrote the path alone
             unknown = {"model" if MODEL_CONTENT in before else MODEL_CONTENT}
@@ -132,7 +134,7 @@ def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequenc
     judgements are on disk even when a judge fails or the program is interrupted.
     """
     path = Path(path)
-    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
+    known = {_judgement_key(row): row for row in read_growing_jsonl(path, say)}
     _tell_unfinished(responses)
     return [row for judge in judges for row in _judge_with(judge, path, responses, known)]
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rrs_jax.files import content_hash, read_growing_jsonl
+from rrs_jax.progress import say
 from rrs_jax.report.figures import legend
 from rrs_jax.report.plots import Axis, Plot, axis_over
 from rrs_jax.report.results import FinishedRun, Recipe
@@ -20,7 +21,7 @@ def loss_curves(run: FinishedRun, title: str, name: Html) -> str | None:
 
     None without metrics. `title` is read aloud, `name` stands above it.
     """
-    rows = read_growing_jsonl(run.path / "metrics.jsonl", mend=False)  # it may still be written
+    rows = read_growing_jsonl(run.path / "metrics.jsonl", say, mend=False)  # it may still be written
     if not rows:
         return None
     groups = np.array_split(np.arange(len(rows)), min(MOST_STEPS, len(rows)))

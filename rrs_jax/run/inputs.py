@@ -1,5 +1,4 @@
-"""What a run reads from outside its folder, known again by content: the model folder and the user's
-clips."""
+"""Inputs of a run from outside its folder, known again by content: the model folder, the user's clips."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What one start of the program runs with: command, source commit, versions, devices."""
+"""Facts of one start of the program: command, source commit, versions, devices."""
 
 import contextlib
 import platform

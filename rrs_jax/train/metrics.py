@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rrs_jax.distributed import processes
 from rrs_jax.files import append_jsonl, read_growing_jsonl, with_sum, write_jsonl
+from rrs_jax.progress import say
 
 FIELDS = (
     "step",
@@ -29,7 +30,7 @@ class MetricsLog:
         if not processes.is_first():
             return
         if self.path.exists():
-            rows = read_growing_jsonl(self.path)  # what a kill has cut off is computed anew
+            rows = read_growing_jsonl(self.path, say)  # what a kill has cut off is computed anew
             write_jsonl(self.path, [with_sum(row) for row in rows if row["step"] <= last_step])
         self.writer = SummaryWriter(
             str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None
