@@ -2,12 +2,18 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from faults.damage import KINDS, copy_home, damage_all, files_of, kind_of, table
 from helpers.tiny_run import ALL, make_tiny_run, restore, tiny_config
+from helpers.voices import Tones
 from rrs_jax.config.stages import STAGES
+from rrs_jax.data.speech import speak_all
+from rrs_jax.data.voices import Voice
+from rrs_jax.report.table import markdown_table
 from rrs_jax.run import pipeline
+from rrs_jax.run.sweep_cache import SweepCache
 
 
 @pytest.fixture(scope="module")
@@ -76,4 +82,44 @@ def test_a_field_of_no_stage_says_that_it_has_no_effect_on_a_finished_training(p
         told = capsys.readouterr().err
         assert "report.representation_epochs: (0, 1) has no effect in" in told
         assert "which was trained with None" in told and told.count("done already") == len(STAGES)
+    restore(backup, home)
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped", "emptied"])
+def test_damaged_embeddings_of_clips_are_made_again_where_they_are_read(places, kind, capsys):
+    home, backup, shared = places
+    cache, config = home / "run" / "data" / "training_audio.safetensors", tiny_config(home)
+    before = cache.read_bytes()
+    KINDS[kind](cache)
+    context = pipeline.RunContext(config, pipeline.RunFolder(config.run_dir, config), shared)
+    context.encode_clips("training")
+    assert f"{cache}: is" in (told := capsys.readouterr().err) and "encoded again" in told
+    assert cache.read_bytes() == before
+    restore(backup, home)
+
+
+def test_damaged_states_that_a_sweep_shares_are_computed_again(tmp_path, capsys):
+    cache, states = SweepCache(tmp_path), {"key": np.arange(4.0)}
+    cache.keep_states(states)
+    (file,) = (tmp_path / "states").iterdir()
+    np.testing.assert_array_equal(SweepCache(tmp_path).states(["key"])["key"], states["key"])
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert SweepCache(tmp_path).states(["key"]) == {}
+    assert f"{file}: is" in capsys.readouterr().err and not file.exists()
+
+
+def test_a_damaged_spoken_clip_is_spoken_again(tmp_path, capsys):
+    voice = Voice(Tones, "200")
+    ((clip, seconds),) = speak_all([("Hello there.", voice)], tmp_path)
+    content = clip.read_bytes()
+    KINDS["flipped"](clip)
+    assert speak_all([("Hello there.", voice)], tmp_path) == [(clip, seconds)]
+    assert clip.read_bytes() == content and "is damaged and spoken again" in capsys.readouterr().err
+
+
+def test_a_deleted_summary_is_told_by_the_table(places, capsys):
+    home, backup, _ = places
+    (home / "run" / "eval" / "rrs" / "summary.json").unlink()
+    assert "| rrs |" not in markdown_table([home / "run"])
+    assert "rrs: has answers and no summary.json, so it is left out" in capsys.readouterr().err
     restore(backup, home)
