@@ -22,6 +22,7 @@ MISSING = (
       "--config.judge.model=m"), "pip install openai"),
     ((*SMOKE, "--config.data.voices=google"), "pip install google-cloud-texttospeech"),
     (SMOKE, "pip install gguf"),
+    ((*SMOKE, "--config.train.log_to=wandb"), "pip install wandb"),
     (("data", "build", "--source=answers.parquet", "--out=set"), "pip install pyarrow"),
     (("data", "distractors", "small/manifest.jsonl", "other", "--kinds=room"), "pip install pyroomacoustics"),
     (("data", "intelligibility", "--model=base"), "pip install faster-whisper"),

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.weights.adapter import read_adapter
-from rrs_jax.weights.load import load_weights, resolve_folder
+from rrs_jax.weights.load import load_weights, read_config, resolve_folder
 
 __all__ = [
     "LoadedModel",
@@ -80,7 +81,7 @@ def load_model(
     """Loads a Hugging Face folder or hub id of a supported architecture onto all devices, or onto `mesh`.
 
     Args:
-      path: a folder, a hub id, or `mini`.
+      path: a folder, a hub id, `mini`, or `small`.
       dtype: number type of the frozen weights.
       adapter: a PEFT LoRA on the decoder, ours or another's: a folder, a run's folder, or a hub id.
       lora: in its place, settings of a fresh LoRA, which `seed` starts and which changes nothing yet.
@@ -93,7 +94,7 @@ def load_model(
     folder = resolve_folder(str(path))
     mesh = mesh or make_mesh()
     processor = Processor.from_folder(folder)
-    read = None if adapter is None else read_adapter(adapter, folder)
+    read = None if adapter is None else read_adapter(adapter, read_config(folder))
     lora = lora if read is None else read.config
     module = load_weights(folder, dtype=jnp.dtype(dtype), lora=lora, mesh=mesh, seed=seed)
     if read is not None:
@@ -157,7 +158,7 @@ def generate(
     *,
     system: str | None = None,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | Literal["auto"] = "auto",
     **sampling,
 ) -> list[str]:
     """Answers questions; returns one text each, in their order, without special tokens.
@@ -166,7 +167,7 @@ def generate(
       questions, prompt: as for `make_batch`.
       system: system prompt; None is the model's own.
       seed: of sampling. An answer depends on its question, its place and the seed, not on the batch.
-      batch_size: answers in flight at once.
+      batch_size: answers in flight at once; auto, as many as the device's memory holds.
       sampling: `max_new_tokens` (256), `greedy`, `temperature`, `top_p`, `top_k`, `repetition_penalty`; what
         is left out is as the model's folder says.
     Raises UserError that lists every clip that cannot be used.

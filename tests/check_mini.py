@@ -1,6 +1,9 @@
-"""The mini with its real weights against transformers in float32: `python tests/check_mini.py [QUESTIONS]`.
+"""A small model with its real weights against transformers in float32.
 
-Not collected by pytest: it needs the mini's weights and some minutes. Prints the relative error of
+    python tests/check_mini.py mini 40
+    python tests/check_mini.py FOLDER 4       such as a base, whose projector is untrained
+
+Not collected by pytest: it needs the weights and some minutes. Prints the relative error of
 representations, and how many greedy answers of 64 tokens, with a repetition penalty, to spoken and written
 questions are equal token for token; three samples of each question share its prompt.
 """
@@ -21,16 +24,15 @@ from rrs_jax.frozen.audio_bank import make_audio_bank
 from rrs_jax.frozen.extraction import extract_all
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.mini.model import ensure_model
-from rrs_jax.weights.load import load_weights
+from rrs_jax.weights.load import load_weights, resolve_folder
 
 NEW_TOKENS = 64
 PENALTY = 1.1
 SAMPLES = 3
 
 
-def main(questions: int) -> None:
-    folder = ensure_model("mini")
+def main(name: str, questions: int) -> None:
+    folder = resolve_folder(name)
     rows = choose_rows(StarterChoice("eval"))[:questions]
     clips = speak_all([(row["question"], draw_voice(row["question"], 0)) for row in rows])
 
@@ -86,4 +88,4 @@ def main(questions: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 40)
+    main(sys.argv[1], int(sys.argv[2]))

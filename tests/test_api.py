@@ -7,11 +7,11 @@ from pathlib import Path
 
 import peft
 import pytest
-import soundfile
 import torch
 import transformers
 
 import rrs_jax
+from helpers.qwen2_audio import prompt_inputs
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_jsonl, write_jsonl
@@ -25,14 +25,9 @@ NEW_TOKENS = 12
 def answers_of(model, folder, files, prompt) -> list[str]:
     """Greedy answers of transformers, one clip at a time, by its own processor."""
     processor = transformers.Qwen2AudioProcessor.from_pretrained(folder)
-    content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": prompt}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
     answers = []
     for file in files:
-        audio = [soundfile.read(file, dtype="float32")[0]]
-        inputs = processor(text=text, audio=audio, sampling_rate=16_000, return_tensors="pt")
+        inputs = prompt_inputs(processor, file, prompt)
         with torch.no_grad():
             ids = model.generate(
                 **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, top_k=None, temperature=None

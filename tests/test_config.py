@@ -204,6 +204,7 @@ def test_every_training_field_reaches_the_training():
         "train.keep_checkpoints": 5,
         "train.remat": "full",
         "train.unroll": True,
+        "train.log_to": ("wandb",),
     }
     of_training = {name for name in FIELDS if name.split(".")[0] in ("train", "penalty", "seed")}
     assert of_training - set(given) == {"train.lower_states_gib"}  # the context's, see `PrefixStates`

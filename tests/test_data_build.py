@@ -128,7 +128,7 @@ def test_parallel_asks_about_benign_questions_too(tmp_path):
 def test_the_project_itself_can_write(tmp_path, whole_folder):
     """A small random model: its rewrites are nonsense, all are asked for, kept, and left to a person."""
     pool = make_pool(group_rows([item for item in ROWS if "my cats" in item["prompt"]]))
-    writer = LocalWriter(str(whole_folder), dtype="float32", batch_size=8, max_new_tokens=4)
+    writer = LocalWriter(str(whole_folder), dtype="float32", max_new_tokens=4)
     with pytest.raises(UserError, match="too few pairs") as error:
         write_mirror(pool, 1, Ledger(tmp_path / "ledger.jsonl", writer), tries=2)
     assert error.value.failures and all(len(f.tries) == 2 for f in error.value.failures)

@@ -19,22 +19,13 @@ from helpers.voices import Tones
 from rrs_jax.data import distractors
 from rrs_jax.data.beavertails import group_rows
 from rrs_jax.data.build import BuildOptions, build
-from rrs_jax.data.distractors import (
-    VariantOptions,
-    at_pitch,
-    at_speed,
-    at_tempo,
-    in_room,
-    make_variant,
-    noise,
-    spell,
-    with_noise,
-)
+from rrs_jax.data.distractors import VariantOptions, make_variant, spell
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import pack
 from rrs_jax.data.show import edit_distances, figure_3, show, table_1
 from rrs_jax.data.spoken import SpeechOptions
 from rrs_jax.data.voices import ENGINES
+from rrs_jax.data.waveforms import at_pitch, at_speed, at_tempo, in_room, noise, with_noise
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl, write_jsonl
 
@@ -212,6 +203,25 @@ def test_every_clip_plays(opened, dataset):
         player.onended = () => done("ended"); player.onerror = () => done("error");
         player.muted = true; player.playbackRate = 8; player.play().catch(error => done(String(error)));""")
     assert ended == "ended"
+
+
+def test_clips_have_pictures(browser, dataset, tmp_path):
+    """The first ones of each set, and in place of a damaged clip's the reason."""
+    rows = load_manifest(dataset / "mirror" / "manifest.jsonl")[:4]
+    for row, path in zip(rows, audio_paths(dataset / "mirror" / "manifest.jsonl", rows), strict=True):
+        row["audio"] = str(path)
+    rows[1]["audio"] = str(tmp_path / "damaged.wav")
+    (tmp_path / "damaged.wav").write_bytes(b"no sound")
+    write_jsonl(tmp_path / "manifest.jsonl", rows)
+    for pictures, seen in ((3, 2), (0, 0)):
+        show(tmp_path, pictures)
+        browser.get((tmp_path / "index.html").as_uri())
+        wait_for_count(browser, "1 to 4 of 4")
+        images = browser.find_elements(By.CSS_SELECTOR, "#rows img")
+        assert [image.get_property("naturalHeight") for image in images] == [64] * seen
+        assert browser.find_element(By.ID, "pictures").is_displayed() == bool(seen)
+        text = shown(browser)[1].find_element(By.TAG_NAME, "td").text
+        assert ("damaged.wav: is not readable as audio" in text) == bool(seen)
 
 
 def test_text_of_a_manifest_is_text(opened):

@@ -12,7 +12,10 @@ import pytest
 import rrs_jax
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 RESULTS = ROOT / "docs" / "results"
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -132,7 +135,9 @@ def test_words_are_those_of_the_glossary(page):
 @every_page
 def test_paths_and_modules_exist(page):
     text = page.read_text(encoding="utf-8")
-    paths = set(re.findall(r"\b(?:rrs_jax|tests|configs|benchmarks|docs|checkpoints)/[\w/.-]*\.\w+", text))
+    paths = set(
+        re.findall(r"\b(?:rrs_jax|tests|configs|benchmarks|docs|checkpoints|examples)/[\w/.-]*\.\w+", text)
+    )
     paths = {path.rstrip(".") for path in paths if not re.search(r"[/_](NAME|FILE)\.", path)}
     missing = {path for path in paths if not (ROOT / path).exists()}
     modules = {match.replace(".", "/") for match in re.findall(r"\bpython -m (rrs_jax[\w.]*)", text)}

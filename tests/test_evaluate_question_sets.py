@@ -9,9 +9,10 @@ import pytest
 import soundfile
 
 from rrs_jax.config.vocabulary import SETTING_MODES
-from rrs_jax.data.distractors import noise, silence, spell, twin_words
+from rrs_jax.data.distractors import spell, twin_words
 from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.data.voices import read_voices
+from rrs_jax.data.waveforms import noise, silence
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate import Engine, EvaluationPlan, Questions, Target, evaluate_model, make_judges
 from rrs_jax.evaluate.question_sets import question_sets_name, read_question_sets

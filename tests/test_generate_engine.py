@@ -17,6 +17,7 @@ from helpers.qwen2_audio import make_reference
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.generate import Generator, Prompt, SamplingConfig, state
 from rrs_jax.generate.engine import group_prompts
+from rrs_jax.generate.memory import FlightPlan
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.models import decoder
@@ -103,6 +104,31 @@ def test_greedy_answers_equal_transformers(reference, folder, texts, devices, ba
     expected = [expected_answer(reference, ids, max_new_tokens=41) for ids in texts]
     assert [answers[i] for i in range(len(texts))] == expected
     assert len(set(map(len, expected))) > 3 and max(map(len, expected)) == 41
+
+
+def test_each_device_keeps_its_own_answers_when_the_batch_shrinks(reference, folder, texts, monkeypatch):
+    """Five of eight answers end within the first chunk, two or more on each device, and eight places become
+    four; no keys or values go to another device."""
+    model = load_weights(folder, mesh=make_mesh(devices=jax.devices()[:2]))
+    generator = Generator(
+        model, SamplingConfig(max_new_tokens=41, greedy=True), eos_token_ids=EOS, batch_size=8
+    )
+    monkeypatch.setattr(FlightPlan, "few", lambda self: 4)
+    take, programs = generator.on_mesh._take_stored, []
+
+    def watched(leaf, places):
+        programs.append(take.lower(leaf, places).compile().as_text())
+        return take(leaf, places)
+
+    generator.on_mesh._take_stored = watched
+    texts = sorted(texts, key=len)[:8]
+    requests = [Prompt(key=i, row=(ids, [], [])) for i, ids in enumerate(texts)]
+    answers = {}
+    generator.generate(requests, jnp.zeros((1, 48)), answers.__setitem__)
+    assert [answers[i] for i in range(8)] == [
+        expected_answer(reference, ids, max_new_tokens=41) for ids in texts
+    ]
+    assert len(programs) == 4 and not any("all-" in program for program in programs)
 
 
 def test_greedy_answers_by_the_attention_kernel_equal_transformers(reference, model, texts, monkeypatch):
@@ -205,10 +231,10 @@ def test_a_gpus_rows_are_a_multiple_of_8_and_the_batch_is_not_exceeded(
         for size in (320, 640)
     ]
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    found = generators[0]._sizes(350, 5), generators[1]._sizes(350, 5), generators[0]._sizes(25, 3)
-    assert tuple(queries for queries, _ in found) == in_flight
-    assert all(4 * size >= queries for queries, size in found)
-    assert generators[0]._sizes(3, 5)[0] == 3  # so few that nothing is gained
+    found = [generators[at]._flight(*asked, 20) for at, asked in ((0, (350, 5)), (1, (350, 5)), (0, (25, 3)))]
+    assert tuple(flight.queries for flight in found) == in_flight
+    assert all(4 * flight.prefill >= flight.queries for flight in found)
+    assert generators[0]._flight(3, 5, 20).queries == 3  # so few that nothing is gained
 
 
 @pytest.mark.parametrize("in_flight", [6, 7, 8])

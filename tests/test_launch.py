@@ -310,13 +310,35 @@ def test_a_sweep_is_listed_without_running(monkeypatch, capsys, tmp_path):
     assert lines[4].startswith("  4  sft_deep") and not list(tmp_path.iterdir())
 
 
+# What takes longer to import than help or a sentence about a mistake may.
+SLOW = ("jax", "jaxlib", "flax", "optax", "orbax", "torch", "transformers", "scipy", "librosa", "sklearn")
+
+
+def without_slow_imports(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """A whole process, in which an import of one of `SLOW` is an error."""
+    for name in SLOW:
+        (folder / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
+    env = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "PATH": ""}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.mark.parametrize(
+    "words, status, told",
+    [
+        (("launch.py", "--help"), 1, "--dry_run"),  # absl ends help with 1
+        (("-m", "rrs_jax.config"), 0, "generate.batch_size"),
+        (("-c", "from rrs_jax.command.words import main; main(['config'])"), 0, "generate.batch_size"),
+        (("-c", "import rrs_jax; print(rrs_jax.__version__)"), 0, "0."),
+    ],
+)
+def test_help_and_fields_are_printed_without_slow_imports(tmp_path, words, status, told):
+    ended = without_slow_imports(tmp_path, *words)
+    assert ended.returncode == status and told in ended.stdout and not ended.stderr
+
+
 def test_program_ends_with_2_and_one_line_before_jax_is_imported(tmp_path):
-    """A whole process, in which an import of JAX is an error."""
-    (tmp_path / "jax.py").write_text("raise RuntimeError('JAX was imported')\n")
-    command = [sys.executable, "launch.py", MINI, "--config.train.epochs=0", "--config.trian.epochs=3"]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
-    )
+    words = "launch.py", MINI, "--config.train.epochs=0", "--config.trian.epochs=3"
+    ended = without_slow_imports(tmp_path, *words)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert (
         ended.stderr

@@ -102,6 +102,59 @@ def test_a_matrix_is_dequantised_in_pieces(files, decoder, monkeypatch, rows_at_
         assert np.array_equal(values, decoder.state_dict()[f"model.{name}"].numpy().astype(np.float16)), name
 
 
+def q4_k(block: bytes) -> list[float]:
+    """256 values of a Q4_K block, by llama.cpp's definition, one at a time."""
+    scale, least = np.frombuffer(block[:4], np.float16).astype(np.float64)
+    packed, nibbles = block[4:16], block[16:]
+    values = []
+    for group in range(8):
+        if group < 4:
+            factor, offset = packed[group] & 63, packed[group + 4] & 63
+        else:
+            factor = packed[group + 4] & 15 | packed[group - 4] >> 6 << 4
+            offset = packed[group + 4] >> 4 | packed[group] >> 6 << 4
+        for byte in nibbles[32 * (group // 2) : 32 * (group // 2 + 1)]:
+            values.append(scale * factor * (byte >> 4 if group % 2 else byte & 15) - least * offset)
+    return values
+
+
+def q6_k(block: bytes) -> list[float]:
+    """256 values of a Q6_K block, likewise."""
+    low, high, factors = block[:128], block[128:192], np.frombuffer(block[192:208], np.int8)
+    scale = float(np.frombuffer(block[208:], np.float16)[0])
+    values = []
+    for i in range(256):
+        half, place = divmod(i, 128)
+        quarter, position = divmod(place, 32)
+        nibble = low[64 * half + 32 * (quarter % 2) + position]
+        nibble = nibble >> 4 if quarter > 1 else nibble & 15
+        value = nibble | (high[32 * half + position] >> 2 * quarter & 3) << 4
+        values.append(scale * int(factors[i // 16]) * (value - 32))
+    return values
+
+
+@pytest.mark.parametrize("kind, formula, size", [("Q4_K", q4_k, 144), ("Q6_K", q6_k, 210)])
+def test_blocks_of_256_values_are_read_by_their_definition(tmp_path, kind, formula, size):
+    rows, blocks = 3, 2
+    data = np.random.default_rng(3).integers(0, 256, (rows, blocks, size), np.uint8)
+    for row in data.reshape(-1, size):  # scales that stay within float16
+        place = slice(0, 4) if kind == "Q4_K" else slice(208, 210)
+        row[place] = (
+            np.linspace(0.004, 0.01, (place.stop - place.start) // 2).astype(np.float16).view(np.uint8)
+        )
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen2")
+    writer.add_tensor("x", data.reshape(rows, -1), raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    decoder = GGUFDecoder(tmp_path / "x.gguf")
+    values = decoder.lazy_tensor(decoder.tensors["x"], "x").values()
+    expected = [[value for block in row for value in formula(block.tobytes())] for row in data]
+    assert values.shape == (rows, 512) and np.ptp(values) > 1
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_every_value_is_the_dequantised_one_rounded_to_float16(converted, decoder):
     tensors = load_file(converted / "model.safetensors")
     for name, value in decoder.state_dict().items():

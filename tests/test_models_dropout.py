@@ -12,7 +12,7 @@ from helpers.tensors import relative_error
 from helpers.train_step import compiled_step
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.distributed.mesh import make_mesh
-from rrs_jax.models.adapters import adapted_with_dropout
+from rrs_jax.models.adapters import adapted
 from rrs_jax.models.dropout import Dropout
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.quantised import Float8, Int8, product
@@ -28,13 +28,9 @@ OWNERS = {
 def masks_of(key, rate=RATE, layers=3, rows=6, tokens=40, features=700) -> np.ndarray:
     """Every layer's and adapter's mask, bool (L, K, B, T, I)."""
     dropout = Dropout.draw(key, OWNERS, rate, (layers, rows, tokens, features))
-    share = dropout.share(tuple(OWNERS))
-    return np.stack(
-        [
-            np.stack(share.masks(layer_at(dropout, layer), features, share.threshold))
-            for layer in range(layers)
-        ]
-    )
+    each_layer = [layer_at(dropout, layer) for layer in range(layers)]
+    numbers = dropout.numbers(tuple(OWNERS))
+    return np.stack([np.stack([one.mask(number, features) for number in numbers]) for one in each_layer])
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -78,7 +74,7 @@ def plain(x, kernels, biases, a, b, masks, owners):
     for kernel, bias, b_one, owner in zip(kernels, biases, b, owners, strict=True):
         y = product(x, kernel) + (0 if bias is None else bias)
         if owner is not None:
-            y = y + jnp.where(masks[owner], x, 0) / (1 - RATE) @ a[owner] @ b_one
+            y = y + jnp.where(masks[owner], x, 0) @ a[owner] @ b_one
         outputs.append(y)
     return outputs
 
@@ -95,28 +91,30 @@ def test_linears_with_dropout_and_their_derivative(kind, fused):
     }[kind]  # fmt: skip
     biases = [jnp.ones(8), None, jnp.arange(8.0)]
     if fused:
-        owners = {name: "c_attn" for name in ("q_proj", "k_proj", "v_proj")}
+        linears, owners = {name: "c_attn" for name in ("q_proj", "k_proj", "v_proj")}, (0, 0, 0)
     else:
-        owners = {name: name for name in ("down_proj", "v_proj", "q_proj")}  # k_proj has none
-    dropout = layer_at(Dropout.draw(jax.random.key(1), owners, RATE, (4, 2, 5, 30)), 2)
-    share = dropout.share(("q_proj", "k_proj", "v_proj"))
-    assert share.owners == ((0, 0, 0) if fused else (0, None, 1))
-    masks = share.masks(dropout, 24, share.threshold)
+        linears, owners = {name: name for name in ("down_proj", "v_proj", "q_proj")}, (0, None, 1)
+    dropout = layer_at(Dropout.draw(jax.random.key(1), linears, RATE, (4, 2, 5, 30)), 2)
+    numbers = dropout.numbers(("q_proj", "k_proj", "v_proj"))
+    assert numbers == ((0,) if fused else (2, 1))
+    masks = [dropout.mask(number, 24) for number in numbers]
     assert not all(mask.all() for mask in masks)
-    a = [jnp.asarray(rng.normal(size=(24, 3)), jnp.float32) for _ in share.adapters]
-    b = [
-        None if owner is None else jnp.asarray(rng.normal(size=(3, 8)), jnp.float32) for owner in share.owners
-    ]
+    a = [jnp.asarray(rng.normal(size=(24, 3)), jnp.float32) for _ in numbers]
+    b = [None if owner is None else jnp.asarray(rng.normal(size=(3, 8)), jnp.float32) for owner in owners]
     factors = [jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32) for _ in weights]
 
     def total(x, a, b, function):
         return sum(jnp.sum(y * factor) for y, factor in zip(function(x, a, b), factors, strict=True))
 
     def ours(x, a, b):
-        return adapted_with_dropout(share, x, kernels, biases, a, b, dropout)
+        """As `LoRA.packed` puts them: A side by side, zeros in B for the others."""
+        rows = [(3 * owner, 3 * (len(numbers) - 1 - owner)) for owner in owners if owner is not None]
+        wide = iter([jnp.pad(one, (row, (0, 0))) for one, row in zip(filter_none(b), rows, strict=True)])
+        b = [None if one is None else next(wide) for one in b]
+        return adapted(numbers, x, kernels, biases, jnp.concatenate(a, axis=1), b, dropout)
 
     def expected(x, a, b):
-        return plain(x, kernels, biases, a, b, masks, share.owners)
+        return plain(x, kernels, biases, a, b, masks, owners)
 
     found, wanted = (
         (function(x, a, b), jax.grad(total, argnums=(0, 1, 2))(x, a, b, function))
@@ -124,6 +122,10 @@ def test_linears_with_dropout_and_their_derivative(kind, fused):
     )
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert relative_error(one, other) < 1e-5
+
+
+def filter_none(values: list) -> list:
+    return [value for value in values if value is not None]
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +183,9 @@ def test_a_released_linear_of_three_projections_has_one_mask(tmp_path, sound_fil
     loaded = rrs_jax.load_model(tmp_path, lora=lora, mesh=mesh)
     released = loaded.module.language_model.layer_class.released
     dropout = loaded.module.lora.draw_dropout(jax.random.key(0), released, (2, 3, 4))
-    assert dropout.places.shape == (2, 2, 3, 4)
-    assert dropout.share(("q_proj", "k_proj", "v_proj")).owners == (0, 0, 0)
-    share = dropout.share(("gate_proj", "up_proj"))
-    assert share.owners == (None, 0) and share.numbers != dropout.share(("q_proj",)).numbers
+    assert dropout.tokens.shape == (2, 2, 2, 3, 4)
+    assert dropout.numbers(("q_proj", "k_proj", "v_proj")) == (0,)
+    assert dropout.numbers(("gate_proj", "up_proj")) == (1,) and dropout.numbers(("o_proj",)) == ()
     batch = rrs_jax.make_batch(loaded, sound_files[:2], PROMPT_T)
     keyed = batch.batch.replace(dropout_key=jax.random.key(1))
     assert np.isfinite(loaded.module.representations(keyed, batch.audio_bank)).all()

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +223,46 @@ def test_the_exported_adapter_and_the_merged_folder_give_the_trained_representat
         relative_error(rrs_jax.extract_reps(model, rrs_jax.make_batch(model, clips[:2], PROMPT_T)), expected)
         < 1e-4
     )
+
+
+class StandIn:
+    """In place of transformers' processor of Omni, whose pictures need packages beyond torch."""
+
+    def __init__(self, folder):
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+        self.batch_decode = self.tokenizer.batch_decode
+
+    def apply_chat_template(self, messages, **options) -> str:
+        return self.tokenizer.apply_chat_template(messages, chat_template=TEMPLATE, **options)
+
+    def __call__(self, text: str, audio, sampling_rate: int, return_tensors: str):
+        features = self.extractor(
+            audio, sampling_rate=sampling_rate, return_attention_mask=True, return_tensors=return_tensors
+        )
+        frames = features.pop("attention_mask")
+        count = ((int(frames.sum()) - 1) // 2 - 1) // 2 + 1  # of the encoder's outputs
+        text = text.replace("<|AUDIO|>", "<|AUDIO|>" * count)
+        features |= self.tokenizer(text, return_tensors=return_tensors)
+        return transformers.BatchFeature({**features, "feature_attention_mask": frames})
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_the_cards_example_answers_as_we_do(run, folder, clips, tmp_path, monkeypatch, capsys, form):
+    """The example is run as it is printed, in the folder of the card; the base lies there by its name."""
+    exported = shutil.copytree(run / "export" / form, tmp_path / form)
+    (exported / folder.name).symlink_to(folder)
+    (exported / "question.wav").symlink_to(clips[1])
+    card = (exported / "README.md").read_text()
+    assert ("--enable-lora" in card) == (form == "adapter")
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda path: StandIn(folder))
+    monkeypatch.chdir(exported)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    printed = capsys.readouterr().out.rstrip("\n")
+    model = (
+        rrs_jax.load_model(folder, adapter=exported) if form == "adapter" else rrs_jax.load_model(exported)
+    )
+    assert rrs_jax.generate(model, [clips[1]], PROMPT_T, greedy=True, max_new_tokens=3) == [printed]
 
 
 def config_of(name: str, variant: str):

@@ -12,6 +12,7 @@ import transformers
 import rrs_jax
 from helpers import authors_program
 from helpers.authors_program import AuthorsProgram, torch_inputs
+from helpers.dropout_kernels import interpret_kernels
 from helpers.tensors import relative_error
 from rrs_jax import equations
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_REFUSAL, PROMPT_T
@@ -155,11 +156,12 @@ def our_masks(questions: Questions, update: int, part: int, rows: int) -> dict:
     layers, released = decoder.config.num_hidden_layers, decoder.layer_class.released
     key = step_module._dropout_key(jnp.int32(SEED), jnp.int32(update), part)
     dropout = questions.model.lora.draw_dropout(key, released, (layers, rows, questions.length))
-    share = dropout.share(authors_program.LINEARS)
     widths = decoder.config.linears()
     return {
-        (linear, layer): np.asarray(layer_at(dropout, layer).mask(number, widths[linear][0], share.threshold))
-        for linear, number in zip(share.adapters, share.numbers, strict=True)
+        (linear, layer): np.asarray(
+            layer_at(dropout, layer).mask(dropout.numbers((linear,))[0], widths[linear][0])
+        )
+        for linear in authors_program.LINEARS
         for layer in range(layers)
     }
 
@@ -176,9 +178,19 @@ def test_targets(questions):
     assert relative_error(questions.ours, questions.theirs) < 1e-4
 
 
-@pytest.mark.parametrize("parts, remat, unroll", [(1, "dots", False), (2, "none", False), (1, "full", True)])
-def test_loss_penalty_and_every_gradient(questions, monkeypatch, parts, remat, unroll):
-    """With plain gradient descent of rate 1 our step's update is the gradient."""
+@pytest.mark.parametrize(
+    "parts, remat, unroll, in_kernels",
+    [
+        (1, "dots", False, False),
+        (2, "none", False, False),
+        (1, "full", True, False),
+        (2, "dots", False, True),
+    ],
+)
+def test_loss_penalty_and_every_gradient(questions, monkeypatch, parts, remat, unroll, in_kernels):
+    """With plain gradient descent of rate 1 our step's update is the gradient; also with the products that a
+    GPU computes in kernels."""
+    used = interpret_kernels(monkeypatch) if in_kernels else []
     sgd = optax.masked(optax.sgd(1.0), {"base": False, "lora": True})
     monkeypatch.setattr("rrs_jax.train.step.make_optimiser", lambda *_: sgd)
     config = OptimiserConfig(remat=remat, unroll=unroll)
@@ -188,6 +200,7 @@ def test_loss_penalty_and_every_gradient(questions, monkeypatch, parts, remat, u
     before = adapters_of(step.model(state))
     state, metrics, _ = step(state, questions.bank.array, our_rows(questions, step, 2, parts))
     after = adapters_of(step.model(state))
+    assert bool(used) == in_kernels
 
     program = AuthorsProgram(questions.reference, before)
     loss, penalty, gradients = program.gradients(their_rows(questions, 2, parts))

@@ -20,6 +20,7 @@ from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.weights.adapter import read_adapter
 from rrs_jax.weights.export import export_adapter
+from rrs_jax.weights.load import read_config
 
 DECODER = r".*language_model.*layers\.\d+\.(self_attn|mlp)\.[a-z]+_proj"
 SETTINGS = {
@@ -73,7 +74,7 @@ def test_an_adapter_goes_to_peft_and_back_bit_for_bit(whole_folder, tmp_path):
     export_adapter(model.module, whole_folder, tmp_path / "ours", base_name=str(whole_folder))
     reloaded = peft.PeftModel.from_pretrained(base_model(whole_folder), tmp_path / "ours")
     reloaded.save_pretrained(tmp_path / "again")
-    first, second = (read_adapter(tmp_path / name, whole_folder) for name in ("theirs", "again"))
+    first, second = (read_adapter(tmp_path / name, read_config(whole_folder)) for name in ("theirs", "again"))
     chex.assert_trees_all_equal(first.pairs, second.pairs)
     assert first.config == second.config
 
@@ -97,7 +98,7 @@ def saved(whole_folder, tmp_path_factory):
 
 def refusal(folder, base) -> str:
     with pytest.raises(UserError) as error:
-        read_adapter(folder, base)
+        read_adapter(folder, read_config(base))
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
     return str(error.value)
 
@@ -168,7 +169,7 @@ def test_an_adapter_of_the_hub_is_fetched(saved, whole_folder, monkeypatch):
         return str(saved)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    hub = read_adapter("OWNER/NAME", whole_folder)
+    hub = read_adapter("OWNER/NAME", read_config(whole_folder))
     assert fetched == [("OWNER/NAME", ["adapter_config.json", "adapter_model.safetensors"])]
-    chex.assert_trees_all_equal(hub.pairs, read_adapter(saved, whole_folder).pairs)
+    chex.assert_trees_all_equal(hub.pairs, read_adapter(saved, read_config(whole_folder)).pairs)
     assert np.any(hub.pairs["q_proj"][1])

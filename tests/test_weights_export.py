@@ -16,8 +16,10 @@ import safetensors.torch
 import torch
 import transformers
 
+import rrs_jax
 from helpers.qwen2_audio import make_reference
 from helpers.tensors import relative_error
+from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.models.batch import Batch
@@ -296,6 +298,9 @@ SETTINGS = {
     "model.path": "somewhere/private",
     "strategy": "rrs",
     "lora.targets": ("q_proj", "v_proj"),
+    "lora.start": "/home/me/adapters/first",
+    "model.dtype": "float32",
+    "generate.max_new_tokens": 12,
     "run_dir": "runs/x",
 }
 
@@ -304,10 +309,27 @@ def python_of(card: str) -> str:
     return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
 
 
+SUMMARY = {
+    "judge": "phrases",
+    "asr_is": "compliance (1 - refusal), an upper bound of ASR",
+    "modes": {
+        "audio_text": {"asr": 12.5, "ci95": [4.5, 16.7], "queries": 20, "responses": 100},
+        "text_only": {"asr": None, "ci95": None, "queries": 20, "responses": 100},
+        "audio_only": None,
+    },
+    "orr": {"rate": 2.0, "ci95": [0.1, 9.0], "queries": 20, "responses": 100},
+    "borderline_orr": None,
+    "nsi": {"audio_text": 40.0, "average": 40.0},
+}
+
+
 @pytest.mark.parametrize("form", ["adapter", "merged"])
-def test_the_model_card_is_valid_and_its_example_runs(folder, tmp_path, form):
-    base = tmp_path / "base"
-    shutil.copytree(folder, base)
+def test_the_model_card_is_valid_and_its_example_answers_as_we_do(
+    whole_folder, sound_files, tmp_path, monkeypatch, capsys, form
+):
+    """The example is run as it is printed, in the folder of the card; the base lies there by its name."""
+    base = tmp_path / "OWNER" / "NAME"
+    shutil.copytree(whole_folder, base)
     (base / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# The base\n")
     model, out = load(base, ALL), tmp_path / form
     if form == "adapter":
@@ -315,7 +337,8 @@ def test_the_model_card_is_valid_and_its_example_runs(folder, tmp_path, form):
     else:
         export_merged(model, base, out)
     table = "| Model | ASR |\n| --- | ---: |\n| rrs | 12.3 [4.5, 6.7] |"
-    write_model_card(out, base_folder=base, base_name="OWNER/NAME", settings=SETTINGS, results=table)
+    options = {"settings": SETTINGS, "results": table, "summaries": {"rrs-silence": SUMMARY}}
+    write_model_card(out, base_folder=base, base_name="OWNER/NAME", **options)
 
     card = huggingface_hub.ModelCard.load(out / "README.md")
     assert card.data.library_name == {"adapter": "peft", "merged": "transformers"}[form]
@@ -323,18 +346,46 @@ def test_the_model_card_is_valid_and_its_example_runs(folder, tmp_path, form):
     assert "qwen2_audio" in card.data.tags and ("lora" in card.data.tags) == (form == "adapter")
     assert table in card.content and "| `lora.targets` | q_proj, v_proj |" in card.content
     assert "private" not in card.content and "runs/x" not in card.content
-    example = python_of(card.content).replace("OWNER/NAME", str(base)).replace("FOLDER", str(out))
+    assert "| `lora.start` | first |" in card.content and "/home/me" not in card.content
+    found = [(r.dataset_name, r.metric_type, r.metric_value) for r in card.data.eval_results]
+    assert found == [
+        ("starter set of RRS-JAX, silence: harmful, audio and text", "compliance", 12.5),
+        ("starter set of RRS-JAX, silence: rewrites, audio and text", "orr", 2.0),
+        ("starter set of RRS-JAX, silence: all", "nsi", 40.0),
+    ]
+    assert card.data.eval_results[0].metric_args == {"ci95": [4.5, 16.7]}
+    assert card.data.to_dict()["model-index"][0]["name"] == "OWNER/NAME-RRS"
+
+    (out / "OWNER").symlink_to(base.parent)
+    (out / "question.wav").symlink_to(sound_files[1])
+    monkeypatch.chdir(out)
     names: dict = {}
-    exec(example.replace("torch.bfloat16", "torch.float32"), names)
-    assert relative_error(torch_representations(names["model"].eval()), representations(model)) < 1e-4
+    exec(python_of(card.content), names)
+    printed = capsys.readouterr().out.rstrip("\n")
+    assert relative_error(torch_representations(names["model"]), representations(model)) < 1e-4
+    # Ours, and the base's, which answers otherwise.
+    expected = [
+        rrs_jax.generate(loaded, [sound_files[1]], PROMPT_T, greedy=True, max_new_tokens=12)[0]
+        for loaded in (
+            rrs_jax.load_model(base, adapter=out) if form == "adapter" else rrs_jax.load_model(out),
+            rrs_jax.load_model(base),
+        )
+    ]
+    assert printed == expected[0] != expected[1]
 
 
 def test_the_model_card_without_licence_results_or_hub_id(folder, tmp_path):
     with pytest.raises(UserError, match="was not made by an export"):
         write_model_card(tmp_path, base_folder=folder, base_name="x", settings={})
-    export_adapter(load(folder, ALL), folder, tmp_path / "adapter", base_name=str(folder))
-    write_model_card(tmp_path / "adapter", base_folder=folder, base_name=str(folder), settings={})
+    export_adapter(load(folder, ALL), folder, tmp_path / "adapter", base_name=None)
+    options = {"settings": {}, "repository": "OWNER/SAFE"}
+    write_model_card(tmp_path / "adapter", base_folder=folder, base_name=None, **options)
     card = huggingface_hub.ModelCard.load(tmp_path / "adapter/README.md")
-    assert card.data.base_model is None and card.data.license is None
-    assert str(folder.parent) not in card.content and f'from_pretrained("{folder.name}"' in card.content
-    assert "names none" in card.content and "Not evaluated" in card.content
+    assert card.data.base_model is None and card.data.license is None and card.data.eval_results is None
+    assert str(folder.parent) not in card.content
+    assert f'BASE, ADAPTER = "{folder.name}", "OWNER/SAFE"' in card.content
+    assert "names none" in card.content and "These weights were not evaluated" in card.content
+    assert (
+        json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] is None
+    )
+    peft.PeftModel.from_pretrained(from_pretrained(folder), tmp_path / "adapter")

@@ -21,7 +21,6 @@ from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.testing.qwen2_5_omni import AUDIO
 from rrs_jax.weights.export import export_adapter, export_merged
 from rrs_jax.weights.load import load_weights
-from rrs_jax.weights.model_card import write_model_card
 from rrs_jax.weights.safetensors_io import read_folder
 
 IDS = np.random.default_rng(5).integers(3, 120, (3, 11))
@@ -165,21 +164,3 @@ def test_layouts_of_other_models_are_refused(folders, folder, tmp_path):
         export_adapter(model, folder, tmp_path / "adapter", base_name="base", layout="thinker4")
     with pytest.raises(UserError, match="holds another architecture than the trained model"):
         export_adapter(load(folders["thinker"], LORA), folder, tmp_path / "adapter", base_name="base")
-
-
-@pytest.mark.parametrize("form", ["adapter", "merged"])
-def test_the_model_cards_example_runs(folders, tmp_path, form):
-    model, base = load(folders["whole"], LORA), folders["whole"]
-    if form == "adapter":
-        export_adapter(model, base, tmp_path / form, base_name="OWNER/NAME")
-    else:
-        export_merged(model, base, tmp_path / form)
-    write_model_card(tmp_path / form, base_folder=base, base_name="OWNER/NAME", settings={})
-    card = (tmp_path / form / "README.md").read_text()
-    example = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("OWNER/NAME", str(base))
-    names: dict = {}
-    exec(example.replace("FOLDER", str(tmp_path / form)).replace("torch.bfloat16", "torch.float32"), names)
-    loaded = names["model"].eval()
-    loaded = loaded.base_model.model if form == "adapter" else loaded
-    assert relative_error(torch_representations(loaded), representations(model)) < 1e-4
-    assert ("--enable-lora" in card) == (form == "adapter")

@@ -164,9 +164,10 @@ def test_the_merged_folder_keeps_layout_files_and_untouched_bits(tmp_path, dtype
     write_model_card(tmp_path / "merged", base_folder=base, base_name="OWNER/NAME", settings={})
     card = (tmp_path / "merged" / "README.md").read_text()
     assert (
-        'AutoModelForCausalLM.from_pretrained("FOLDER", torch_dtype=torch.bfloat16, trust_remote_code=True)'
+        "AutoModelForCausalLM.from_pretrained(MODEL, torch_dtype=torch.bfloat16, trust_remote_code=True)"
         in card
     )
+    assert "librosa" not in card and "`model.chat`" in card
 
 
 def test_constants_of_older_copies_are_carried(tmp_path):

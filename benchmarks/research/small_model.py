@@ -1,4 +1,4 @@
-"""`small` at once: the paper's phenomenon on it, and what five ways of tuning make of it.
+"""`small` at once: the paper's phenomenon on it, and what four ways of tuning make of it.
 
     python launch.py --config=configs/small_rrs.py:full --sweep=benchmarks/research/small_model.py \\
         --sweep_jobs=4 --config.run_dir=runs/small_model

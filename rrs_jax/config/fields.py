@@ -11,6 +11,7 @@ from rrs_jax.config.kinds import (
     boolean,
     choice,
     either,
+    hub_name,
     integer,
     integers,
     names,
@@ -22,7 +23,7 @@ from rrs_jax.config.kinds import (
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.config.training import SEED, training_fields
-from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS
+from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS, augmentations
 
 # The linear layers of a decoder layer that can have an adapter, those of all architectures.
 LINEARS = (
@@ -81,9 +82,13 @@ FIELDS = {field.name: field for field in (
     Field("data.voices_per_question", 1, integer(1),
           "Starter set: different voices that say each training question; every clip is a sample of its "
           "own."),
+    Field("data.augment", (), augmentations(),
+          "Changes of each training clip, one behind the other, by an amount drawn for it from LOW to HIGH: "
+          "`speed` (times as fast, pitch with it), `tempo` (times as fast), `pitch` (semitones), `snr` "
+          "(white noise, dB below the speech), such as `speed:0.9:1.1,snr:15:30`. Empty leaves the clips."),
     Field("data.seed", 0, integer(0, 2**31 - 1),
-          "Seed of the data: each question's voice, noise as a distractor, and which questions a part of the "
-          "starter set has."),
+          "Seed of the data: each question's voice, what data.augment draws, noise as a distractor, and "
+          "which questions a part of the starter set has."),
     Field("data.voices", (), names("different voice names, with commas between", empty=True),
           "Voices to draw from (appendix B draws at random); empty is all that the speech library has."),
     Field("data.max_cost_usd", 0.0, number(0),
@@ -181,6 +186,11 @@ FIELDS = {field.name: field for field in (
           "A model refuses names that its decoder does not have."),
     Field("lora.layers", "all", either(integer(0), "all"),
           "`all`, or the first layer with an adapter: layers below it have none and need no backward pass."),
+    Field("lora.start", None,
+          either(path("a PEFT adapter's folder, a run's folder or a hub id OWNER/NAME"), None),
+          "Adapter from which training goes on, ours or PEFT's, of the rank, alpha, targets and layers that "
+          "this group says. Targets, vanilla rates and penalty.space=weights stay those of the model without "
+          "it; penalty.space=lora counts from it. None starts with adapters that change nothing."),
 
     *training_fields("train"),
     Field("train.lower_states_gib", 4.0, number(0),
@@ -198,9 +208,10 @@ FIELDS = {field.name: field for field in (
     Field("mesh.tensor", 1, either(integer(1), -1), "Devices over which heads and MLP columns are cut.",
           placement=True),
 
-    Field("generate.batch_size", 16, integer(1),
-          "Answers in flight at once; the samples of one question are in flight together and share its "
-          "prompt.", placement=True),
+    Field("generate.batch_size", "auto", either(integer(1), "auto"),
+          "Answers in flight at once, over all devices; the samples of one question are in flight together "
+          "and share its prompt. `auto` takes as many as the memory left on the devices holds, and no more "
+          "than keep them busy.", placement=True),
     Field("generate.cache_dtype", "auto", choice("auto", "bfloat16", "float32", "int8"),
           "Number type of the keys and values that answers in flight keep; `auto` is model.dtype, `int8` "
           "halves bfloat16's memory at a relative error of about 1 % in a layer's attention "
@@ -286,6 +297,13 @@ FIELDS = {field.name: field for field in (
     Field("export.checkpoint", "last", either(either(integer(1), "best"), "last"),
           "Which of the kept checkpoints is exported: `last`, `best` (the end of the epoch with the lowest "
           "mean loss), or a number of steps, as the folders in RUN/checkpoints are called."),
+    Field("export.base_name", None, either(hub_name(), None),
+          "Name OWNER/NAME under which the base is published, for adapter_config.json and the model card; "
+          "None reads it from model.path or its folder."),
+    Field("export.push", None, either(hub_name(), None),
+          "Upload the adapter with its model card to this repository of the Hugging Face hub, and a merged "
+          "folder to the same name with -merged. One that is not there is made, private, when the run "
+          "begins."),
     Field("export.layout", "auto", choice("auto", *LAYOUTS),
           "Class whose module names the adapter has: `whole` for that of the whole model, `thinker` for that "
           "of Qwen2.5-Omni's thinker alone, each in transformers 4 or 5; docs/export.md says what loads "

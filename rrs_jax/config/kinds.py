@@ -172,6 +172,16 @@ def address_problem(written: str) -> str | None:
         return "names no host, or a port that is no number from 1 to 65535"
 
 
+def hub_name() -> Kind:
+    """Returns the kind of a repository's name on the Hugging Face hub, OWNER/NAME."""
+    part = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+
+    def accepts(value: object) -> bool:
+        return isinstance(value, str) and bool(re.fullmatch(f"{part}/{part}", value, re.ASCII))
+
+    return Kind("a name OWNER/NAME of the Hugging Face hub", str, str, accepts)
+
+
 def choice(*words: str) -> Kind:
     """Returns the kind of one of the words."""
     return Kind(f"one of {', '.join(words)}", str, str, words.__contains__)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rrs_jax.config.kinds import Field, Kind, boolean, choice, either, integer, number
+from rrs_jax.config.kinds import Field, Kind, boolean, choice, either, integer, names, number
 
 SEED = Field(
     "seed", 0, integer(0, 2**31 - 1),
@@ -171,6 +171,15 @@ class TrainConfig:
     )
     keep_checkpoints: int = setting(
         "train.keep_checkpoints", 2, integer(1), "Latest checkpoints kept, beside the best.", placement=True
+    )
+    log_to: tuple[str, ...] = setting(
+        "train.log_to",
+        ("jsonl", "tensorboard"),
+        names("different names out of jsonl, tensorboard, wandb", "jsonl", "tensorboard", "wandb"),
+        "Where the figures of steps and the rates of evaluations go: `jsonl`, metrics.jsonl and rates.jsonl "
+        "in the run folder, of which the report draws the losses; `tensorboard`, its folder tensorboard; "
+        "`wandb`, a run of Weights & Biases (pip install wandb) in the project $WANDB_PROJECT.",
+        placement=True,
     )
     max_buckets: int = 5
     bucket_multiple: int = 8

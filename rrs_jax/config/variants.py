@@ -26,7 +26,6 @@ def choose_small_variant(config: ConfigDict, variant: str, *, lower_layers: int)
     """
     config.sft.tokens = 32
     config.generate.greedy = True
-    config.generate.batch_size = 64  # a step on a CPU reads all weights, whatever its rows
     config.evaluate.samples = 1
     if variant not in ("full", "authors"):
         part(config, lower_layers)
@@ -105,7 +104,6 @@ def card24(config: ConfigDict) -> None:
     config.train.gradient_accumulation = 4
     config.train.remat = "full"
     config.extract.batch_size = 8
-    config.generate.batch_size = 8
 
 
 def smoke(config: ConfigDict) -> None:

@@ -1,5 +1,6 @@
-"""Values of fields whose meaning other packages define: settings of a question, judges."""
+"""Values of fields whose meaning other packages define: settings of a question, judges, augmentation."""
 
+from rrs_jax.config.kinds import Kind, number, split_names
 from rrs_jax.config.prompts import MODES
 
 # The modes that a question has in each setting (`rrs_jax.evaluate.settings`).
@@ -24,3 +25,41 @@ JUDGES = {
     "human": "SHEET.csv",
 }
 JUDGES_WRITTEN = ", ".join(name if rest is None else f"{name}:{rest}" for name, rest in JUDGES.items())
+
+# The changes of a clip (`rrs_jax.data.augment`), and the amounts that each can have.
+AUGMENTATIONS = {
+    "speed": number(0.25, 4),
+    "tempo": number(0.25, 4),
+    "pitch": number(-12, 12),
+    "snr": number(-20, 100),
+}
+
+
+def read_augmentation(written: str) -> tuple[str, float, float]:
+    """Returns kind, lowest and highest amount of a change written KIND:LOW:HIGH, or KIND:AMOUNT for both.
+
+    Raises ValueError for anything else, and for an amount that the kind cannot have.
+    """
+    kind, *amounts = written.split(":")
+    low, high = (float(amount) for amount in (amounts if len(amounts) == 2 else 2 * amounts))
+    allowed = AUGMENTATIONS.get(kind)
+    if allowed is None or not (allowed.accepts(low) and allowed.accepts(high) and low <= high):
+        raise ValueError(f"{written!r} is no change of a clip")
+    return kind, low, high
+
+
+def augmentations() -> Kind:
+    """Returns the kind of a tuple of changes, each kind of change once at most."""
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, tuple):
+            return False
+        try:
+            kinds = [read_augmentation(change)[0] for change in value]
+        except (AttributeError, ValueError):
+            return False
+        return len(set(kinds)) == len(kinds)
+
+    written = ", ".join(f"{kind} {allowed.wants[9:]}" for kind, allowed in AUGMENTATIONS.items())
+    wants = f"different changes KIND:LOW:HIGH, with commas between: {written}"
+    return Kind(wants, tuple, split_names, accepts)

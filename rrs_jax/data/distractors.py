@@ -26,31 +26,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 
 from rrs_jax.config.kinds import number, split_names, with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.questions import words
 from rrs_jax.data.speech import placed_clip, speak_all
-from rrs_jax.data.voices import PEAK, SAMPLING_RATE, draw_voice, read_voices
+from rrs_jax.data.voices import SAMPLING_RATE, draw_voice, read_voices
+from rrs_jax.data.waveforms import (
+    at_pitch,
+    at_speed,
+    at_tempo,
+    in_room,
+    noise,
+    read_waveform,
+    silence,
+    with_noise,
+    write_waveform,
+)
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.files import atomic_path, content_hash, write_jsonl
+from rrs_jax.files import content_hash, write_jsonl
 from rrs_jax.progress import Progress
 
-ROOM = (5.0, 4.0, 3.0)  # m
-SPEAKER, LISTENER = (1.2, 1.5, 1.6), (3.6, 2.6, 1.2)  # m
 KINDS = ("silence", "noise", "unit_noise", "spelled", "speed", "tempo", "pitch", "snr", "room")
-
-
-def silence(samples: int) -> np.ndarray:
-    """Returns float32 zeros (samples,)."""
-    return np.zeros(samples, np.float32)
-
-
-def noise(samples: int, seed: int, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
-    """Returns Gaussian noise, float32 (samples,)."""
-    return np.random.default_rng(seed).normal(mean, deviation, samples).astype(np.float32)
 
 
 def spell(text: str, spelled: Sequence[str]) -> str:
@@ -71,58 +68,6 @@ def spell(text: str, spelled: Sequence[str]) -> str:
     if not found:
         raise UserError(f"{text!r}: has none of the words {', '.join(sorted(wanted))} to spell.")
     return " ".join(said)
-
-
-def at_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
-    """Plays a waveform as a tape does: at `speed` 1.25 it lasts 0.8 of the time and sounds higher."""
-    return soxr.resample(waveform, SAMPLING_RATE * speed, SAMPLING_RATE, quality="HQ").astype(np.float32)
-
-
-def at_tempo(waveform: np.ndarray, tempo: float) -> np.ndarray:
-    """Returns a waveform `tempo` times as fast at the same pitch, float32, peak 0.9."""
-    from librosa.effects import time_stretch
-
-    return _at_peak(time_stretch(waveform, rate=tempo))
-
-
-def at_pitch(waveform: np.ndarray, semitones: float) -> np.ndarray:
-    """Returns a waveform moved by `semitones` at the same tempo, float32, peak 0.9."""
-    from librosa.effects import pitch_shift
-
-    return _at_peak(pitch_shift(waveform, sr=SAMPLING_RATE, n_steps=semitones))
-
-
-def with_noise(waveform: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
-    """Adds white noise `snr_db` below the speech's mean power, float32, peak 0.9."""
-    power = np.mean(waveform.astype(np.float64) ** 2)
-    added = np.random.default_rng(seed).normal(size=len(waveform))
-    added *= np.sqrt(power / np.mean(added**2) / 10 ** (snr_db / 10))
-    return _at_peak(waveform + added)
-
-
-def in_room(waveform: np.ndarray, reverberation: float) -> np.ndarray:
-    """Returns a waveform as it is heard in a room, float32, peak 0.9.
-
-    The room is a shoebox, computed by image sources; its walls give the decay time `reverberation` in seconds
-    (Sabine).
-    """
-    try:
-        import pyroomacoustics
-    except ImportError as error:
-        raise UserError("Rooms need the package pyroomacoustics; run: pip install pyroomacoustics") from error
-    try:
-        absorption, order = pyroomacoustics.inverse_sabine(reverberation, ROOM)
-    except ValueError as error:
-        raise UserError(
-            f"--reverberation={reverberation:g}: no wall makes this room decay so fast; give 0.2 or more."
-        ) from error
-    room = pyroomacoustics.ShoeBox(
-        ROOM, fs=SAMPLING_RATE, materials=pyroomacoustics.Material(absorption), max_order=order
-    )
-    room.add_source(SPEAKER, signal=waveform.astype(np.float64))
-    room.add_microphone(LISTENER)
-    room.simulate()
-    return _at_peak(room.mic_array.signals[0])
 
 
 def twin_words(rows: Sequence[dict]) -> dict[str, list[str]]:
@@ -176,7 +121,7 @@ def make_variant(
     made = []
     with Progress(len(rows), kind, unit="clips") as progress:
         for row, path in zip(rows, paths, strict=True):
-            waveform = _read(path)
+            waveform = read_waveform(path)
             row_seed = int(content_hash(options.seed, kind, row["id"])[:8], 16)
             changed = {
                 "silence": lambda: silence(len(waveform)),  # noqa: B023 called at once
@@ -196,12 +141,9 @@ def make_variant(
 
 def _written(row: dict, waveform: np.ndarray, folder: Path, kind: str) -> dict:
     # FLAC holds nothing beyond full scale, where Gaussian noise goes.
-    name, form, subtype = (
-        ("wav", "WAV", "FLOAT") if kind in ("noise", "unit_noise") else ("flac", "FLAC", "PCM_16")
-    )
-    audio = f"audio/{row['id']}.{name}"
-    with atomic_path(folder / audio) as temporary:
-        soundfile.write(temporary, waveform, SAMPLING_RATE, format=form, subtype=subtype)
+    ending = "wav" if kind in ("noise", "unit_noise") else "flac"
+    audio = f"audio/{row['id']}.{ending}"
+    write_waveform(folder / audio, waveform)
     return row | {"audio": audio, "seconds": round(len(waveform) / SAMPLING_RATE, 3), "variant": kind}
 
 
@@ -234,7 +176,7 @@ def _statistics(rows: Sequence[dict], paths: Sequence[Path]) -> tuple[float, flo
     count, total, squares = 0, 0.0, 0.0
     for row, path in zip(rows, paths, strict=True):
         if row["label"] == "harmful":
-            waveform = _read(path).astype(np.float64)
+            waveform = read_waveform(path).astype(np.float64)
             count, total, squares = (
                 count + len(waveform),
                 total + waveform.sum(),
@@ -246,22 +188,6 @@ def _statistics(rows: Sequence[dict], paths: Sequence[Path]) -> tuple[float, flo
         )
     mean = total / count
     return mean, float(np.sqrt(squares / count - mean**2))
-
-
-def _read(path: Path) -> np.ndarray:
-    """Reads a clip as float32 (samples,) at 16 kHz, the mean of its channels."""
-    try:
-        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path}: is not readable as audio ({error.error_string}); speak it again."
-        ) from error
-    waveform = channels.mean(axis=1)
-    return waveform if rate == SAMPLING_RATE else soxr.resample(waveform, rate, SAMPLING_RATE, quality="HQ")
-
-
-def _at_peak(waveform: np.ndarray) -> np.ndarray:
-    return (waveform * (PEAK / np.abs(waveform).max())).astype(np.float32)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

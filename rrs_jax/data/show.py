@@ -3,11 +3,13 @@ it.
 
     python -m rrs_jax.data.show DATASET
 
-Writes DATASET/index.html, which opens from disk (clips are played from their files beside it),
-DATASET/table1.md (the paper's table 1) and DATASET/figure3.svg (its figure 3), all from the manifests alone.
+Writes DATASET/index.html, which opens from disk (clips are played from their files beside it, and have
+pictures of what an audio encoder sees of them), DATASET/table1.md (the paper's table 1) and
+DATASET/figure3.svg (its figure 3), both from the manifests alone.
 """
 
 import argparse
+import base64
 import html
 import os
 import sys
@@ -17,12 +19,15 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import quote
 
-from rrs_jax.config.kinds import with_home
+from rrs_jax.config.kinds import integer, with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import find_manifests
 from rrs_jax.data.questions import changed_words
-from rrs_jax.errors import exit_status
+from rrs_jax.data.spectrogram import log_mel, picture
+from rrs_jax.data.waveforms import read_waveform
+from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import json_for_html, write_atomic
+from rrs_jax.progress import Progress
 from rrs_jax.web.page import fill, how_to_open
 
 Sets = dict[str, list[dict]]
@@ -30,11 +35,13 @@ RESPONSE_LETTERS = 60  # of an answer in table 1
 COLOURS = {"harmful": "#c0504d", "benign": "#4f81bd", "borderline": "#9bbb59"}
 WIDTH, BAR = 480, 22  # of figure 3 and of a bar in it
 PAGE = Path(__file__).parent / "page.html"
+PICTURES = 100  # clips of each set that get one, of about 4 kB
 
 
-def show(dataset: str | Path) -> str:
+def show(dataset: str | Path, pictures: int = PICTURES) -> str:
     """Writes page, table and figure beside the manifests and returns the text for the terminal.
 
+    pictures: how many clips of each set, the first ones, get a picture of their log-mel features.
     Raises UserError where the data set holds no manifest.
     """
     manifests = find_manifests(dataset)
@@ -43,7 +50,7 @@ def show(dataset: str | Path) -> str:
     table, figure = table_1(sets), figure_3(sets)
     write_atomic(folder / "table1.md", table)
     write_atomic(folder / "figure3.svg", figure)
-    write_atomic(folder / "index.html", page(folder, manifests, sets, figure))
+    write_atomic(folder / "index.html", page(folder, manifests, sets, figure, pictures))
     parts = [summary(name, rows) for name, rows in sets.items()]
     return "\n\n".join([*parts, table.strip(), how_to_open(folder / "index.html")])
 
@@ -147,12 +154,14 @@ def _bar(name: str, label: str, members: list[dict], widest: int, top: float) ->
     )
 
 
-def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str) -> str:
+def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str, pictures: int = PICTURES) -> str:
     """Returns one HTML page that needs nothing from elsewhere; clips by paths relative to it."""
     rows = []
     for name, members in sets.items():
         distances = edit_distances(members)
-        for row, path in zip(members, audio_paths(manifests[name], members), strict=True):
+        paths = audio_paths(manifests[name], members)
+        pictured = _pictures(name, paths[:pictures]) + [{}] * len(paths[pictures:])
+        for row, path, shown in zip(members, paths, pictured, strict=True):
             rows.append(
                 {
                     "set": name,
@@ -167,6 +176,7 @@ def page(folder: Path, manifests: dict[str, Path], sets: Sets, figure: str) -> s
                     "words": distances.get(row["pair_id"]),
                     "audio": _link(path, folder),
                 }
+                | shown
             )
     name = folder.resolve().name
     return fill(
@@ -197,6 +207,20 @@ def _head(name: str, sets: Sets) -> str:
     )
 
 
+def _pictures(name: str, paths: Sequence[Path]) -> list[dict]:
+    """Returns of each clip its `picture`, PNG in base64, or under `fault` why it cannot be read."""
+    shown = []
+    with Progress(len(paths), f"drawing the clips of {name}", unit="clips") as progress:
+        for path in paths:
+            try:
+                drawn = picture(log_mel(read_waveform(path)))
+                shown.append({"picture": base64.b64encode(drawn).decode()})
+            except UserError as error:
+                shown.append({"fault": str(error)})
+            progress.update()
+    return shown
+
+
 def _link(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix())
 
@@ -207,9 +231,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m rrs_jax.data.show", description="What is in a data set, and a page to listen to it."
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder of sets, a set's folder or a manifest")
+    parser.add_argument(
+        "--pictures",
+        type=integer(0).argument,
+        default=PICTURES,
+        help=f"clips of each set that get a picture of their log-mel features, default {PICTURES}",
+    )
     options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
-        print(show(options.dataset))
+        print(show(options.dataset, options.pictures))
     return status.code
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 MEMORY_SHARE = 0.92  # of a card, for one process; the rest is for its CUDA context
 FURTHER_CONTEXT = 0.02  # of a card, for the context and the command buffers of each further process
@@ -12,6 +13,28 @@ MEMORY_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 def cores() -> int:
     """Returns the number of CPU cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_memory() -> int:
+    """Returns the bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory() -> int:
+    """Returns the bytes that a new program can have without swapping, the file cache counted as free; half of
+    the machine's where the system (no Linux) does not tell."""
+    told = Path("/proc/meminfo")
+    if not told.is_file():
+        return machine_memory() // 2
+    values = dict(line.split(":", 1) for line in told.read_text().splitlines())
+    left = [int(values["MemAvailable"].split()[0]) * 1024]
+    group = Path("/sys/fs/cgroup")  # of a container, which may have less
+    limit = group / "memory.max"
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(cached["inactive_file"])
+        left.append(int(most) - used)
+    return max(0, min(left))
 
 
 def memory_share(together: int = 1) -> dict[str, str]:

@@ -127,6 +127,23 @@ def each_by_itself(mesh: Mesh, function: Callable, in_specs, out_specs) -> Calla
     )
 
 
+def each_with_its_rows(function: Callable, in_specs, out_specs: PartitionSpec) -> Callable:
+    """Returns `function` run by each device of the traced mesh with its own rows, as `jax.shard_map` cuts
+    arrays; as it is where the mesh has one device.
+
+    out_specs: of its one result. What that does not cut is added up over the rows of all devices.
+    """
+    mesh = _traced_mesh.get()
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def own(*arrays):
+        found = function(*arrays)
+        return found if any(out_specs) else jax.lax.psum(found, ("data", "fsdp"))
+
+    return jax.shard_map(own, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
 def traced_on(mesh: Mesh, function: Callable) -> Callable:
     """Returns `function` for `jax.jit`, with the functions below bound to `mesh` while it is traced.
 

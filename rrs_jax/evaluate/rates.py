@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 
 RESAMPLES = 10_000
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -77,8 +76,10 @@ def interval(events: np.ndarray, responses: np.ndarray, *, seed: int = 0) -> tup
         low, high = bootstrap(events, responses, seed)
         if low < high:
             return low, high
-    quantile = scipy.special.stdtrit(len(events) - 1, 0.975)
-    return wilson(rate, _effective_responses(events, responses), quantile)
+    # Imported here: half as long as all that a command imports to print its help.
+    from scipy.special import stdtrit
+
+    return wilson(rate, _effective_responses(events, responses), stdtrit(len(events) - 1, 0.975))
 
 
 def _effective_responses(events: np.ndarray, responses: np.ndarray) -> float:

@@ -20,9 +20,10 @@ import numpy as np
 import soundfile
 
 from rrs_jax.config.prompts import evaluation_prompt
-from rrs_jax.data.distractors import noise, silence, spell, twin_words
+from rrs_jax.data.distractors import spell, twin_words
 from rrs_jax.data.speech import clip_fields, speak_all
 from rrs_jax.data.voices import Voice, draw_voice
+from rrs_jax.data.waveforms import noise, silence
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.inputs.audio import SAMPLING_RATE, read_audio

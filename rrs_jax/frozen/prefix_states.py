@@ -115,7 +115,8 @@ class PrefixStates:
         program.prepare([arguments(selection) for selection in one_of_each_length.values()])
         prompts = sum(len(tree.rows) for tree in trees)
         calls = ((selection, program(*arguments(selection))) for selection in selections)
-        with Progress(prompts, f"the {self.layers} layers below the adapters", "prompts") as progress:
+        what = f"computing the {self.layers} layers without adapters, once for all"
+        with Progress(prompts, what, "prompts") as progress:
             for selection, output in one_behind(calls):
                 output = jax.tree.map(np.asarray, output)
                 for row in np.flatnonzero(selection.weights):

@@ -23,8 +23,8 @@ exactly in 16 bit, and the untrained model, which is evaluated too, shares the b
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +32,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from rrs_jax.distributed.memory import least_free_memory
 from rrs_jax.distributed.mesh import batch_sharding, each_by_itself, fetch, mesh_of, put, rows_multiple
 from rrs_jax.errors import UserError
 from rrs_jax.frozen.prefix_states import PrefixStates
+from rrs_jax.generate.memory import Flight, FlightPlan
 from rrs_jax.generate.sampling import SamplingConfig
 from rrs_jax.generate.state import ENTERED_SPECS, ROWS, STATE_SPECS, DecodingState, Entered, OnMesh, resize
 from rrs_jax.generate.steps import CHUNK_STEPS, AskedAnswers, StepSettings, decode_chunk, prefill
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, collate
-from rrs_jax.models.fused_attention import serves
 from rrs_jax.models.stack import compiler_options
-
-WHOLE_ROWS = 8  # of a product on a GPU
-PREFILLS = 4  # parts in which a whole batch of prompts is prefilled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +74,9 @@ class Generator:
     Args:
       model: an audio language model of `rrs_jax.models`.
       eos_token_ids: any of them ends an answer and is not part of it.
-      batch_size: answers in flight; rounded up to a multiple of the mesh's data axes and of a query's
-        samples.
+      batch_size: answers in flight, rounded up to a multiple of the mesh's data axes and of a query's
+        samples; or auto, as many as the devices' memory holds when `generate` is called, and no more than
+        keep a device busy (`rrs_jax.generate.memory`).
       cache_dtype: auto (the model's own), bfloat16, float32, or int8 with a scale for each token and head.
       fused: whether one kernel does a layer's attention while decoding; None: where it serves
         (`rrs_jax.models.fused_attention.serves`).
@@ -89,7 +88,7 @@ class Generator:
         sampling: SamplingConfig,
         *,
         eos_token_ids: Sequence[int],
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = "auto",
         cache_dtype: str = "auto",
         fused: bool | None = None,
     ):
@@ -97,15 +96,13 @@ class Generator:
         self.sampling, self.mesh, self.batch_size = sampling, mesh_of(model), batch_size
         self.eos = np.asarray(list(eos_token_ids), np.int32)
         self.audio_token_id = model.config.audio_token_id
-        cache_dtype = None if cache_dtype == "auto" else jnp.dtype(cache_dtype)
-        if fused is None:
-            kept_in = model.dtype if cache_dtype is None else cache_dtype
-            fused = serves(kept_in, model.config.text.head_dim, self.mesh.size // self.mesh.shape["data"])
-        # The kernel reads used slots alone, so it can have more of them at once: one program less, and one
-        # copy less.
-        self.slot_growth = 4 if fused else 2
+        self.plan = FlightPlan(
+            model.config.text, model.dtype, cache_dtype, sampling.max_new_tokens, self.mesh, fused
+        )
         axis = "data" if self.mesh.shape["data"] > 1 else None
-        settings = StepSettings(self.graphdef, sampling, self.eos, cache_dtype, fused, axis)
+        settings = StepSettings(
+            self.graphdef, sampling, self.eos, self.plan.kept_in(), self.plan.is_fused(), axis
+        )
         self.on_mesh = OnMesh(self.mesh)
         whole, jit = PartitionSpec(), functools.partial(jax.jit, compiler_options=compiler_options())
         prefilling, decoding = (functools.partial(step, settings) for step in (prefill, decode_chunk))
@@ -137,48 +134,38 @@ class Generator:
         pending = group_prompts(prompts, self.sampling.max_new_tokens)
         pending.sort(key=lambda group: len(group[0].row[0]))
         buckets = bucket_lengths([len(group[0].row[0]) for group in pending], 4, 8)
-        samples = max(map(len, pending))
-        queries, prefill_size = self._sizes(len(pending), samples)
-        last_part = (queries - 1) % prefill_size + 1  # else its places would stay idle for a whole wave
-        places: list[Place | None] = [None] * queries
+        flight = self._flight(len(pending), max(map(len, pending)), buckets[-1])
+        last_part = (flight.queries - 1) % flight.prefill + 1  # else its places would stay idle for a wave
+        places: list[Place | None] = [None] * flight.queries
         state, entries = None, []
         while pending or any(places):
             while pending and (free := places.count(None)) >= min(last_part, len(pending)):
-                taken = min(prefill_size, free)
+                taken = min(flight.prefill, free)
                 new, pending = pending[:taken], pending[taken:]
                 width = bucket_of(len(new[-1][0].row[0]), buckets)
-                entered = self._run_prefill(new, audio_bank, width, prefill_size, samples, prefix_states)
+                entered = self._run_prefill(new, audio_bank, width, flight, prefix_states)
                 entries.append(entered.finite)
                 state = self._insert(state, entered, places, new)
-            state = resize_to_need(state, places, self.slot_growth)
+                del entered  # whose keys and values are in `state`, before the next ones are made
+            state = resize_to_need(state, places, self.plan)
             state, tokens = self._decode(self.state, state)
             _check_first_logits(entries)  # read here, where the host waits for the device anyway
             self._collect(state, tokens, places, on_finished)
             if not pending:
                 state, places = self._shrink(state, places)
 
-    def _sizes(self, groups: int, samples: int) -> tuple[int, int]:
-        """Prompts in flight, in as few equal waves as the batch allows; and prompts of one prefill."""
-        multiple = rows_multiple(self.mesh)
-
-        def round_up(n, multiple=multiple):
-            return -(-n // multiple) * multiple
-
-        most = round_up(-(-self.batch_size // samples))
-        waves = -(-groups // most)
-        queries = round_up(-(-groups // waves))
-        if jax.default_backend() == "gpu" and queries * samples > WHOLE_ROWS**2:
-            # Around a product in 16 bit whose rows are no multiple of 8, XLA copies what it reads and writes.
-            queries = round_up(queries, math.lcm(multiple, WHOLE_ROWS // math.gcd(samples, WHOLE_ROWS)))
-        queries = min(queries, most)
-        return queries, round_up(-(-queries // PREFILLS))
+    def _flight(self, groups: int, samples: int, width: int) -> Flight:
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            batch_size = self.plan.fitting(groups, samples, width, least_free_memory(self.mesh))
+        return self.plan.flight(groups, samples, width, batch_size)
 
     def _run_prefill(
-        self, new, audio_bank, width: int, size: int, samples: int, prefix_states: PrefixStates | None
+        self, new, audio_bank, width: int, flight: Flight, prefix_states: PrefixStates | None
     ) -> Entered:
-        """Prefills the groups `new`, filled up to `size`: surplus prompts repeat the last one, surplus
-        answers are never active."""
-        filled = [*new, *[new[-1]] * (size - len(new))]
+        """Prefills the groups `new`, filled up to a prefill's size: surplus prompts repeat the last one,
+        surplus answers are never active."""
+        samples, filled = flight.samples, [*new, *[new[-1]] * (flight.prefill - len(new))]
         rows = [group[0].row for group in filled]
         batch = collate(rows, width, self.audio_token_id)
         if prefix_states is not None:
@@ -225,12 +212,17 @@ class Generator:
                 places[index] = None
 
     def _shrink(self, state: DecodingState, places: list) -> tuple[DecodingState, list]:
-        """The state with half as many places, once half of them are idle and no prompt waits."""
-        alive = [index for index, place in enumerate(places) if place]
-        half = len(places) // 2
-        if not alive or len(alive) > half or half % rows_multiple(self.mesh):
+        """The state with half as many places, once half of them are idle on each part of `data` and no prompt
+        waits; not where a step takes about as long with all of them."""
+        half, own = len(places) // 2, len(places) // self.mesh.shape["data"]
+        if not any(places) or half % rows_multiple(self.mesh) or len(state.tokens) <= self.plan.few():
             return state, places
-        chosen = (alive + [index for index in range(len(places)) if index not in alive])[:half]
+        chosen: list[int] = []
+        for start in range(0, len(places), own):
+            part = range(start, start + own)
+            if sum(places[index] is not None for index in part) > own // 2:
+                return state, places
+            chosen += sorted(part, key=lambda index: places[index] is None)[: own // 2]
         return self.on_mesh.take(state, jnp.asarray(chosen, jnp.int32)), [places[index] for index in chosen]
 
 
@@ -263,12 +255,12 @@ def group_prompts(prompts: Sequence[Prompt], new_tokens: int) -> list[list[Promp
     return [group[start : start + n] for group in groups.values() for start in range(0, len(group), n)]
 
 
-def resize_to_need(state: DecodingState, places: list, growth: int) -> DecodingState:
+def resize_to_need(state: DecodingState, places: list, plan: FlightPlan) -> DecodingState:
     """The state with room for one more chunk behind the longest answer in flight, in slots that are a chunk
-    times a power of `growth`.
+    times a power of `plan.growth()`, or all that an answer can need.
 
     Example: with chunks of 16 and a growth of 2, answers of up to 17 tokens have 32 slots, since the newest
-    token is not in the cache yet; from 18 on they have 64.
+    token is not in the cache yet; from 18 on they have 64, or 48 where none has more than 49 tokens.
     """
     longest = max(
         len(answer)
@@ -279,6 +271,6 @@ def resize_to_need(state: DecodingState, places: list, growth: int) -> DecodingS
     )
     slots = CHUNK_STEPS
     while slots < longest - 1 + CHUNK_STEPS:
-        slots *= growth
-    have = state.cache.valid.shape[1]
+        slots *= plan.growth()
+    slots, have = min(slots, plan.most_slots()), state.cache.valid.shape[1]
     return state if slots == have else resize(state, state.cache.prompts.keys.shape[3], slots)

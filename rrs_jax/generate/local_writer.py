@@ -16,13 +16,14 @@ from rrs_jax.weights.load import load_weights, resolve_folder
 
 
 class LocalWriter:
-    """A writer of text by the model in a folder, of a hub id, or `mini`. The first attempt at a prompt is
-    greedy, later ones are sampled.
+    """A writer of text by the model in a folder, of a hub id, `mini`, or `small`.
+
+    The first attempt at a prompt is greedy, later ones are sampled.
 
     One model may be asked in several runs: an attempt's answer depends on the prompt and the attempt alone.
     """
 
-    def __init__(self, path: str, dtype: str = "bfloat16", batch_size: int = 16, max_new_tokens: int = 64):
+    def __init__(self, path: str, dtype: str = "bfloat16", max_new_tokens: int = 64):
         self.name = f"local:{path}"
         folder = resolve_folder(path)
         self.processor = Processor.from_folder(folder)
@@ -35,7 +36,6 @@ class LocalWriter:
                     self.processor.generation, greedy=greedy, max_new_tokens=max_new_tokens
                 ),
                 eos_token_ids=self.processor.eos_token_ids,
-                batch_size=batch_size,
             )
             for greedy in (True, False)
         ]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rrs_jax.distributed.mesh import each_by_itself
 from rrs_jax.models.cache import Cache, KeysValues
 
 
@@ -49,6 +50,7 @@ class Entered:
     seen: jax.Array
 
 
+EMPTY = {"prompts": None, "answers": None}  # a cache without keys and values
 ROW_FIELDS = ("tokens", "positions", "active", "seeds", "seen")
 
 # Prompts with their answers lie over `data`.
@@ -63,16 +65,38 @@ STATE_SPECS = DecodingState(
 
 
 class OnMesh:
-    """`empty_state`, `insert` and `take` with results that lie over a mesh as `STATE_SPECS` says.
+    """`empty_state`, `insert` and `take` of states that lie over a mesh as `STATE_SPECS` says.
 
     Left to themselves, XLA's programs may hold all prompts on every device, which then computes all answers.
     """
 
     def __init__(self, mesh: Mesh):
-        laid, self.entered = jax.tree.map(partial(NamedSharding, mesh), (STATE_SPECS, ENTERED_SPECS))
+        self.laid, self.entered = jax.tree.map(partial(NamedSharding, mesh), (STATE_SPECS, ENTERED_SPECS))
+        laid = self.laid
         self.empty_state = jax.jit(empty_state, static_argnums=(1, 2, 3), out_shardings=laid)
         self.insert = jax.jit(insert, donate_argnums=0, out_shardings=laid)
-        self.take = jax.jit(take, out_shardings=laid)
+        self._take_rows = jax.jit(take_rows, out_shardings=laid.replace(cache=laid.cache.replace(**EMPTY)))
+        self._take_stored = jax.jit(
+            each_by_itself(mesh, take_stored, (STORED, ROWS), STORED),
+            out_shardings=NamedSharding(mesh, STORED),
+        )
+        self.parts = mesh.shape["data"]
+
+    def take(self, state: DecodingState, places: jax.Array) -> DecodingState:
+        """The state of the prompts in `places` (Q,) with their answers, out of `state`, which is given up
+        array by array, since two of it at once might not fit. Each part of the mesh's `data` keeps its own:
+        as many of the places are in the first part as in the second, and so on, in this order."""
+        within = places % (state.cache.prompt_lengths.shape[0] // self.parts)
+
+        def taken(leaf):
+            part = jax.block_until_ready(self._take_stored(leaf, within))
+            leaf.delete()
+            return part
+
+        cache = state.cache
+        small = self._take_rows(state.replace(cache=cache.replace(**EMPTY)), places)
+        prompts, answers = (jax.tree.map(taken, store) for store in (cache.prompts, cache.answers))
+        return small.replace(cache=small.cache.replace(prompts=prompts, answers=answers))
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -154,18 +178,19 @@ def _fit(leaf: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(leaf, [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)])
 
 
-@jax.jit
-def take(state: DecodingState, places: jax.Array) -> DecodingState:
-    """The state of the prompts in `places` (Q,) with their answers."""
+def take_rows(state: DecodingState, places: jax.Array) -> DecodingState:
+    """All of a state but its keys and values, of which it has none, for the prompts in `places` (Q,)."""
     rows = _rows(state, places)
-    cache = Cache(
-        jax.tree.map(lambda leaf: leaf[:, places], state.cache.prompts),
-        state.cache.prompt_lengths[places],
-        jax.tree.map(lambda leaf: leaf[:, places], state.cache.answers),
-        state.cache.valid[rows],
+    cache = state.cache.replace(
+        prompt_lengths=state.cache.prompt_lengths[places], valid=state.cache.valid[rows]
     )
     fields = {name: getattr(state, name)[rows] for name in ROW_FIELDS}
     return DecodingState(cache=cache, made=state.made[rows], slot=state.slot, **fields)
+
+
+def take_stored(leaf: jax.Array, places: jax.Array) -> jax.Array:
+    """Keys or values (L, Q, ...) of the prompts in `places` (Q,)."""
+    return leaf.at[:, places].get(mode="promise_in_bounds")
 
 
 def _rows(state: DecodingState, places: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ class StepSettings:
     Attributes:
       graphdef: the model's structure.
       eos: int32, the tokens that end an answer.
-      cache_dtype: dtype of keys and values; None is the model's.
+      cache_dtype: dtype of keys and values.
       fused: attention while decoding by `rrs_jax.models.fused_attention`.
       axis: of a mesh, along which devices compute their own rows, all as many steps as one of them needs.
     """

@@ -52,7 +52,7 @@ class DataSizes:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What is spoken: a question of a pair, or a text that is only repeated, which has no pair.
+    """A text to be spoken: a question of a pair, or words that are only repeated, which have no pair.
 
     Attributes:
       text: the words.

@@ -53,7 +53,7 @@ def bridge_files(folder: Path) -> list[Path]:
         return files
     raise UserError(
         f"{folder}: holds no bridge ({PATTERN}); get it from the repository, "
-        "or train one with: python -m rrs_jax.mini.train_bridge"
+        f"or train one: python -m rrs_jax.mini.train_bridge --model={Path(folder).name}"
     )
 
 
@@ -111,7 +111,7 @@ def read_bridge(
     if problems:
         raise UserError(
             f"{files[0].parent}: the bridge does not fit the base: {'; '.join(problems)}; "
-            "get it again from the repository or train it anew: python -m rrs_jax.mini.train_bridge"
+            "get it again from the repository or train it anew with python -m rrs_jax.mini.train_bridge."
         )
     scale = float(metadata["lora_alpha"]) / float(metadata["rank"]) if lora else 0.0
     return whole, pairs, scale

@@ -68,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # Name, type, default and meaning of each flag but --model and --work.
 ARGUMENTS = (
     ("--dtype", str, "bfloat16", "number type in which the model is computed: bfloat16 or float32"),
-    ("--samples", int, 40_000, "openings that the decoder is asked to continue"),
+    ("--samples", int, 25_000, "openings that the decoder is asked to continue"),
     ("--word_share", float, 0.5, "share of questions that are asked with a word of the decoder's vocabulary"),
-    ("--lists", int, 8000, "lists of random words that are spoken and repeated"),
+    ("--lists", int, 6000, "lists of random words that are spoken and repeated"),
     ("--generate_batch", int, 1024, "rows in flight while generating"),
     ("--batch_size", int, 128, "examples a step"),
-    ("--steps", int, 3000, "steps of training"),
+    ("--steps", int, 1750, "steps of training"),
     ("--rate", float, 1e-3, "highest learning rate of the projector; the encoder has a fifth of it"),
     ("--repeat", float, 0.35, "share of batches that repeat the question, behind the first fifth"),
     ("--distance", float, 1.0, "weight of the distance of the states before the answer, heard and read"),

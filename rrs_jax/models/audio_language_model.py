@@ -91,7 +91,7 @@ class AudioLanguageModel(nnx.Module):
         if batch.dropout_key is not None and self.lora is not None and self.lora.config.dropout:
             released = self.language_model.layer_class.released
             shape = self.config.text.num_hidden_layers, *inputs.states.shape[:2]
-            adapters = self.lora.apart(self.dtype, released)
+            adapters = self.lora.packed(self.dtype, released, kept=1 - self.lora.config.dropout)
             inputs = inputs.replace(dropout=self.lora.draw_dropout(batch.dropout_key, released, shape))
         return self.language_model(inputs, adapters, wanted, remat=remat)
 

@@ -54,8 +54,7 @@ class DecoderInputs:
       lengths: int32 (B,), tokens of a row's prompt, of a tree's longest one.
       start: the first layer that is computed.
       tree: None where every row is one prompt.
-      dropout: masks of the adapters' inputs, for adapters that stand apart (`LoRA.apart`); None drops
-        nothing.
+      dropout: masks of the adapters' inputs; None drops nothing.
     """
 
     states: jax.Array

@@ -99,7 +99,12 @@ class LoRA(nnx.Module):
         return [(pair.lora_a[...], pair.lora_b[...], pair.scale) for pair in found]
 
     def packed(
-        self, dtype, released: dict[str, tuple[str, int | None]], *, all_layers: bool = False
+        self,
+        dtype,
+        released: dict[str, tuple[str, int | None]],
+        *,
+        all_layers: bool = False,
+        kept: float = 1.0,
     ) -> Adapters:
         """The pairs as the decoder's linears compute them, stacked over the layers that carry adapters, or
         over all, zero where there are none.
@@ -110,7 +115,8 @@ class LoRA(nnx.Module):
             b["q_proj"] = [s·B_q]      b["v_proj"] = [  0  ]    (L, 4, O): each reads its two columns
                           [  0  ]                    [s·B_v]
 
-        `released`: see `DecoderLayer.released`.
+        released: see `DecoderLayer.released`; kept: share of its input that an adapter sees, 1 − p with
+        dropout, which divides B.
         """
         a, b = {}, {}
         for names in SAME_INPUT:
@@ -120,23 +126,18 @@ class LoRA(nnx.Module):
             for name in names:
                 target, third = released[name]
                 if target in targets:
-                    b[name] = self._among(self._scaled_b(target, third), targets.index(target), len(targets))
+                    scaled = self._scaled_b(target, third) / kept
+                    b[name] = self._among(scaled, targets.index(target), len(targets))
         adapters = jax.tree.map(lambda leaf: leaf.astype(dtype), Adapters(a, b))
         if all_layers and self.config.first_layer:
             below = (self.config.first_layer, 0), (0, 0), (0, 0)
             adapters = jax.tree.map(lambda leaf: jnp.pad(leaf, below), adapters)
         return adapters
 
-    def apart(self, dtype, released: dict[str, tuple[str, int | None]]) -> Adapters:
-        """The pairs one by one, stacked over the layers that carry them: `a` by target, `b` by linear."""
-        a = {target: self.pair(target).lora_a[...] for target in self.config.targets}
-        b = {name: self._scaled_b(target, third) for name, (target, third) in released.items() if target in a}
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), Adapters(a, b))
-
     def draw_dropout(
         self, key: jax.Array, released: dict[str, tuple[str, int | None]], shape: tuple[int, int, int]
     ) -> Dropout:
-        """Masks for a pass of `apart` adapters; `shape` is (layers of the decoder, B, T)."""
+        """Masks for a pass of `packed` adapters; `shape` is (layers of the decoder, B, T)."""
         owners = {name: target for name, (target, _) in released.items() if self.pair(target)}
         widest = max(self.pair(target).lora_a.shape[1] for target in self.config.targets)
         return Dropout.draw(key, owners, self.config.dropout, (*shape, widest))

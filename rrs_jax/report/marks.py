@@ -34,14 +34,15 @@ class Mark:
         """Returns the mark's shape, of radius `size` about (x, y), with its number."""
         number = ""
         if numbered:
-            lower = {"triangle": 0.25, "drop": -0.25}.get(self.shape, 0) * size
+            lower = {"triangle": 0.12, "drop": -0.12}.get(self.shape, 0) * size
             number = f'<text x="{x:g}" y="{y + 3.6 * size / ROUND + lower:g}">{self.number}</text>'
         return _shape(self.shape, x, y, size) + number
 
     def swatch(self, name: str) -> Html:
         """Returns the mark and a name for a table or legend, as HTML; the name is escaped."""
         shape = f'<svg class="mark {self.family}" viewBox="-12 -12 24 24" aria-hidden="true">'
-        return Html(f'<span class="strategy">{shape}{self.svg(0, 0)}</svg>{html.escape(name)}</span>')
+        middle = {"triangle": 0.25, "drop": -0.25}.get(self.shape, 0) * ROUND  # or its tip is cut off
+        return Html(f'<span class="strategy">{shape}{self.svg(0, middle)}</svg>{html.escape(name)}</span>')
 
 
 def marks_of(results: Results) -> dict[tuple, Mark]:

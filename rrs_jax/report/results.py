@@ -45,6 +45,7 @@ OF_THE_DATA = (
     "data.contrast",
     "data.contrast_role",
     "data.voices_per_question",
+    "data.augment",
 )  # but of the recipe
 
 

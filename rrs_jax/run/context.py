@@ -25,11 +25,13 @@ from rrs_jax.models.lora import LoRA, LoRAConfig
 from rrs_jax.progress import say
 from rrs_jax.run.clips import clip_digest
 from rrs_jax.run.folder import RunFolder
+from rrs_jax.run.start_adapter import read_start
 from rrs_jax.run.sweep_cache import SweepCache
 from rrs_jax.run.training_set import TrainingSet
 from rrs_jax.strategies.samples import Samples
 from rrs_jax.train.loop import restore
-from rrs_jax.weights.load import resolve_folder, shard_lora
+from rrs_jax.weights.base_name import published_name
+from rrs_jax.weights.load import read_config, resolve_folder, shard_lora
 
 
 def once(method: Callable) -> Callable:
@@ -85,10 +87,18 @@ class RunContext:
         key = self.model_digest(), model.dtype, self.mesh, model.quantize
         return self.cache.vanilla(self.model_folder(), key)
 
-    def start_adapters(self) -> nnx.Module:
-        """A model with adapters at their start, which change nothing; the frozen arrays are the vanilla
-        model's."""
+    def fresh_adapters(self) -> nnx.Module:
+        """A model with adapters that change nothing; the frozen arrays are the vanilla model's."""
         return with_lora(self.load_model(), lora_config(self.config), self.mesh, self.config.seed)
+
+    def start_adapters(self) -> nnx.Module:
+        """A model with the adapters from which training starts: those of `lora.start`, else fresh ones."""
+        model, folder = self.fresh_adapters(), self.model_folder()
+        base, _ = base_name(self.config, folder)
+        start = read_start(self.config, lora_config(self.config), read_config(folder), base)
+        if start is not None:
+            start.put_into(model, self.mesh)
+        return model
 
     @once
     def restore_adapters(self, checkpoint: int | str = "last") -> nnx.Module:
@@ -96,7 +106,7 @@ class RunContext:
 
         Raises UserError where there is none, or where it is of other settings or samples.
         """
-        model, samples = self.start_adapters(), Samples(self.read_training_rows())
+        model, samples = self.fresh_adapters(), Samples(self.read_training_rows())
         sample_ids = [row["id"] for row in samples.rows]
         config = train_config(self.config)
         adapters = restore(
@@ -198,6 +208,14 @@ class RunContext:
             buckets=lambda lengths: self.buckets(lengths, layers),
             keys_values=keys_values,
         )
+
+
+def base_name(config: ConfigDict, folder: Path) -> tuple[str | None, str]:
+    """Returns the name under which the model in `folder` is published, None where none is known, and what
+    says so."""
+    if config.export.base_name is not None:
+        return config.export.base_name, "export.base_name"
+    return published_name(config.model.path, folder)
 
 
 def lora_config(config: ConfigDict) -> LoRAConfig:

@@ -6,10 +6,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE, load_strategy
+from rrs_jax.data.augment import augment_rows
 from rrs_jax.data.authors import training_rows
 from rrs_jax.data.bad_rows import BadRows
 from rrs_jax.data.check import check_excluded
-from rrs_jax.data.manifest import load_manifest
+from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows
 from rrs_jax.errors import UserError
@@ -42,9 +43,26 @@ def make_data(context: RunContext) -> dict:
                 max_cost_usd=config.data.max_cost_usd,
                 voices_per_question=config.data.voices_per_question if train else 1,
             )
+    if config.data.augment:
+        _augment(folder.manifest, config)
     rows = context.read_training_rows()
     check_excluded([row["question"] for row in rows], config.data.exclude, skips_bad_rows(config))
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
+
+
+def _augment(manifest: Path, config: ConfigDict) -> None:
+    """Gives the training questions changed clips (`data.augment`). Raises UserError that lists every question
+    whose clip is too long or too short then, or leaves such rows out."""
+    rows = augment_rows(manifest, load_manifest(manifest), config.data.augment, config.data.seed)
+    bad, left_out = BadRows("data.augment", skips_bad_rows(config)), set()
+    clips = audio_paths(manifest, rows)
+    for position, _, reason in audio_faults(clips, config.data.audio_max_seconds):
+        bad.add(f"{rows[position]['id']}: its clip", f"{reason}, after {rows[position]['augmented']}")
+        left_out.add(position)
+    bad.end(len(rows))
+    rows = [row for position, row in enumerate(rows) if position not in left_out]
+    check_training_rows(rows, config)
+    write_jsonl(manifest, rows)
 
 
 def _added_choice(config: ConfigDict) -> StarterChoice:

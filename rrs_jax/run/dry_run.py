@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rrs_jax.config import flatten
 from rrs_jax.config.stages import STAGES
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
+from rrs_jax.distributed.memory import device_memory, free_memory
 from rrs_jax.distributed.mesh import make_mesh, rows_multiple
 from rrs_jax.errors import UserError
 from rrs_jax.mini.model_table import find_model
@@ -23,15 +24,18 @@ from rrs_jax.run.estimates import (
     EFFICIENCY,
     DeviceRate,
     Sizes,
+    answers_in_flight,
     count_questions,
     measure_device,
     memory_bytes,
     stage_seconds,
 )
 from rrs_jax.run.folder import stage_is_done
-from rrs_jax.train.memory import device_memory
+from rrs_jax.run.start_adapter import read_start
 from rrs_jax.weights.load import abstract_model, read_config
 from rrs_jax.weights.named_models import is_named
+
+GENERATION = "answers in flight"  # of `DryRun.memory`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ class DryRun:
     sizes: Sizes
     steps: int
     responses: int
+    in_flight: int
     frozen: int
     trainable: int
     memory: dict[str, float]
@@ -53,10 +58,7 @@ class DryRun:
     @property
     def memory_needed(self) -> float:
         """Training and generation follow one another, so the larger of the two counts."""
-        training, generation = (
-            self.memory["activations of a training step"],
-            self.memory["key-value cache and logits"],
-        )
+        training, generation = (self.memory["activations of a training step"], self.memory[GENERATION])
         return sum(self.memory.values()) - min(training, generation)
 
 
@@ -68,7 +70,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     """Reads small files: the model's config.json (fetched for a hub id), manifests, the run folder's marks.
 
     rate: of the device; measured where it is None.
-    Raises UserError for a model, LoRA target, mesh or manifest that a run would refuse.
+    Raises UserError for a model, LoRA target, start, mesh or manifest that a run would refuse.
     """
     trained = STRATEGY_TABLE[config.strategy].trains
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -80,9 +82,10 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
         )
     dtype = jnp.dtype(config.model.dtype)
     values = model_config(config.model.path)
-    model, _ = abstract_model(
-        values, dtype, lora_config(config) if trained else None, quantize=config.model.quantize
-    )
+    lora = lora_config(config) if trained else None
+    model, _ = abstract_model(values, dtype, lora, quantize=config.model.quantize)
+    if lora is not None:
+        read_start(config, lora, values)
     _, adapter, frozen = nnx.split(model, LoRAParam, ...)
     adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)
@@ -92,17 +95,21 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     queries = sizes.harmful * len(modes)
     queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))
     responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
+    memory = memory_bytes(config, model.config, frozen, adapter, sizes, mesh)
+    free = free_memory(mesh) - sum(memory.values()) + memory["activations of a training step"]
+    in_flight, memory[GENERATION] = answers_in_flight(config, model.config.text, sizes, queries, mesh, free)
     rate = rate or measure_device(dtype)
-    seconds = stage_seconds(config, model.config, sizes, responses, rate, mesh.size)
+    seconds = stage_seconds(config, model.config, sizes, responses, in_flight, rate, mesh.size)
     return DryRun(
         done={name: stage_is_done(folder, name, flatten(config)) for name in stages},
         seconds={name: seconds[name] for name in stages},
         sizes=sizes,
         steps=math.ceil(sizes.train / config.train.batch_size) * config.train.epochs if trained else 0,
         responses=responses,
+        in_flight=in_flight,
         frozen=sum(math.prod(leaf.shape) for _, leaf in frozen),
         trainable=sum(math.prod(leaf.shape) for _, leaf in adapter),
-        memory=memory_bytes(config, model.config, frozen, adapter, sizes, mesh),
+        memory=memory,
         memory_there=device_memory(),
         rate=rate,
         devices=f"{mesh.size} × {jax.devices()[0].device_kind} ("
@@ -145,7 +152,10 @@ def format_plan(plan: DryRun, config: ConfigDict) -> str:
         ),
         f"questions  {sizes.train} to train on; {sets} to evaluate; about {sizes.tokens} tokens each",
         f"steps      {plan.steps} of {config.train.batch_size} questions",
-        f"answers    {plan.responses} of at most {config.generate.max_new_tokens} tokens",
+        (
+            f"answers    {plan.responses} of at most {config.generate.max_new_tokens} tokens,"
+            f" {plan.in_flight} in flight at once"
+        ),
         "",
         f"{'stage':<10}{'state':<8}{'estimate':>9}  gives",
     ]

@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from rrs_jax.data.authors_questions import manifest_rows, read_authors
 from rrs_jax.data.manifest import load_manifest
+from rrs_jax.distributed.memory import device_memory
 from rrs_jax.distributed.mesh import parameter_sharding
 from rrs_jax.evaluate.question_subset import chosen_rows
+from rrs_jax.generate.memory import FlightPlan
 from rrs_jax.models.flops import decoder_flops, encoder_flops, state_size
 from rrs_jax.run.lower_layers import lower_layers, shared_layers
-from rrs_jax.train.memory import activation_bytes, device_memory, fitting_remat
+from rrs_jax.train.memory import activation_bytes, fitting_remat
 
 STARTER = {
     "categories": 14,
@@ -104,9 +106,16 @@ def _rows(manifest: Path, data: ConfigDict) -> list[dict]:
 
 
 def stage_seconds(
-    config: ConfigDict, model_config, sizes: Sizes, responses: int, rate: DeviceRate, devices: int
+    config: ConfigDict,
+    model_config,
+    sizes: Sizes,
+    responses: int,
+    in_flight: int,
+    rate: DeviceRate,
+    devices: int,
 ) -> dict:
-    """Seconds of each stage, without loading and compilation; evaluation as if no answer ended early."""
+    """Seconds of each stage, without loading and compilation; evaluation as if no answer ended early, with
+    so many `in_flight`."""
     text, audio = model_config.text, model_config.audio
     forward = decoder_flops(text)  # a token
     differentiated = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
@@ -116,8 +125,9 @@ def stage_seconds(
     encode = encoder_flops(audio) * ENCODER_POSITIONS_A_SECOND * sizes.seconds  # a clip
     flops = rate.flops * EFFICIENCY * devices
     weights = forward / 2 * jnp.dtype(config.model.dtype).itemsize
-    rows = config.generate.batch_size
-    token = max(forward * rows / flops, weights / (rate.bandwidth * devices))  # one more token for every row
+    token = max(  # one more token for every answer in flight
+        forward * in_flight / flops, weights / (rate.bandwidth * devices)
+    )
     clips = 0 if sizes.spoken else sizes.train + sizes.evaluated
     asked, drawn = (
         1.5 * sizes.tokens,
@@ -142,7 +152,7 @@ def stage_seconds(
         "train": sizes.train * training / flops,
         "evaluate": (
             (sizes.evaluated * encode + responses * answering) / flops
-            + math.ceil(responses / rows) * config.generate.max_new_tokens * token
+            + math.ceil(responses / in_flight) * config.generate.max_new_tokens * token
         ),
         "export": 2 * weights / rate.bandwidth if config.export.merged else 0.0,
         "report": 0.0,
@@ -152,7 +162,8 @@ def stage_seconds(
 def memory_bytes(
     config: ConfigDict, model_config, frozen: list, adapter: list, sizes: Sizes, mesh: Mesh
 ) -> dict:
-    """Bytes on one device, by purpose. `frozen`, `adapter`: (dotted path, shape-dtype) of each parameter."""
+    """Bytes on one device, by purpose, without those of `answers_in_flight`. `frozen`, `adapter`: (dotted
+    path, shape-dtype) of each parameter."""
     text, item = model_config.text, jnp.dtype(config.model.dtype).itemsize
 
     def shard_bytes(path: str, leaf) -> int:
@@ -170,13 +181,6 @@ def memory_bytes(
         remat = fitting_remat(
             config, text, sizes.tokens, parts, device_memory() - weights - adapters - embeddings
         )
-    # The samples of one question share its prompt's slots.
-    slots = sizes.tokens / config.evaluate.samples + config.generate.max_new_tokens
-    cached = {"auto": item, "bfloat16": 2, "float32": 4, "int8": 1 + 4 / text.head_dim}[
-        config.generate.cache_dtype
-    ]
-    entry = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * cached
-    flight = math.ceil(config.generate.batch_size / parts)
     return {
         "weights": weights,
         "adapter, gradient, moments": adapters,
@@ -184,8 +188,21 @@ def memory_bytes(
         "activations of a training step": (
             activation_bytes(config, text, sizes.tokens, parts, remat) if adapter else 0
         ),
-        "key-value cache and logits": flight * (slots * entry + 2 * text.vocab_size * 4),
     }
+
+
+def answers_in_flight(
+    config: ConfigDict, text, sizes: Sizes, queries: int, mesh: Mesh, free: float
+) -> tuple[int, float]:
+    """How many answers are in flight when one model is asked `queries` questions, and the bytes that they
+    need on one device, of which `free` are left for them."""
+    generate, samples = config.generate, config.evaluate.samples
+    plan = FlightPlan(text, config.model.dtype, generate.cache_dtype, generate.max_new_tokens, mesh)
+    most = generate.batch_size
+    if most == "auto":
+        most = plan.fitting(queries, samples, sizes.tokens, free)
+    flight = plan.flight(queries, samples, sizes.tokens, most)
+    return flight.queries * samples, plan.bytes(flight)
 
 
 def measure_device(dtype) -> DeviceRate:

@@ -25,6 +25,7 @@ from rrs_jax.files import content_hash, read_json, with_sum, write_json
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
+from rrs_jax.run.logged_rates import log_rates
 from rrs_jax.run.recorded_epochs import evaluated_epochs
 from rrs_jax.run.servers import judge_settings, sampling_of, served_model
 from rrs_jax.strategies.served import Served
@@ -43,6 +44,7 @@ def evaluate_stage(context: RunContext, serve: Callable[[RunContext], Served]) -
 def _evaluate(context: RunContext, local: LocalEngine) -> dict:
     config = context.config
     trained = config.strategy != "vanilla"
+    done: list[tuple[Target, dict]] = []
     for place, setting in enumerate(config.evaluate.setting):
         # AIR-Bench and the epochs between know no settings: they come with the first one.
         evaluation = Evaluation(context, local, setting, with_air_bench=place == 0)
@@ -51,17 +53,21 @@ def _evaluate(context: RunContext, local: LocalEngine) -> dict:
             evaluation.epoch(epoch, vanilla)
         if trained:
             evaluation.trained(vanilla)
+        done += evaluation.done
+    log_rates(context, done)
     return {}
 
 
 class Evaluation:
     """The evaluations of a run's models in one setting, which share questions, clips and judges.
 
-    `with_air_bench`: AIR-Bench is asked too, where the config names its folder.
+    `with_air_bench`: AIR-Bench is asked too, where the config names its folder. The attribute `done` has each
+    evaluation's place and summary.
     """
 
     def __init__(self, context: RunContext, local: LocalEngine, setting: str, with_air_bench: bool):
         self.context, self.local, self.config, self.setting = context, local, context.config, setting
+        self.done: list[tuple[Target, dict]] = []
         config = self.config.evaluate
         parts = [question_sets_name(config.questions), setting if setting != "spoken" else ""]
         self.suffix = "".join(f"-{part}" for part in parts if part)  # of the folders in RUN/eval
@@ -109,7 +115,9 @@ class Evaluation:
 
     def _evaluate(self, engine: Engine, target: Target, vanilla: dict | None = None) -> dict:
         engine = replace(engine, made_by=self._made_by(engine))
-        return evaluate_model(engine, self.questions, self.plan, self.judges, target, vanilla)
+        summary = evaluate_model(engine, self.questions, self.plan, self.judges, target, vanilla)
+        self.done.append((target, summary))
+        return summary
 
     def _made_by(self, engine: Engine) -> dict:
         return engine.made_by | {"clips": self._clips_hash}

@@ -17,7 +17,7 @@ from rrs_jax.errors import UserError, shown_address
 from rrs_jax.files import file_lock, read_json, remove_unfinished, with_sum, write_json
 from rrs_jax.progress import say
 from rrs_jax.run.inputs import check_clips, check_model, file_hash, is_same_file, is_same_model, model_is_used
-from rrs_jax.run.marks import MANIFESTS, MODEL, Marks, plain
+from rrs_jax.run.marks import INPUTS, MODEL, Marks, plain
 from rrs_jax.run.outputs import damaged_caches
 from rrs_jax.run.session import describe_machine
 from rrs_jax.weights.export import remove_partial
@@ -34,7 +34,7 @@ class RunFolder:
     report may be repeated with other values. Fields that decide only where and how fast may always change.
 
     Raises UserError where the folder cannot be written, its disk is too full, it is another run's, or a
-    manifest is not the one that the run began with.
+    manifest or an adapter is not the one that the run began with.
     """
 
     def __init__(self, path: str | Path, config: ConfigDict):
@@ -47,6 +47,7 @@ class RunFolder:
         self.representations = self.path / "representations.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.rates = self.path / "rates.jsonl"
         self.epochs = self.path / "epochs"
         self.evaluations = self.path / "eval"
         self.adapter = self.path / "export" / "adapter"
@@ -55,8 +56,8 @@ class RunFolder:
 
         if processes.is_first():
             check_disk(self.path)
-        self.inputs: dict[str, object] = {  # hashes of the manifests, and the model folder's identity
-            name: file_hash(name, self.values[name]) for name in MANIFESTS if self.values[name]
+        self.inputs: dict[str, object] = {  # hashes of `INPUTS`, and the model folder's identity
+            name: file_hash(name, self.values[name]) for name in INPUTS if self.values[name]
         }
         self.marks, self.is_locked = Marks(self.path, self.values), False
         self.record = self._recorded()
@@ -162,7 +163,7 @@ class RunFolder:
 
     def _has_begun(self) -> bool:
         """Returns True where a stage has left something, which another config would contradict."""
-        return any(file.name not in ("config.json", ".lock") for file in self.path.iterdir())
+        return any(file.name not in ("config.json", ".lock", "wandb") for file in self.path.iterdir())
 
     def _compare(self, record: dict) -> None:
         """Takes over what the record knows of the inputs. Raises UserError where it is of another run."""
@@ -186,7 +187,7 @@ class RunFolder:
 
     def _keep_spellings(self, before: dict[str, object], known: dict[str, object]) -> None:
         """Keeps the recorded path of an input that another one now leads to."""
-        for name in (MODEL, *MANIFESTS):
+        for name in (MODEL, *INPUTS):
             path, recorded = self.values[name], before.get(name)
             if None in (path, recorded) or path == recorded:
                 continue

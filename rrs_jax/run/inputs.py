@@ -11,12 +11,16 @@ from rrs_jax.files import content_hash
 from rrs_jax.progress import say
 from rrs_jax.run.clips import users_clips_changed
 from rrs_jax.run.marks import Marks, reads_model
+from rrs_jax.weights.adapter import adapter_files_hash
 from rrs_jax.weights.identity import Identity, changed_files, folder_identity, written_since
 from rrs_jax.weights.safetensors_io import some_of
 
 
 def file_hash(field: str, path: str) -> str:
-    """Returns the hash of a manifest, or of the authors' folder. Raises UserError where it cannot be read."""
+    """Returns the hash of a manifest, of the authors' folder or of an adapter. Raises UserError where it
+    cannot be read."""
+    if field == "lora.start":
+        return adapter_files_hash(path, field)
     try:
         return folder_hash(path) if Path(path).is_dir() else content_hash(Path(path).read_bytes())
     except OSError as error:
@@ -36,7 +40,7 @@ def is_same_model(path: str, known: Identity | None) -> bool:
 
 def model_is_used(marks: Marks) -> bool:
     """Returns True where a stage has left something that came of the model."""
-    others = {"config.json", ".lock", ".done", "data"}
+    others = {"config.json", ".lock", ".done", "data", "wandb"}
     return any(file.name not in others for file in marks.path.iterdir()) or bool(_done_with_model(marks))
 
 

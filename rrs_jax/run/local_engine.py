@@ -82,9 +82,9 @@ class LocalEngine:
             self.served_models[which] = Served([model], {"adapter": adapter_hash(model)})
 
     def _vanilla(self) -> nnx.Module:
-        """The vanilla model, with adapters at their start, which change nothing, where the trained model
-        answers too: what is compiled for one then serves the other."""
-        return self.context.start_adapters() if self.alike else self.context.load_model()
+        """The vanilla model, with adapters that change nothing where the trained model answers too: what is
+        compiled for one then serves the other."""
+        return self.context.fresh_adapters() if self.alike else self.context.load_model()
 
     def _answer(
         self, which: str, asked: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None

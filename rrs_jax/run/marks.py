@@ -16,7 +16,7 @@ from rrs_jax.run.clips import made_clips_changed, run_clips
 from rrs_jax.run.outputs import CHECKPOINTS, LEFT, differing, matches, output_sums, sampled_digest
 
 MODEL = "model.path"
-MANIFESTS = (*DATA.values(), "data.eval_manifest")
+INPUTS = (*DATA.values(), "data.eval_manifest", "lora.start")  # what their files hold must not change
 SMALL = 2**20  # bytes; of larger files in a folder the size counts alone
 
 
@@ -126,11 +126,11 @@ def reads_model(name: str, values: Mapping[str, object]) -> bool:
 
 def files_read(name: str, values: Mapping[str, object]) -> dict[str, str]:
     """Returns the digests of the files that a stage's own fields name, by field and path: question sets,
-    rubrics, exclusions. Manifests and the model folder are known by other means."""
+    rubrics, exclusions. `INPUTS` and the model folder are known by other means."""
     found = {}
     for field, value in values.items():
         of_stage = field in FIELDS and belongs(field, STAGES[name].fields)
-        if not of_stage or FIELDS[field].kind.with_home is None or field in (MODEL, *MANIFESTS):
+        if not of_stage or FIELDS[field].kind.with_home is None or field in (MODEL, *INPUTS):
             continue
         for item in value if isinstance(value, list | tuple) else [value]:
             for written in (item, item.partition(":")[2]) if isinstance(item, str) else ():

@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flax import nnx
 from ml_collections import ConfigDict
 
-from rrs_jax.config import flatten, resolve
+from rrs_jax.config import resolve
 from rrs_jax.config.strategy_table import STRATEGY_TABLE, load_strategy
+from rrs_jax.distributed.memory import least_free_memory
 from rrs_jax.distributed.mesh import rows_multiple
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.progress import say
@@ -19,6 +19,7 @@ from rrs_jax.run.compilation import compile_clock, enable_compilation_cache
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import check_training_rows, make_data
 from rrs_jax.run.evaluate_stage import evaluate_stage
+from rrs_jax.run.export_stage import export, exported_model
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.preflight import check_needs
 from rrs_jax.run.recorded_epochs import adapter_hash, keep_adapter, keep_again, record_representations
@@ -27,11 +28,8 @@ from rrs_jax.run.together import StageWork, do_stage, mark_done, open_run, stage
 from rrs_jax.strategies.extracted import Extracted, read_extracted, write_extracted
 from rrs_jax.strategies.served import Served
 from rrs_jax.train.loop import train
-from rrs_jax.train.memory import fitting_remat, least_free_memory
+from rrs_jax.train.memory import fitting_remat
 from rrs_jax.web.page import how_to_open
-from rrs_jax.weights.export import export_adapter, export_merged
-from rrs_jax.weights.model_card import write_model_card
-from rrs_jax.weights.named_models import is_named
 
 
 def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = None) -> None:
@@ -47,7 +45,7 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
         check_needs(context, [name for name in stages if not stage_done(context, name)])
         for name in stages:
             if stage_done(context, name):
-                say(f"{name}: done already")
+                say(f"stage {name}: done already")
                 continue
             start, compiled, programs = time.monotonic(), clock.seconds, clock.programs
             facts = do_stage(context, STAGE_WORK[name])
@@ -56,10 +54,9 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
                 "compiling_seconds": round(clock.seconds - compiled, 1),
             }
             mark_done(context, name, times | facts)
-            say(
-                f"{name}: {times['seconds']} s, of which {times['compiling_seconds']} s to compile"
-                f" {clock.programs - programs} programs"
-            )
+            made = clock.programs - programs
+            compiling = f", {times['compiling_seconds']} s of it to compile {made} programs" if made else ""
+            say(f"stage {name}: done in {times['seconds']} s{compiling}")
     if cache is None and tells_the_user():
         print_summary(context.folder)
 
@@ -123,23 +120,6 @@ def serve(context: RunContext) -> Served:
     return strategy.serve(_read_extracted(context), training_set.samples, training_set.frozen, config)
 
 
-def export(context: RunContext) -> dict:
-    """Writes the adapter for PEFT and, where asked for, the merged folder; each with a model card."""
-    config, folder, base = context.config, context.folder, context.model_folder()
-    model = exported_model(context)
-    name = str(base) if is_named(config.model.path) else config.model.path
-    targets = [folder.adapter]
-    export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
-    if config.export.merged:
-        export_merged(model, base, folder.merged)
-        targets.append(folder.merged)
-    settings = flatten(config) | {"data.questions": len(context.read_training_rows())}
-    results = markdown_table([folder.path]) if list(folder.evaluations.glob("*/summary.json")) else None
-    for target in targets:
-        write_model_card(target, base_folder=base, base_name=name, settings=settings, results=results)
-    return {}
-
-
 def report(context: RunContext) -> dict:
     """Writes the table of rates as Markdown, which the terminal gets at the end of every run, and the page.
 
@@ -150,12 +130,6 @@ def report(context: RunContext) -> dict:
     if context.cache.folder is None:
         make_page(folder.report, [folder.path], folder.path.resolve().name)
     return {}
-
-
-def exported_model(context: RunContext) -> nnx.Module:
-    """The model with the adapters of `export.checkpoint`."""
-    which = context.config.export.checkpoint
-    return context.restore_adapters(*(() if which == "last" else (which,)))  # the last is kept by evaluation
 
 
 STAGE_WORK = {
@@ -191,6 +165,7 @@ def print_summary(folder: RunFolder) -> None:
         folder.manifest,
         folder.representations,
         folder.metrics,
+        folder.rates,
         folder.evaluations,
         folder.adapter,
         folder.merged,

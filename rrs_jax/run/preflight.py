@@ -20,12 +20,16 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRA
 from rrs_jax.progress import silent
-from rrs_jax.run.context import RunContext, lora_config
+from rrs_jax.run.context import RunContext, base_name, lora_config
 from rrs_jax.run.data_stage import skips_bad_rows
+from rrs_jax.run.export_stage import repositories
 from rrs_jax.run.folder import LEAST_FREE_BYTES, check_disk
 from rrs_jax.run.servers import try_servers
+from rrs_jax.run.start_adapter import read_start
+from rrs_jax.train.metrics import try_wandb
 from rrs_jax.weights.hub import check_download, is_hub_id, small_files
 from rrs_jax.weights.load import check_path, read_config
+from rrs_jax.weights.upload import check_upload
 
 CLIP_FRAMES = 100  # of the clip in the prompt that is tried, a second
 SERVED_JUDGES, TORCH_JUDGES = ("llm:",), ("local:", "llama_guard:")
@@ -35,11 +39,16 @@ def check_needs(context: RunContext, stages: Sequence[str]) -> None:
     """Tries what the stages that are still to be done need, in all processes.
 
     Raises UserError for a package that is missing, a voice that cannot speak, a manifest that cannot be read,
-    a judge or an endpoint that does not answer, a model's path, tokenizer, chat template or refusal token
-    that cannot be used, or too little disk.
+    a judge or an endpoint that does not answer, Weights & Biases without a login, a hub that refuses the
+    upload, a model's path, tokenizer, chat template, refusal token or starting adapter that cannot be used,
+    or too little disk.
     """
     config, wanted = context.config, set(stages)
     processes.by_first(lambda: _try_questions(config, wanted))
+    if "wandb" in config.train.log_to and wanted & {"train", "evaluate"}:
+        processes.by_first(lambda: try_wandb(context.folder.path))
+    if "export" in wanted and config.export.push is not None:
+        processes.by_first(lambda: check_upload(repositories(config)))
     if _needs_model(config, wanted):
         with processes.in_step():
             _try_model(context, wanted)
@@ -69,6 +78,8 @@ def _try_packages(config: ConfigDict, wanted: set[str]) -> None:
         for name in judges:
             if name.startswith(TORCH_JUDGES):
                 needed["torch"] = f"evaluate.judges={name}"
+    if "wandb" in config.train.log_to and wanted & {"train", "evaluate"}:
+        needed["wandb"] = "train.log_to=wandb"
     tables = [*config.data.exclude, *(name.partition(":")[2] for name in config.evaluate.questions)]
     if any(name.endswith(".parquet") for name in tables):
         needed["pyarrow"] = "reading Parquet"
@@ -116,6 +127,10 @@ def _try_model(context: RunContext, wanted: set[str]) -> None:
     if "audio_text" in processor.prompt_format.modes:
         processor.encode(PROMPT_T, [processor.mel.token_count(CLIP_FRAMES)])
     processor.encode(PROMPT_T, [])
+    if "train" in wanted:
+        folder = small_files(path) if is_hub_id(path) else context.model_folder()
+        base, _ = base_name(context.config, folder)
+        read_start(context.config, lora_config(context.config), read_config(folder), base)
     if "extract" in wanted:
         for text in context.config.rrs.refusal_tokens:
             processor.token_id(text)

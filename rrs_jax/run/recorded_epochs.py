@@ -70,7 +70,7 @@ def model_after(context: RunContext, epoch: int) -> nnx.Module:
             f" evaluate.epochs={epoch}."
         )
     arrays, _ = load_file(path)
-    model = context.start_adapters()
+    model = context.fresh_adapters()
     state = nnx.state(model, LoRAParam)
     leaves = [put(arrays[name], leaf.sharding) for name, leaf in named_leaves(state).items()]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,7 @@ class SweepCache:
         model: nnx.Module,
         sampling: SamplingConfig,
         eos_token_ids: Sequence[int],
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         cache_dtype: str,
     ) -> Generator:
         """One of the same compiled functions for every model of the same structure."""

@@ -84,7 +84,7 @@ class VanillaModel:
         for key, prompt in prompts.items():
             (above if prefix_states is not None and prompt in prefix_states else whole)[key] = prompt
         made = {}
-        with Progress(len(prompts), "reading representations", "prompts") as progress:
+        with Progress(len(prompts), "computing the questions' representations", "prompts") as progress:
             for chosen, attach in ((above, prefix_states and prefix_states.attach), (whole, None)):
                 if chosen:
                     values = self._extract(list(chosen.values()), attach=attach, progress=progress)

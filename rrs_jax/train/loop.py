@@ -16,13 +16,12 @@ from rrs_jax.errors import Damaged, UserError
 from rrs_jax.files import content_hash
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import Selection
-from rrs_jax.models.lora import LoRAParam
 from rrs_jax.progress import Progress, say
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.batches import Draws, Schedule, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
-from rrs_jax.train.metrics import MetricsLog
-from rrs_jax.train.step import StepMetrics, TrainState, TrainStep, abstract_state
+from rrs_jax.train.metrics import TRAIN, MetricsLog
+from rrs_jax.train.step import StepMetrics, TrainState, TrainStep, abstract_state, learning_rates
 
 OnEpoch = Callable[[int, nnx.State], None]
 
@@ -41,11 +40,12 @@ def train(
     """Trains adapters and returns them, a state of `LoRAParam`; goes on where `folder` shows that a run
     stopped.
 
-    Writes `folder/checkpoints`, `folder/metrics.jsonl` and `folder/tensorboard`. Raises UserError where loss
-    or gradient are not finite, naming the samples, and where the folder's checkpoints are of other settings.
+    Writes `folder/checkpoints`, and the figures of steps where `log_to` says. Raises UserError where loss or
+    gradient are not finite, naming the samples, and where the folder's checkpoints are of other settings.
 
     Args:
-      model: with its adapters at their start, also when a run goes on; it stays as it is, on its own mesh.
+      model: with its adapters at their start, also when a run goes on: penalty_space "lora" counts from
+        them. It stays as it is, on its own mesh.
       schedule: samples, prompts and padding of every step, and the training settings.
       steps: keeps compiled steps for later calls.
       prefix_states: makes the lower layers' states that steps start from, called where there are steps to
@@ -60,12 +60,6 @@ def train(
             f"train.gradient_accumulation: {config.gradient_accumulation} does not divide train.batch_size "
             f"{config.batch_size}; choose a divisor."
         )
-    if any(
-        np.any(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model, LoRAParam)) if path[-1] == "lora_b"
-    ):
-        raise ValueError(
-            "the model's adapters have been trained; give a model whose lora_b are zero, the penalty's origin"
-        )
     optimiser = dataclasses.replace(config.optimiser, remat=remat or config.optimiser.remat)
     total_steps = config.total_steps(len(data.sample_ids))
     kept = {} if steps is None else steps
@@ -75,7 +69,7 @@ def train(
         state, position = _latest(checkpoints, start, fresh) or (start, fresh)
         if position.step < total_steps:
             schedule.prefix_states = prefix_states()
-            with MetricsLog(folder, position.step) as log:
+            with MetricsLog(folder, config.log_to, position.step) as log:
                 loop = Loop(step, schedule, data, log, checkpoints, on_epoch)
                 state = loop.until(total_steps, state, position)
             schedule.prefix_states = None
@@ -216,6 +210,7 @@ class Loop:
         self._compile(state, audio_bank, position, total_steps)
         self.clock = time.perf_counter()
         self.epoch_loss = position.epoch_loss
+        self.rates = learning_rates(self.schedule.config.optimiser, total_steps)
         with Progress(total_steps - position.step, "training", unit="steps") as self.progress:
             for epoch in range(position.epoch, -(-total_steps // self.steps_per_epoch)):
                 draws, batches = self.schedule.epoch(epoch)
@@ -277,7 +272,8 @@ class Loop:
         loss, (harmful, benign) = float(metrics.loss), zip(metrics.losses, metrics.weights, strict=True)
         self.epoch_loss += loss
         self.log.write(
-            step=done.step,
+            TRAIN,
+            done.step,
             epoch=done.epoch + 1,
             loss=loss,
             loss_harmful=_mean(*harmful),
@@ -285,6 +281,7 @@ class Loop:
             penalty=float(metrics.penalty),
             grad_norm=float(metrics.grad_norm),
             samples_per_second=round(float(metrics.weights.sum()) / (self.clock - started), 3),
+            learning_rate=float(self.rates[done.step - 1]),
         )
         self.progress.update(1, loss=f"{loss:.4g}")
 
@@ -305,7 +302,7 @@ class Loop:
         number, epoch_ends = epoch * self.steps_per_epoch + batch + 1, batch + 1 == self.steps_per_epoch
         if not epoch_ends and number % self.schedule.config.checkpoint_every_steps:
             return
-        self._record()  # what a checkpoint holds is also in metrics.jsonl, and was finite
+        self._record()  # what a checkpoint holds is also written down, and was finite
         mean_loss = self.epoch_loss / (batch + 1)
         if epoch_ends:
             epoch, batch, self.epoch_loss = epoch + 1, -1, 0.0

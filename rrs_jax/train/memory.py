@@ -1,13 +1,10 @@
 """Memory of a training step: what waits for the backward pass, and which `train.remat` fits."""
 
 import math
-import os
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-
-from rrs_jax.distributed import processes
 
 # Elements a token and layer that wait for the backward pass, as multiples of (hidden, mlp) width; fitted to
 # the temporary memory of compiled 7 B steps: 14.3, 6.1 and 1.1 GiB at 2,304 tokens.
@@ -46,20 +43,3 @@ def fitting_remat(config: ConfigDict, text, tokens: int, parts: int, free: float
         if activation_bytes(config, text, tokens, parts, remat) * HEADROOM <= free:
             return remat
     return "full"
-
-
-def free_memory() -> float:
-    """Bytes of one device that nothing takes up; of a CPU, the machine's memory."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return device_memory() - stats.get("bytes_in_use", 0)
-
-
-def device_memory() -> float:
-    """Bytes that one device offers; of a CPU, the machine's memory."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def least_free_memory() -> float:
-    """The least `free_memory` of any process of the run."""
-    return min(map(float, processes.gather(str(free_memory()))))

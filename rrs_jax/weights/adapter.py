@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json
+from rrs_jax.files import content_hash, read_json
+from rrs_jax.models.architectures import part
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.weights.hub import fetch, is_hub_id
-from rrs_jax.weights.load import abstract_model, read_config, shard_lora
-from rrs_jax.weights.safetensors_io import load_file, read_folder, some_of
+from rrs_jax.weights.load import shard_lora, weight_table
+from rrs_jax.weights.safetensors_io import load_file, some_of
 from rrs_jax.weights.table import WeightTable
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,10 +50,14 @@ class Adapter:
       pairs: A (L, in, R) and B (L, R, out) of each target, float32, over the layers from
         `config.first_layer` on. Where a pair has a lower rank, or there is none, the rest is zero; where it
         has another scale, its B makes up for it.
+      uniform: every target has a pair of this rank and scale in every one of these layers.
+      base: the model that it was trained on, as its settings name it; None where they do not.
     """
 
     config: LoRAConfig
     pairs: dict[str, tuple[np.ndarray, np.ndarray]]
+    uniform: bool
+    base: str | None
 
     def put_into(self, model: AudioLanguageModel, mesh: Mesh) -> None:
         """Gives the model's LoRA, made with `config`, these numbers, each in its place on the devices."""
@@ -63,33 +68,48 @@ class Adapter:
         shard_lora(model, mesh)
 
 
-def read_adapter(path: str | Path, base_folder: Path) -> Adapter:
-    """Reads a PEFT folder, a run's (RUN or RUN/export/adapter) or a hub id, for the model in `base_folder`.
+def read_adapter(path: str | Path, values: dict, field: str = "adapter") -> Adapter:
+    """Reads a PEFT folder, a run's (RUN or RUN/export/adapter) or a hub id.
 
     The names of modules may be those of any of the model's layouts. Ranks and scales may differ between
-    modules (rank_pattern, alpha_pattern, rsLoRA). Raises UserError where the folder is no LoRA adapter,
-    changes more than linears of the decoder, or does not fit the model.
+    modules (rank_pattern, alpha_pattern, rsLoRA).
+
+    Args:
+      values: the content of the base's config.json.
+      field: what messages about a hub id begin with.
+    Raises UserError where the folder is no LoRA adapter, changes more than linears of the decoder, or does
+    not fit the model.
     """
-    folder = _adapter_folder(str(path))
+    folder = adapter_folder(str(path), field)
     settings = read_json(folder / CONFIG)
     if problems := list(_problems(settings)):
         raise UserError(f"{folder}: the adapter has {some_of(problems)}, which is not supported.")
     if not (folder / TENSORS).is_file():
         raise UserError(f"{folder}: holds no {TENSORS}; save the adapter with safetensors.")
-    values = read_config(base_folder)
-    model, table = abstract_model(values, "float32", entries=read_folder(base_folder))
-    text = model.config.text
-    halves = _halves(folder, table)
-    return _stacked(folder, halves, settings, text.adapted_linears(), text.num_hidden_layers)
+    config = part("models", values).MODEL.config_class.from_hf(values)
+    halves = _halves(folder, weight_table(config, values, ()))
+    return _stacked(folder, halves, settings, config.text.adapted_linears(), config.text.num_hidden_layers)
 
 
-def _adapter_folder(path: str) -> Path:
+def adapter_folder(path: str, field: str) -> Path:
+    """The folder with an adapter's two files. Raises UserError where there is none, beginning with `field`
+    for a hub id that cannot be fetched."""
     for folder in (Path(path), Path(path) / "export" / "adapter"):
         if (folder / CONFIG).is_file():
             return folder
     if is_hub_id(path):
-        return fetch(path, (CONFIG, TENSORS))
+        return fetch(path, (CONFIG, TENSORS), field)
     raise UserError(f"{path}: holds no {CONFIG}; give a PEFT adapter's folder, a run's folder or a hub id.")
+
+
+def adapter_files_hash(path: str, field: str) -> str:
+    """Hash of an adapter's settings and tensors. Raises UserError as `adapter_folder` does, and where a file
+    cannot be read."""
+    folder = adapter_folder(path, field)
+    try:
+        return content_hash(*((folder / name).read_bytes() for name in (CONFIG, TENSORS)))
+    except OSError as error:
+        raise UserError(f"{field}: {error.filename} cannot be read ({error.strerror}).") from error
 
 
 def _problems(settings: dict):
@@ -165,7 +185,15 @@ def _stacked(
                 a[layer - first, :, : len(lora_a)] = lora_a.T
                 b[layer - first, : len(lora_a)] = lora_b.T * np.float32(scales[target, layer] / scale)
         pairs[target] = a, b
-    return Adapter(LoRAConfig(rank, scale * rank, targets, first), pairs)
+    uniform = len(halves) == len(targets) * (layers - first) and all(
+        len(pair["A"][1]) == rank and math.isclose(scales[place], scale) for place, pair in halves.items()
+    )
+    return Adapter(
+        LoRAConfig(rank, scale * rank, targets, first),
+        pairs,
+        uniform,
+        settings.get("base_model_name_or_path"),
+    )
 
 
 def _scale(settings: dict, module: str, rank: int) -> float:

@@ -44,14 +44,15 @@ OTHER_WEIGHTS = (
 
 
 def export_adapter(
-    model: nnx.Module, base_folder: Path, out: Path, *, base_name: str, layout: str = "auto"
+    model: nnx.Module, base_folder: Path, out: Path, *, base_name: str | None, layout: str = "auto"
 ) -> None:
     """Writes the model's LoRA as a PEFT folder, in float32.
 
     Args:
       base_folder: the folder from which the model was loaded.
       out: made anew; a folder there is replaced if an export made it.
-      base_name: the hub id or path under which PEFT finds the base.
+      base_name: the hub id or path under which PEFT finds the base; with None the settings name none, and
+        who loads the adapter gives it the model.
       layout: whose module names the keys have, one of the table's `layouts`; "auto" is the first. Where names
         do not match, PEFT leaves `lora_B` at zero with no more than a warning.
     Raises UserError where the LoRA does not fit the folder, is not finite, or cannot be written.
@@ -74,7 +75,7 @@ def export_adapter(
         write_json(folder / "adapter_config.json", adapter_config(config, table, layers, base_name))
 
 
-def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_name: str) -> dict:
+def adapter_config(config: LoRAConfig, table: WeightTable, layers: range, base_name: str | None) -> dict:
     """PEFT's configuration with the keys that every release since 0.9 knows, and no other.
 
     `layers` are the decoder layers that carry an adapter. `target_modules` selects exactly the modules in the

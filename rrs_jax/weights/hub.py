@@ -26,17 +26,17 @@ def is_hub_id(path: str) -> bool:
     )
 
 
-def fetch(path: str, patterns: Sequence[str] = HUB_FILES) -> Path:
+def fetch(path: str, patterns: Sequence[str] = HUB_FILES, field: str = "model.path") -> Path:
     """Returns the folder of a hub id with the files that match, fetched where they are not in the cache.
 
-    Raises UserError where they cannot be had.
+    Raises UserError, which begins with `field`, where they cannot be had.
     """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(path, allow_patterns=list(patterns)))
     except Exception as error:  # huggingface_hub raises a dozen kinds, all of which mean: not to be had
-        raise _not_to_be_had(path, error) from error
+        raise _not_to_be_had(path, error, field) from error
 
 
 def small_files(path: str) -> Path:
@@ -80,6 +80,6 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _not_to_be_had(path: str, error: Exception) -> UserError:
+def _not_to_be_had(path: str, error: Exception, field: str = "model.path") -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"model.path: {path} is no folder and could not be fetched from the hub ({reason}).")
+    return UserError(f"{field}: {path} is no folder and could not be fetched from the hub ({reason}).")

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from rrs_jax.config.vocabulary import SETTINGS
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, write_atomic
+from rrs_jax.weights.card_example import adapter_example, merged_example
 from rrs_jax.weights.export import MARKER, layout_of
+from rrs_jax.weights.hub import is_hub_id
 from rrs_jax.weights.load import abstract_model, read_config
 from rrs_jax.weights.safetensors_io import read_folder
 from rrs_jax.weights.table import WeightTable
 
 # The fields of a run that say how a model was trained; the others are paths, devices and evaluation.
 TRAINING_FIELDS = ("strategy", "seed", "rrs", "sft", "penalty", "loss", "lora", "train")
+TASK = "audio-text-to-text"
+MODES = {"audio_text": "audio and text", "text_only": "text alone", "audio_only": "audio alone"}
 PAPER = (
     "Yang, Qu, Shareghi, Haffari (2025): Reshaping Representation Space to Balance the Safety and "
     "Over-rejection in Large Audio Language Models"
@@ -25,16 +30,21 @@ def write_model_card(
     folder: Path,
     *,
     base_folder: Path,
-    base_name: str,
+    base_name: str | None,
     settings: Mapping[str, object],
     results: str | None = None,
+    summaries: Mapping[str, dict] | None = None,
+    repository: str | None = None,
 ) -> None:
     """Writes README.md into a folder that `export_adapter` or `export_merged` has made, over the base's own.
 
     Args:
-      base_name: the hub id of the base; a local path is cut to its last part.
+      base_name: the hub id of the base; None where it has none, and the card names its folder.
       settings: fields of the run by dotted name; the card shows those that decide the training.
       results: a Markdown table of rates, as `rrs_jax.report.table.markdown_table` gives it.
+      summaries: the trained model's rates by the name of their evaluation, as summary.json has them, for the
+        card's model-index.
+      repository: OWNER/NAME where the folder will lie on the hub; None names it ".".
     Raises UserError where the folder was not made by an export.
     """
     if not (folder / MARKER).is_file():
@@ -42,17 +52,21 @@ def write_model_card(
     record, values = read_json(folder / MARKER), read_config(base_folder)
     merged = record["form"] == "merged"
     _, table = abstract_model(values, jnp.float32, entries=read_folder(base_folder))
-    on_hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base_name)) and not Path(base_name).exists()
-    base = base_name if on_hub else Path(base_name).name
+    base = base_name or base_folder.resolve().name
     licence = base_licence(base_folder)
+    metadata = _metadata(merged, base_name, licence, values["model_type"], repository or f"{base}-RRS")
+    metadata.eval_results = _eval_results(summaries or {}, settings) or None
+    loading = (
+        _loading_merged(table, settings, repository)
+        if merged
+        else _loading_adapter(table, record["layout"], base, settings, repository)
+    )
     parts = [
-        _front_matter(merged, base if on_hub else None, licence, values["model_type"]),
+        f"---\n{metadata.to_yaml()}\n---",
         f"# {base} with Reshaping Representation Space (RRS)\n\n{_what(merged, base)}",
-        "## Loading\n\n"
-        + (_loading_merged(table) if merged else _loading_adapter(table, record["layout"], base)),
+        f"## Loading\n\n{loading}",
         "## Training\n\n" + _training(settings),
-        "## Results\n\n"
-        + (results.strip() if results else "Not evaluated in the run that made this folder."),
+        "## Results\n\n" + (results.strip() if results else "These weights were not evaluated in their run."),
         "## Intended use and limits\n\n" + LIMITS,
         f"## Licence\n\n{_licence_sentence(base, licence)}",
         f"## Citation\n\n{PAPER}.",
@@ -70,14 +84,75 @@ def base_licence(base_folder: Path) -> str | None:
     return found[1] if found else None
 
 
-def _front_matter(merged: bool, base: str | None, licence: str | None, architecture: str) -> str:
-    lines = [f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: audio-text-to-text"]
-    if base:
-        lines += [f"base_model: {base}", f"base_model_relation: {'finetune' if merged else 'adapter'}"]
-    if licence:
-        lines.append(f"license: {licence}")
-    tags = [architecture, "audio", "safety", "refusal", "rrs"] + ([] if merged else ["lora"])
-    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+def _metadata(merged: bool, base: str | None, licence: str | None, architecture: str, name: str):
+    from huggingface_hub import ModelCardData
+
+    relation = {"base_model_relation": "finetune" if merged else "adapter"} if base else {}
+    return ModelCardData(
+        library_name="transformers" if merged else "peft",
+        pipeline_tag=TASK,
+        base_model=base,
+        license=licence,
+        tags=[architecture, "audio", "safety", "refusal", "rrs"] + ([] if merged else ["lora"]),
+        model_name=name,
+        **relation,
+    )
+
+
+def _eval_results(summaries: Mapping[str, dict], settings: Mapping[str, object]) -> list:
+    """Returns the rates as the hub's entries of a model-index, one for each rate, mode and evaluation."""
+    from huggingface_hub import EvalResult
+
+    found = []
+    for name, summary in summaries.items():
+        dataset = _questions(name, settings)
+        compliance = summary["asr_is"].startswith("compliance")
+        answered = ("compliance", "Compliance") if compliance else ("asr", "Attack success rate")
+        rates = [
+            (*answered, "asr", f"harmful, {MODES[mode]}", block)
+            for mode, block in summary["modes"].items()
+            if block
+        ]
+        for field, label in (("orr", "rewrites"), ("borderline_orr", "borderline")):
+            if summary[field]:
+                rates.append(("orr", "Over-refusal rate", "rate", f"{label}, audio and text", summary[field]))
+        for kind, title, field, asked, block in rates:
+            if block[field] is None:
+                continue
+            found.append(
+                EvalResult(
+                    task_type=TASK,
+                    dataset_type="rrs-jax",
+                    dataset_name=f"{dataset}: {asked}",
+                    dataset_config=f"{name}: {asked}",  # entries of one config are taken for one data set
+                    dataset_args={"queries": block["queries"], "responses": block["responses"]},
+                    metric_type=kind,
+                    metric_name=f"{title} in percent, judge {summary['judge']}",
+                    metric_value=block[field],
+                    metric_args={"ci95": block["ci95"]},
+                )
+            )
+        if summary["nsi"]:
+            found.append(
+                EvalResult(
+                    task_type=TASK,
+                    dataset_type="rrs-jax",
+                    dataset_name=f"{dataset}: all",
+                    dataset_config=f"{name}: all",
+                    metric_type="nsi",
+                    metric_name=f"Normalised safety improvement, mean of the modes, judge {summary['judge']}",
+                    metric_value=summary["nsi"]["average"],
+                )
+            )
+    return found
+
+
+def _questions(evaluation: str, settings: Mapping[str, object]) -> str:
+    """Returns the name of an evaluation's questions; its own is STRATEGY[-QUESTION SETS][-SETTING]."""
+    parts = evaluation.split("-")[1:]
+    sets = "-".join(part for part in parts if part not in SETTINGS)
+    own = "starter set of RRS-JAX" if settings.get("data.eval_manifest") is None else "questions of the run"
+    return ", ".join([sets or own, *(part for part in parts if part in SETTINGS)])
 
 
 def _what(merged: bool, base: str) -> str:
@@ -89,15 +164,16 @@ def _what(merged: bool, base: str) -> str:
     )
 
 
-def _loading_adapter(table: WeightTable, layout: str, base: str) -> str:
+def _loading_adapter(
+    table: WeightTable, layout: str, base: str, settings: Mapping[str, object], repository: str | None
+) -> str:
     chosen = layout_of(table, layout)
-    name, remote = chosen.transformers_class, ", trust_remote_code=True" if table.remote_code else ""
     vllm = (
-        "vLLM: `vllm serve BASE --enable-lora --lora-modules rrs=FOLDER`."
+        "vLLM: `vllm serve BASE --enable-lora --max-lora-rank RANK --lora-modules rrs=FOLDER`."
         if "vLLM" in chosen.readers
         else (
-            f"vLLM has no LoRA for {name}, or not under these names: serve a merged folder, either the one"
-            " that the run writes with `--config.export.merged=True`, or"
+            f"vLLM has no LoRA for {chosen.transformers_class}, or not under these names: serve a merged"
+            " folder, either the one that the run writes with `--config.export.merged=True`, or"
             ' `model.merge_and_unload().save_pretrained("MERGED")` together with the base\'s tokenizer and'
             " processor files."
         )
@@ -105,35 +181,22 @@ def _loading_adapter(table: WeightTable, layout: str, base: str) -> str:
     return f"""PEFT 0.9 or later (0.19 or later with transformers 5). Modules are named for
 {chosen.readers}.
 
-```python
-import torch
-from peft import PeftModel
-from transformers import {name}
-
-base = {name}.from_pretrained("{base}", torch_dtype=torch.bfloat16{remote})
-model = PeftModel.from_pretrained(base, "FOLDER")
-# Names that do not match leave an adapter at zero with only a warning.
-assert all(value.any() for name, value in model.named_parameters() if "lora_B" in name)
-```
+{adapter_example(chosen.transformers_class, table.remote_code, base, settings, repository)}
 
 The tokenizer and the processor are those of the base. {vllm}"""
 
 
-def _loading_merged(table: WeightTable) -> str:
-    name, remote = table.transformers_class, ", trust_remote_code=True" if table.remote_code else ""
-    return f"""```python
-import torch
-from transformers import {name}
+def _loading_merged(table: WeightTable, settings: Mapping[str, object], repository: str | None) -> str:
+    return f"""{merged_example(table.transformers_class, table.remote_code, settings, repository)}
 
-model = {name}.from_pretrained("FOLDER", torch_dtype=torch.bfloat16{remote})
-```
-
-Tokenizer, processor, chat template and generation config of the base lie in this folder too, so
-`AutoProcessor.from_pretrained("FOLDER")` works. vLLM: `vllm serve FOLDER`."""
+Tokenizer, processor, chat template and generation config of the base lie in this folder too.
+vLLM: `vllm serve {repository or "FOLDER"}`."""
 
 
 def _training(settings: Mapping[str, object]) -> str:
     shown = {name: value for name, value in settings.items() if name.split(".")[0] in TRAINING_FIELDS}
+    if (start := shown.get("lora.start")) and not is_hub_id(str(start)):
+        shown["lora.start"] = Path(str(start)).name  # of a folder no more than its name
     if not shown:
         return "The run gave no settings."
     rows = [f"| `{name}` | {_value(value)} |" for name, value in shown.items()]
