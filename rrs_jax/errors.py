@@ -33,6 +33,10 @@ class UserError(Exception):
     """
 
 
+class Damaged(UserError):
+    """A file of the program's own that does not hold what was written."""
+
+
 class SpeechFault(UserError):
     """One text that a voice cannot speak; others it can."""
 

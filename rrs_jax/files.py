@@ -9,13 +9,18 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import filelock
 
 from rrs_jax.distributed import processes
-from rrs_jax.errors import UserError
+from rrs_jax.errors import Damaged, UserError
+
+SUM = "content_sum"  # field of a run's own files and rows: the hash of their other fields
+UNFINISHED = ".tmp"  # the end of a hidden file's name while it is written
+PIECE = 2**20  # bytes of a file that are read at once
 
 
 def cache_folder() -> Path:
@@ -37,7 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
         os.close(handle)
     except OSError as error:
         raise UserError(
@@ -54,6 +59,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, older_than: float = 0.0) -> None:
+    """Removes files that a kill has left half written below a folder, if they are older than so many
+    seconds."""
+    for file in folder.rglob(f".*{UNFINISHED}"):
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            if time.time() - file.stat().st_mtime >= older_than:
+                file.unlink()
 
 
 def make_ordinary(path: Path) -> None:
@@ -100,6 +114,23 @@ def write_json(path: str | Path, value: object) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def with_sum(value: dict) -> dict:
+    """Returns the object, as JSON gives it back, with the hash of its content, which `read_json` and
+    `read_jsonl` check and leave out."""
+    value = json.loads(json.dumps(value))
+    return value | {SUM: content_hash(value)}
+
+
+def _without_sum(value: dict) -> dict:
+    """Returns an object without its sum. Raises ValueError where the sum is that of another content."""
+    if SUM not in value:
+        return value
+    content = {name: part for name, part in value.items() if name != SUM}
+    if content_hash(content) != value[SUM]:
+        raise ValueError(f"its content is not what was written, by its {SUM}")
+    return content
+
+
 def json_for_html(value: object) -> str:
     """Returns JSON for a script element, without "</script" and "<!--", which would end or change it."""
     text = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
@@ -107,18 +138,28 @@ def json_for_html(value: object) -> str:
 
 
 def read_json(path: str | Path) -> dict:
-    """Returns the JSON object in a file. Raises UserError where the file is missing or is not JSON."""
+    """Returns the JSON object in a file, without its sum.
+
+    Raises UserError where the file is missing or is not JSON, and Damaged where its sum is another's.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}); fetch or write it again.") from error
+    try:
+        return _without_sum(value) if isinstance(value, dict) else value
+    except ValueError as error:
+        raise Damaged(f"{path}: is damaged, {error}; delete it and make it again.") from error
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """Returns the objects of a JSON lines file. Raises UserError that names a wrong line by its number."""
+    """Returns the objects of a JSON lines file, without their sums.
+
+    Raises UserError that names a wrong line by its number, Damaged where its sum is another's.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -126,39 +167,61 @@ def read_jsonl(path: str | Path) -> list[dict]:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
-    return list(parse_jsonl(path, text))
+    rows = []
+    for _, row in _numbered_rows(path, text):
+        if isinstance(row, UserError):
+            raise row
+        rows.append(row)
+    return rows
 
 
-def parse_jsonl(path: Path, text: str) -> Iterator[dict]:
-    """Yields the objects of a JSON lines text that was read from `path`; raises as `read_jsonl` does."""
+def _numbered_rows(path: Path, text: str) -> Iterator[tuple[int, dict | UserError]]:
+    """Yields each line's number with its object, or with what is wrong with it.
+
+    Behind a row with a sum all rows have one: without it, a damaged name of that field would pass.
+    """
+    summed = False
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold U+2028
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: is not valid JSON ({error.msg}); mend or delete it."
-            ) from error
+            yield number, UserError(f"{where}: is not valid JSON ({error.msg}); mend or delete it.")
+            continue
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: holds no JSON object; every line must be one object.")
-        yield row
+            yield number, UserError(f"{where}: holds no JSON object; every line must be one object.")
+            continue
+        try:
+            line.encode()  # fails where a damaged byte was no UTF-8
+            if summed and SUM not in row:
+                raise ValueError(f"it has no {SUM}")
+            summed = SUM in row
+            yield number, _without_sum(row)
+        except ValueError as error:
+            yield number, Damaged(f"{where}: is damaged, {error}; delete the line.")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Writes one JSON object a line, never half of the file."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, _lines(rows))
+
+
+def _lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    """Adds whole lines and flushes them to disk, so that finished work survives a kill."""
+    """Adds whole lines, each with its sum, and flushes them to disk, so that finished work survives a
+    kill."""
     path = Path(path)
     if not processes.is_first():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            file.write(_lines(map(with_sum, rows)))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -167,23 +230,36 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
         ) from error
 
 
-def read_growing_jsonl(path: str | Path) -> list[dict]:
+def read_growing_jsonl(path: str | Path, tell: Callable[[str], None], *, mend: bool = True) -> list[dict]:
     """Returns the rows of a file that `append_jsonl` writes; none where there is no file.
 
-    A last line that a kill has cut off is removed from the file.
+    A last line that a kill has cut off is left out, and so is a damaged line, of which a sentence goes to
+    `tell`: what it held is made again. With `mend` both are removed from the file, which nobody else may be
+    writing.
     """
     path = Path(path)
     if not path.exists():
         return []
     try:
-        with path.open("r+b") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                file.truncate(whole)
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        found = list(_numbered_rows(path, whole.decode("utf-8", "surrogateescape")))
+        rows = [row for _, row in found if not isinstance(row, UserError)]
+        if len(rows) < len(found):
+            bad = [str(number) for number, row in found if isinstance(row, UserError)]
+            tell(f"{path}: {len(bad)} of {len(found)} lines are damaged and left out ({_some(bad)})")
+            lines = whole.split(b"\n")
+            kept = [number for number, row in found if not isinstance(row, UserError)]
+            whole = b"".join(lines[number - 1] + b"\n" for number in kept)
+        if mend and len(whole) < len(content):
+            write_atomic(path, whole)
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); check its rights.") from error
-    return read_jsonl(path)
+    return rows
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def replace_surrogates(text: str) -> str:
@@ -192,7 +268,8 @@ def replace_surrogates(text: str) -> str:
 
 
 def content_hash(*parts: object) -> str:
-    """Returns 16 hexadecimal digits of the SHA-256 of the parts; bytes as they are, all else as JSON.
+    """Returns 16 hexadecimal digits of the SHA-256 of the parts; bytes, or a view of them, as they are, all
+    else as JSON.
 
     A text that UTF-8 cannot hold has a hash too.
     """
@@ -200,9 +277,28 @@ def content_hash(*parts: object) -> str:
     for part in parts:
         data = (
             part
-            if isinstance(part, bytes)
+            if isinstance(part, bytes | memoryview)
             else json.dumps(part, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
         )
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def file_digest(path: str | Path, places: Iterable[tuple[int, int]] | None = None) -> str:
+    """Returns 16 hexadecimal digits of the SHA-256 of a file's size and bytes, or of those bytes of it that
+    lie at `places` (start, length).
+
+    Raises UserError where the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(size.to_bytes(8, "little"))
+            for start, length in ((0, size),) if places is None else places:
+                for at in range(start, min(start + length, size), PIECE):
+                    digest.update(os.pread(file.fileno(), min(PIECE, start + length - at), at))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     return digest.hexdigest()[:16]

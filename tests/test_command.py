@@ -13,6 +13,7 @@ from rrs_jax.config import FIELDS, default_config, flatten
 from rrs_jax.config.command_line import config_path, with_config_file
 from rrs_jax.config.shipped import config_file, shipped
 from rrs_jax.errors import UserError
+from rrs_jax.files import read_json
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.recorded_config import recorded_config
 
@@ -115,14 +116,16 @@ def test_a_run_that_was_moved_goes_on_with_its_recorded_config(tmp_path):
         ("q_proj", "v_proj"),
     )
     config.rrs.top_m, config.report.representation_epochs = 25, (0, 2)
-    RunFolder(config.run_dir, config)
+    with RunFolder(config.run_dir, config).locked():
+        pass
     moved = (tmp_path / "run").rename(tmp_path / "moved")
-    record = json.loads((moved / "config.json").read_text())
+    record = read_json(moved / "config.json")
     record["config"]["evaluate"]["split"] = "all"  # a field that is gone
     del record["config"]["train"]["average"]  # one that is new
     (moved / "config.json").write_text(json.dumps(record))
     assert flatten(recorded_config(moved)) == flatten(config) | {"run_dir": str(moved)}
-    RunFolder(moved, recorded_config(moved))
+    with RunFolder(moved, recorded_config(moved)).locked():
+        pass
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])

@@ -341,7 +341,9 @@ def test_a_run_takes_the_folder(clone, tmp_path, monkeypatch, capsys):
 def test_a_run_folder_keeps_to_its_questions_and_recordings(clone, tmp_path):
     config = default_config()
     config.data.manifest, config.run_dir = str(clone), str(tmp_path / "run")
-    RunFolder(config.run_dir, config).mark_done("data")
+    folder = RunFolder(config.run_dir, config)
+    with folder.locked():
+        folder.mark_done("data")
     RunFolder(config.run_dir, config)
     (clone / "BeaverTails_audio" / "audio_0001.wav").unlink()
     with pytest.raises(UserError, match="data.manifest: .* is not what the run in .* began with"):

@@ -18,6 +18,13 @@ def config():
     return config
 
 
+def opened(path, config) -> RunFolder:
+    """A folder that a command has had under its lock, which records the config."""
+    folder = RunFolder(path, config)
+    with folder.locked():
+        return folder
+
+
 def finish(folder: RunFolder, *stages: str) -> None:
     for stage in stages or STAGES:
         folder.mark_done(stage)
@@ -25,19 +32,19 @@ def finish(folder: RunFolder, *stages: str) -> None:
 
 def test_config_json_says_what_the_run_is(tmp_path, config):
     config.seed = 7
-    RunFolder(tmp_path / "run", config)
+    opened(tmp_path / "run", config)
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["config"]["train"]["learning_rate"] == 5e-5 and record["seed"] == 7
     (session,) = record["sessions"]
     assert session["versions"]["jax"] and session["device"]["platform"] == "cpu"
-    RunFolder(tmp_path / "run", config)
+    opened(tmp_path / "run", config)
     assert len(json.loads((tmp_path / "run" / "config.json").read_text())["sessions"]) == 1
 
 
 def test_the_same_config_goes_on_however_it_is_written(tmp_path, config):
-    finish(RunFolder(tmp_path, config), "data")
+    finish(opened(tmp_path, config), "data")
     config.rrs.top_m = 51  # an int where the default is 51.0
-    assert RunFolder(tmp_path, config).stage_done("data")
+    assert opened(tmp_path, config).stage_done("data")
 
 
 @pytest.mark.parametrize(
@@ -51,11 +58,11 @@ def test_the_same_config_goes_on_however_it_is_written(tmp_path, config):
     ],
 )
 def test_another_config_is_refused_by_field(tmp_path, config, name, value):
-    finish(RunFolder(tmp_path, config), "data")
+    finish(opened(tmp_path, config), "data")
     before = (tmp_path / "config.json").read_bytes()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(UserError) as error:
-        RunFolder(tmp_path, config)
+        opened(tmp_path, config)
     assert f"({name} " in str(error.value) and "--config.run_dir" in str(error.value)
     assert (tmp_path / "config.json").read_bytes() == before
 
@@ -64,7 +71,7 @@ def test_a_folder_in_which_no_stage_has_begun_takes_another_config(tmp_path, con
     with RunFolder(tmp_path, config).locked():
         pass
     config.rrs.refusal_tokens = ("No",)
-    RunFolder(tmp_path, config)
+    opened(tmp_path, config)
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["config"]["rrs"]["refusal_tokens"] == ["No"]
 
@@ -77,15 +84,15 @@ def test_an_earlier_versions_folder_of_the_preset_goes_on_or_is_refused_in_a_sen
     del record["lora"]["alpha"]
     (tmp_path / "config.json").write_text(json.dumps({"config": record, "inputs": {}, "sessions": []}))
     (tmp_path / "data").mkdir()
-    RunFolder(tmp_path, resolve(config))
+    opened(tmp_path, resolve(config))
     (tmp_path / "config.json").write_text(json.dumps({"config": record, "inputs": {}, "sessions": []}))
     config.train.epochs = 10  # which that version overruled
     with pytest.raises(UserError) as error:
-        RunFolder(tmp_path, resolve(config))
+        opened(tmp_path, resolve(config))
     assert "is a run with another config (train.epochs 20 there and 10 now); give another" in str(error.value)
     config.train.epochs, config.lora.alpha = 20, 8.0
     with pytest.raises(UserError, match=r"\(lora.alpha 16.0 there and 8.0 now\)"):
-        RunFolder(tmp_path, resolve(config))
+        opened(tmp_path, resolve(config))
 
 
 @pytest.mark.parametrize(
@@ -101,36 +108,36 @@ def test_an_earlier_versions_folder_of_the_preset_goes_on_or_is_refused_in_a_sen
 def test_stages_that_an_earlier_version_has_done_are_done(tmp_path, config, strategy, hashes):
     """The hashes are those that version 0.1.0 wrote for the default config of the mini."""
     config.strategy = strategy
-    folder = RunFolder(tmp_path, config)
+    folder = opened(tmp_path, config)
     (tmp_path / ".done").mkdir()
     for stage, done in zip(STAGES, hashes.split(), strict=False):
         (tmp_path / ".done" / f"{stage}.json").write_text(json.dumps({"hash": done}))
         assert folder.stage_done(stage), stage
     config.evaluate.samples = 4
-    assert not RunFolder(tmp_path, config).stage_done("evaluate")
+    assert not opened(tmp_path, config).stage_done("evaluate")
 
 
 def test_where_and_how_fast_may_change(tmp_path, config):
-    finish(RunFolder(tmp_path, config))
+    finish(opened(tmp_path, config))
     config.mesh.fsdp = 4
     config.train.remat = "full"
     config.train.keep_checkpoints = 9
     config.extract.batch_size = 3
     config.generate.batch_size = 3
     config.run_dir = "elsewhere"
-    folder = RunFolder(tmp_path, config)
+    folder = opened(tmp_path, config)
     assert all(folder.stage_done(stage) for stage in STAGES)
 
 
 def test_another_evaluation_is_done_again_and_its_report(tmp_path, config):
-    finish(RunFolder(tmp_path, config))
+    finish(opened(tmp_path, config))
     config.evaluate.samples = 2
-    folder = RunFolder(tmp_path, config)
+    folder = opened(tmp_path, config)
     assert [stage for stage in STAGES if not folder.stage_done(stage)] == ["evaluate", "report"]
 
 
 def test_a_stage_done_again_makes_later_ones_undone(tmp_path, config):
-    folder = RunFolder(tmp_path, config)
+    folder = opened(tmp_path, config)
     finish(folder)
     folder.mark_done("train", seconds=3.5)
     assert [stage for stage in STAGES if not folder.stage_done(stage)] == ["evaluate", "export", "report"]
@@ -138,7 +145,7 @@ def test_a_stage_done_again_makes_later_ones_undone(tmp_path, config):
 
 
 def test_a_stage_without_what_it_needs_is_refused(tmp_path, config):
-    folder = RunFolder(tmp_path, config)
+    folder = opened(tmp_path, config)
     with pytest.raises(
         UserError, match="extract needs data; export needs train, not done in .*; add data,train"
     ):
@@ -151,29 +158,29 @@ def test_a_changed_manifest_is_refused(tmp_path, config):
     manifest = tmp_path / "questions.jsonl"
     manifest.write_text("{}\n")
     config.data.manifest = str(manifest)
-    finish(RunFolder(tmp_path / "run", config), "data")
-    RunFolder(tmp_path / "run", config)
+    finish(opened(tmp_path / "run", config), "data")
+    opened(tmp_path / "run", config)
     manifest.write_text("{}\n{}\n")
     with pytest.raises(UserError, match="data.manifest: .* is not what the run in .* began with"):
-        RunFolder(tmp_path / "run", config)
+        opened(tmp_path / "run", config)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"run_dir: .*file/run cannot be written \(Not a directory"):
-        RunFolder(tmp_path / "file" / "run", config)
+        opened(tmp_path / "file" / "run", config)
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path, config, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10**8))
     with pytest.raises(UserError, match="has 0.10 GB free and the run needs about 0.50 GB"):
-        RunFolder(tmp_path, config)
+        opened(tmp_path, config)
     with pytest.raises(UserError, match="has 0.10 GB free and the run needs about 16.00 GB"):
         check_disk(tmp_path, 16 * 10**9)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, config):
-    folder = RunFolder(tmp_path, config)
+    folder = opened(tmp_path, config)
     with folder.locked():
         with pytest.raises(UserError, match="another process works in"), RunFolder(tmp_path, config).locked():
             pass

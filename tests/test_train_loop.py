@@ -1,8 +1,8 @@
 """The loop: what is drawn, what is written, and a run that is stopped and goes on."""
 
-import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
+from rrs_jax.files import read_jsonl
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.batches import Schedule, TrainConfig, TrainingData, units_of_two
@@ -110,7 +111,7 @@ def train_on(data, strategy, model, run_dir, config=CONFIG, **options):
 
 
 def read_metrics(run_dir) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return read_jsonl(run_dir / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -464,3 +465,61 @@ def test_optimiser_follows_adamw_and_its_schedule():
         step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.01 * parameter
         parameter = parameter - rate * step
         np.testing.assert_allclose(tree["lora"], parameter, rtol=1e-4, atol=1e-6)
+
+
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": lambda path: path.write_bytes(
+        path.read_bytes()[: path.stat().st_size // 2]
+        + bytes([path.read_bytes()[path.stat().st_size // 2] ^ 4])
+        + path.read_bytes()[path.stat().st_size // 2 + 1 :]
+    ),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("what", ["the largest file", "metrics/metrics", "position/metadata", "sums.json"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_goes_on(folder, whole, tmp_path, capsys, kind, what):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole[0], run_dir)
+    checkpoint = run_dir / "checkpoints" / "12"
+    files = [file for file in checkpoint.rglob("*") if file.is_file()]
+    file = max(files, key=lambda file: file.stat().st_size) if "largest" in what else checkpoint / what
+    DAMAGE[kind](file)
+    adapters = run(folder, run_dir)
+    told = capsys.readouterr().err
+    if (kind, what) == ("deleted", "sums.json"):  # as an earlier version's checkpoint, and whole
+        assert "is removed" not in told
+    else:
+        assert f"{file} is" in told and "the training goes on without it" in told
+    for name, array in whole[1].items():
+        np.testing.assert_array_equal(adapters[name], array)
+    assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, 13))
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} >= {"10", "12"}
+
+
+@pytest.mark.parametrize("name", ["state", "position", "metrics"])
+def test_a_checkpoint_of_an_earlier_version_that_cannot_be_restored_is_passed_over(
+    folder, whole, tmp_path, capsys, name
+):
+    """It has no sums."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole[0], run_dir)
+    checkpoint = run_dir / "checkpoints" / "12"
+    (checkpoint / "sums.json").unlink()
+    for file in (checkpoint / name).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    adapters = run(folder, run_dir)
+    assert f"{checkpoint}" in (told := capsys.readouterr().err) and "goes on without it" in told
+    for name, array in whole[1].items():
+        np.testing.assert_array_equal(adapters[name], array)
+
+
+def test_a_checkpoint_on_another_model_or_other_clips_is_refused(folder, tmp_path):
+    data, strategy = make_data()
+    train_on(replace(data, digest="one"), strategy, make_model(folder), tmp_path)
+    with pytest.raises(UserError, match="another content of the model folder or the training clips"):
+        train_on(replace(data, digest="other"), strategy, make_model(folder), tmp_path)
+    train_on(data, strategy, make_model(folder), tmp_path)  # where nobody asks

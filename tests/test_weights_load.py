@@ -16,7 +16,7 @@ from flax import nnx
 
 from helpers.qwen2_audio import make_reference, small_config
 from rrs_jax.distributed.mesh import make_mesh, parameter_sharding
-from rrs_jax.errors import UserError
+from rrs_jax.errors import Damaged, UserError
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.weights.load import abstract_model, load_weights, read_config, resolve_folder, weight_table
@@ -316,3 +316,21 @@ def test_settings_that_are_not_computed_are_refused(folder, tmp_path):
     values["text_config"] |= {"use_sliding_window": True, "hidden_act": "relu"}
     with pytest.raises(UserError, match="hidden_act.*use_sliding_window"):
         Qwen2AudioConfig.from_hf(values)
+
+
+def test_a_written_file_is_the_same_bytes_each_time_and_known_by_its_sum(tmp_path):
+    file, metadata = tmp_path / "file.safetensors", {name: name for name in "zyxwvu"}
+    arrays = {
+        "a": np.arange(6, dtype=np.int8).reshape(2, 3),
+        "b": np.ones((2, 2)),
+        "c": np.float32(1).reshape(()),
+    }
+    save_file(file, arrays, metadata)
+    content = file.read_bytes()
+    assert load_file(file)[1] == metadata
+    save_file(file, dict(reversed(arrays.items())), dict(reversed(metadata.items())))
+    assert file.read_bytes() == content
+    for at in (len(content) - 1, content.index(b'"z":"z"') + 5):  # a number, and a text
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(Damaged, match="file.safetensors: is damaged"):
+            load_file(file)

@@ -35,6 +35,9 @@ LAYOUTS = ("whole4", "thinker4", "whole5", "thinker5")
 FIELDS = {field.name: field for field in (
     Field("model.path", "", path("a Hugging Face folder, a hub id OWNER/NAME, mini, or small"),
           "Folder or hub id of the model; `mini` and `small` are the small real models, made on first use."),
+    Field("model.digest", "samples", choice("samples", "whole"),
+          "How a run knows large weights again: `samples` reads the header and some bytes of every tensor, "
+          "less than a second for 16 GB; `whole` reads all bytes, some seconds a GB.", placement=True),
     Field("model.dtype", "bfloat16", choice("bfloat16", "float32"),
           "Number type of the frozen weights and the activations; LoRA, loss and representations are always "
           "float32."),

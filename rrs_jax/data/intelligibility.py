@@ -24,7 +24,7 @@ from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import read_voices
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def hear_all(
 
     `kept` is a file of the rows heard before.
     """
-    known = {row["key"]: row for row in read_growing_jsonl(kept)} if kept else {}
+    known = {row["key"]: row for row in read_growing_jsonl(kept, say)} if kept else {}
     heard = []
     with Progress(len(texts_with_clips), "listening to the clips", unit="clips") as progress:
         for text, path in texts_with_clips:

@@ -1,14 +1,16 @@
 """Speaks many clips: one process a core, each clip cached by its content, so that a killed run continues."""
 
 import contextlib
+import hashlib
 import math
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 from rrs_jax.data.bad_rows import BadRows
@@ -22,6 +24,7 @@ from rrs_jax.progress import Progress, say
 
 CLIP_FORMAT = 1  # part of the cache's key: raise it when `speak` makes other samples of the same waveform
 CLIPS_A_WORKER = 32  # fewer are spoken sooner than a further process starts
+FLAC_MD5 = slice(26, 42)  # bytes of a file that begins with its STREAMINFO, as every one does
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -136,7 +139,10 @@ def try_speak_all(
     UserError before any work where paid voices would cost more than the budget.
     """
     paths = [clip_path(text, voice, cache) for text, voice in texts_with_voices]
-    made: dict[Path, float | str] = {path: s for path in set(paths) if (s := _clip_seconds(path)) is not None}
+    different = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(cores()) as pool:
+        known = zip(different, pool.map(_clip_seconds, different), strict=True)
+        made: dict[Path, float | str] = {path: seconds for path, seconds in known if seconds is not None}
     missing = {
         path: (path, text, voice)
         for path, (text, voice) in zip(paths, texts_with_voices, strict=True)
@@ -197,8 +203,19 @@ def _write_clip(clip: tuple[Path, str, Voice]) -> tuple[Path, float | str]:
 
 
 def _clip_seconds(path: Path) -> float | None:
-    """Returns the length of a clip; None where it is missing or damaged, and is spoken again."""
+    """Returns the length of a clip; None where it is missing or damaged, and is spoken again.
+
+    FLAC keeps the MD5 of its samples, which libsndfile does not compare.
+    """
     try:
-        return soundfile.info(path).duration
-    except (OSError, soundfile.LibsndfileError):
+        samples, rate = soundfile.read(path, dtype="int16")
+        with path.open("rb") as file:
+            stated = file.read(FLAC_MD5.stop)[FLAC_MD5]
+    except FileNotFoundError:
         return None
+    except (OSError, soundfile.LibsndfileError):
+        stated, samples, rate = b"", np.zeros(0, np.int16), SAMPLING_RATE
+    if hashlib.md5(samples.astype("<i2").tobytes(), usedforsecurity=False).digest() != stated:
+        say(f"{path}: is damaged and spoken again")
+        return None
+    return len(samples) / rate

@@ -13,7 +13,7 @@ from rrs_jax.data.service import GaveUp, Refused, Service
 from rrs_jax.data.trial import ask_once_a_day
 from rrs_jax.errors import UserError, shown_address
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 
 # What a user can do, by the cause for which a server refuses every request.
 ADVICE = {
@@ -55,7 +55,7 @@ class Ledger:
     def __init__(self, path: str | Path, writer: Writer):
         self.path, self.writer = Path(path), writer
         self._lock = threading.Lock()
-        self._answers = {row["key"]: row["answer"] for row in read_growing_jsonl(self.path)}
+        self._answers = {row["key"]: row["answer"] for row in read_growing_jsonl(self.path, say)}
 
     def ask(self, requests: Sequence[Request]) -> list[str | None]:
         """Returns the answers in the requests' order; None where the writer refuses for good.

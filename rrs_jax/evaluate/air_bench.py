@@ -28,9 +28,9 @@ from rrs_jax.evaluate.judges.unreadable import MOST_UNREADABLE, advice, shown_re
 from rrs_jax.evaluate.plan import Target
 from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
 from rrs_jax.evaluate.run import generate_missing
-from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, write_json
+from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, with_sum, write_json
 from rrs_jax.inputs.audio_files import AudioFault, read_samples
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 
 META = "Chat_meta.json"
 NEEDED = ("path", "question", "answer_gt", "task_name", "dataset_name", "meta_info", "uniq_id")
@@ -134,7 +134,7 @@ def air_bench(
         "prompt_version": PROMPT_VERSION,
         "cut": cut,
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", with_sum(summary))
     return summary
 
 
@@ -189,7 +189,7 @@ def judge_answers(
             }
             rows.append(row)
             prompts[_judgement_key(row)] = prompt
-    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
+    known = {_judgement_key(row): row for row in read_growing_jsonl(path, say)}
     kept = [row for row in rows if _judgement_key(row) in known]
     unparsed = [row for row in kept if known[_judgement_key(row)]["model"] is None]
     for row in kept:

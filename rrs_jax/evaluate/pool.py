@@ -21,7 +21,7 @@ from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.finished_evaluation import FinishedEvaluation, read_evaluation
 from rrs_jax.evaluate.summary import summarise
-from rrs_jax.files import write_json
+from rrs_jax.files import with_sum, write_json
 
 
 def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
@@ -86,9 +86,9 @@ def pool_runs(runs: Sequence[str | Path], name: str, target: str | Path) -> None
     vanilla = None
     if all((folder / "summary.json").is_file() for folder in folders[before]):
         vanilla = pool(folders[before])
-        write_json(Path(target) / "eval" / before / "summary.json", vanilla)
+        write_json(Path(target) / "eval" / before / "summary.json", with_sum(vanilla))
     if name != before:
-        write_json(Path(target) / "eval" / name / "summary.json", pool(folders[name], vanilla))
+        write_json(Path(target) / "eval" / name / "summary.json", with_sum(pool(folders[name], vanilla)))
 
 
 def _asked(rows: Sequence[dict]) -> set:

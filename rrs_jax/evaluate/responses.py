@@ -16,10 +16,11 @@ from rrs_jax.data.reasoning import REASONING_VERSION, answer_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.judges.judge import Exchange, Judge, Judgement, judge_all
 from rrs_jax.evaluate.judges.unreadable import too_many_unreadable
-from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, write_json
+from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, with_sum, write_json
 from rrs_jax.progress import Progress, say
 
 REPLY_LETTERS = 400  # of an unreadable reply that a judgement keeps
+MODEL_CONTENT = "model_content"  # in `made_by`: digest of a local model's folder, by which it is the same
 SETS = ("harmful", "benign", "borderline")
 
 Key = tuple[str, str, str, int]  # set, id, mode, sample
@@ -56,11 +57,11 @@ class ResponseStore:
         self.path = Path(path)
         self.meta_path = self.path.with_suffix(".meta.json")
         made_by = json.loads(json.dumps(made_by))
-        self.rows: dict[Key, dict] = {key_of(row): row for row in read_growing_jsonl(self.path)}
+        self.rows: dict[Key, dict] = {key_of(row): row for row in read_growing_jsonl(self.path, say)}
         if self.rows:
             self._check_maker(made_by)
         else:
-            write_json(self.meta_path, {"hash": content_hash(made_by), "made_by": made_by})
+            write_json(self.meta_path, with_sum({"hash": content_hash(made_by), "made_by": made_by}))
 
     def missing(self, queries: Iterable[Query], samples: int) -> list[tuple[Query, int]]:
         """Returns (query, sample index) of every response that is not there yet, in the order of `queries`.
@@ -101,13 +102,20 @@ class ResponseStore:
         return [self.rows[key] for key in keys if key in self.rows]
 
     def _check_maker(self, made_by: dict) -> None:
-        if not self.meta_path.exists():
+        state = "damaged" if self.meta_path.exists() else "missing"
+        try:
+            before = read_json(self.meta_path).get("made_by", {})
+        except UserError as error:
             raise UserError(
-                f"{self.meta_path}: is missing, so nothing says what made {self.path.name}; "
+                f"{self.meta_path}: is {state}, so nothing says what made {self.path.name}; "
                 f"choose another run_dir or delete {self.path.parent}."
-            )
-        before = read_json(self.meta_path).get("made_by", {})
-        fields = sorted(name for name in before | made_by if before.get(name) != made_by.get(name))
+            ) from error
+        unknown = set()
+        if MODEL_CONTENT in made_by:  # earlier versions wrote the path alone
+            unknown = {"model" if MODEL_CONTENT in before else MODEL_CONTENT}
+        fields = sorted(
+            name for name in (before | made_by).keys() - unknown if before.get(name) != made_by.get(name)
+        )
         if fields:
             raise UserError(
                 f"{self.path}: was made with other settings ({', '.join(fields)}); "
@@ -126,7 +134,7 @@ def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequenc
     judgements are on disk even when a judge fails or the program is interrupted.
     """
     path = Path(path)
-    known = {_judgement_key(row): row for row in read_growing_jsonl(path)}
+    known = {_judgement_key(row): row for row in read_growing_jsonl(path, say)}
     _tell_unfinished(responses)
     return [row for judge in judges for row in _judge_with(judge, path, responses, known)]
 

@@ -15,7 +15,7 @@ from rrs_jax.evaluate.problems import check_plan, check_rows
 from rrs_jax.evaluate.responses import Key, Query, ResponseStore, judge_responses
 from rrs_jax.evaluate.settings import has_clip, setting_prompt
 from rrs_jax.evaluate.summary import summarise
-from rrs_jax.files import write_json
+from rrs_jax.files import with_sum, write_json
 from rrs_jax.progress import Progress
 
 Missing = dict[Key, tuple[GenerationRequest, Query]]  # responses that are not on disk yet
@@ -55,7 +55,7 @@ def evaluate_model(
         samples=plan.samples,
         vanilla=vanilla,
     )
-    write_json(target.path / "summary.json", summary)
+    write_json(target.path / "summary.json", with_sum(summary))
     return summary
 
 

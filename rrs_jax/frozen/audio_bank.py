@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from rrs_jax.distributed import processes
 from rrs_jax.distributed.machine import cores
 from rrs_jax.distributed.mesh import batch_sharding, fetch, mesh_of, put, replicated, rows_multiple, traced_on
-from rrs_jax.errors import UserError
+from rrs_jax.errors import Damaged, UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.frozen.overlap import one_behind
 from rrs_jax.inputs.audio import as_waveform
@@ -25,9 +25,9 @@ from rrs_jax.inputs.batching import Selection, batches_in_buckets, bucket_length
 from rrs_jax.inputs.mel import MelConfig, log_mel, pad_features
 from rrs_jax.models.flops import encoder_flops, program_price
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 from rrs_jax.weights.finite import is_finite
-from rrs_jax.weights.safetensors_io import read_header, save_file
+from rrs_jax.weights.safetensors_io import load_file, save_file
 
 WORKERS = min(4, cores())  # more of them wait for Python's lock longer than they compute
 FRAMES_AT_ONCE = 2**15  # half as many rows for a matrix product: enough for every processor of a large GPU
@@ -73,17 +73,19 @@ def make_audio_bank(
     """Encodes every clip with `model.encode_audio`, in few lengths and little padding.
 
     `batch_size`: clips at once, at least; short ones are taken together (`clips_at_once`). `cache` names a
-    file that keeps the result; it is used again where `cache_key` and the clips are the same. Raises
-    UserError that names the clips whose embeddings are not finite.
+    file that keeps the result; it is used again where it is whole, and `cache_key` and the clips are the
+    same. Raises UserError that names the clips whose embeddings are not finite.
     """
     mesh = mesh_of(model)
     everywhere = replicated(mesh)
     prints = [_fingerprint(audio) for audio in audios]
     key = content_hash(str(model.dtype), cache_key, prints)
-    if cache is not None and processes.by_first(lambda: _is_kept(cache, key)):
-        entries, _ = read_header(cache)
-        counts = entries["counts"].array()[1:].tolist()
-        return _bank(put(entries["rows"].array(), everywhere), counts, prints)
+    kept = _kept(cache, key) if cache is not None else None
+    if processes.by_first(lambda: kept is not None):
+        if kept is None:
+            raise UserError(f"{cache}: cannot be read here; all hosts have to see the run folder.")
+        counts = kept["counts"][1:].tolist()
+        return _bank(put(kept["rows"], everywhere), counts, prints)
     rows = _encode(model, mel, audios, batch_size, max_buckets) if audios else []
     counts = [len(own) for own in rows]
     array = np.concatenate([np.zeros((1, model.config.text.hidden_size), model.dtype), *rows])
@@ -107,8 +109,16 @@ def _check_finite(bank: AudioBank, audios: Sequence[str | Path | np.ndarray], me
         )
 
 
-def _is_kept(cache: Path, key: str) -> bool:
-    return cache.is_file() and read_header(cache)[1].get("key") == key
+def _kept(cache: Path, key: str) -> dict[str, np.ndarray] | None:
+    """Returns the arrays of a cache with this key; None where there is none. A damaged one is told."""
+    if not cache.is_file():
+        return None
+    try:
+        arrays, metadata = load_file(cache)
+    except Damaged as error:
+        say(f"{str(error).partition(';')[0]}; the clips are encoded again")
+        return None
+    return arrays if metadata.get("key") == key else None
 
 
 def _encode(

@@ -23,6 +23,7 @@ from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status, scrub
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
+from rrs_jax.report.results import stage_seconds
 from rrs_jax.report.table import is_vanilla, markdown_table, paste, read_summaries
 
 REPORT_FILES = ("*.html", "table[0-9].md", "*.csv", "*.tex", "*.svg", "*.png")  # what the page links to
@@ -83,7 +84,7 @@ def read_evaluations(source: Path) -> list[PublishedEvaluation]:
     own = [run for run in runs if records[run]["config"]["strategy"] == "vanilla"]
     with_vanilla = [*own, *runs][0]
     return [
-        PublishedEvaluation(run.name, path.parent.name, records[run], _seconds(run), read_json(path))
+        PublishedEvaluation(run.name, path.parent.name, records[run], stage_seconds(run), read_json(path))
         for run in runs
         for path in sorted(run.glob("eval/*/summary.json"))
         if run in (*own, with_vanilla) or not is_vanilla(path.parent.name)
@@ -193,11 +194,6 @@ def _line(evaluation: PublishedEvaluation, config: dict, meaning: dict, sessions
         "sessions": sorted(set(places)),
     }
     return {field: value for field, value in line.items() if value not in (None, {})}
-
-
-def _seconds(run: Path) -> dict[str, float]:
-    marks = sorted((run / ".done").glob("*.json"))
-    return {mark.stem: read_json(mark).get("seconds") for mark in marks}
 
 
 def _not_the_defaults(config: dict) -> dict[str, object]:

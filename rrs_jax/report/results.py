@@ -1,5 +1,6 @@
 """Reads run folders: configs, rates pooled over seeds, and each run's place in the paper's tables."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -160,9 +161,17 @@ def read_run(folder: str | Path) -> FinishedRun:
     record = read_json(folder / "config.json")
     if not isinstance(record.get("config"), dict) or "strategy" not in record["config"]:
         raise UserError(f"{folder / 'config.json'}: is no run's config; give the run_dir of a run.")
-    marks = {path.stem: read_json(path) for path in sorted((folder / ".done").glob("*.json"))}
-    seconds = {name: mark["seconds"] for name, mark in marks.items() if "seconds" in mark}
+    seconds = stage_seconds(folder)
     return FinishedRun(folder, flatten(record["config"]), record.get("sessions", []), seconds)
+
+
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """Returns the seconds of each finished stage that its mark tells; a damaged mark tells nothing."""
+    found = {}
+    for path in sorted((folder / ".done").glob("*.json")):
+        with contextlib.suppress(UserError):
+            found[path.stem] = read_json(path).get("seconds")
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:

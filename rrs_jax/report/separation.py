@@ -17,7 +17,7 @@ import numpy as np
 
 from rrs_jax.distributed.machine import cores
 from rrs_jax.errors import UserError
-from rrs_jax.files import content_hash, read_json, write_atomic
+from rrs_jax.files import content_hash, read_json, with_sum, write_atomic
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import load_file
 
@@ -25,7 +25,7 @@ DIMENSIONS = 50  # principal components that t-SNE is given
 MOST_POINTS = 3000  # over all epochs; t-SNE takes about a minute on two cores for them
 FOLDS = 5
 GRID = 1000  # coordinates are whole numbers from 0 to this
-VERSION = 2  # of what is kept in figure2.json
+VERSION = 3  # of what is kept in figure2.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,10 @@ def kept_figure(run: Path) -> Figure2 | None:
     path, recorded = run / "report" / "figure2.json", read_recorded(run)
     if recorded is None or not path.is_file():
         return None
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except UserError:
+        return None  # a damaged one is drawn again
     if values.pop("key", None) != _key(recorded):
         return None
     for name in ("tsne", "pca", "numbers"):  # JSON makes texts of the epochs
@@ -200,7 +203,8 @@ def keep_figure(run: Path) -> Figure2 | None:
     ):  # t-SNE's own threads wait for each other longer than they save on a busy machine
         figure = make_figure(recorded)
     values = {"key": _key(recorded)} | dataclasses.asdict(figure)
-    write_atomic(run / "report" / "figure2.json", json.dumps(values, separators=(",", ":")))
+    text = json.dumps(with_sum(values), separators=(",", ":"))
+    write_atomic(run / "report" / "figure2.json", text)
     return figure
 
 

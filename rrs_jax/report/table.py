@@ -9,6 +9,7 @@ It reads RUN/eval/NAME/summary.json of every evaluation in a run: the vanilla mo
 """
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
+from rrs_jax.progress import say
 
 MODES = {"audio_text": "audio-text", "text_only": "text-only", "audio_only": "audio-only"}
 FIELDS = ("judge", "modes", "orr", "borderline_orr", "nsi")
@@ -62,6 +64,9 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
         )
         if not paths:
             raise UserError(f"{run}: holds no eval/NAME/summary.json; run the evaluate stage on it first.")
+        for folder in sorted(path.parent for path in run.glob("eval/*/responses.jsonl")):
+            if not (folder / "summary.json").is_file():
+                _say_once(f"{folder}: has answers and no summary.json, so it is left out; run evaluate again")
         for path in paths:
             summary = read_json(path)
             lacking = [field for field in FIELDS if field not in summary]
@@ -77,6 +82,11 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
             air_bench = read_json(helpfulness) if helpfulness.is_file() else None
             summaries.append({"name": path.parent.name, **summary, "run": run.name, "air_bench": air_bench})
     return summaries
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    say(sentence)
 
 
 def is_vanilla(evaluation: str) -> bool:

@@ -1,11 +1,11 @@
 """Figures of the training: losses by step, and which features the safety vector has."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rrs_jax.files import content_hash
+from rrs_jax.files import content_hash, read_growing_jsonl
+from rrs_jax.progress import say
 from rrs_jax.report.figures import legend
 from rrs_jax.report.plots import Axis, Plot, axis_over
 from rrs_jax.report.results import FinishedRun, Recipe
@@ -21,9 +21,7 @@ def loss_curves(run: FinishedRun, title: str, name: Html) -> str | None:
 
     None without metrics. `title` is read aloud, `name` stands above it.
     """
-    path = run.path / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    rows = [json.loads(line) for line in lines if line]  # a last line without its end is still being written
+    rows = read_growing_jsonl(run.path / "metrics.jsonl", say, mend=False)  # it may still be written
     if not rows:
         return None
     groups = np.array_split(np.arange(len(rows)), min(MOST_STEPS, len(rows)))

@@ -14,6 +14,7 @@ from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.question_subset import chosen_rows
+from rrs_jax.files import content_hash
 from rrs_jax.frozen.audio_bank import AudioBank
 from rrs_jax.frozen.prefix_states import PrefixStates, states_bytes
 from rrs_jax.frozen.prefix_trees import make_trees
@@ -22,6 +23,7 @@ from rrs_jax.inputs.processor import Processor
 from rrs_jax.models.flops import decoder_flops, program_price
 from rrs_jax.models.lora import LoRA, LoRAConfig
 from rrs_jax.progress import say
+from rrs_jax.run.clips import clip_digest
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.start_adapter import read_start
 from rrs_jax.run.sweep_cache import SweepCache
@@ -64,16 +66,26 @@ class RunContext:
 
     @once
     def model_folder(self) -> Path:
-        """The folder of `model.path`, fetched or made where it is not there yet."""
-        return resolve_folder(self.config.model.path)
+        """The folder of `model.path`, fetched or made where it is not there yet.
+
+        Raises UserError where it is not what the run began with.
+        """
+        folder = resolve_folder(self.config.model.path)
+        self.folder.know_model(folder)
+        return folder
+
+    def model_digest(self) -> str:
+        """Digest of the model folder's content, under whatever path it lies."""
+        return self.folder.know_model(self.model_folder())
 
     def load_processor(self) -> Processor:
-        return self.cache.processor(self.model_folder())
+        return self.cache.processor(self.model_folder(), self.model_digest())
 
     def load_model(self) -> nnx.Module:
         """The vanilla model, frozen, without adapters."""
         model = self.config.model
-        return self.cache.vanilla(self.model_folder(), model.dtype, self.mesh, model.quantize)
+        key = self.model_digest(), model.dtype, self.mesh, model.quantize
+        return self.cache.vanilla(self.model_folder(), key)
 
     def fresh_adapters(self) -> nnx.Module:
         """A model with adapters that change nothing; the frozen arrays are the vanilla model's."""
@@ -97,7 +109,9 @@ class RunContext:
         model, samples = self.fresh_adapters(), Samples(self.read_training_rows())
         sample_ids = [row["id"] for row in samples.rows]
         config = train_config(self.config)
-        adapters = restore(model, config, sample_ids, samples.harmful, self.folder.path, checkpoint)
+        adapters = restore(
+            model, config, sample_ids, samples.harmful, self.folder.path, checkpoint, self.training_digest()
+        )
         nnx.update(model, adapters)
         return model
 
@@ -120,6 +134,12 @@ class RunContext:
         return chosen_rows(load_manifest(self.folder.evaluation_manifest), self.config.evaluate.limit)
 
     @once
+    def training_digest(self) -> str:
+        """Digest of the model folder and the training clips, of which adapters come."""
+        clips = audio_paths(self.folder.manifest, self.read_training_rows())
+        return content_hash(self.model_digest(), list(map(clip_digest, clips)))
+
+    @once
     def encode_clips(self, which: str) -> AudioBank:
         """Embeddings of the "training" or the "evaluation" questions' clips."""
         manifest, rows = {
@@ -135,6 +155,7 @@ class RunContext:
             audio_paths(manifest, rows),
             batch_size=self.config.extract.batch_size,
             cache=self.folder.path / "data" / f"{which}_audio.safetensors",
+            key=self.model_digest(),
         )
 
     def encode_prompt(
@@ -143,7 +164,7 @@ class RunContext:
         """One prompt's token ids with the places of its clips in the bank; `system` None is the model's
         own."""
         offsets, counts = bank.clips(clips)
-        key = (self.model_folder(), text, tuple(counts), system)
+        key = (self.model_digest(), text, tuple(counts), system)
         encoded = self.cache.encoded  # the pool's prompts come again for every clip of the same length
         if key not in encoded:
             encoded[key] = self.load_processor().encode(text, counts, system)

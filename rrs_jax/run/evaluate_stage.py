@@ -21,7 +21,7 @@ from rrs_jax.evaluate.question_sets import question_sets_name, read_question_set
 from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.evaluate.run import evaluate_model
 from rrs_jax.evaluate.settings import setting_rows
-from rrs_jax.files import content_hash, read_json, write_json
+from rrs_jax.files import content_hash, read_json, with_sum, write_json
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
@@ -107,7 +107,7 @@ class Evaluation:
         self._evaluate(engine, target, vanilla)
         if vanilla is not None:
             comparison = compare_folders(self._target("vanilla").path, target.path)
-            write_json(target.path / "compared_to_vanilla.json", comparison)
+            write_json(target.path / "compared_to_vanilla.json", with_sum(comparison))
         self._ask_air_bench(engine, strategy)
 
     def _target(self, name: str, below: Path = Path(".")) -> Target:

@@ -14,6 +14,7 @@ from rrs_jax.data.manifest import audio_paths
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.engine import GenerationRequest, OnFinished
+from rrs_jax.evaluate.responses import MODEL_CONTENT
 from rrs_jax.files import content_hash
 from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank, make_audio_bank
 from rrs_jax.frozen.prefix_states import PrefixStates
@@ -49,6 +50,7 @@ class LocalEngine:
         self.lead.call("serve", which)
         return {
             "model": self.config.model.path,
+            MODEL_CONTENT: self.context.model_digest(),
             **self.served_models[which].made_by,
             "sampling": vars(self._sampling()),
             "cache_dtype": self.config.generate.cache_dtype,

@@ -22,7 +22,7 @@ from rrs_jax.run.evaluate_stage import evaluate_stage
 from rrs_jax.run.export_stage import export, exported_model
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.preflight import check_needs
-from rrs_jax.run.recorded_epochs import adapter_hash, keep_adapter, record_representations
+from rrs_jax.run.recorded_epochs import adapter_hash, keep_adapter, keep_again, record_representations
 from rrs_jax.run.sweep_cache import SweepCache
 from rrs_jax.run.together import StageWork, do_stage, mark_done, open_run, stage_done, tells_the_user
 from rrs_jax.strategies.extracted import Extracted, read_extracted, write_extracted
@@ -87,6 +87,7 @@ def train_adapters(context: RunContext) -> dict:
         on_epoch=lambda epoch, lora: keep_adapter(context, epoch, lora),
     )
     context.prefix_states.clear()
+    keep_again(context, adapters)
     record_representations(context)
     return {"adapter": adapter_hash(adapters)}
 

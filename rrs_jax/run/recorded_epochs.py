@@ -20,7 +20,7 @@ from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.distributed import processes
 from rrs_jax.distributed.mesh import fetch, put
-from rrs_jax.errors import UserError
+from rrs_jax.errors import Damaged, UserError
 from rrs_jax.files import atomic_path, content_hash
 from rrs_jax.frozen.extraction import extract_all
 from rrs_jax.inputs.batching import bucket_lengths
@@ -84,9 +84,10 @@ def adapter_hash(adapters: nnx.Module | nnx.State) -> str:
 
 
 def record_representations(context: RunContext) -> None:
-    """Writes the states of the epochs that have none yet. One that was asked for only after the training had
-    passed it is told and left out."""
+    """Writes the states of the epochs that have none yet, or damaged ones. One that was asked for only after
+    the training had passed it is told and left out."""
     epochs = recorded_epochs(context.config)
+    processes.by_first(lambda: _remove_damaged(context))
     missing = processes.by_first(
         lambda: [epoch for epoch in epochs if not _states_file(context, epoch).is_file()]
     )
@@ -99,6 +100,23 @@ def record_representations(context: RunContext) -> None:
             )
             continue
         _record(context, epoch)
+
+
+def keep_again(context: RunContext, lora: nnx.State) -> None:
+    """Writes the adapters after the last epoch, `lora`, where they are missing or damaged."""
+    processes.by_first(lambda: _remove_damaged(context))
+    last = context.config.train.epochs
+    if processes.by_first(lambda: not _adapter_file(context, last).is_file()):
+        keep_adapter(context, last, lora)
+
+
+def _remove_damaged(context: RunContext) -> None:
+    for path in sorted(context.folder.epochs.glob("*/*.safetensors")):
+        try:
+            load_file(path)
+        except Damaged as error:
+            say(f"{str(error).partition(';')[0]}; it is removed")
+            path.unlink()
 
 
 def _record(context: RunContext, epoch: int) -> None:

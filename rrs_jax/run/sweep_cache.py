@@ -14,10 +14,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.data.manifest import audio_paths, load_manifest
-from rrs_jax.files import atomic_path, content_hash, file_lock
+from rrs_jax.errors import Damaged
+from rrs_jax.files import atomic_path, content_hash, file_lock, remove_unfinished
 from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.generate import Generator, SamplingConfig
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.progress import say
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import load_file, save_file
 
@@ -33,6 +35,8 @@ class SweepCache:
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
+        if folder is not None:
+            remove_unfinished(folder, older_than=3600.0)  # another process may be writing
         self.clips: list[Path] = []  # of all runs, so that one bank serves them and shapes are the same
         self.steps: dict = {}  # compiled training steps, see `rrs_jax.train.loop.train`
         self.encoded: dict[
@@ -45,25 +49,35 @@ class SweepCache:
         self._states: dict[str, np.ndarray] = {}
         self._read: set[Path] = set()
 
-    def vanilla(self, model_folder: Path, dtype: str, mesh, quantize: str = "none") -> nnx.Module:
-        """The frozen model without adapters."""
-        key = (model_folder, dtype, mesh, quantize)
+    def vanilla(self, model_folder: Path, key: tuple) -> nnx.Module:
+        """The frozen model without adapters. key: digest of the folder's content, dtype, mesh, quantize."""
         if key not in self._models:
+            _, dtype, mesh, quantize = key
             self._models[key] = load_weights(
                 model_folder, dtype=jnp.dtype(dtype), mesh=mesh, quantize=quantize
             )
         return self._models[key]
 
-    def processor(self, model_folder: Path) -> Processor:
-        if model_folder not in self._processors:
-            self._processors[model_folder] = Processor.from_folder(model_folder)
-        return self._processors[model_folder]
+    def processor(self, model_folder: Path, digest: str) -> Processor:
+        """The folder's processor; digest: of the folder's content."""
+        if digest not in self._processors:
+            self._processors[digest] = Processor.from_folder(model_folder)
+        return self._processors[digest]
 
     def audio_bank(
-        self, model: nnx.Module, processor: Processor, paths: Sequence[Path], *, batch_size: int, cache: Path
+        self,
+        model: nnx.Module,
+        processor: Processor,
+        paths: Sequence[Path],
+        *,
+        batch_size: int,
+        cache: Path,
+        key: str,
     ) -> AudioBank:
-        """Embeddings of some clips; where `clips` are known, a part of the one bank of all of them."""
-        key = str(processor.folder)
+        """Embeddings of some clips; where `clips` are known, a part of the one bank of all of them.
+
+        key: digest of the content of the model's folder.
+        """
         if not self.clips:
             return make_audio_bank(
                 model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key
@@ -118,8 +132,12 @@ class SweepCache:
         """Those of the frozen model's states that are known, here or to another process by now."""
         if self.folder and not self._states.keys() >= set(keys):
             for path in sorted(set(self.folder.glob("states/*.safetensors")) - self._read):
-                self._states |= load_file(path)[0]
-                self._read.add(path)
+                try:
+                    self._states |= load_file(path)[0]
+                    self._read.add(path)
+                except Damaged as error:
+                    say(f"{str(error).partition(';')[0]}; the states are computed again")
+                    path.unlink()
         return {key: self._states[key] for key in keys if key in self._states}
 
     def keep_states(self, states: dict[str, np.ndarray]) -> None:
@@ -143,6 +161,8 @@ class SweepCache:
         """Finished answers for other runs."""
         target = self._answers(key)
         if target and not target.is_dir():
+            for left in target.parent.glob(f".{target.name}.*"):  # by a killed process
+                shutil.rmtree(left)
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
             temporary.mkdir(parents=True)
             for name in LENT:

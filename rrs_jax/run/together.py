@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from rrs_jax.config import flatten
 from rrs_jax.distributed import processes
 from rrs_jax.run.context import RunContext
-from rrs_jax.run.folder import RunFolder, source_commit
+from rrs_jax.run.folder import RunFolder
+from rrs_jax.run.session import source_commit
 from rrs_jax.run.sweep_cache import SweepCache
 
 
@@ -66,6 +67,7 @@ def do_stage(context: RunContext, stage: StageWork) -> dict:
             context.model_folder()
             context.read_training_rows()
             context.read_evaluation_rows()
+        processes.check_alike({"the content of model.path": context.model_digest()})
     return stage.work(context)
 
 

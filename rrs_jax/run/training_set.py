@@ -57,6 +57,7 @@ class TrainingSet:
                 num_prompts=len(PROMPT_POOL),
                 audio_bank=self.frozen.bank.array,
                 pair_ids=[row["pair_id"] for row in self.samples.rows],
+                digest=self.context.training_digest(),
             )
             price = program_price(
                 2 * decoder_flops(model.config.text), self.context.mesh.size

@@ -19,7 +19,7 @@ from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate import Prompt, SamplingConfig
 from rrs_jax.inputs.batching import EncodedPrompt
 from rrs_jax.models.steering import steered
-from rrs_jax.progress import Progress
+from rrs_jax.progress import Progress, say
 
 
 class VanillaModel:
@@ -143,7 +143,8 @@ class VanillaModel:
             return self._answers(prompts, max_new_tokens, path)
 
     def _answers(self, prompts: Sequence[EncodedPrompt], max_new_tokens: int, path: Path) -> list[list[int]]:
-        made = processes.by_first(lambda: {row["key"]: row["tokens"] for row in read_growing_jsonl(path)})
+        rows = processes.by_first(lambda: read_growing_jsonl(path, say))
+        made = {row["key"]: row["tokens"] for row in rows}
         keys = self._keys(prompts, max_new_tokens)
         wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in made}
         if not wanted:
@@ -169,7 +170,7 @@ class VanillaModel:
     def _keys(self, prompts: Sequence[EncodedPrompt], *more: object) -> list[str]:
         """Hashes of the model and of what each prompt is made of."""
         prints = dict(zip(self.bank.offsets, self.bank.prints, strict=True))
-        model = str(self.context.model_folder()), self.config.model.dtype, self.config.model.quantize
+        model = self.context.model_digest(), self.config.model.dtype, self.config.model.quantize
         return [
             content_hash(model, list(map(int, ids)), [prints[o] for o in offsets], *more)
             for ids, offsets, _ in prompts

@@ -30,6 +30,8 @@ class TrainingData:
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
+      digest: of the model folder and the clips; a training goes on with the same alone. Empty where nobody
+        asks.
     """
 
     sample_ids: Sequence[str]
@@ -38,6 +40,7 @@ class TrainingData:
     num_prompts: int
     audio_bank: jax.Array
     pair_ids: Sequence[str] = ()
+    digest: str = ""
 
 
 class Draws(NamedTuple):

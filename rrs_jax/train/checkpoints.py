@@ -1,15 +1,27 @@
-"""Checkpoints of a run under `RUN/checkpoints/STEP/`, written by Orbax in the background."""
+"""Checkpoints of a run under `RUN/checkpoints/STEP/`, written by Orbax in the background.
+
+Each has `sums.json`, the digests of its files, by which a damaged one is found.
+"""
 
 import contextlib
 import dataclasses
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from rrs_jax.errors import UserError
+from rrs_jax.distributed import processes
+from rrs_jax.errors import Damaged, UserError
+from rrs_jax.files import file_digest, read_json, with_sum, write_json
+from rrs_jax.progress import say
 from rrs_jax.train.step import TrainState
+
+SUMS = "sums.json"
+# Orbax writes these behind the sums. When it was committed is all that the first of them says.
+METADATA, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 
 
 @dataclasses.dataclass
@@ -22,6 +34,8 @@ class Position:
       random_key: the seed; with epoch and step it fixes every later draw.
       epoch_loss: sum of the losses of the current epoch's steps so far.
       settings: hash of all that shapes the run; a run goes on only with the same.
+      inputs: digest of the model folder and the clips (`rrs_jax.train.batches.TrainingData`), as settings;
+        empty in checkpoints of earlier versions, which go on with any.
     """
 
     step: int
@@ -30,13 +44,15 @@ class Position:
     random_key: int
     epoch_loss: float
     settings: str
+    inputs: str = ""
 
 
 class Checkpoints:
     """Keeps the last `keep_last` checkpoints and the one at the end of the epoch with the lowest mean loss.
 
     A checkpoint appears under its name only when it is complete, so a run killed at any moment finds the one
-    before. Leaving the context waits for the one being written.
+    before. Leaving the context waits for the one being written. Entering it removes a checkpoint whose files
+    are not what was written, which is told.
     """
 
     def __init__(self, folder: Path, keep_last: int):
@@ -54,8 +70,10 @@ class Checkpoints:
             best_mode="min",
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
         )
         with self._written():
+            processes.by_first(lambda: remove_damaged(folder))
             folder.mkdir(parents=True, exist_ok=True)
             self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self.args = ocp.args
@@ -101,14 +119,24 @@ class Checkpoints:
         items = self.args.Composite(state=self.args.StandardRestore(shapes), position=self.args.JsonRestore())
         try:
             restored = self.manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError) as error:
+            leaves = [restored.state[name] for name in names]
+            return jax.tree.unflatten(jax.tree.structure(like), leaves), Position(**restored.position)
+        except Exception as error:  # the storage beneath Orbax raises of every kind
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
+            raise Damaged(
                 f"{self.folder / str(step)}: cannot be restored ({reason}); delete this checkpoint to go on"
                 " from the one before."
             ) from error
-        leaves = [restored.state[name] for name in names]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), Position(**restored.position)
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint that cannot be restored."""
+        self.manager.delete(step)
+
+    def _write_sums(self) -> None:
+        """Adds the digests to the checkpoint whose files are all written and which has no name yet."""
+        if processes.is_first():
+            for unnamed in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                write_json(unnamed / SUMS, with_sum(_sums(unnamed)))
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
@@ -124,6 +152,44 @@ class Checkpoints:
                 f"{self.folder}: writing a checkpoint failed ({reason}); free space or check the folder's"
                 " rights, then start the same command again."
             ) from error
+
+
+def remove_damaged(folder: Path) -> None:
+    """Removes checkpoints whose files are not what was written, and tells which; those of earlier versions,
+    which have no sums, are left to whoever restores them."""
+    for checkpoint in sorted(folder.glob("*"), key=lambda path: path.name):
+        if checkpoint.name.isdigit() and (fault := _fault(checkpoint)):
+            say(f"{checkpoint}/{fault}; this checkpoint is removed, and the training goes on without it")
+            shutil.rmtree(checkpoint)
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """Returns which file of a checkpoint is not what was written, and how; None for a whole one."""
+    try:
+        for name in (METADATA, "metrics/metrics"):  # which Orbax reads when it opens the folder
+            json.loads((checkpoint / name).read_bytes())
+        known = read_json(checkpoint / SUMS) if (checkpoint / SUMS).is_file() else {}
+    except UserError:
+        return f"{SUMS} is damaged"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except (OSError, ValueError):
+        return f"{name} is damaged"
+    for name, digest in known.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if file_digest(checkpoint / name) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def _sums(checkpoint: Path) -> dict[str, str]:
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
+    return {
+        file.relative_to(checkpoint).as_posix(): file_digest(file)
+        for file in files
+        if file not in (checkpoint / METADATA, checkpoint / COMMITTED)
+    }
 
 
 def named_leaves(tree) -> dict[str, jax.Array]:

@@ -6,7 +6,6 @@ and to a step of the training. A step comes once, however often a run was starte
 A further place is a class with `write` and `close`, its line in `WRITERS`, and its word in `train.log_to`.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from typing import Any, Protocol
 
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
-from rrs_jax.files import append_jsonl, read_json, read_jsonl, write_atomic, write_jsonl
+from rrs_jax.files import append_jsonl, read_growing_jsonl, read_json, with_sum, write_atomic, write_jsonl
+from rrs_jax.progress import say
 
 TRAIN = "train"
 
@@ -36,24 +36,20 @@ class JsonLines:
     def __init__(self, folder: Path, last_step: int | None):
         self.steps, self.rates = folder / "metrics.jsonl", folder / "rates.jsonl"
         if last_step is not None and self.steps.exists():
-            write_jsonl(self.steps, [row for row in self._whole_lines() if row["step"] <= last_step])
+            rows = read_growing_jsonl(self.steps, say)  # what a kill has cut off is computed anew
+            write_jsonl(self.steps, [with_sum(row) for row in rows if row["step"] <= last_step])
 
     def write(self, group: str, step: int, values: Mapping[str, float | int | None]) -> None:
         if group == TRAIN:
             append_jsonl(self.steps, [{"step": step, **values}])
             return
         name = group.removeprefix("eval/")
-        rows = read_jsonl(self.rates) if self.rates.exists() else []
+        rows = read_growing_jsonl(self.rates, say)
         kept = [row for row in rows if (row["evaluation"], row["step"]) != (name, step)]
-        write_jsonl(self.rates, [*kept, {"evaluation": name, "step": step, **values}])
+        write_jsonl(self.rates, map(with_sum, [*kept, {"evaluation": name, "step": step, **values}]))
 
     def close(self) -> None:
         pass
-
-    def _whole_lines(self) -> list[dict]:
-        """A kill can cut the last line short; what it said is computed anew."""
-        lines = self.steps.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
 
 
 class TensorBoard:

@@ -284,7 +284,7 @@ def _new_folder(out: Path, base_folder: Path, size: int, record: dict) -> Iterat
     ours_or_empty = out.is_dir() and ((out / MARKER).is_file() or not any(out.iterdir()))
     if out.exists() and not ours_or_empty:
         raise UserError(f"{out}: exists and was not made by an export; choose another folder or remove it.")
-    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "replaced"))
+    partial, old = _beside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)  # of an export that was killed
@@ -308,6 +308,18 @@ def _new_folder(out: Path, base_folder: Path, size: int, record: dict) -> Iterat
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partial(*folders: Path) -> None:
+    """Removes what killed exports into these folders have left beside them."""
+    for folder in folders:
+        for left in _beside(folder):
+            _remove(left)
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Returns the names of an export's folder before it is whole, and of the one that it replaces."""
+    return out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
 
 
 def _remove(folder: Path) -> None:

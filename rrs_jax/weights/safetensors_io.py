@@ -1,9 +1,9 @@
-"""Safetensors files: whole ones by the `safetensors` package, a model's shards as memory maps.
+"""Safetensors files: whole ones, which carry the sum of their content, and a model's shards as memory maps.
 
-Three things the package (0.8) does not do, hence the header and the memory map here: its NumPy reader copies
+Four things the package (0.8) does not do, hence the header and the memory map here: its NumPy reader copies
 every slice into memory before it can go to a device, and knows no float8; it does not say at which byte a
-tensor lies, which the merged export needs to copy everything else as it is; and it writes tensors that are
-all in memory at once.
+tensor lies, which the merged export needs to copy everything else as it is; it writes tensors that are all
+in memory at once, and metadata in no order.
 """
 
 import dataclasses
@@ -17,10 +17,9 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
-from rrs_jax.errors import UserError
-from rrs_jax.files import make_ordinary, read_json
+from rrs_jax.errors import Damaged, UserError
+from rrs_jax.files import SUM, content_hash, read_json
 from rrs_jax.progress import say
 
 DTYPES = {
@@ -182,9 +181,7 @@ def write_shard(
         write_header(stream, [tensor[:3] for tensor in tensors], metadata)
         for _, _, _, make in tensors:
             data = make()
-            if not isinstance(data, bytes):
-                data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-            stream.write(data)
+            stream.write(data if isinstance(data, bytes) else _bytes(data))
             del data  # before the next one is made
 
 
@@ -206,28 +203,56 @@ def write_header(
 
 
 def save_file(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Writes arrays that are in memory already.
+    """Writes arrays that are in memory already, with their sum among the metadata.
+
+    The same content gives the same bytes, which the package does not: it writes metadata in no order.
 
     Raises UserError where the file cannot be written, for example on a full disk.
     """
-    # The package writes the bytes behind an array's pointer, whatever its strides.
-    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    metadata = (metadata or {}) | {SUM: _sum(tensors, metadata or {})}
+    # Wide numbers first, so that all are aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     try:
-        safetensors.numpy.save_file(contiguous, file, metadata or None)
-        make_ordinary(file)  # the package renames a private temporary file
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file}: cannot be written ({error}); free space or check its rights.") from error
+        write_shard(
+            file,
+            [(name, array.dtype, array.shape, lambda array=array: array) for name, array in ordered],
+            dict(sorted(metadata.items())),
+        )
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror}); free space or check its rights."
+        ) from error
 
 
 def load_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns every array of a file, in memory, and the file's metadata.
+    """Returns every array of a file, in memory, and the file's metadata without the sum.
 
-    Raises UserError where the file is missing or damaged.
+    Raises UserError where the file is missing, Damaged where it is cut or holds other numbers than its sum
+    says.
     """
     try:
         with safetensors.safe_open(file, framework="np") as opened:
-            return opened.get_tensors(), opened.metadata() or {}
+            tensors, metadata = opened.get_tensors(), opened.metadata() or {}
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error}).") from error
     except safetensors.SafetensorError as error:
-        raise UserError(f"{file}: is no safetensors file ({error}); delete it and make it again.") from error
+        raise Damaged(f"{file}: is no safetensors file ({error}); delete it and make it again.") from error
+    known = metadata.pop(SUM, None)
+    if known not in (None, _sum(tensors, metadata)):
+        raise Damaged(f"{file}: is damaged, its numbers are not those that were written; make it again.")
+    return tensors, metadata
+
+
+def _sum(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """Returns the hash of arrays and metadata."""
+    parts = [
+        part
+        for name, array in sorted(tensors.items())
+        for part in ([name, str(array.dtype), list(array.shape)], _bytes(array))
+    ]
+    return content_hash(metadata, *parts)
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """Returns an array's bytes in its own order, copied only where they do not lie in one piece."""
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
