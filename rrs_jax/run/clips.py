@@ -28,11 +28,16 @@ def run_clips(run: Path) -> Clips:
     }
 
 
-def users_clips_changed(run: Path, known: Clips) -> list[Path]:
-    """Returns the user's clips that are there with another content. One that is missing is left to whoever
-    reads it."""
+def users_clips_changed(run: Path, known: Clips) -> tuple[list[Path], list[Path]]:
+    """Returns the user's clips that are there with another content, and those that are missing."""
     clips = dict.fromkeys((clip, digest) for clip, digest, is_made in _clips(run, known) if not is_made)
-    return [clip for clip, digest in clips if clip.is_file() and clip_digest(clip) != digest]
+    changed, missing = [], []
+    for clip, digest in clips:
+        if not clip.is_file():
+            missing.append(clip)
+        elif clip_digest(clip) != digest:
+            changed.append(clip)
+    return changed, missing
 
 
 def made_clips_changed(run: Path, known: Clips) -> dict[str, str]:

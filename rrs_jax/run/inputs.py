@@ -70,8 +70,13 @@ def check_model(folder: Path, before: Identity, now: Identity, marks: Marks) -> 
 
 
 def check_clips(marks: Marks) -> None:
-    """Raises UserError where one of the user's clips is not what the run began with."""
-    if changed := users_clips_changed(marks.path, marks.read("data").get("clips", {})):
+    """Raises UserError where one of the user's clips is not what the run began with. One that is missing is
+    told, and left to the stage that reads it."""
+    changed, missing = users_clips_changed(marks.path, marks.read("data").get("clips", {}))
+    if missing:
+        more = f" and {len(missing) - 1} more clips are" if len(missing) > 1 else " is"
+        say(f"data: {missing[0]}{more} missing; what is done in {marks.path} stays done")
+    if changed:
         more = f" and {len(changed) - 1} more clips are" if len(changed) > 1 else " is"
         stale = [name for name in dependents_of("data") if marks.read(name)]
         raise UserError(

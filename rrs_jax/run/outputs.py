@@ -13,7 +13,7 @@ from rrs_jax.weights.safetensors_io import load_file
 PLACES = {
     "data": ("data/manifest.jsonl", "data/audio", "data/eval/manifest.jsonl", "data/eval/audio"),
     "train": ("checkpoints", "epochs", "metrics.jsonl", "tensorboard"),
-    "evaluate": ("eval", "rates.jsonl"),
+    "evaluate": ("eval", "rates.jsonl", "tensorboard"),
     "export": ("export",),
     "report": ("report",),
 }
