@@ -1,5 +1,5 @@
-"""The one exception that a user is meant to read, the exit status with which a command tells it, interruptions,
-and messages without API keys and without what an address may hold of a secret."""
+"""The one exception that a user is meant to read, the exit status with which a command tells it,
+interruptions, and messages without API keys and without what an address may hold of a secret."""
 
 import _thread
 import contextlib
@@ -55,9 +55,9 @@ def exit_status() -> Iterator[Status]:
     """Runs a command's work and yields its exit status, which is set when the work has ended.
 
     0: done. 1: interrupted by Ctrl-C or a scheduler's SIGTERM (`interruptible`), told in one sentence, or
-    failed, told by a traceback. 2: a user's mistake or a full disk, told in one sentence. All of it goes to standard error,
-    without API keys and passwords. 141, without a word: the reader of the output has closed it, as `head`
-    does; a shell knows this status. A terminal that lacks a character gets a replacement for it.
+    failed, told by a traceback. 2: a user's mistake or a full disk, told in one sentence. All of it goes to
+    standard error, without API keys and passwords. 141, without a word: the reader of the output has closed
+    it, as `head` does; a shell knows this status. A terminal that lacks a character gets a replacement.
     """
     status = Status()
     replace_unprintable()
@@ -150,8 +150,8 @@ _unsaved: set[Callable[[], object]] = set()
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Has Ctrl-C and SIGTERM raise KeyboardInterrupt within the block, at the next `stop_if_asked` or after two
-    seconds.
+    """Has Ctrl-C and SIGTERM raise KeyboardInterrupt within the block, at the next `stop_if_asked` or after
+    two seconds.
 
     A second signal ends the process at once, and ten seconds after the first one it ends in any case; the
     work of `saved_at_end` is done before. A signal that is ignored, as Ctrl-C in the background, stays so.

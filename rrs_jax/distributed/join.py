@@ -1,6 +1,5 @@
 """The start of a run of several processes, which come together, and its end, which they reach together."""
 
-import _thread
 import contextlib
 import dataclasses
 import faulthandler
@@ -10,12 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from rrs_jax.distributed.heartbeats import Heartbeats
-from rrs_jax.distributed.processes import ended, gather, is_first, put_message, several, this_process
+from rrs_jax.distributed.processes import (
+    ThisProcess,
+    ended,
+    gather,
+    is_first,
+    put_message,
+    several,
+    this_process,
+)
 from rrs_jax.distributed.rendezvous import meet
-from rrs_jax.errors import UserError, scrub
+from rrs_jax.distributed.tunnel import lead_to_first, lead_to_service, private_socket
+from rrs_jax.errors import UserError, interrupt_main, scrub
 
 LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
 LOST_SECONDS = 30.0  # without a sign of life, after which a process counts as lost
@@ -62,15 +71,17 @@ class JoinOptions:
 
 
 @contextlib.contextmanager
-def joined(options: JoinOptions | None) -> Iterator[None]:
+def joined(options: JoinOptions | None, folder: Path) -> Iterator[None]:
     """Makes the processes one program: where one ends with an exception, all do, with its sentence.
 
     Raises UserError where they do not come together in time. Does nothing for None, a process that is alone.
+
+    folder: the run's, where the first process leaves the token by which they know one another.
     """
     if options is None:
         yield
         return
-    _join(options)
+    _join(options, folder)
     try:
         yield
         gather("")  # none goes before the others are done
@@ -82,7 +93,7 @@ def joined(options: JoinOptions | None) -> Iterator[None]:
     _part()
 
 
-def _join(options: JoinOptions) -> None:
+def _join(options: JoinOptions, folder: Path) -> None:
     options.check()
     import jax
     from jax._src.distributed import global_state  # JAX has no public name for its key-value store
@@ -91,16 +102,23 @@ def _join(options: JoinOptions) -> None:
     cards = None
     if options.coordinator is None:
         options, cards = _by_scheduler(options)
-    meet(options.coordinator, options.processes, options.index, options.seconds)
+    this_process.parting = False
+    others = meet(options.coordinator, options.processes, options.index, options.seconds, folder)
     try:
-        jax.distributed.initialize(
-            options.coordinator,
-            options.processes,
-            options.index,
-            local_device_ids=cards,
-            initialization_timeout=max(options.seconds, 60),
-            shutdown_timeout_seconds=60,
-        )
+        with private_socket() as path:
+            if options.index == 0:
+                lead_to_service(list(others.values()), path)
+            else:
+                lead_to_first(others[0], path, LOST_SECONDS, _first_lost)
+            jax.distributed.initialize(
+                f"unix:{path}",
+                options.processes,
+                options.index,
+                local_device_ids=cards,
+                initialization_timeout=max(options.seconds, 60),
+                shutdown_timeout_seconds=60,
+                coordinator_bind_address=f"unix:{path}",
+            )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -150,15 +168,10 @@ def end(status: int) -> NoReturn:
 def _part() -> None:
     import jax
 
+    this_process.parting = True
     this_process.heartbeats.stopped.set()
     jax.distributed.shutdown()
-    this_process.index, this_process.count, this_process.client, this_process.rounds, this_process.leaving = (
-        0,
-        1,
-        None,
-        0,
-        False,
-    )
+    vars(this_process).update(vars(ThisProcess(parting=True)))
 
 
 def _leave(error: BaseException) -> BaseException:
@@ -198,6 +211,17 @@ def _silent(seconds: float) -> list[int]:
     return this_process.heartbeats.silent(seconds)
 
 
+def _first_lost() -> None:
+    """Ends this process after the first one, with which JAX's service went: nothing can be asked any more."""
+    if this_process.leaving or this_process.called_off:  # the end is told, or about to be
+        time.sleep(LEAVE_SECONDS)
+    if this_process.parting:
+        return
+    if 0 not in this_process.ends:
+        _tell_lost([0])
+    os._exit(2 if any("mistake" in why for why in this_process.ends.values()) else 1)
+
+
 def _tell_lost(lost: list[int]) -> None:
     """Says which processes are lost: the first process does, or all where it is one of them."""
     if is_first() or 0 in lost:
@@ -220,7 +244,7 @@ def _watch() -> None:
         if not ended(0):
             continue
         this_process.called_off = True
-        _thread.interrupt_main()
+        interrupt_main()
         time.sleep(LEAVE_SECONDS / 2)
         if this_process.leaving or not several():
             return
