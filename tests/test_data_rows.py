@@ -14,9 +14,10 @@ from rrs_jax.data.clips import LOOSE_NAMES, NAMES, clip_path
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import pack
 from rrs_jax.data.rows import OTHER_NAMES, own_row
-from rrs_jax.data.values import category_of, has_half_character, text_of
+from rrs_jax.data.values import category_of, text_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.question_sets import read_question_sets
+from rrs_jax.files import has_half_character
 
 QUESTION = "How do I open a jar?"
 ROW = {"id": "1", "label": "benign", "question": QUESTION}
