@@ -114,6 +114,23 @@ def file_lock(path: str | Path, *, seconds: float = math.inf) -> Iterator[None]:
             lock.release()
 
 
+LONGEST_NAME = 100  # bytes, so that suffixes and temporary names find room in the 255 that file systems have
+
+
+def safe_name(text: str) -> str:
+    """Returns a text of others as the name of one file: itself where it is one, else changed and with a hash.
+
+    The name has letters, digits, "-", "_", ".", "+", "=", "@", "," and blanks within, and does not begin with
+    a dot.
+    """
+    kept = "".join(c if c.isalnum() or c in "-_.+=@, " else "_" for c in text).strip(" ")
+    kept = "_" + kept[1:] if kept.startswith(".") else kept
+    if kept == text and kept and len(kept.encode()) <= LONGEST_NAME:
+        return kept
+    beginning = kept.encode()[: LONGEST_NAME - 20].decode("utf-8", "ignore").strip(". ")
+    return f"{beginning or '_'}-{content_hash(text)[:8]}"
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Writes `content` (text as UTF-8) so that `path` is never half written."""
     with atomic_path(path) as temporary:

@@ -18,7 +18,8 @@ from rrs_jax.config.kinds import with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech_cache import place_clip
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.files import write_atomic, write_jsonl
+from rrs_jax.files import safe_name, write_atomic, write_jsonl
+from rrs_jax.inputs.audio_files import AudioFault, read_samples
 
 WHAT = {
     "basic": "question and answer pairs of BeaverTails' safe split (`response` is the answer)",
@@ -79,7 +80,7 @@ def find_manifests(dataset: str | Path) -> dict[str, Path]:
 def pack(dataset: str | Path, out: str | Path) -> Path:
     """Writes the folder and returns its dataset card.
 
-    Raises UserError where `out` is not empty or a clip is missing.
+    Raises UserError where `out` is not empty, or a clip is missing or no sound.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -90,7 +91,11 @@ def pack(dataset: str | Path, out: str | Path) -> Path:
         folder = out / name / "train"
         packed = []
         for row, path in zip(rows, audio_paths(manifest, rows), strict=True):
-            file_name = f"audio/{row['id']}{path.suffix}"
+            try:  # a row may name any file of this machine, and what is packed is published
+                read_samples(path)
+            except AudioFault as fault:
+                raise UserError(f"{manifest}, row {row['id']}: {path} {fault}.") from fault
+            file_name = f"audio/{safe_name(row['id'])}{safe_name(path.suffix)}"
             place_clip(path, folder / file_name)
             packed.append(
                 {"file_name": file_name} | {field: value for field, value in row.items() if field != "audio"}

@@ -108,7 +108,11 @@ def read_meta(root: str | Path) -> list[dict]:
         if task not in TASKS:
             faults.append(f"item {number} is of an unknown task {task}")
             continue
-        audio = path.parent / f"{task}_{entry['dataset_name']}" / entry["path"]
+        place = Path(f"{task}_{entry['dataset_name']}") / entry["path"]
+        if place.is_absolute() or ".." in place.parts:
+            faults.append(f"item {number}: {place} lies outside of the data set")
+            continue
+        audio = path.parent / place
         identity = f"{task}-{entry['uniq_id']}"
         if not is_file(audio):
             faults.append(f"item {number}: {audio} does not exist")

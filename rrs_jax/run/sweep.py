@@ -21,7 +21,7 @@ from rrs_jax.config import FIELDS, config_error, flatten, resolve, unknown_field
 from rrs_jax.config.stages import stages_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
-from rrs_jax.files import write_atomic
+from rrs_jax.files import safe_name, write_atomic
 from rrs_jax.progress import say
 from rrs_jax.web.page import how_to_open
 
@@ -50,7 +50,7 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
             not isinstance(name, str)
             or not name
             or name in found
-            or "/" in name
+            or safe_name(name) != name
             or name in ("shared", "report")
         ):
             raise UserError(
