@@ -5,6 +5,7 @@ import _thread
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import re
 import select
@@ -14,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 MARK = "[key]"  # stands in place of a key
 SHORT = 8  # characters; a shorter key is taken out only where it stands as a word of its own
@@ -61,7 +63,7 @@ def exit_status() -> Iterator[Status]:
     """
     status = Status()
     replace_unprintable()
-    with interruptible():
+    with interruptible(), _scrubbed_logs():
         try:
             yield status
             sys.stdout.flush()
@@ -83,6 +85,33 @@ def exit_status() -> Iterator[Status]:
             else:
                 tell_traceback()
                 status.code = 1
+
+
+@contextlib.contextmanager
+def _scrubbed_logs() -> Iterator[None]:
+    """Has libraries log without keys and passwords, and threads tell their tracebacks so.
+
+    A library for HTTP logs the whole address of each request where a user asks for more words.
+    """
+
+    def scrubbed(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = factory(*arguments, **named)
+        with contextlib.suppress(Exception):  # a message that does not fit its arguments is told by logging
+            record.msg, record.args = scrub(record.getMessage()), None
+        return record
+
+    def tell(failed: threading.ExceptHookArgs) -> None:
+        told = traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        print(scrub("".join(told)), file=sys.stderr, end="", flush=True)
+
+    factory, hook = logging.getLogRecordFactory(), threading.excepthook
+    logging.setLogRecordFactory(scrubbed)
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+        threading.excepthook = hook
 
 
 def _output_is_closed() -> bool:

@@ -20,7 +20,8 @@ from rrs_jax.run.sweep import read_sweep
 
 NAMES = [
     "../../outside", "/tmp/outside", "..", ".", "", ".hidden", "a/b", "a\\b", "x" * 5000, "é" * 200,
-    "nul\0byte", "line\nbreak", "\x1b[2J", "~/x", "$HOME", "-rf", "con:", "a?b*c", "“q”", "../" * 50, "C:\\x", "a\u202eb",
+    "nul\0byte", "line\nbreak", "\x1b[2J", "~/x", "$HOME", "-rf", "con:", "a?b*c", "“q”", "../" * 50,
+    "C:\\x", "a\u202eb",
 ]  # fmt: skip
 
 
@@ -50,9 +51,8 @@ def test_different_names_stay_different():
 def rows(folder: Path, ids: list[str], audio: str = "a.wav") -> Path:
     soundfile.write(folder / "a.wav", 0.3 * np.sin(np.arange(8000) / 7), 16_000)
     path = folder / "manifest.jsonl"
-    path.write_text("".join(
-        json.dumps({"id": name, "label": "harmful", "question": "Why?", "audio": audio}) + "\n" for name in ids
-    ))  # fmt: skip
+    row = {"label": "harmful", "question": "Why?", "audio": audio}
+    path.write_text("".join(json.dumps(row | {"id": name}) + "\n" for name in ids))
     return path
 
 
