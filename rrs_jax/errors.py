@@ -27,6 +27,9 @@ _QUERY = re.compile(
     r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s'\"<>?#]*)[?#][^\s'\"<>]*?(?=[:.,;!)\]]*(?:[\s'\"<>]|$))"
 )
 
+# All but tab and line feed of C0 and C1; marks of direction and of invisible order.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
 _keys: set[str] = set()  # that this process has used
 
 
@@ -97,12 +100,12 @@ def _scrubbed_logs() -> Iterator[None]:
     def scrubbed(*arguments: Any, **named: Any) -> logging.LogRecord:
         record = factory(*arguments, **named)
         with contextlib.suppress(Exception):  # a message that does not fit its arguments is told by logging
-            record.msg, record.args = scrub(record.getMessage()), None
+            record.msg, record.args = told(record.getMessage()), None
         return record
 
     def tell(failed: threading.ExceptHookArgs) -> None:
-        told = traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
-        print(scrub("".join(told)), file=sys.stderr, end="", flush=True)
+        lines = traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        print(told("".join(lines)), file=sys.stderr, end="", flush=True)
 
     factory, hook = logging.getLogRecordFactory(), threading.excepthook
     logging.setLogRecordFactory(scrubbed)
@@ -259,13 +262,13 @@ def _end_at_once() -> None:
 
 
 def _tell(sentence: str, code: int) -> int:
-    print(scrub(sentence), file=sys.stderr, flush=True)
+    print(told(sentence), file=sys.stderr, flush=True)
     return code
 
 
 def tell_traceback() -> None:
     """Prints the traceback of the exception that is being handled."""
-    print(scrub(traceback.format_exc()), file=sys.stderr, end="", flush=True)
+    print(told(traceback.format_exc()), file=sys.stderr, end="", flush=True)
 
 
 def replace_unprintable() -> None:
@@ -290,6 +293,19 @@ def scrub(text: str) -> str:
         pattern = re.escape(key)
         text = re.sub(pattern if len(key) >= SHORT else rf"(?<!\w){pattern}(?!\w)", MARK, text)
     return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
+def told(text: str) -> str:
+    """Returns the text as a terminal may get it: without secrets, its control characters as text."""
+    return visible(scrub(text))
+
+
+def visible(text: str) -> str:
+    """Returns the text with escapes in place of characters that a terminal obeys, or that turn its reading.
+
+    A manifest's row could otherwise clear the screen, or show another name than it has.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown_address(written: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from rrs_jax.distributed import processes
-from rrs_jax.errors import scrub, stop_if_asked
+from rrs_jax.errors import stop_if_asked, told, visible
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} {unit}{postfix}"
 
@@ -76,7 +76,7 @@ class Progress:
     @staticmethod
     def _print(line: str) -> None:
         if processes.is_first():
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
 
 class Pace:
@@ -139,8 +139,8 @@ def say(text: str) -> None:
     if _is_silent.get():
         return
     if processes.is_first():
-        print(scrub(text), file=sys.stderr, flush=True)
+        print(told(text), file=sys.stderr, flush=True)
 
 
 def _shown(fields: dict[str, object]) -> list[str]:
-    return [f"{name} {value}" for name, value in fields.items()]
+    return [visible(f"{name} {value}") for name, value in fields.items()]

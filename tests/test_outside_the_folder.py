@@ -79,7 +79,7 @@ def test_ids_lead_nothing_out_of_what_is_packed_or_made(tmp_path):
     listed = (tmp_path / "packed" / "source" / "train" / "metadata.jsonl").read_text().splitlines()
     for line, name in zip(listed, ids, strict=True):
         row = json.loads(line)
-        assert row["id"] == name
+        assert row["id"] == name and row["file_name"].endswith(".wav")
         assert (tmp_path / "packed" / "source" / "train" / row["file_name"]).is_file()
 
 

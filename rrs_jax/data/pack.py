@@ -9,6 +9,8 @@ beside it. `datasets.load_dataset(OUT, NAME)` loads it.
 """
 
 import argparse
+import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from rrs_jax.data.speech_cache import place_clip
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import safe_name, write_atomic, write_jsonl
 from rrs_jax.inputs.audio_files import AudioFault, read_samples
+from rrs_jax.web.text import markdown_cell
 
 WHAT = {
     "basic": "question and answer pairs of BeaverTails' safe split (`response` is the answer)",
@@ -95,7 +98,7 @@ def pack(dataset: str | Path, out: str | Path) -> Path:
                 read_samples(path)
             except AudioFault as fault:
                 raise UserError(f"{manifest}, row {row['id']}: {path} {fault}.") from fault
-            file_name = f"audio/{safe_name(row['id'])}{safe_name(path.suffix)}"
+            file_name = f"audio/{safe_name(row['id'])}.{safe_name(path.suffix[1:])}"
             place_clip(path, folder / file_name)
             packed.append(
                 {"file_name": file_name} | {field: value for field, value in row.items() if field != "audio"}
@@ -112,18 +115,24 @@ def _card(sets: dict[str, list[dict]]) -> str:
     sizes = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"))
     return CARD.format(
         size=next(label for bound, label in sizes if len(rows) < bound),
-        configs="\n".join(f"- config_name: {name}\n  data_dir: {name}" for name in sets),
+        configs="\n".join(f"- config_name: {_yaml(name)}\n  data_dir: {_yaml(name)}" for name in sets),
         table="\n".join(_card_row(name, members) for name, members in sets.items()),
-        engines=", ".join(sorted({(row["voice"] or "unknown").split(":")[0] for row in rows})),
-        writers=", ".join(sorted({row.get("rewritten_by") for row in rows} - {None, ""})) or "none",
+        engines=markdown_cell(", ".join(sorted({(row["voice"] or "unknown").split(":")[0] for row in rows}))),
+        writers=markdown_cell(
+            ", ".join(sorted({str(row.get("rewritten_by") or "") for row in rows} - {""})) or "none"
+        ),
     )
+
+
+def _yaml(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
 
 
 def _card_row(name: str, rows: list[dict]) -> str:
     counts = Counter(row["label"] for row in rows)
     hours = sum(row["seconds"] or 0 for row in rows) / 3600
     labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-    return f"| {name} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |"
+    return f"| {markdown_cell(name)} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

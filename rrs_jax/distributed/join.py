@@ -24,7 +24,7 @@ from rrs_jax.distributed.processes import (
 )
 from rrs_jax.distributed.rendezvous import meet
 from rrs_jax.distributed.tunnel import lead_to_first, lead_to_service, private_socket
-from rrs_jax.errors import UserError, interrupt_main, scrub
+from rrs_jax.errors import UserError, interrupt_main, told
 
 LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
 LOST_SECONDS = 30.0  # without a sign of life, after which a process counts as lost
@@ -86,10 +86,10 @@ def joined(options: JoinOptions | None, folder: Path) -> Iterator[None]:
         yield
         gather("")  # none goes before the others are done
     except BaseException as error:
-        told = _leave(error)
-        if told is error:
+        ending = _leave(error)
+        if ending is error:
             raise
-        raise told from error
+        raise ending from error
     _part()
 
 
@@ -178,27 +178,27 @@ def _leave(error: BaseException) -> BaseException:
     """Tells the others why this process ends, waits a little, and returns the exception to end with."""
     this_process.leaving = True
     if isinstance(error, UserError):
-        told = {"mistake": str(error)}
+        mine = {"mistake": str(error)}
     elif isinstance(error, KeyboardInterrupt) and not this_process.called_off:
-        told = {"interrupted": True}
+        mine = {"interrupted": True}
     else:
-        told = {"failed": type(error).__name__}
+        mine = {"failed": type(error).__name__}
     with contextlib.suppress(Exception):  # the service may be gone with its process
-        put_message(f"rrs_jax/ended/{this_process.index}", json.dumps(told))
+        put_message(f"rrs_jax/ended/{this_process.index}", json.dumps(mine))
     ends = ended(LEAVE_SECONDS)
-    if "failed" in told and isinstance(error, RuntimeError):  # a connection broke before its end was missed
+    if "failed" in mine and isinstance(error, RuntimeError):  # a connection broke before its end was missed
         ends = {index: {"lost": True} for index in _silent(LEAVE_SECONDS)} | ends
     others = {index: why for index, why in ends.items() if index != this_process.index}
     mistake = next(((index, why["mistake"]) for index, why in others.items() if "mistake" in why), None)
-    if "failed" in told and mistake:  # called off, or the connection broke, because another one ended
+    if "failed" in mine and mistake:  # called off, or the connection broke, because another one ended
         error = UserError(f"process {mistake[0]}: {mistake[1]}")
-    elif "failed" in told and any("interrupted" in why for why in others.values()):
+    elif "failed" in mine and any("interrupted" in why for why in others.values()):
         error = KeyboardInterrupt()
-    elif "failed" in told and (lost := [index for index, why in others.items() if "lost" in why]):
+    elif "failed" in mine and (lost := [index for index, why in others.items() if "lost" in why]):
         _tell_lost(lost)
         error = SystemExit(1)
-    elif not is_first() and others.get(0) == told and "failed" not in told:
-        error = SystemExit(2 if "mistake" in told else 1)  # the first one tells it
+    elif not is_first() and others.get(0) == mine and "failed" not in mine:
+        error = SystemExit(2 if "mistake" in mine else 1)  # the first one tells it
     if len(ends) == this_process.count and not any("gone" in why or "lost" in why for why in others.values()):
         with contextlib.suppress(Exception):
             _part()
@@ -225,8 +225,8 @@ def _first_lost() -> None:
 def _tell_lost(lost: list[int]) -> None:
     """Says which processes are lost: the first process does, or all where it is one of them."""
     if is_first() or 0 in lost:
-        told = "lost (it was killed, or its host is down); the same command resumes"
-        print(f"process {', '.join(map(str, lost))}: {told}", file=sys.stderr, flush=True)
+        how = "lost (it was killed, or its host is down); the same command resumes"
+        print(f"process {', '.join(map(str, lost))}: {how}", file=sys.stderr, flush=True)
 
 
 def _watch() -> None:
@@ -255,10 +255,10 @@ def _watch() -> None:
             _tell_lost(lost)
         elif is_first():
             index, why = next(iter(others.items()), (0, {}))
-            told = why.get("mistake") or "interrupted; the same command resumes"
+            ended_by = why.get("mistake") or "interrupted; the same command resumes"
             if "failed" in why:
-                told = f"it failed with {why['failed']}, which it tells itself"
-            print(scrub(f"process {index}: {told}"), file=sys.stderr, flush=True)
+                ended_by = f"it failed with {why['failed']}, which it tells itself"
+            print(told(f"process {index}: {ended_by}"), file=sys.stderr, flush=True)
         if is_first():  # the service goes with this process, and JAX ends those that miss it
             time.sleep(LEAVE_SECONDS / 2)
         os._exit(2 if any("mistake" in why for why in others.values()) else 1)
