@@ -27,7 +27,7 @@ def get_config():
 """
 # What tells the time, or is the library's own record of it.
 APART = ("config.json", ".lock", "tensorboard", "checkpoints", "figure2.json", "index.html")
-TIMES = ("seconds", "samples_per_second", "finished", "compiling_seconds")
+TIMES = ("seconds", "samples_per_second", "finished", "compiling_seconds", "content_sum")
 
 
 @dataclasses.dataclass
