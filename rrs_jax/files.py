@@ -1,17 +1,22 @@
-"""Small files: JSON lines, atomic writes, content hashes.
+"""Small files: JSON read with bounds, atomic writes, content hashes.
 
 Only the first of a run's processes writes; what the others would write is dropped.
 """
 
 import contextlib
+import csv
 import hashlib
 import json
+import lzma
 import math
 import os
+import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -21,6 +26,12 @@ from rrs_jax.errors import Damaged, UserError
 SUM = "content_sum"  # field of a run's own files and rows: the hash of their other fields
 UNFINISHED = ".tmp"  # the end of a hidden file's name while it is written
 PIECE = 2**20  # bytes of a file that are read at once
+
+MAX_DEPTH = 200  # levels of lists and objects in JSON; the files of models and data sets have below twenty
+DAMAGE = (
+    AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError,
+    EOFError, OSError, struct.error, zlib.error, lzma.LZMAError, csv.Error,
+)  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -103,6 +114,23 @@ def file_lock(path: str | Path, *, seconds: float = math.inf) -> Iterator[None]:
             lock.release()
 
 
+LONGEST_NAME = 100  # bytes, so that suffixes and temporary names find room in the 255 that file systems have
+
+
+def safe_name(text: str) -> str:
+    """Returns a text of others as the name of one file: itself where it is one, else changed and with a hash.
+
+    The name has letters, digits, "-", "_", ".", "+", "=", "@", "," and blanks within, and does not begin with
+    a dot.
+    """
+    kept = "".join(c if c.isalnum() or c in "-_.+=@, " else "_" for c in text).strip(" ")
+    kept = "_" + kept[1:] if kept.startswith(".") else kept
+    if kept == text and kept and len(kept.encode()) <= LONGEST_NAME:
+        return kept
+    beginning = kept.encode()[: LONGEST_NAME - 20].decode("utf-8", "ignore").strip(". ")
+    return f"{beginning or '_'}-{content_hash(text)[:8]}"
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Writes `content` (text as UTF-8) so that `path` is never half written."""
     with atomic_path(path) as temporary:
@@ -137,20 +165,134 @@ def json_for_html(value: object) -> str:
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+@contextlib.contextmanager
+def reading(path: object, advice: str = "fetch it again") -> Iterator[None]:
+    """Turns what a damaged or foreign file makes its reader raise into a UserError with the file's name."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); {advice}.") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns an exception's message in one short line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"{str(error)[:80]} is missing"
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+class JSONFault(ValueError):
+    """A text that is no JSON, or more than this program reads; `line` counts from 1, None for all of it."""
+
+    def __init__(self, reason: str, line: int | None = None):
+        super().__init__(reason)
+        self.line = line
+
+
+def parse_json(text: str, *, halves: bool = False) -> Any:
+    """Returns the value of a JSON text; NaN, which Python writes, is None there as in tables.
+
+    Raises JSONFault for what is no JSON, nesting of more than 200 levels, infinite numbers, whole numbers of
+    thousands of digits, and halves of characters, unless the caller looks for these (`halves`).
+    """
+    try:
+        value = _DECODER.decode(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise JSONFault(error.msg, error.lineno) from error
+    except RecursionError as error:
+        raise JSONFault(TOO_DEEP) from error
+    except ValueError as error:  # which Python raises for long numbers
+        raise JSONFault(str(error).split(";")[0]) from error
+    if (text.count("[") + text.count("{") > MAX_DEPTH) and _depth(value) > MAX_DEPTH:
+        raise JSONFault(TOO_DEEP)
+    if not halves and (fault := half_character_fault(value) if may_have_halves(text) else None):
+        raise JSONFault(fault)
+    return value
+
+
+TOO_DEEP = f"lists and objects within one another to more than {MAX_DEPTH} levels"
+
+
+def _no_constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"holds {name}, which is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"holds the number {text[:20]}, which is too large")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+
+
+def _depth(value: object) -> int:
+    """Returns how many lists and objects lie within one another, without recursion."""
+    level, depth = [value], 0
+    while level := [entry for entry in level if isinstance(entry, list | dict)]:
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+    return depth
+
+
+def may_have_halves(text: str) -> bool:
+    """Returns True where a JSON text has an escape that could write half of a UTF-16 pair."""
+    return "\\ud" in text or "\\uD" in text or any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def has_half_character(value: object) -> bool:
+    """Returns True where a text in the value holds half of a UTF-16 pair, which UTF-8 cannot hold."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(map(has_half_character, (*value, *value.values())))
+    return isinstance(value, list | tuple) and any(map(has_half_character, value))
+
+
+def half_character_fault(value: object) -> str | None:
+    """Returns what is wrong with a value that has half of a character; None where nothing is.
+
+    JSON's escapes can write one, as texts do that were cut in the middle of an emoji.
+    """
+    if not has_half_character(value):
+        return None
+    named = (
+        [name for name, entry in value.items() if has_half_character(entry)]
+        if isinstance(value, dict)
+        else []
+    )
+    where = f" in {', '.join(map(ascii, named))}" if named else ""
+    return f"holds half a character{where} (an escape such as \\ud83d without its other half); mend the text"
+
+
+def read_text(path: str | Path) -> str:
+    """Returns a file's text. Raises UserError where it cannot be read or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
+    except (OSError, ValueError) as error:  # a name with what no name can hold
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}).") from error
+
+
 def read_json(path: str | Path) -> dict:
     """Returns the JSON object in a file, without its sum.
 
-    Raises UserError where the file is missing or is not JSON, and Damaged where its sum is another's.
+    Raises UserError where the file is missing or holds none, and Damaged where its sum is another's.
     """
-    path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); fetch or write it again.") from error
+        value = parse_json(read_text(path))
+    except JSONFault as error:
+        where = f", line {error.line}" if error.line else ""
+        raise UserError(f"{path}{where}: is not valid JSON ({error}); fetch or write it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; fetch or write it again.")
     try:
-        return _without_sum(value) if isinstance(value, dict) else value
+        return _without_sum(value)
     except ValueError as error:
         raise Damaged(f"{path}: is damaged, {error}; delete it and make it again.") from error
 
@@ -160,15 +302,8 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
     Raises UserError that names a wrong line by its number, Damaged where its sum is another's.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
     rows = []
-    for _, row in _numbered_rows(path, text):
+    for _, row in _numbered_rows(Path(path), read_text(path)):
         if isinstance(row, UserError):
             raise row
         rows.append(row)
@@ -186,9 +321,9 @@ def _numbered_rows(path: Path, text: str) -> Iterator[tuple[int, dict | UserErro
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield number, UserError(f"{where}: is not valid JSON ({error.msg}); mend or delete it.")
+            row = parse_json(line)
+        except JSONFault as error:
+            yield number, UserError(f"{where}: is not valid JSON ({error}); mend or delete it.")
             continue
         if not isinstance(row, dict):
             yield number, UserError(f"{where}: holds no JSON object; every line must be one object.")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from rrs_jax.distributed import processes
-from rrs_jax.errors import scrub
+from rrs_jax.errors import stop_if_asked, told, visible
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} {unit}{postfix}"
 
@@ -45,7 +45,10 @@ class Progress:
             self._last_line()
 
     def update(self, n: int = 1, **fields) -> None:
-        """Counts `n` more items as finished; `fields` are shown beside them."""
+        """Counts `n` more items as finished; `fields` are shown beside them.
+
+        Raises KeyboardInterrupt where a signal has asked the process to end.
+        """
         self.done += n
         now = time.monotonic()
         self.pace.add(n, now)
@@ -56,6 +59,7 @@ class Progress:
             self.last_line = now
             counted = f"{self.what}: {self.done} of {self.total} {self.unit}"
             self._print(", ".join([counted, *self._estimates(), *_shown(fields)]))
+        stop_if_asked()
 
     def _estimates(self) -> list[str]:
         rate = self.pace.rate()
@@ -72,7 +76,7 @@ class Progress:
     @staticmethod
     def _print(line: str) -> None:
         if processes.is_first():
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
 
 class Pace:
@@ -135,8 +139,8 @@ def say(text: str) -> None:
     if _is_silent.get():
         return
     if processes.is_first():
-        print(scrub(text), file=sys.stderr, flush=True)
+        print(told(text), file=sys.stderr, flush=True)
 
 
 def _shown(fields: dict[str, object]) -> list[str]:
-    return [f"{name} {value}" for name, value in fields.items()]
+    return [visible(f"{name} {value}") for name, value in fields.items()]

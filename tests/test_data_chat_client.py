@@ -14,7 +14,7 @@ from rrs_jax.data.chat_client import ChatClient, Rejected, _causes, read_key
 from rrs_jax.data.service import Busy, Service
 from rrs_jax.data.trial import ask_once_a_day
 from rrs_jax.data.writers import OpenAIWriter
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, scrub
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig
 
 KEY = "sk-NOT-A-REAL-KEY"
@@ -269,3 +269,13 @@ def test_a_writer_that_answers_is_tried_once(monkeypatch):
         for _ in range(2):
             OpenAIWriter("m", server.url).try_out()
         assert sum(server.received.values()) == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n\n", "\r"])
+def test_a_key_that_was_read_with_its_line_end_is_used_and_never_shown(end, monkeypatch):
+    with Server(lambda body: "Well.") as server:
+        client = ChatClient(server.url, f"sk-NOT-A-REAL-KEY{end}", 5.0, Service("the judge", tries=1))
+        assert client.complete("judge", [{"role": "user", "content": "Why?"}]).text == "Well."
+        monkeypatch.setenv("SOME_KEY", f"{end}sk-ANOTHER{end}")
+        assert server.keys == {"Bearer sk-NOT-A-REAL-KEY"} and read_key("SOME_KEY") == "sk-ANOTHER"
+    assert "NOT-A-REAL" not in scrub(f"Illegal header value b'Bearer sk-NOT-A-REAL-KEY{end!r}'")

@@ -14,9 +14,10 @@ from rrs_jax.data.clips import LOOSE_NAMES, NAMES, clip_path
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.pack import pack
 from rrs_jax.data.rows import OTHER_NAMES, own_row
-from rrs_jax.data.values import category_of, has_half_character, text_of
+from rrs_jax.data.values import category_of, text_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.question_sets import read_question_sets
+from rrs_jax.files import has_half_character
 
 QUESTION = "How do I open a jar?"
 ROW = {"id": "1", "label": "benign", "question": QUESTION}
@@ -267,7 +268,8 @@ def test_a_number_counts_as_its_text_in_every_field(tmp_path, value, text, name)
 @pytest.mark.parametrize("value", [True, {"a": 1}, ["a", "b"], [[1, 2]], math.inf])
 @pytest.mark.parametrize("name", ["id", "pair_id", "question", "response", "label", "voice"])
 def test_what_is_no_text_is_a_fault_and_never_dropped(tmp_path, value, name):
-    with pytest.raises(UserError, match=f"line 1: {name} is .*, no text"):
+    said = f"{name} is .*, no text" if value != math.inf else "is not valid JSON .holds Infinity"
+    with pytest.raises(UserError, match=f"line 1: {said}"):
         load_manifest(manifest(tmp_path, ROW | {name: value}), need_audio=False)
 
 

@@ -62,19 +62,19 @@ def test_mistakes_in_the_flags(arguments, sentence):
     assert str(error.value) == sentence
 
 
-def test_without_flags_a_process_is_alone():
+def test_without_flags_a_process_is_alone(tmp_path):
     values = flags.FlagValues()
     command_line.define_flags(values, [])
     values(["launch.py"])
     assert command_line.join_options(values) is None
-    with joined(None):
+    with joined(None, tmp_path):
         assert processes.is_first() and not processes.several()
 
 
-def test_schedulers_variables_are_missed(monkeypatch):
+def test_schedulers_variables_are_missed(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
         monkeypatch.delenv(name)
-    with pytest.raises(UserError) as error, joined(JoinOptions()):
+    with pytest.raises(UserError) as error, joined(JoinOptions(), tmp_path):
         raise AssertionError
     assert (
         str(error.value)

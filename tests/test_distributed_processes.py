@@ -49,6 +49,7 @@ def start_both(arguments: list[str], devices: int, logs: Path) -> list[subproces
     ]
 
 
+LOST = "process 0: lost (it was killed, or its host is down); the same command resumes\n"
 GLOO = (
     "[Gloo] Rank ",
     " is connected to ",
@@ -79,8 +80,8 @@ def without_gloo(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def runs(whole_folder, sound_files, tmp_path_factory):
-    """`two`: by two processes with two devices each, both killed in the middle and started again; `one`: by
-    one with four."""
+    """`two`: by two processes with two devices each, of which the first one is killed in three stages, and
+    both are started again; `one`: by one with four."""
     path = tmp_path_factory.mktemp("hosts")
     rows = twin_rows(sound_files)
     write_jsonl(path / "manifest.jsonl", rows)
@@ -98,16 +99,16 @@ def runs(whole_folder, sound_files, tmp_path_factory):
     assert one.wait(300) == 0, (path / "one.log").read_text()
 
     command += [f"--config.run_dir={path / 'two'}"]
-    processes = start_both(command, 2, path / "killed")
-    while not (path / "two" / "checkpoints" / "2").exists() and all(
-        process.poll() is None for process in processes
-    ):
-        time.sleep(0.02)
-    for process in processes:
-        process.kill()
-        process.wait(60)
-    done = len((path / "two" / "metrics.jsonl").read_text().splitlines())
-    assert 2 <= done < STEPS, (path / "killed.0").read_text()
+    for number, reached in enumerate((".done/data.json", "checkpoints/2", ".done/train.json")):
+        first, other = start_both(command, 2, path / f"killed{number}")
+        while not (path / "two" / reached).exists() and first.poll() is other.poll() is None:
+            time.sleep(0.02)
+        first.kill()
+        first.wait(60)
+        assert other.wait(60) == 1
+        assert without_gloo((path / f"killed{number}.1").read_text()) == LOST
+        if reached == "checkpoints/2":
+            assert 2 <= len((path / "two" / "metrics.jsonl").read_text().splitlines()) < STEPS
 
     processes = start_both(command, 2, path / "two")
     assert [process.wait(300) for process in processes] == [0, 0], [
@@ -176,7 +177,7 @@ def refused():
     raise UserError("no")
 
 index = int(sys.argv[1])
-with joined(JoinOptions(sys.argv[2], 2, index, 60)):
+with joined(JoinOptions(sys.argv[2], 2, index, 60), Path(sys.argv[3])):
     seen = []
     lead = processes.Leader({"add": lambda a, b: seen.append(a + b)})
     def work():
@@ -239,6 +240,7 @@ def test_what_processes_tell_one_another(tmp_path):
 
 ENDINGS = """
 import sys, time
+from pathlib import Path
 from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.distributed import join
@@ -246,11 +248,11 @@ from rrs_jax.distributed.join import JoinOptions, end, joined
 
 join.LOST_SECONDS = 6.0
 index, how = int(sys.argv[1]), sys.argv[3]
-with exit_status() as told, joined(JoinOptions(sys.argv[2], 2, index, 60)):
+with exit_status() as told, joined(JoinOptions(sys.argv[2], 2, index, 60), Path(__file__).parent):
     print("READY", flush=True)
     if index == 1 and how == "mistake":
         raise UserError("this host has no model")
-    if how == "waits" or index == 1 and how == "gathers":
+    if how == "waits" or how == "gathers" and index == int(sys.argv[4]):
         time.sleep(100)
     processes.gather("")
 end(told.code)
@@ -283,18 +285,22 @@ def test_all_end_where_one_ends(tmp_path, how, sent, status, first_says):
     assert "Traceback" not in logs[1].read_text()
 
 
+@pytest.mark.parametrize("killed", [0, 1])
 @pytest.mark.parametrize("how", ["waits", "gathers"])
-def test_the_others_end_where_one_is_killed(tmp_path, how):
+def test_the_others_end_where_one_is_killed(tmp_path, how, killed):
     """The other one is busy, or waits for a message."""
     (tmp_path / "endings.py").write_text(ENDINGS)
     port = free_port()
-    arguments = [[str(tmp_path / "endings.py"), str(i), f"127.0.0.1:{port}", how] for i in range(2)]
+    arguments = [
+        [str(tmp_path / "endings.py"), str(i), f"127.0.0.1:{port}", how, str(killed)] for i in range(2)
+    ]
     logs = [tmp_path / f"log{i}" for i in range(2)]
     processes = [start(own, 1, log) for own, log in zip(arguments, logs, strict=True)]
     while not all("READY" in log.read_text() for log in logs):
         assert all(process.poll() is None for process in processes), logs[0].read_text()
         time.sleep(0.05)
-    processes[1].kill()
-    assert processes[0].wait(40) == 1  # JAX would notice after 100 seconds
-    told = "process 1: lost (it was killed, or its host is down); the same command resumes"
-    assert without_gloo(logs[0].read_text()).split("\n") == ["READY", told, ""]
+    processes[killed].kill()
+    assert processes[1 - killed].wait(40) == 1  # JAX would notice after 100 seconds, or abort
+    told = f"process {killed}: lost (it was killed, or its host is down); the same command resumes"
+    assert without_gloo(logs[1 - killed].read_text()).split("\n") == ["READY", told, ""]
+    assert not list(tmp_path.glob(".join*"))

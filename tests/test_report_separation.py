@@ -13,6 +13,8 @@ from helpers.report_runs import write_recorded, write_run
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl
 from rrs_jax.report import separation
+from rrs_jax.report.figures import ALIKE, panels
+from rrs_jax.weights.safetensors_io import load_file, save_file
 
 
 def clusters(distance: float, pairs: int = 30, width: int = 12):
@@ -78,6 +80,55 @@ def test_epochs_have_common_coordinates(tmp_path):
     spans = np.ptp(found, axis=0) / np.ptp(plane, axis=0)
     assert spans[0] == pytest.approx(spans[1], rel=0.01)  # one scale for both directions
     assert {*figure.tsne} == {0, 4} and np.array(figure.tsne[0]).shape == (24, 2)
+
+
+def degenerate(kind: str) -> np.ndarray:
+    states = clusters(4.0)[0]
+    return {
+        "alike": np.ones_like(states),
+        "zero": np.zeros_like(states),
+        "alike but for rounding": np.ones_like(states) + states * np.float32(1e-9),
+        "huge": states * np.float32(1e30),
+        "largest": np.where(states > 0, np.float32(3e38), np.float32(-3e38)),
+        "one huge": np.where(np.arange(len(states))[:, None] == 7, np.float32(1e30), states),
+        "tiny": states * np.float32(1e-35),
+        "two points": np.repeat(np.eye(2, states.shape[1], dtype=np.float32), len(states) // 2, 0),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["alike", "zero", "alike but for rounding", "huge", "largest", "one huge", "tiny", "two points"]
+)
+def test_degenerate_states_are_drawn_as_far_as_they_can_be(kind):
+    """t-SNE of points without spread would end the process by a signal."""
+    states, harmful, pairs = degenerate(kind), *clusters(4.0)[1:]
+    labels = np.where(harmful, "harmful", "benign")
+    with np.errstate(all="raise", under="ignore"):
+        recorded = separation.Recorded({0: states, 1: states}, [str(i) for i in pairs], labels, pairs)
+    figure = separation.make_figure(recorded)
+    drawn = np.array([*figure.tsne.values(), *figure.pca.values()])
+    assert drawn.min() >= 0 and drawn.max() <= separation.GRID and 0 <= figure.explained <= 1 + 1e-6
+    alike = kind in ("alike", "zero", "alike but for rounding")
+    assert (np.ptp(drawn) == 0) == alike == (ALIKE in panels(figure, "rrs"))
+    for value in figure.numbers[0].values():
+        assert value is None or np.isfinite(value)
+    if kind in ("huge", "tiny"):  # scale changes nothing
+        usual = separation.separation(clusters(4.0)[0], harmful, pairs)
+        assert figure.numbers[0] == pytest.approx(usual, rel=1e-3)
+
+
+def test_recorded_states_that_are_not_finite_are_named(tmp_path):
+    names = ("id", "label", "pair_id", "category")
+    rows = [dict.fromkeys(names, f"{i}") | {"label": "benign"} for i in range(8)]
+    write_recorded(tmp_path, rows, [0, 1], 1, np.random.default_rng(0))
+    path = tmp_path / "epochs" / "1" / "representations.safetensors"
+    arrays, metadata = load_file(path)
+    arrays["states"][3, 2] = np.inf
+    save_file(path, arrays, metadata)
+    with pytest.raises(
+        UserError, match=r"epochs/1/representations\.safetensors: holds NaN or infinite numbers"
+    ):
+        separation.read_recorded(tmp_path)
 
 
 def test_figure_2_is_made_again_only_for_other_states(tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import logging
 import sys
+import threading
 
 import pytest
 
@@ -125,3 +127,22 @@ def test_a_terminal_gets_a_replacement_for_what_it_lacks(encoding, monkeypatch):
 def test_lone_surrogates_are_replaced_and_pairs_joined(text, expected):
     assert replace_surrogates(text) == expected
     assert len(content_hash(text)) == 16
+
+
+def test_logs_and_threads_tell_no_secret(capsys, caplog):
+    """Whatever libraries log, and however they fail in threads of their own."""
+    keep_secret("sk-NOT-A-REAL-KEY")
+    address = "http://alice:hunter2@host/v1?sig=abc"
+    before = logging.getLogRecordFactory(), threading.excepthook
+    with exit_status(), caplog.at_level(logging.INFO):
+        logging.getLogger("httpx").info('HTTP Request: %s "%s"', address, "sk-NOT-A-REAL-KEY")
+        logging.getLogger("x").warning("%d of " + address, 1)
+        logging.getLogger("x").info({"url": address})
+        thread = threading.Thread(target=int, args=(f"{address} with sk-NOT-A-REAL-KEY",))
+        thread.start()
+        thread.join()
+    assert (logging.getLogRecordFactory(), threading.excepthook) == before
+    assert caplog.messages[0] == 'HTTP Request: http://host/v1 "[key]"'
+    assert caplog.messages[1] == "1 of http://host/v1"
+    said = capsys.readouterr().err + caplog.text
+    assert "Traceback" in said and not any(secret in said for secret in (*SECRETS, "NOT-A-REAL"))

@@ -14,6 +14,7 @@ set by `--config.NAME=VALUE`; `rrs-jax config` lists them. Exit status: 0 when a
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
@@ -54,7 +55,7 @@ def main(_: list[str]) -> None:
 
         run_sweep(given, sweep, stages, index, jobs)
     else:
-        with joined(options):
+        with joined(options, Path(config.run_dir)):
             from rrs_jax.run import pipeline
 
             pipeline.run(config, stages)

@@ -21,7 +21,7 @@ from rrs_jax.data.questions import tidy, words
 from rrs_jax.data.values import numbers_as_text
 from rrs_jax.data.voices import MAX_SECONDS
 from rrs_jax.errors import UserError
-from rrs_jax.files import content_hash
+from rrs_jax.files import JSONFault, content_hash, parse_json
 
 FILES = {"harmful": "harmful.json", "benign": "benign.json"}
 AUDIO = "BeaverTails_audio"
@@ -163,10 +163,10 @@ def _read_rows(path: Path, remarks: list[str]) -> list:
             raise UserError(f"{path}: is not UTF-8 text ({unreadable}); save it as UTF-8.") from unreadable
         remarks.append(f"{path.name} is not UTF-8 and is read as Windows-1252")
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
+        rows = parse_json(text, halves=True)
+    except JSONFault as error:
         raise UserError(
-            f"{path}, line {error.lineno}: is not valid JSON ({error.msg}); fetch the file again."
+            f"{path}, line {error.line or 1}: is not valid JSON ({error}); fetch the file again."
         ) from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: holds no list of questions; fetch the file again.")

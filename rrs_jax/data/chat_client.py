@@ -93,6 +93,7 @@ class ChatClient:
             raise UserError(
                 "An OpenAI-compatible server needs the package openai; run: pip install openai"
             ) from error
+        key = key.strip()  # a line's end comes with a key that is read from a file
         self.openai, self.service, self.timeout = openai, service, timeout
         self.replied = False  # to any request so far
         if key != NO_KEY:
@@ -159,6 +160,7 @@ def _address_options(base_url: str) -> dict[str, Any]:
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         keep_secret(password)
         written = base64.b64encode(f"{user}:{password}".encode()).decode()
+        keep_secret(written)
         options["default_headers"] = {"Authorization": f"Basic {written}"}
     return options
 

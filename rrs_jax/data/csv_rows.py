@@ -71,7 +71,8 @@ def _records(
     try:
         start = 0
         while start < len(lines):
-            reader = csv.reader(itertools.islice(lines, start, None), delimiter=delimiter, strict=True)
+            following = map(lines.__getitem__, range(start, len(lines)))
+            reader = csv.reader(following, delimiter=delimiter, strict=True)
             done = 0
             try:
                 for fields in reader:
@@ -90,7 +91,10 @@ def _records(
 
 def _alone(line: str, delimiter: str, header: Sequence[str], error: csv.Error) -> list[str] | BadRow:
     """Fields of a line that strict reading refuses, where they are as many as the header's."""
-    fields = next(csv.reader([line], delimiter=delimiter))
+    try:
+        fields = next(csv.reader([line], delimiter=delimiter))
+    except csv.Error as unreadable:
+        return BadRow(f"cannot be read ({unreadable}); mend or delete it")
     # A field such as `"Hello" she said` has its marks closed; one that is not closed runs to the line's end.
     if len(fields) == len(header) and not fields[-1].endswith("\n"):
         return fields
@@ -102,6 +106,9 @@ def _alone(line: str, delimiter: str, header: Sequence[str], error: csv.Error) -
 def _looks_like_rows(lines: Sequence[str], delimiter: str, columns: int) -> bool:
     """True where each of these lines would be a row if the first one had no quotation mark."""
     alone = [lines[0].replace('"', "", 1), *lines[1:]]
-    return columns > 1 and all(
-        len(next(csv.reader([line], delimiter=delimiter), [])) == columns for line in alone
-    )
+    try:
+        return columns > 1 and all(
+            len(next(csv.reader([line], delimiter=delimiter), [])) == columns for line in alone
+        )
+    except csv.Error:
+        return False

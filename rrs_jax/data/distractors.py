@@ -44,7 +44,7 @@ from rrs_jax.data.waveforms import (
     write_waveform,
 )
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.files import content_hash, write_jsonl
+from rrs_jax.files import content_hash, safe_name, write_jsonl
 from rrs_jax.progress import Progress
 
 KINDS = ("silence", "noise", "unit_noise", "spelled", "speed", "tempo", "pitch", "snr", "room")
@@ -142,7 +142,7 @@ def make_variant(
 def _written(row: dict, waveform: np.ndarray, folder: Path, kind: str) -> dict:
     # FLAC holds nothing beyond full scale, where Gaussian noise goes.
     ending = "wav" if kind in ("noise", "unit_noise") else "flac"
-    audio = f"audio/{row['id']}.{ending}"
+    audio = f"audio/{safe_name(row['id'])}.{ending}"
     write_waveform(folder / audio, waveform)
     return row | {"audio": audio, "seconds": round(len(waveform) / SAMPLING_RATE, 3), "variant": kind}
 

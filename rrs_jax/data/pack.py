@@ -9,6 +9,8 @@ beside it. `datasets.load_dataset(OUT, NAME)` loads it.
 """
 
 import argparse
+import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +20,9 @@ from rrs_jax.config.kinds import with_home
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech_cache import place_clip
 from rrs_jax.errors import UserError, exit_status
-from rrs_jax.files import write_atomic, write_jsonl
+from rrs_jax.files import safe_name, write_atomic, write_jsonl
+from rrs_jax.inputs.audio_files import AudioFault, read_samples
+from rrs_jax.web.text import markdown_cell
 
 WHAT = {
     "basic": "question and answer pairs of BeaverTails' safe split (`response` is the answer)",
@@ -79,7 +83,7 @@ def find_manifests(dataset: str | Path) -> dict[str, Path]:
 def pack(dataset: str | Path, out: str | Path) -> Path:
     """Writes the folder and returns its dataset card.
 
-    Raises UserError where `out` is not empty or a clip is missing.
+    Raises UserError where `out` is not empty, or a clip is missing or no sound.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -90,7 +94,11 @@ def pack(dataset: str | Path, out: str | Path) -> Path:
         folder = out / name / "train"
         packed = []
         for row, path in zip(rows, audio_paths(manifest, rows), strict=True):
-            file_name = f"audio/{row['id']}{path.suffix}"
+            try:  # a row may name any file of this machine, and what is packed is published
+                read_samples(path)
+            except AudioFault as fault:
+                raise UserError(f"{manifest}, row {row['id']}: {path} {fault}.") from fault
+            file_name = f"audio/{safe_name(row['id'])}.{safe_name(path.suffix[1:])}"
             place_clip(path, folder / file_name)
             packed.append(
                 {"file_name": file_name} | {field: value for field, value in row.items() if field != "audio"}
@@ -107,18 +115,24 @@ def _card(sets: dict[str, list[dict]]) -> str:
     sizes = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"))
     return CARD.format(
         size=next(label for bound, label in sizes if len(rows) < bound),
-        configs="\n".join(f"- config_name: {name}\n  data_dir: {name}" for name in sets),
+        configs="\n".join(f"- config_name: {_yaml(name)}\n  data_dir: {_yaml(name)}" for name in sets),
         table="\n".join(_card_row(name, members) for name, members in sets.items()),
-        engines=", ".join(sorted({(row["voice"] or "unknown").split(":")[0] for row in rows})),
-        writers=", ".join(sorted({row.get("rewritten_by") for row in rows} - {None, ""})) or "none",
+        engines=markdown_cell(", ".join(sorted({(row["voice"] or "unknown").split(":")[0] for row in rows}))),
+        writers=markdown_cell(
+            ", ".join(sorted({str(row.get("rewritten_by") or "") for row in rows} - {""})) or "none"
+        ),
     )
+
+
+def _yaml(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
 
 
 def _card_row(name: str, rows: list[dict]) -> str:
     counts = Counter(row["label"] for row in rows)
     hours = sum(row["seconds"] or 0 for row in rows) / 3600
     labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-    return f"| {name} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |"
+    return f"| {markdown_cell(name)} | {labels} | {hours:.2f} | {WHAT.get(name, 'questions with speech')} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

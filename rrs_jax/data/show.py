@@ -29,6 +29,7 @@ from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import json_for_html, write_atomic
 from rrs_jax.progress import Progress
 from rrs_jax.web.page import fill, how_to_open
+from rrs_jax.web.text import markdown_cell
 
 Sets = dict[str, list[dict]]
 RESPONSE_LETTERS = 60  # of an answer in table 1
@@ -107,9 +108,7 @@ def table_1(sets: Sets) -> str:
                 else answer[:RESPONSE_LETTERS].rsplit(" ", 1)[0] + " ..."
             )
             cells = (name.capitalize(), label.capitalize(), row["question"], answer)
-            lines.append(
-                "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
-            )
+            lines.append("| " + " | ".join(map(markdown_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ from rrs_jax.data.speech_cache import place_clip, speech_folder
 from rrs_jax.data.voices import SAMPLING_RATE, Voice, draw_voice, loaded, read_voices, speak
 from rrs_jax.distributed.machine import cores, environment
 from rrs_jax.errors import SpeechFault, UserError
-from rrs_jax.files import atomic_path, content_hash
+from rrs_jax.files import atomic_path, content_hash, safe_name
 from rrs_jax.progress import Progress, say
 
 CLIP_FORMAT = 1  # part of the cache's key: raise it when `speak` makes other samples of the same waveform
@@ -62,7 +62,7 @@ def clip_fields(clip: tuple[Path, float]) -> dict:
 def placed_clip(clip: tuple[Path, float], voice: Voice, folder: Path, name: str) -> dict:
     """Puts a clip at `folder`/audio/NAME.flac; returns `audio`, `voice` and `seconds` of its row."""
     path, seconds = clip
-    audio = f"audio/{name}.flac"
+    audio = f"audio/{safe_name(name)}.flac"
     place_clip(path, folder / audio)
     return {"audio": audio, "voice": voice.name, "seconds": round(seconds, 3)}
 

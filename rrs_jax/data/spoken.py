@@ -11,7 +11,7 @@ from rrs_jax.data.speech import Budget, try_speak_all
 from rrs_jax.data.speech_cache import place_clip
 from rrs_jax.data.voices import Voice, draw_voice
 from rrs_jax.errors import UserError
-from rrs_jax.files import write_jsonl
+from rrs_jax.files import safe_name, write_jsonl
 
 VOICES_TRIED = 3  # for a text, before it is given up
 Clip = tuple[Path, float, Voice]
@@ -57,7 +57,7 @@ def speak_rows(
             else:
                 clip, seconds, voice = clips[row["question"]]
                 spoken = {"voice": voice.name, "seconds": round(seconds, 3)}
-            row |= {"audio": f"audio/{row['id']}{clip.suffix}"} | spoken
+            row |= {"audio": f"audio/{safe_name(row['id'])}{clip.suffix}"} | spoken
             place_clip(clip, out / name / row["audio"])
         manifests[name] = out / name / "manifest.jsonl"
         write_jsonl(manifests[name], members)

@@ -2,20 +2,26 @@
 
 import gzip
 import io
-import json
 import lzma
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from rrs_jax.data.bad_rows import BadRow, BadRows
 from rrs_jax.data.csv_rows import csv_rows
 from rrs_jax.data.messages import conversation_of
-from rrs_jax.data.values import half_character_fault, text_of
+from rrs_jax.data.values import text_of
 from rrs_jax.errors import UserError
+from rrs_jax.files import DAMAGE, JSONFault, half_character_fault, parse_json, reason_of
 from rrs_jax.progress import say
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+MOST_UNPACKED = (
+    300  # times the packed bytes: text packs to a tenth, a file that is made to fill memory to less
+)
+ALWAYS_UNPACKED = 2**26  # bytes
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 Place = str  # "line 3" of a text file, "row 3" of others
 
@@ -84,14 +90,29 @@ def _opened_rows(
     path: Path, packed: str | None, kind: str, columns: Sequence[str]
 ) -> Iterator[tuple[Place, dict | BadRow | None]]:
     try:
-        with OPENERS.get(packed, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(_opened(path, packed), encoding="utf-8-sig", newline="") as file:
             yield from _text_rows(path, file, kind, columns)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8.") from error
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+
+
+def _opened(path: Path, packed: str | None) -> BinaryIO:
+    """The unpacked file. Raises UserError where it cannot be read, or unpacks to more than a text does."""
+    try:
+        if packed is None:
+            return path.open("rb")
+        most = max(ALWAYS_UNPACKED, MOST_UNPACKED * path.stat().st_size)
+        with OPENERS[packed](path) as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:  # a name with what no name can hold is a ValueError
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise UserError(f"{path}: cannot be read ({reason_of(error)}).") from error
         raise UserError(f"{path}: is damaged or cut short ({error}); fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{path}: is damaged or cut short ({error}); fetch it again.") from error
+    if len(content) > most:
+        raise UserError(f"{path}: unpacks to more than {MOST_UNPACKED} times its size; unpack it yourself.")
+    return io.BytesIO(content)
 
 
 def _text_rows(
@@ -125,11 +146,10 @@ def _is_list(file: io.TextIOBase) -> bool:
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[Place, dict]]:
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
+        rows = parse_json(text, halves=True)
+    except JSONFault as error:
         raise UserError(
-            f"{path}, line {line}: is not valid JSON ({_said(error)}); mend or delete it."
+            f"{path}, line {error.line or 1}: is not valid JSON ({error}); mend or delete it."
         ) from error
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
         yield f"row {number}", row if isinstance(row, dict) else {"text": row}
@@ -137,14 +157,10 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[Place, dict]]:
 
 def _json_line(line: str) -> dict | BadRow:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return BadRow(f"is not valid JSON ({_said(error)}); mend or delete it")
+        row = parse_json(line, halves=True)
+    except JSONFault as error:
+        return BadRow(f"is not valid JSON ({error}); mend or delete it")
     return row if isinstance(row, dict) else BadRow("holds no JSON object; every line must be one object")
-
-
-def _said(error: Exception) -> str:
-    return getattr(error, "msg", None) or str(error).split(";")[0]
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Place, dict]]:
@@ -162,9 +178,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Place, dict]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (*DAMAGE, pyarrow.ArrowException) as error:
         raise UserError(
-            f"{path}: is not readable as Parquet ({str(error).splitlines()[0]}); fetch it again."
+            f"{path}: is not readable as Parquet ({reason_of(error)}); fetch it again."
         ) from error
 
 
@@ -200,7 +216,11 @@ def read_questions(path: str | Path, skip_bad: bool = False) -> list[str]:
         if isinstance(row, BadRow):
             bad.add(place, row.reason)
             continue
-        questions = _questions_of(row)
+        try:
+            questions = _questions_of(row)
+        except ValueError as reason:
+            bad.add(place, str(reason))
+            continue
         found += questions
         if not questions:
             mute.append(place)

@@ -64,28 +64,3 @@ def shown(value: object) -> str:
         return json.dumps(value)[:40]
     except (TypeError, ValueError):
         return repr(value)[:40]
-
-
-def has_half_character(value: object) -> bool:
-    """Returns True where a text in the value holds half of a UTF-16 pair, which UTF-8 cannot hold."""
-    if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, dict):
-        return any(map(has_half_character, (*value, *value.values())))
-    return isinstance(value, list | tuple) and any(map(has_half_character, value))
-
-
-def half_character_fault(value: object) -> str | None:
-    """Returns what is wrong with a value that has half of a character; None where nothing is.
-
-    JSON's escapes can write one, as texts do that were cut in the middle of an emoji.
-    """
-    if not has_half_character(value):
-        return None
-    named = (
-        [name for name, entry in value.items() if has_half_character(entry)]
-        if isinstance(value, dict)
-        else []
-    )
-    where = f" in {', '.join(map(ascii, named))}" if named else ""
-    return f"holds half a character{where} (an escape such as \\ud83d without its other half); mend the text"

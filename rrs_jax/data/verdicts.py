@@ -132,7 +132,7 @@ def _json_values(text: str) -> Iterator[str]:
     while place >= 0:
         try:
             value, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             end = place + 1
         else:
             yield from _scalars(value)

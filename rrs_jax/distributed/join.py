@@ -1,6 +1,5 @@
 """The start of a run of several processes, which come together, and its end, which they reach together."""
 
-import _thread
 import contextlib
 import dataclasses
 import faulthandler
@@ -10,12 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from rrs_jax.distributed.heartbeats import Heartbeats
-from rrs_jax.distributed.processes import ended, gather, is_first, put_message, several, this_process
+from rrs_jax.distributed.processes import (
+    ThisProcess,
+    ended,
+    gather,
+    is_first,
+    put_message,
+    several,
+    this_process,
+)
 from rrs_jax.distributed.rendezvous import meet
-from rrs_jax.errors import UserError, scrub
+from rrs_jax.distributed.tunnel import lead_to_first, lead_to_service, private_socket
+from rrs_jax.errors import UserError, interrupt_main, told
 
 LEAVE_SECONDS = 5.0  # for which a process that ends waits for the others
 LOST_SECONDS = 30.0  # without a sign of life, after which a process counts as lost
@@ -62,27 +71,29 @@ class JoinOptions:
 
 
 @contextlib.contextmanager
-def joined(options: JoinOptions | None) -> Iterator[None]:
+def joined(options: JoinOptions | None, folder: Path) -> Iterator[None]:
     """Makes the processes one program: where one ends with an exception, all do, with its sentence.
 
     Raises UserError where they do not come together in time. Does nothing for None, a process that is alone.
+
+    folder: the run's, where the first process leaves the token by which they know one another.
     """
     if options is None:
         yield
         return
-    _join(options)
+    _join(options, folder)
     try:
         yield
         gather("")  # none goes before the others are done
     except BaseException as error:
-        told = _leave(error)
-        if told is error:
+        ending = _leave(error)
+        if ending is error:
             raise
-        raise told from error
+        raise ending from error
     _part()
 
 
-def _join(options: JoinOptions) -> None:
+def _join(options: JoinOptions, folder: Path) -> None:
     options.check()
     import jax
     from jax._src.distributed import global_state  # JAX has no public name for its key-value store
@@ -91,16 +102,23 @@ def _join(options: JoinOptions) -> None:
     cards = None
     if options.coordinator is None:
         options, cards = _by_scheduler(options)
-    meet(options.coordinator, options.processes, options.index, options.seconds)
+    this_process.parting = False
+    others = meet(options.coordinator, options.processes, options.index, options.seconds, folder)
     try:
-        jax.distributed.initialize(
-            options.coordinator,
-            options.processes,
-            options.index,
-            local_device_ids=cards,
-            initialization_timeout=max(options.seconds, 60),
-            shutdown_timeout_seconds=60,
-        )
+        with private_socket() as path:
+            if options.index == 0:
+                lead_to_service(list(others.values()), path)
+            else:
+                lead_to_first(others[0], path, LOST_SECONDS, _first_lost)
+            jax.distributed.initialize(
+                f"unix:{path}",
+                options.processes,
+                options.index,
+                local_device_ids=cards,
+                initialization_timeout=max(options.seconds, 60),
+                shutdown_timeout_seconds=60,
+                coordinator_bind_address=f"unix:{path}",
+            )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -150,42 +168,37 @@ def end(status: int) -> NoReturn:
 def _part() -> None:
     import jax
 
+    this_process.parting = True
     this_process.heartbeats.stopped.set()
     jax.distributed.shutdown()
-    this_process.index, this_process.count, this_process.client, this_process.rounds, this_process.leaving = (
-        0,
-        1,
-        None,
-        0,
-        False,
-    )
+    vars(this_process).update(vars(ThisProcess(parting=True)))
 
 
 def _leave(error: BaseException) -> BaseException:
     """Tells the others why this process ends, waits a little, and returns the exception to end with."""
     this_process.leaving = True
     if isinstance(error, UserError):
-        told = {"mistake": str(error)}
+        mine = {"mistake": str(error)}
     elif isinstance(error, KeyboardInterrupt) and not this_process.called_off:
-        told = {"interrupted": True}
+        mine = {"interrupted": True}
     else:
-        told = {"failed": type(error).__name__}
+        mine = {"failed": type(error).__name__}
     with contextlib.suppress(Exception):  # the service may be gone with its process
-        put_message(f"rrs_jax/ended/{this_process.index}", json.dumps(told))
+        put_message(f"rrs_jax/ended/{this_process.index}", json.dumps(mine))
     ends = ended(LEAVE_SECONDS)
-    if "failed" in told and isinstance(error, RuntimeError):  # a connection broke before its end was missed
+    if "failed" in mine and isinstance(error, RuntimeError):  # a connection broke before its end was missed
         ends = {index: {"lost": True} for index in _silent(LEAVE_SECONDS)} | ends
     others = {index: why for index, why in ends.items() if index != this_process.index}
     mistake = next(((index, why["mistake"]) for index, why in others.items() if "mistake" in why), None)
-    if "failed" in told and mistake:  # called off, or the connection broke, because another one ended
+    if "failed" in mine and mistake:  # called off, or the connection broke, because another one ended
         error = UserError(f"process {mistake[0]}: {mistake[1]}")
-    elif "failed" in told and any("interrupted" in why for why in others.values()):
+    elif "failed" in mine and any("interrupted" in why for why in others.values()):
         error = KeyboardInterrupt()
-    elif "failed" in told and (lost := [index for index, why in others.items() if "lost" in why]):
+    elif "failed" in mine and (lost := [index for index, why in others.items() if "lost" in why]):
         _tell_lost(lost)
         error = SystemExit(1)
-    elif not is_first() and others.get(0) == told and "failed" not in told:
-        error = SystemExit(2 if "mistake" in told else 1)  # the first one tells it
+    elif not is_first() and others.get(0) == mine and "failed" not in mine:
+        error = SystemExit(2 if "mistake" in mine else 1)  # the first one tells it
     if len(ends) == this_process.count and not any("gone" in why or "lost" in why for why in others.values()):
         with contextlib.suppress(Exception):
             _part()
@@ -198,11 +211,22 @@ def _silent(seconds: float) -> list[int]:
     return this_process.heartbeats.silent(seconds)
 
 
+def _first_lost() -> None:
+    """Ends this process after the first one, with which JAX's service went: nothing can be asked any more."""
+    if this_process.leaving or this_process.called_off:  # the end is told, or about to be
+        time.sleep(LEAVE_SECONDS)
+    if this_process.parting:
+        return
+    if 0 not in this_process.ends:
+        _tell_lost([0])
+    os._exit(2 if any("mistake" in why for why in this_process.ends.values()) else 1)
+
+
 def _tell_lost(lost: list[int]) -> None:
     """Says which processes are lost: the first process does, or all where it is one of them."""
     if is_first() or 0 in lost:
-        told = "lost (it was killed, or its host is down); the same command resumes"
-        print(f"process {', '.join(map(str, lost))}: {told}", file=sys.stderr, flush=True)
+        how = "lost (it was killed, or its host is down); the same command resumes"
+        print(f"process {', '.join(map(str, lost))}: {how}", file=sys.stderr, flush=True)
 
 
 def _watch() -> None:
@@ -220,7 +244,7 @@ def _watch() -> None:
         if not ended(0):
             continue
         this_process.called_off = True
-        _thread.interrupt_main()
+        interrupt_main()
         time.sleep(LEAVE_SECONDS / 2)
         if this_process.leaving or not several():
             return
@@ -231,10 +255,10 @@ def _watch() -> None:
             _tell_lost(lost)
         elif is_first():
             index, why = next(iter(others.items()), (0, {}))
-            told = why.get("mistake") or "interrupted; the same command resumes"
+            ended_by = why.get("mistake") or "interrupted; the same command resumes"
             if "failed" in why:
-                told = f"it failed with {why['failed']}, which it tells itself"
-            print(scrub(f"process {index}: {told}"), file=sys.stderr, flush=True)
+                ended_by = f"it failed with {why['failed']}, which it tells itself"
+            print(told(f"process {index}: {ended_by}"), file=sys.stderr, flush=True)
         if is_first():  # the service goes with this process, and JAX ends those that miss it
             time.sleep(LEAVE_SECONDS / 2)
         os._exit(2 if any("mistake" in why for why in others.values()) else 1)

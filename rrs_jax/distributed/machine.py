@@ -8,6 +8,7 @@ from pathlib import Path
 MEMORY_SHARE = 0.92  # of a card, for one process; the rest is for its CUDA context
 FURTHER_CONTEXT = 0.02  # of a card, for the context and the command buffers of each further process
 MEMORY_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+SEEN_SECONDS = 70.0  # network file systems remember for up to a minute that a file did not exist
 
 
 def cores() -> int:
@@ -60,3 +61,15 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def on_network(folder: Path) -> bool:
+    """Returns True where the folder lies on no disk of this host, or where that cannot be told."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return True
+    real = str(folder.resolve())
+    holding = [m for m in mounts if real == m[1] or real.startswith(m[1].rstrip("/") + "/")]
+    kind = max(holding, key=lambda m: len(m[1]))[2] if holding else ""
+    return kind not in ("ext4", "ext3", "xfs", "btrfs", "zfs", "tmpfs", "overlay")

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rrs_jax.errors import UserError
+from rrs_jax.distributed.machine import SEEN_SECONDS, on_network
+from rrs_jax.errors import UserError, stop_if_asked
 
 PIECE = 2**20  # characters of one message
-SEEN_SECONDS = 70.0  # network file systems remember for up to a minute that a file did not exist
 
 
 @dataclasses.dataclass
@@ -34,6 +34,8 @@ class ThisProcess:
       rounds: number of messages exchanged so far, the same in all processes.
       leaving: it is about to end.
       called_off: it was interrupted because another process has ended.
+      parting: all have reached the end, and connections may break.
+      ends: how processes ended, by number, as far as this one has heard.
       heartbeats: its `rrs_jax.distributed.heartbeats.Heartbeats`; None in a program of one process.
     """
 
@@ -44,6 +46,8 @@ class ThisProcess:
     rounds: int = 0
     leaving: bool = False
     called_off: bool = False
+    parting: bool = False
+    ends: dict[int, dict] = dataclasses.field(default_factory=dict)
 
 
 this_process = ThisProcess()  # set by `rrs_jax.distributed.join`
@@ -177,24 +181,12 @@ def check_shared(folder: Path) -> None:
 
 
 def _appears(path: Path) -> bool:
-    until = time.monotonic() + (SEEN_SECONDS if path.parent.is_dir() and _on_network(path.parent) else 2.0)
+    until = time.monotonic() + (SEEN_SECONDS if path.parent.is_dir() and on_network(path.parent) else 2.0)
     while time.monotonic() < until:
         if path.name in os.listdir(path.parent) if path.parent.is_dir() else ():
             return True
         time.sleep(0.2)
     return False
-
-
-def _on_network(folder: Path) -> bool:
-    """Returns True where the folder lies on no disk of this host, or where that cannot be told."""
-    try:
-        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return True
-    real = str(folder.resolve())
-    holding = [m for m in mounts if real == m[1] or real.startswith(m[1].rstrip("/") + "/")]
-    kind = max(holding, key=lambda m: len(m[1]))[2] if holding else ""
-    return kind not in ("ext4", "ext3", "xfs", "btrfs", "zfs", "tmpfs", "overlay")
 
 
 def ended(seconds: float) -> dict[int, dict]:
@@ -205,6 +197,7 @@ def ended(seconds: float) -> dict[int, dict]:
         with contextlib.suppress(Exception):  # there is none, or no service any more
             for key, text in this_process.client.key_value_dir_get("rrs_jax/ended"):
                 found[int(key.split("/")[-2])] = json.loads(text[1:])
+        this_process.ends |= found
         if len(found) == this_process.count or time.monotonic() > until:
             return found
         time.sleep(0.1)
@@ -242,6 +235,7 @@ def _wait(key: str) -> str:
     import jax
 
     while True:
+        stop_if_asked()
         try:
             return this_process.client.blocking_key_value_get(key, 1000)
         except jax.errors.JaxRuntimeError as error:

@@ -7,7 +7,6 @@ The data root holds `Chat_meta.json` and the audio in folders `TASK_DATASET`. RU
 responses.jsonl, judgements.jsonl and summary.json; the same command continues where a killed one stopped.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ import soundfile
 
 from rrs_jax.data.clips import is_file
 from rrs_jax.data.reasoning import answer_of
-from rrs_jax.data.values import half_character_fault, is_missing, text_of
+from rrs_jax.data.values import is_missing, text_of
 from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.air_bench_scores import ORDERS, TASKS, summarise_scores
@@ -28,7 +27,17 @@ from rrs_jax.evaluate.judges.unreadable import MOST_UNREADABLE, advice, shown_re
 from rrs_jax.evaluate.plan import Target
 from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
 from rrs_jax.evaluate.run import generate_missing
-from rrs_jax.files import atomic_path, content_hash, read_growing_jsonl, with_sum, write_json
+from rrs_jax.files import (
+    JSONFault,
+    atomic_path,
+    content_hash,
+    half_character_fault,
+    parse_json,
+    read_growing_jsonl,
+    read_text,
+    with_sum,
+    write_json,
+)
 from rrs_jax.inputs.audio_files import AudioFault, read_samples
 from rrs_jax.progress import Progress, say
 
@@ -74,8 +83,8 @@ def read_meta(root: str | Path) -> list[dict]:
     """
     path = Path(root) / META
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        entries = parse_json(read_text(path), halves=True)
+    except JSONFault as error:
         raise UserError(
             f"{path}: cannot be read ({error}); give the folder of AIR-Bench's chat data."
         ) from error
@@ -99,7 +108,11 @@ def read_meta(root: str | Path) -> list[dict]:
         if task not in TASKS:
             faults.append(f"item {number} is of an unknown task {task}")
             continue
-        audio = path.parent / f"{task}_{entry['dataset_name']}" / entry["path"]
+        place = Path(f"{task}_{entry['dataset_name']}") / entry["path"]
+        if place.is_absolute() or ".." in place.parts:
+            faults.append(f"item {number}: {place} lies outside of the data set")
+            continue
+        audio = path.parent / place
         identity = f"{task}-{entry['uniq_id']}"
         if not is_file(audio):
             faults.append(f"item {number}: {audio} does not exist")

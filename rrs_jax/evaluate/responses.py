@@ -6,14 +6,16 @@ adapter, decoding, prompts) is kept in `responses.meta.json` beside them; anothe
 mixed in.
 """
 
+import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rrs_jax.data.reasoning import REASONING_VERSION, answer_of
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, saved_at_end
 from rrs_jax.evaluate.judges.judge import Exchange, Judge, Judgement, judge_all
 from rrs_jax.evaluate.judges.unreadable import too_many_unreadable
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl, read_json, with_sum, write_json
@@ -224,8 +226,11 @@ class AppendedRows:
         self.path, self.every, self.on_added = path, every, on_added
         self.rows: list[dict] = []
         self.last = time.monotonic()
+        self.writing = threading.Lock()
 
     def __enter__(self) -> "AppendedRows":
+        self.unsaved = contextlib.ExitStack()
+        self.unsaved.enter_context(saved_at_end(self._write))
         return self
 
     def add(self, rows: Iterable[dict]) -> None:
@@ -237,12 +242,14 @@ class AppendedRows:
             self._write()
 
     def __exit__(self, *exception) -> None:
-        self._write()
+        with self.unsaved:
+            self._write()
 
     def _write(self) -> None:
-        if self.rows:
-            append_jsonl(self.path, self.rows)
-        self.rows, self.last = [], time.monotonic()
+        with self.writing:  # two threads do it where the process is being ended
+            rows, self.rows, self.last = self.rows, [], time.monotonic()
+            if rows:
+                append_jsonl(self.path, rows)
 
 
 def _judgement_key(row: dict) -> tuple:

@@ -12,18 +12,19 @@ from rrs_jax.inputs.mel import audio_token_count, feature_length
 
 SAMPLING_RATE = 16_000
 SILENT_PEAK = 1e-4  # of full scale 1.0; a clip below it holds no speech
+MAX_SECONDS = 30.0  # all that the models take of a clip
 LOUD_PEAK = 100.0  # far above full scale: integer samples that were cast to float without scaling
 
 
-def read_audio(path: str | Path) -> np.ndarray:
+def read_audio(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """Reads wav, flac, mp3, ogg of any rate and channel count.
 
     Returns float32 (samples,), 16 kHz, full scale 1.0: the mean of the channels, resampled by soxr's "HQ"
     filter, which is librosa's default too. Raises UserError where the file is missing, unreadable, cut short,
-    empty or holds NaN or infinite samples.
+    empty, longer than `max_seconds` or holds NaN or infinite samples.
     """
     try:
-        channels, rate = read_samples(path)
+        channels, rate = read_samples(path, max_seconds)
     except AudioFault as fault:
         raise UserError(f"{path}: {fault}; give a wav, flac or mp3 file.") from fault
     waveform = channels.mean(axis=1)
@@ -56,7 +57,7 @@ def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 
 def check_audios(
-    audios: Sequence[str | Path | np.ndarray], max_seconds: float = 30.0, min_seconds: float = 0.1
+    audios: Sequence[str | Path | np.ndarray], max_seconds: float = MAX_SECONDS, min_seconds: float = 0.1
 ) -> None:
     """Raises one UserError that lists every clip a model cannot use, with its reason.
 
@@ -71,7 +72,7 @@ def check_audios(
 
 
 def audio_faults(
-    audios: Sequence[str | Path | np.ndarray], max_seconds: float = 30.0, min_seconds: float = 0.1
+    audios: Sequence[str | Path | np.ndarray], max_seconds: float = MAX_SECONDS, min_seconds: float = 0.1
 ) -> Iterator[tuple[int, str, str]]:
     """Yields position, name and fault of every clip that a model cannot use.
 

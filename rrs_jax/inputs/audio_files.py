@@ -13,6 +13,9 @@ from rrs_jax.inputs.mpeg_frames import Frames, read_frames, with_true_length
 from rrs_jax.inputs.other_formats import decode, kind_of
 
 BLOCK = 1 << 18  # samples a channel that are decoded at once where a length is not known
+HIGHEST_RATE = 768_000  # Hz; with the number of channels, what decides how much memory a second takes
+MOST_CHANNELS = 64
+LONGEST = 3600.0  # seconds; a file of a megabyte can hold days of silence
 UNKNOWN = 2**62  # samples; libsndfile states more for streams
 CUT = "is cut short; copy or record it again"
 # What else people give, by its first bytes.
@@ -29,7 +32,7 @@ class AudioFault(Exception):
     """A file that is no usable audio; the message says why, without the file's name."""
 
 
-def read_samples(path: str | Path, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
+def read_samples(path: str | Path, max_seconds: float = LONGEST) -> tuple[np.ndarray, int]:
     """Decodes a file: float32 (samples, channels), full scale 1.0, and its sampling rate in Hz.
 
     A file that lasts longer than `max_seconds` is not decoded. Raises AudioFault for it, and where the file
@@ -104,8 +107,12 @@ def _decode(source, max_seconds: float) -> tuple[np.ndarray, int]:
     try:
         with _opened(source) as file:
             rate = file.samplerate
+            if rate > HIGHEST_RATE or file.channels > MOST_CHANNELS:
+                raise AudioFault(f"has {file.channels} channels at {rate} Hz, which no recording has")
             if file.frames < UNKNOWN:
                 _check_length(file.frames / rate, max_seconds)
+            else:  # a FLAC stream cannot be searched, and soundfile would after every block
+                file.seekable = lambda: False
             blocks, left = [], (max_seconds + 1) * rate
             while left > 0:
                 wanted = min(BLOCK if file.frames >= UNKNOWN else file.frames, math.ceil(min(left, UNKNOWN)))
@@ -122,7 +129,7 @@ def _decode(source, max_seconds: float) -> tuple[np.ndarray, int]:
         if isinstance(source, Path) and (kind := kind_of(_head(source))):
             return _decode_elsewhere(source, kind, max_seconds)
         raise AudioFault(f"is not readable as audio ({_reason(source, error)})") from error
-    except (TypeError, RuntimeError) as error:  # soundfile's own checks
+    except (TypeError, RuntimeError, AssertionError) as error:  # soundfile's own checks
         raise AudioFault(f"is not readable as audio ({error})") from error
 
 

@@ -38,7 +38,7 @@ def decode(path: Path, kind: str, max_seconds: float = math.inf) -> tuple[np.nda
     if not backends:
         return f"it is {kind}, which needs ffmpeg; install ffmpeg, or convert it to wav, flac or mp3"
     try:
-        with audioread.audio_open(str(path), backends) as reader:
+        with audioread.audio_open(str(path.absolute()), backends) as reader:
             rate, channels, stated = reader.samplerate, reader.channels, reader.duration
             if not rate or not channels:
                 raise audioread.DecodeError("its rate is not known")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json
+from rrs_jax.files import read_json, read_text, reading
+from rrs_jax.inputs.chat_template import render
 from rrs_jax.inputs.mel import MelConfig
 from rrs_jax.inputs.prompt_format import PromptFormat
 from rrs_jax.models.architectures import check_architecture, part
@@ -33,7 +34,11 @@ class Processor:
     def from_folder(cls, folder: str | Path) -> "Processor":
         """The processor of a model folder. Raises UserError naming the file that is missing, unreadable or of
         an unsupported architecture."""
-        folder = Path(folder)
+        with reading(folder, "fetch its small files again"):
+            return cls._from_folder(Path(folder))
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> "Processor":
         config = read_json(folder / "config.json")
         check_architecture(config, folder / "config.json")
         prompt_format: PromptFormat = part("inputs", config).FORMAT
@@ -135,9 +140,7 @@ class Processor:
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": content})
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
-            )
+            return render(self.tokenizer, self.chat_template, messages)
         except Exception as error:  # whatever a foreign template raises
             raise UserError(
                 f"{self.folder}: the chat template cannot be rendered ({error}); mend or remove it."
@@ -189,7 +192,9 @@ def _load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+    except BaseException as error:  # on a damaged file the tokenizers library raises bare ones, and panics
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise UserError(
             f"{folder}: its tokenizer cannot be loaded ({error}); fetch tokenizer.json again."
         ) from error
@@ -215,11 +220,11 @@ def _chat_template(folder: Path) -> str | None:
 def _template_in(file: Path) -> str | None:
     if file.suffix == ".json":
         template = read_json(file).get("chat_template")
-        return template.get("default") if isinstance(template, dict) else template
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); copy it from the original model.") from error
+        template = template.get("default") if isinstance(template, dict) else template
+        if template is not None and not isinstance(template, str):
+            raise UserError(f"{file}: chat_template is no text; copy it from the original model.")
+        return template
+    return read_text(file)
 
 
 def _mel_config(folder: Path, config: dict) -> MelConfig:

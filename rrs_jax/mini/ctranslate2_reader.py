@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rrs_jax.errors import UserError
+from rrs_jax.files import DAMAGE, reading, reason_of
 from rrs_jax.mini.lazy_tensor import LazyTensor
 
 VERSION = 6
@@ -79,6 +80,10 @@ class CTranslate2Encoder:
 
     def audio_config(self) -> dict:
         """Returns the encoder's part of config.json."""
+        with reading(self.path):
+            return self._audio_config()
+
+    def _audio_config(self) -> dict:
         width, num_mel_bins, _ = self.arrays["encoder/conv1/weight"].shape
         return {
             "num_mel_bins": num_mel_bins,
@@ -98,7 +103,8 @@ class CTranslate2Encoder:
             for name, our_name in LAYER_NAMES.items():
                 yield LazyTensor.of(ours + our_name, self.arrays[theirs + name])
             for kind in ("weight", "bias"):
-                thirds = np.split(self.arrays[f"{theirs}self_attention/linear_0/{kind}"], 3)
+                with reading(f"{self.path}, layer {layer}"):
+                    thirds = np.split(self.arrays[f"{theirs}self_attention/linear_0/{kind}"], 3)
                 for name, third in zip(("q_proj", "k_proj", "v_proj"), thirds, strict=True):
                     if (name, kind) == (
                         "k_proj",
@@ -133,8 +139,10 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
         arrays = dict(cursor.variable() for _ in range(cursor.number("I")))
         aliases = dict((cursor.string(), cursor.string()) for _ in range(cursor.number("I")))
         arrays |= {alias: arrays[name] for alias, name in aliases.items()}
-    except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is truncated or no CTranslate2 model ({error}); fetch it again.") from error
+    except DAMAGE as error:
+        raise UserError(
+            f"{path}: is truncated or no CTranslate2 model ({reason_of(error)}); fetch it again."
+        ) from error
     if cursor.position != len(data):
         raise UserError(f"{path}: has {len(data) - cursor.position} bytes too many; fetch it again.")
     return arrays

@@ -8,10 +8,13 @@ rotary), where for `llama` they would be permuted.
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rrs_jax.errors import UserError
+from rrs_jax.files import DAMAGE, reading, reason_of
+from rrs_jax.mini.gguf_bounds import check_bounds
 from rrs_jax.mini.lazy_tensor import DTYPE, LazyTensor
 from rrs_jax.mini.tokenizer import Vocabulary
 
@@ -49,46 +52,57 @@ class GGUFDecoder:
 
         self.path = path
         try:
+            check_bounds(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
             self.reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise UserError(f"{path}: is no readable GGUF file ({error}); fetch it again.") from error
+        except DAMAGE as error:
+            raise UserError(
+                f"{path}: is no readable GGUF file ({reason_of(error)}); fetch it again."
+            ) from error
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
-        architecture = self.field("general.architecture")
+        architecture = self.field("general.architecture", str)
         if architecture != "qwen2":
             raise UserError(f"{path}: holds the architecture '{architecture}'; 'qwen2' is needed.")
 
-    def field(self, key: str):
-        """Returns a metadata field. Raises UserError where the file lacks it."""
+    def field(self, key: str, kind: type) -> Any:
+        """Returns a metadata field. Raises UserError where the file lacks it, or has one of another kind."""
         field = self.reader.get_field(key)
         if field is None:
             raise UserError(f"{self.path}: lacks the field '{key}'; fetch the file again.")
-        return field.contents()
+        with reading(f"{self.path}, field '{key}'"):
+            value = field.contents()
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{self.path}: the field '{key}' is of another kind; fetch the file again.")
+        return value
 
     def text_config(self) -> dict:
         """Returns the decoder's part of config.json."""
         return {
-            "vocab_size": int(self.tensors["token_embd.weight"].shape[1]),
-            "hidden_size": self.field("qwen2.embedding_length"),
-            "intermediate_size": self.field("qwen2.feed_forward_length"),
-            "num_hidden_layers": self.field("qwen2.block_count"),
-            "num_attention_heads": self.field("qwen2.attention.head_count"),
-            "num_key_value_heads": self.field("qwen2.attention.head_count_kv"),
-            "max_position_embeddings": self.field("qwen2.context_length"),
-            "rms_norm_eps": shortest(self.field("qwen2.attention.layer_norm_rms_epsilon")),
-            "rope_theta": shortest(self.field("qwen2.rope.freq_base")),
+            "vocab_size": int(self.tensors[self.embedding_name()].shape[-1]),
+            "hidden_size": self.field("qwen2.embedding_length", int),
+            "intermediate_size": self.field("qwen2.feed_forward_length", int),
+            "num_hidden_layers": self.layers(),
+            "num_attention_heads": self.field("qwen2.attention.head_count", int),
+            "num_key_value_heads": self.field("qwen2.attention.head_count_kv", int),
+            "max_position_embeddings": self.field("qwen2.context_length", int),
+            "rms_norm_eps": shortest(self.field("qwen2.attention.layer_norm_rms_epsilon", float)),
+            "rope_theta": shortest(self.field("qwen2.rope.freq_base", float)),
         }
 
     def vocabulary(self) -> Vocabulary:
         """Returns the decoder's vocabulary."""
-        tokens = self.field("tokenizer.ggml.tokens")
-        kinds = self.field("tokenizer.ggml.token_type")
+        tokens = self.field("tokenizer.ggml.tokens", list)
+        kinds = self.field("tokenizer.ggml.token_type", list)
+        if len(tokens) != len(kinds):
+            raise UserError(
+                f"{self.path}: has {len(tokens)} tokens and {len(kinds)} token types; fetch the file again."
+            )
         added = {
             i: (tokens[i], kinds[i] == CONTROL)
             for i in range(len(tokens))
             if kinds[i] in (CONTROL, USER_DEFINED)
         }
         ranks = {tokens[i]: i for i in range(len(tokens)) if kinds[i] == NORMAL}
-        return Vocabulary(ranks=ranks, merges=list(self.field("tokenizer.ggml.merges")), added=added)
+        return Vocabulary(ranks=ranks, merges=self.field("tokenizer.ggml.merges", list), added=added)
 
     def lazy_tensors(self) -> Iterator[LazyTensor]:
         """Yields all tensors of the decoder under their Qwen2-Audio names, without a head.
@@ -97,7 +111,7 @@ class GGUFDecoder:
         both. Raises UserError naming every missing and every surplus tensor.
         """
         names = {"output_norm.weight": "norm.weight"}
-        for layer in range(self.field("qwen2.block_count")):
+        for layer in range(self.layers()):
             names |= {
                 f"blk.{layer}.{ours}": f"layers.{layer}.{theirs}" for ours, theirs in LAYER_NAMES.items()
             }
@@ -112,6 +126,15 @@ class GGUFDecoder:
             )
         for ours, theirs in names.items():
             yield self.lazy_tensor(self.tensors[ours], f"language_model.model.{theirs}")
+
+    def layers(self) -> int:
+        """Returns the number of layers. Raises UserError where the file has fewer tensors than that."""
+        layers = self.field("qwen2.block_count", int)
+        if layers > len(self.tensors):
+            raise UserError(
+                f"{self.path}: states {layers} layers and has {len(self.tensors)} tensors; fetch it again."
+            )
+        return layers
 
     def embedding_name(self) -> str:
         """Returns `output.weight` or `token_embd.weight`, whichever spends more bytes on a value."""

@@ -1,11 +1,10 @@
 """Tokenizer files of the mini: the decoder's vocabulary with Qwen2-Audio's three audio marks."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import write_json
+from rrs_jax.files import read_json, reading, write_json
 
 # How Qwen's tokenizers cut text before the byte-pair merges (single digits).
 PRE_TOKENIZER = (
@@ -100,10 +99,13 @@ class Vocabulary:
     @classmethod
     def from_tokenizer_json(cls, path: Path) -> "Vocabulary":
         """Reads the vocabulary of a tokenizer.json."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
-        added = {token["id"]: (token["content"], token["special"]) for token in content["added_tokens"]}
-        return cls(ranks=content["model"]["vocab"], merges=merges, added=added)
+        content = read_json(path)
+        with reading(path):
+            merges = [
+                pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]
+            ]
+            added = {token["id"]: (token["content"], token["special"]) for token in content["added_tokens"]}
+            return cls(ranks=content["model"]["vocab"], merges=merges, added=added)
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary, model_max_length: int) -> None:

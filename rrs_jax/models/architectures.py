@@ -22,7 +22,7 @@ def check_architecture(values: object, source: object) -> None:
     """Raises UserError where `values`, the content of config.json, are of no known architecture; `source`
     names the file in the message."""
     model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise UserError(
             f"{source}: model_type is {model_type!r}; supported: {', '.join(sorted(ARCHITECTURES))}."
         )

@@ -1,6 +1,7 @@
 """Steps that the parsers of config.json share."""
 
 import dataclasses
+import math
 from typing import Any
 
 from rrs_jax.errors import UserError
@@ -10,6 +11,20 @@ def picked(config_class: type, values: dict) -> Any:
     """An instance of a dataclass made of those values that are its fields."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return config_class(**{name: value for name, value in values.items() if name in names})
+
+
+def check_sizes(config: Any) -> None:
+    """Raises ValueError for a value in a model's config, a dataclass of dataclasses, that no model has."""
+    for field in dataclasses.fields(config):
+        value, least = getattr(config, field.name), 0 if field.name.endswith("_id") else 1
+        if dataclasses.is_dataclass(value):
+            check_sizes(value)
+        elif field.type is int and not (type(value) is int and least <= value < 2**31):
+            raise ValueError(f"{field.name} is {str(value)[:40]}, no whole number from {least}")
+        elif field.type is float and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise ValueError(f"{field.name} is {str(value)[:40]}, no positive number")
+        elif field.type is bool and type(value) is not bool:
+            raise ValueError(f"{field.name} is {str(value)[:40]}, neither true nor false")
 
 
 def with_rotary_base(text: dict) -> dict:

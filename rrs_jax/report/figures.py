@@ -11,6 +11,11 @@ from rrs_jax.report.separation import Figure2
 from rrs_jax.report.table import MODES, rate_name
 from rrs_jax.web.page import Html, escaped
 
+ALIKE = (
+    "The recorded representations of all questions and epochs are alike, so there is nothing to draw: check"
+    " the model's weights, and the strategy's settings."
+)
+
 
 def panels(figure: Figure2, name: str, large: bool = False) -> str:
     """Returns both embeddings of one run, a panel an epoch, and the separation as numbers.
@@ -18,6 +23,8 @@ def panels(figure: Figure2, name: str, large: bool = False) -> str:
     With `large` the first and the last epoch's t-SNE come first, large, with a sentence what to see in them.
     """
     epochs = list(figure.tsne)
+    if all(len({tuple(point) for point in points}) == 1 for points in figure.pca.values()):
+        return f"<p>{ALIKE}</p>"
     ends = [epochs[0], epochs[-1]] if large and len(epochs) > 1 else []
     parts = []
     if ends:

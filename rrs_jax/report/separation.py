@@ -80,6 +80,8 @@ def read_recorded(run: Path) -> Recorded | None:
             )
         first = questions
         states[int(path.parent.name)] = arrays["states"].astype(np.float32)
+        if not np.isfinite(states[int(path.parent.name)]).all():
+            raise UserError(f"{path}: holds NaN or infinite numbers; delete it and train again.")
     if not states:
         return None
     return Recorded(states, first["ids"], np.array(first["labels"]), np.array(first["pairs"]))
@@ -99,8 +101,9 @@ def separation(states: np.ndarray, harmful: np.ndarray, pairs: np.ndarray) -> di
     from sklearn.preprocessing import StandardScaler
 
     sizes = harmful.sum(), (~harmful).sum()
-    if min(sizes) < 2:
+    if min(sizes) < 2 or are_alike(states):
         return {"silhouette": None, "probe": None, "distance": None}
+    states = _moderate(states)
     folds = min(FOLDS, len(set(pairs)))
     probe = None
     if folds > 1 and min(sizes) >= folds:
@@ -126,6 +129,18 @@ def distance_of_means(states: np.ndarray, harmful: np.ndarray) -> float | None:
     return float(np.linalg.norm(means[0] - means[1]) / spread) if spread > 0 else None
 
 
+def are_alike(states: np.ndarray) -> bool:
+    """Returns True where the rows, (N, D), do not differ, or by less than float32 tells apart."""
+    moderate = _moderate(states).astype(np.float64)
+    return not moderate.std(0).max() > 1e-7 * np.abs(moderate).max()
+
+
+def _moderate(states: np.ndarray) -> np.ndarray:
+    """Returns the states, scaled by a power of two where float32 could not hold sums of their squares."""
+    largest = float(np.abs(states).max())
+    return states if not largest or 1e-9 < largest < 1e9 else np.ldexp(states, -int(np.log2(largest)))
+
+
 def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
     """Embeds the states and measures their separation.
 
@@ -137,13 +152,13 @@ def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
 
     epochs = list(recorded.states)
     shown = _shown(recorded.labels, MOST_POINTS // len(epochs))
-    together = np.concatenate([states[shown] for states in recorded.states.values()])
+    together = _moderate(np.concatenate([states[shown] for states in recorded.states.values()]))
     components = min(DIMENSIONS, *together.shape)
     pca = PCA(components, random_state=seed)
     reduced = pca.fit_transform(together)
     flat = np.pad(reduced[:, :2], ((0, 0), (0, 2 - reduced[:, :2].shape[1])))
     moved = flat
-    if len(together) > 6:
+    if len(together) > 6 and not are_alike(reduced):  # t-SNE's program would not survive that
         perplexity = min(30.0, (len(together) - 1) / 3)
         moved = TSNE(2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(reduced)
     harmful, sides = recorded.labels == "harmful", np.isin(recorded.labels, ("harmful", "benign"))
@@ -152,7 +167,7 @@ def make_figure(recorded: Recorded, seed: int = 0) -> Figure2:
         pca=_on_grid(flat, epochs),
         ids=[recorded.ids[i] for i in shown],
         labels=[str(recorded.labels[i]) for i in shown],
-        explained=float(pca.explained_variance_ratio_[:2].sum()),
+        explained=float(np.nan_to_num(pca.explained_variance_ratio_[:2].sum())),
         numbers={
             epoch: separation(states[sides], harmful[sides], recorded.pairs[sides])
             for epoch, states in recorded.states.items()

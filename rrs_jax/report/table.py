@@ -20,6 +20,7 @@ from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.progress import say
+from rrs_jax.web.text import markdown_cell, one_line
 
 MODES = {"audio_text": "audio-text", "text_only": "text-only", "audio_only": "audio-only"}
 FIELDS = ("judge", "modes", "orr", "borderline_orr", "nsi")
@@ -110,6 +111,7 @@ def markdown_table(runs: Sequence[str | Path], vanilla_once: bool = False) -> st
 
 def text_rows(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the lines of a table whose first row is its header: columns padded with spaces."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
@@ -275,7 +277,7 @@ def _helpfulness(result: dict) -> str:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown_cell, cells)) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

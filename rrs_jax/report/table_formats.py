@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from rrs_jax.report.marks import Mark
 from rrs_jax.report.paper_tables import Cell, Column, Table
 from rrs_jax.report.table import interval_text, markdown_rows
+from rrs_jax.web.text import csv_cell, one_line
 
 LATEX = str.maketrans(
     {
@@ -112,12 +113,7 @@ def markdown_table(table: Table) -> str:
             )
         rows.append(row)
     caption = f"**Table {table.number}.** {table.caption}"
-    return (
-        caption
-        + "\n\n"
-        + "\n".join(markdown_rows([[_one_line(cell) for cell in row] for row in rows]))
-        + "\n"
-    )
+    return caption + "\n\n" + "\n".join(markdown_rows(rows)) + "\n"
 
 
 def csv_table(table: Table) -> str:
@@ -128,9 +124,9 @@ def csv_table(table: Table) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     names = [f"{column.name}{part}" for column in table.columns for part in ("", "_low", "_high", "_paper")]
-    writer.writerow([table.head.lower(), *names])
+    writer.writerow([csv_cell(name) for name in (table.head.lower(), *names)])
     for title, cells in table.rows:
-        values = [_one_line(title)]
+        values = [csv_cell(one_line(title))]
         for cell in cells:
             values += [cell.value, *(cell.ci95 or (None, None)), cell.paper]
         writer.writerow(["" if value is None else value for value in values])
@@ -140,6 +136,7 @@ def csv_table(table: Table) -> str:
 def latex_table(table: Table) -> str:
     r"""Returns a `table*` that needs \usepackage{booktabs}."""
     groups, rules, place = [], [], 2
+    names = [table.head, *(column.title for column in table.columns)]
     for group in dict.fromkeys(column.group for column in table.columns):
         span = sum(column.group == group for column in table.columns)
         groups.append(rf"\multicolumn{{{span}}}{{c}}{{{group.translate(LATEX)}}}")
@@ -153,17 +150,17 @@ def latex_table(table: Table) -> str:
         r"\toprule",
         rf" & {' & '.join(groups)} \\",
         "".join(rules),
-        rf"{table.head} & {' & '.join(column.title.translate(LATEX) for column in table.columns)} \\",
+        rf"{' & '.join(name.translate(LATEX) for name in names)} \\",
         r"\midrule",
     ]
     for place, (title, cells) in enumerate(table.rows):
         if table.beyond and place == len(table.rows) - table.beyond:
             lines.append(r"\midrule")
-        name = _one_line(title).translate(LATEX)
+        name = one_line(title).translate(LATEX)
         name = rf"\textbf{{{name}}}" if title in table.selected else name
         shown = [_latex_cell(column, cell) for column, cell in zip(table.columns, cells, strict=True)]
         lines.append(rf"{name} & {' & '.join(shown)} \\")
-    caption = table.caption.translate(LATEX)
+    caption = one_line(table.caption).translate(LATEX)
     lines += [
         r"\bottomrule",
         r"\end{tabular}",
@@ -183,7 +180,3 @@ def _latex_cell(column: Column, cell: Cell) -> str:
     if cell.paper is not None:
         shown += rf" {{\scriptsize ({_paper(column, cell).translate(LATEX)})}}"
     return shown
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -11,6 +11,7 @@ from rrs_jax.config import resolve
 from rrs_jax.config.strategy_table import STRATEGY_TABLE, load_strategy
 from rrs_jax.distributed.memory import least_free_memory
 from rrs_jax.distributed.mesh import rows_multiple
+from rrs_jax.errors import stop_if_asked
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.progress import say
 from rrs_jax.report.page import make_page
@@ -44,6 +45,7 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
         context = open_run(resolve(config), stages, cache, stack)
         check_needs(context, [name for name in stages if not stage_done(context, name)])
         for name in stages:
+            stop_if_asked()
             if stage_done(context, name):
                 say(f"stage {name}: done already")
                 continue

@@ -17,7 +17,6 @@ from rrs_jax.distributed import processes
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.question_sets import read_question_sets
 from rrs_jax.inputs.processor import Processor
-from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRA
 from rrs_jax.progress import silent
 from rrs_jax.run.context import RunContext, base_name, lora_config
@@ -28,7 +27,7 @@ from rrs_jax.run.servers import try_servers
 from rrs_jax.run.start_adapter import read_start
 from rrs_jax.train.metrics import try_wandb
 from rrs_jax.weights.hub import check_download, is_hub_id, small_files
-from rrs_jax.weights.load import check_path, read_config
+from rrs_jax.weights.load import check_path, model_config, read_config
 from rrs_jax.weights.upload import check_upload
 
 CLIP_FRAMES = 100  # of the clip in the prompt that is tried, a second
@@ -153,7 +152,7 @@ def checkpoint_bytes(config: ConfigDict, folder: Path) -> int:
     """Returns the size of a run's checkpoints: adapters and two moments in float32, each kept one, the best
     and the one being written."""
     values = read_config(folder)
-    text = part("models", values).MODEL.config_class.from_hf(values).text
+    text = model_config(values).text
     shapes = nnx.eval_shape(lambda: LoRA(lora_config(config), text.adapted_linears(), text.num_hidden_layers))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes)))
     return 3 * 4 * numbers * (config.train.keep_checkpoints + 2)

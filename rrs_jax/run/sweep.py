@@ -21,9 +21,10 @@ from rrs_jax.config import FIELDS, config_error, flatten, resolve, unknown_field
 from rrs_jax.config.stages import stages_of
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.problems import evaluation_problems
-from rrs_jax.files import write_atomic
+from rrs_jax.files import safe_name, write_atomic
 from rrs_jax.progress import say
 from rrs_jax.web.page import how_to_open
+from rrs_jax.web.text import markdown_cell
 
 BASELINE = "rrs"  # the run against which a sweep's others are ranked
 
@@ -50,7 +51,7 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
             not isinstance(name, str)
             or not name
             or name in found
-            or "/" in name
+            or safe_name(name) != name
             or name in ("shared", "report")
         ):
             raise UserError(
@@ -175,7 +176,8 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     stages = list(next(iter(states.values())))
     lines = [("run", *stages), ("---", *["---"] * len(stages))]
     lines += [(name, *state.values()) for name, state in states.items()]
-    write_atomic(folder / "report" / "status.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    marked = ("| " + " | ".join(map(markdown_cell, line)) + " |\n" for line in lines)
+    write_atomic(folder / "report" / "status.md", "".join(marked))
     done = [path for name in runs if list((path := folder / name).glob("eval/*/summary.json"))]
     if not done:
         return "\n".join("  ".join(line) for line in lines)

@@ -20,7 +20,15 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import default_config, flatten
 from rrs_jax.distributed.machine import environment, memory_share
-from rrs_jax.errors import UserError, replace_unprintable, scrub, tell_traceback
+from rrs_jax.errors import (
+    UserError,
+    interruptible,
+    interruption_asked,
+    replace_unprintable,
+    scrub,
+    stop_if_asked,
+    tell_traceback,
+)
 from rrs_jax.progress import say
 
 LOG = "log.txt"
@@ -129,7 +137,9 @@ class Jobs:
 
     def _hear(self) -> None:
         """Waits until processes report or die, and records what became of their runs."""
-        ready = wait([thing for worker in self.workers for thing in (worker.line, worker.process.sentinel)])
+        things = [thing for worker in self.workers for thing in (worker.line, worker.process.sentinel)]
+        while not (ready := wait(things, timeout=1.0)):
+            stop_if_asked()
         for place, worker in enumerate(self.workers):
             if worker.line not in ready and worker.process.sentinel not in ready:
                 continue
@@ -179,7 +189,7 @@ class Jobs:
             if worker.task:
                 worker.process.terminate()
             worker.line.close()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + (5 if interruption_asked() else 20)  # by which this process is ended
         for worker in self.workers:
             worker.process.join(max(deadline - time.monotonic(), 0.1))
             if worker.process.is_alive():
@@ -190,8 +200,7 @@ class Jobs:
 def work(line: Connection, data_runs: list[dict], log: str) -> None:
     """A process of the sweep: does what comes over the line until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError), interruptible():
         _write_to(Path(log))
         replace_unprintable()
         from rrs_jax.run import pipeline

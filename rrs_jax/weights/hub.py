@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json
 from rrs_jax.progress import say
 from rrs_jax.weights.named_models import is_named
-from rrs_jax.weights.safetensors_io import INDEX, WHOLE
+from rrs_jax.weights.safetensors_io import INDEX, WHOLE, shard_names
 
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.tiktoken", "*.py")
 # What a hub folder is fetched for: the weights, and all that the merged export carries along with them.
@@ -76,7 +75,7 @@ def check_download(path: str) -> None:
 def _has_weights(folder: Path) -> bool:
     index = folder / INDEX
     if index.is_file() and not (folder / WHOLE).is_file():
-        return all((folder / name).is_file() for name in set(read_json(index)["weight_map"].values()))
+        return all((folder / name).is_file() for name in shard_names(index))
     return any(folder.glob("*.safetensors"))
 
 

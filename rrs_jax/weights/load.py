@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rrs_jax.distributed.mesh import make_mesh, parameter_sharding, put
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json
+from rrs_jax.files import read_json, reading
 from rrs_jax.models.architectures import check_architecture, part
 from rrs_jax.models.audio_language_model import AudioLanguageModel
+from rrs_jax.models.hf_config import check_sizes
 from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.quantised import Float8, Int8
 from rrs_jax.weights.finite import is_finite, tensors_not_finite
@@ -60,6 +61,14 @@ def read_config(folder: Path) -> dict:
     return values
 
 
+def model_config(values: dict):
+    """The sizes of a config.json's model. Raises UserError for values that no model has."""
+    with reading("config.json", "take it from the same model as the weights"):
+        config = part("models", values).MODEL.config_class.from_hf(values)
+        check_sizes(config)
+    return config
+
+
 def abstract_model(
     values: dict,
     dtype,
@@ -73,8 +82,13 @@ def abstract_model(
     transformers differ in the flag's default, and in whether a tied head is stored.
     """
     model_class = part("models", values).MODEL
-    config = model_class.config_class.from_hf(values)
+    config = model_config(values)
     if entries is not None:
+        if config.text.num_hidden_layers > len(entries):
+            raise UserError(
+                f"config.json: num_hidden_layers is {config.text.num_hidden_layers}, and the weights are"
+                f" {len(entries)} tensors; take both from the same model."
+            )
         table = weight_table(config, values, entries)
         tied = config.text.tie_word_embeddings and table.head not in entries or _same_bytes(table, entries)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=tied))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from rrs_jax.config.vocabulary import SETTINGS
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json, write_atomic
+from rrs_jax.files import read_json, safe_name, write_atomic
+from rrs_jax.web.text import markdown_cell
 from rrs_jax.weights.card_example import adapter_example, merged_example
 from rrs_jax.weights.export import MARKER, layout_of
 from rrs_jax.weights.hub import is_hub_id
@@ -52,7 +53,7 @@ def write_model_card(
     record, values = read_json(folder / MARKER), read_config(base_folder)
     merged = record["form"] == "merged"
     _, table = abstract_model(values, jnp.float32, entries=read_folder(base_folder))
-    base = base_name or base_folder.resolve().name
+    base = base_name or safe_name(base_folder.resolve().name)
     licence = base_licence(base_folder)
     metadata = _metadata(merged, base_name, licence, values["model_type"], repository or f"{base}-RRS")
     metadata.eval_results = _eval_results(summaries or {}, settings) or None
@@ -205,7 +206,7 @@ def _training(settings: Mapping[str, object]) -> str:
 
 def _value(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown_cell(text)
 
 
 def _licence_sentence(base: str, licence: str | None) -> str:

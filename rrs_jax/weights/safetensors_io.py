@@ -8,18 +8,20 @@ in memory at once, and metadata in no order.
 
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from rrs_jax.errors import Damaged, UserError
-from rrs_jax.files import SUM, content_hash, read_json
+from rrs_jax.files import SUM, content_hash, parse_json, read_json
 from rrs_jax.progress import say
 
 DTYPES = {
@@ -36,6 +38,8 @@ DTYPES = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
+MOST_AXES = 32  # of an array, in NumPy
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -69,34 +73,61 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         with file.open("rb") as stream:
             size = file.stat().st_size
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
+            if length > size - 8:
                 raise ValueError("its header is longer than the file")
-            header = json.loads(stream.read(length))
-        metadata = header.pop("__metadata__", {})
-        rows = [
-            (name, *value["data_offsets"], value["dtype"], tuple(value["shape"]))
-            for name, value in header.items()
-        ]
+            if length > LONGEST_HEADER:
+                raise ValueError(f"its header of {length} bytes is longer than that of any model")
+            header = parse_json(stream.read(length).decode())
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata are no texts")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); download it again.") from error
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (struct.error, ValueError) as error:
         raise UserError(f"{file}: is no safetensors file ({error}); download it again.") from error
     entries, problems = {}, []
-    for name, first, last, dtype, shape in rows:
-        start, end = first + 8 + length, last + 8 + length
-        if dtype not in DTYPES:
-            problems.append(f"tensor {name} has the dtype {dtype}, which is not supported")
+    for name, value in header.items():
+        if problem := _entry_problem(name, value, size - 8 - length):
+            problems.append(problem)
             continue
-        if end > size:
-            problems.append(f"is cut short, tensor {name} ends at byte {end} of {size}")
-        elif end - start != int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize:
-            problems.append(
-                f"tensor {name} has {end - start} bytes, which its shape {shape} in {dtype} does not have"
-            )
-        entries[name] = TensorEntry(file, start, end, DTYPES[dtype], shape)
+        start, end = (offset + 8 + length for offset in value["data_offsets"])
+        entries[name] = TensorEntry(file, start, end, DTYPES[value["dtype"]], tuple(value["shape"]))
+    in_order = sorted(entries.items(), key=lambda item: (item[1].start, item[1].end))
+    for (one, before), (other, behind) in itertools.pairwise(in_order):
+        if behind.start < before.end:
+            problems.append(f"the tensors {one} and {other} lie over one another")
     if problems:
         raise UserError(f"{file}: {some_of(problems)}; download it again.")
     return entries, metadata
+
+
+def _entry_problem(name: str, value: object, size: int) -> str | None:
+    """Says what is wrong with one tensor's entry in a header; None for a sound one. `size`: all data's."""
+    if not isinstance(value, dict):
+        return f"tensor {name} has no entry"
+    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        return f"tensor {name} has the offsets {str(offsets)[:60]}, not two places in order"
+    if not _are_sizes(shape):
+        return f"tensor {name} has the shape {str(shape)[:60]}"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return f"tensor {name} has the dtype {str(dtype)[:60]}, which is not supported"
+    if offsets[1] > size:
+        return f"is cut short, tensor {name} ends at byte {offsets[1]} of {size} bytes of data"
+    size = offsets[1] - offsets[0]
+    if size != math.prod(shape) * DTYPES[dtype].itemsize:
+        return f"tensor {name} has {size} bytes, which its shape {tuple(shape)} in {dtype} does not have"
+    return None
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_AXES
+        and all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value)
+    )
 
 
 def some_of(problems: list[str]) -> str:
@@ -119,10 +150,7 @@ def shard_files(folder: Path) -> list[Path]:
             _say_once(f"{folder}: {WHOLE} is read, as by transformers; {INDEX} and its shards are left aside")
         return [whole]
     if index.is_file():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: holds no weight_map; download the folder again.") from error
+        names = shard_names(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(
@@ -135,6 +163,20 @@ def shard_files(folder: Path) -> list[Path]:
             f"{folder}: holds no *.safetensors file; give a Hugging Face model folder in that format."
         )
     return files
+
+
+def shard_names(index: Path) -> list[str]:
+    """Returns the names of the shards that an index lists, sorted.
+
+    Raises UserError where it lists none, or a file outside its folder.
+    """
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError(f"{index}: holds no weight_map; download the folder again.")
+    names = sorted(set(listed.values()))
+    if outside := [name for name in names if not name or Path(name).name != name or "\0" in name]:
+        raise UserError(f"{index}: names {outside[0]!r}, which is no file of its folder; download it again.")
+    return names
 
 
 @functools.cache

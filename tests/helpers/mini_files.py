@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from helpers.tensors import randomise
@@ -52,7 +53,7 @@ GGUF_NAMES = {
 
 
 def byte_tokens() -> list[str]:
-    return sorted(transformers.convert_slow_tokenizer.bytes_to_unicode().values())
+    return sorted(bytes_to_unicode().values())
 
 
 def vocabulary() -> list[str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.errors import UserError
-from rrs_jax.files import content_hash, replace_surrogates
+from rrs_jax.files import DAMAGE, content_hash, reason_of, replace_surrogates
 
 LABELS = frozenset({"refusal", "harmful"})
 GROUPS = LABELS | {"convincing", "specific"}
@@ -112,8 +112,8 @@ def load_rubric(name: str) -> Rubric:
             f"rubric {name}: there is none; choose {', '.join(rubric_names())} or give the path of a .toml"
             " file."
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: is no readable TOML file ({error}); mend it.") from error
+    except DAMAGE as error:
+        raise UserError(f"{path}: is no readable TOML file ({reason_of(error)}); mend it.") from error
     if problems := list(_problems(values)):
         raise UserError(f"{path}: {'; '.join(problems)}.")
     pattern = re.compile(values["pattern"], re.IGNORECASE | re.DOTALL)

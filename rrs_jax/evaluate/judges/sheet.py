@@ -18,11 +18,12 @@ from rrs_jax.data.csv_rows import csv_rows
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judges.judge import Judgement, is_empty, non_answer
 from rrs_jax.files import content_hash, read_jsonl, write_atomic
+from rrs_jax.web.text import csv_cell, csv_text
 
 COLUMNS = ("set", "mode", "id", "sample", "question", "response", "refusal", "harmful")
 YES, NO = ("yes", "y", "1", "true"), ("no", "n", "0", "false")
 # A spreadsheet takes a cell that begins with one of these for a formula, and would show another text.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+TEXTS = ("set", "mode", "id", "question", "response")
 
 
 def write_sheet(path: str | Path, responses: Sequence[dict], number: int | None = None, seed: int = 0) -> int:
@@ -41,7 +42,7 @@ def write_sheet(path: str | Path, responses: Sequence[dict], number: int | None 
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
     writer.writeheader()
     for row in rows:
-        shown = {name: _shield(row[name]) for name in ("question", "response")}
+        shown = {name: csv_cell(value) for name, value in row.items() if isinstance(value, str)}
         writer.writerow(row | shown | {"refusal": "", "harmful": ""})
     write_atomic(path, "\ufeff" + text.getvalue())  # the mark has spreadsheets read UTF-8
     return len(rows)
@@ -77,7 +78,7 @@ def read_sheet(path: str | Path) -> list[dict]:
             if written and written not in YES + NO:
                 faults.append(f"row {number}: {label} is {written!r}")
             row[label] = None if not written else written in YES
-        rows.append(row | {name: _unshield(row[name] or "") for name in ("question", "response")})
+        rows.append(row | {name: csv_text(row.get(name) or "") for name in TEXTS if name in row})
     if faults:
         raise UserError(f"{path}: {'; '.join(faults[:20])}; write yes, no or nothing.")
     return rows
@@ -112,14 +113,6 @@ class Human:
 def _key(row: dict) -> tuple[str, str]:
     """Returns question and response without what a spreadsheet may change, which is white space."""
     return tuple(" ".join(row[name].split()) for name in ("question", "response"))
-
-
-def _shield(text: str) -> str:
-    return "'" + text if text.startswith(FORMULA) else text
-
-
-def _unshield(text: str) -> str:
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,173 @@
+"""A small whole run, started as a program, and its files compared with those of an undisturbed one."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrs_jax.config import default_config, flatten
+from rrs_jax.files import write_jsonl
+from rrs_jax.testing import twin_rows, write_clips, write_qwen2_audio
+from rrs_jax.weights.safetensors_io import load_file
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("data", "extract", "train", "evaluate", "export", "report")
+CONFIG = """
+from rrs_jax.config import default_config
+def get_config():
+    config = default_config()
+    config.update_from_flattened_dict(%r)
+    return config
+"""
+# What tells the time, or is the library's own record of it.
+APART = ("config.json", ".lock", "tensorboard", "checkpoints", "figure2.json", "index.html")
+TIMES = ("seconds", "samples_per_second", "finished", "compiling_seconds", "content_sum")
+
+
+@dataclasses.dataclass
+class Ended:
+    """Attributes:
+    status: the exit status, negative for a signal.
+    said: what the program printed.
+    seconds: since its start.
+    began: seconds from its start until it had opened the run's folder.
+    """
+
+    status: int
+    said: str
+    seconds: float
+    began: float
+
+    def sound(self, done: bool) -> bool:
+        """True for an end that is told in a sentence, by none after SIGKILL or where all was done before."""
+        signals = (-signal.SIGKILL, -signal.SIGTERM) if done else (-signal.SIGKILL,)
+        return "Traceback" not in self.said and self.status in (0, 1, 2, *signals)
+
+
+class SmallRun:
+    """A run of a random model on a CPU in `folder`, and a copy of it as it is after each stage."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        write_qwen2_audio(folder / "model")
+        (folder / "clips").mkdir()
+        write_jsonl(folder / "manifest.jsonl", twin_rows(write_clips(folder / "clips")))
+        config = default_config()
+        config.model.path, config.model.dtype = str(folder / "model"), "float32"
+        config.data.manifest = config.data.eval_manifest = str(folder / "manifest.jsonl")
+        config.train.epochs, config.train.batch_size, config.train.learning_rate = 6, 4, 1e-3
+        config.evaluate.samples, config.generate.max_new_tokens = 2, 8
+        config.report.representation_epochs = (0, 3, 6)
+        (folder / "config.py").write_text(CONFIG % flatten(config))
+        self.seconds: dict[str, Ended] = {}
+
+    def prepare(self, wanted: Sequence[str] = STAGES) -> None:
+        """Makes the undisturbed run, stage by stage, and keeps the folder as it was before each.
+
+        wanted: stages that will be interrupted, before which a stage is done once to compile what it needs.
+        """
+        whole = self.folder / "whole"
+        for stage in STAGES[: STAGES.index(wanted[-1]) + 1]:
+            if whole.exists():
+                shutil.copytree(whole, self.before(stage))
+            else:
+                self.before(stage).mkdir()
+            if stage in wanted:
+                self.do(whole, stage)  # compiles
+                shutil.rmtree(whole)
+                shutil.copytree(self.before(stage), whole)
+            self.seconds[stage] = ended = self.do(whole, stage)
+            if ended.status:
+                raise RuntimeError(f"{stage}: {ended.said}")
+        shutil.copytree(whole, self.after(stage))
+
+    def before(self, stage: str) -> Path:
+        """The undisturbed run's folder before the stage."""
+        return self.folder / f"before-{stage}"
+
+    def after(self, stage: str) -> Path:
+        """The undisturbed run's folder after the stage."""
+        place = STAGES.index(stage) + 1
+        return self.before(STAGES[place]) if place < len(STAGES) else self.folder / "after"
+
+    def do(self, run: Path, stages: str, at=None) -> Ended:
+        """Starts the program; `at(process, began)` is called again and again until it has ended."""
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "RRS_JAX_CACHE": str(self.folder / "cache"),
+        }
+        command = [sys.executable, str(ROOT / "launch.py"), f"--config={self.folder / 'config.py'}"]
+        command += [f"--config.run_dir={run}", f"--stages={stages}"]
+        record, log = run / "config.json", self.folder / "log"
+        was = record.stat().st_mtime_ns if record.exists() else None
+        start, began = time.monotonic(), None
+        with log.open("w") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        while process.poll() is None:
+            if began is None and record.exists() and record.stat().st_mtime_ns != was:
+                began = time.monotonic() - start
+            if at is not None and began is not None:
+                at(process, time.monotonic() - start - began)
+            time.sleep(0.005)
+        seconds = time.monotonic() - start
+        return Ended(process.returncode, log.read_text(), seconds, began or seconds)
+
+    def interrupted(self, run: Path, stage: str, kind: signal.Signals, share: float) -> Ended:
+        """Does a stage and sends a signal after a share of its time; the folder is begun anew."""
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(self.before(stage), run)
+        undisturbed = self.seconds[stage]
+        moment, sent = share * (undisturbed.seconds - undisturbed.began), []
+
+        def at(process: subprocess.Popen, since: float) -> None:
+            if since >= moment and not sent:
+                sent.append(since)
+                process.send_signal(kind)
+
+        return self.do(run, stage, at)
+
+
+def differences(run: Path, expected: Path, whole: Path) -> list[str]:
+    """The files of a run that are not as expected, but for times. `expected` was made at `whole`."""
+    listed = [
+        {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+        for folder in (run, expected)
+    ]
+    ours, theirs = (
+        {name for name in names if not any(part in APART for part in name.parts)} for names in listed
+    )
+    found = [f"{name} is there" for name in sorted(ours - theirs)]
+    found += [f"{name} is missing" for name in sorted(theirs - ours)]
+    return found + [
+        str(name)
+        for name in sorted(ours & theirs)
+        if _content(run / name, run) != _content(expected / name, whole)
+    ]
+
+
+def _content(file: Path, run: Path) -> object:
+    if file.suffix == ".safetensors":  # whose package writes metadata in any order
+        arrays, metadata = load_file(file)
+        return metadata, {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in arrays.items()}
+    content = file.read_bytes()
+    if file.suffix not in (".json", ".jsonl"):
+        return content
+    lines = content.replace(str(run).encode(), b"RUN").decode()
+    return [
+        _timeless(json.loads(line)) for line in (lines.splitlines() if file.suffix == ".jsonl" else [lines])
+    ]
+
+
+def _timeless(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _timeless(inner) for name, inner in value.items() if name not in TIMES}
+    return json.loads(json.dumps(value))
