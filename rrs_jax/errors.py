@@ -132,7 +132,7 @@ def _output_is_closed() -> bool:
 
 
 class _Interruption:
-    """What became of the wish that this process ends.
+    """State of the wish that this process ends.
 
     The first signal only notes the wish, since an exception out of a signal handler may be lost: it is when
     Python is collecting garbage, in JAX's own part of that. Loops look at the note (`stop_if_asked`). Where
