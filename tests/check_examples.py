@@ -67,6 +67,17 @@ def run_script(name: str, *arguments: str) -> str:
     return printed
 
 
+def write_few(folder: Path) -> str:
+    """Writes four questions of each label of the folder's manifest to a file beside it, and returns it."""
+    lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    by_label: dict[str, list[str]] = {}
+    for line in lines:
+        by_label.setdefault(json.loads(line)["label"], []).append(line)
+    few = [line for members in by_label.values() for line in members[:4]]
+    (folder / "few.jsonl").write_text("\n".join(few) + "\n", encoding="utf-8")
+    return str(folder / "few.jsonl")
+
+
 def main(write: bool) -> None:
     began = time.monotonic()
     heard = run_notebook(EXAMPLES / "hear_and_refuse.ipynb", write)
@@ -85,7 +96,7 @@ def main(write: bool) -> None:
     print(f"{time.monotonic() - began:.0f} s: both notebooks", flush=True)
 
     run, other = "runs/hear_and_refuse", "runs/other"
-    asked_of, adapter = f"{run}/data/eval/manifest.jsonl", f"{run}/export/adapter"
+    asked_of, adapter = write_few(Path(run, "data", "eval")), f"{run}/export/adapter"
     assert f"adapter: {other}/export/adapter" in run_script("train_an_adapter", other)
     clip = str(next(Path(run, "data", "eval", "audio").glob("*benign.flac")))
     assert run_script("answer_a_clip", "mini", clip).strip()

@@ -1,6 +1,8 @@
 """The scan over frozen layers and the linears with adapters against their plain forms, differentiated by JAX
 alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,12 +124,13 @@ def test_adapted_linears_and_their_derivative():
         outputs = function(x, kernels, biases, a, b)
         return sum(jnp.sum(jnp.sin(y) * factor) for y, factor in zip(outputs, factors, strict=True))
 
-    for ours, theirs in zip(
-        jax.tree.leaves(jax.value_and_grad(lambda *inputs: total(adapted, *inputs), (0, 1, 2))(x, a, b)),
+    ours = functools.partial(adapted, ())  # without dropout there are no masks to number
+    for found, theirs in zip(
+        jax.tree.leaves(jax.value_and_grad(lambda *inputs: total(ours, *inputs), (0, 1, 2))(x, a, b)),
         jax.tree.leaves(jax.value_and_grad(lambda *inputs: total(plain, *inputs), (0, 1, 2))(x, a, b)),
         strict=True,
     ):
-        assert relative_error(ours, theirs) < 1e-5
+        assert relative_error(found, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("targets", [None, ("v_proj", "up_proj"), ("k_proj", "q_proj")])
