@@ -263,7 +263,7 @@ def test_folders_that_hold_no_model(single, tmp_path, nothing_is_read):
     with pytest.raises(UserError, match="config.json: (model_type is None|holds no JSON object)"):
         load(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json: is not valid JSON"):
+    with pytest.raises(UserError, match="config.json, line 1: is not valid JSON"):
         load(folder)
 
 
