@@ -143,31 +143,37 @@ class _Interruption:
 
     def __init__(self):
         self.since: float | None = None  # when the first signal came
+        self.handled = False  # the first signal was seen by the main thread, which may compute meanwhile
         self.raising = False  # the next signal is the thread's own
         self.over = threading.Event()
+        self.pipe = os.pipe()
+        os.set_blocking(self.pipe[1], False)
 
-    def on_signal(self, number: int, _: object) -> None:
+    def on_signal(self, *_: object) -> None:
         now = time.monotonic()
-        if self.since is None:
-            self.since = now
-            threading.Thread(target=self._watch, args=(now, number), daemon=True).start()
-        elif self.raising:
-            self.raising = False
+        self.since = self.since or now
+        if self.raising:
+            self.raising, self.handled = False, True
             if not _is_unwinding():
                 raise KeyboardInterrupt
+        elif not self.handled:
+            self.handled = True
         elif now - self.since > TWICE_SECONDS:
             _end_at_once()
 
-    def _watch(self, since: float, number: int) -> None:
-        main = threading.main_thread().ident
-        assert main is not None
+    def watch(self) -> None:
+        """Waits for the first signal, whose number Python writes into the pipe when it comes."""
+        main, number = threading.main_thread().ident, os.read(self.pipe[0], 1)
+        if main is None or not number:
+            return
+        self.since = since = self.since or time.monotonic()
         while not self.over.wait(1.0):
             waited = time.monotonic() - since
             if waited > END_SECONDS:
                 _end_at_once()
             if waited > RAISE_SECONDS:
                 self.raising = True
-                signal.pthread_kill(main, number)  # unlike _thread.interrupt_main, it ends a system call
+                signal.pthread_kill(main, number[0])  # unlike _thread.interrupt_main, it ends a system call
 
 
 RAISE_SECONDS = 1.9  # after a signal, in which loops may come to an end by themselves
@@ -199,10 +205,14 @@ def interruptible() -> Iterator[None]:
         for number in (signal.SIGTERM, signal.SIGINT)
         if signal.getsignal(number) != signal.SIG_IGN
     }
+    awake = signal.set_wakeup_fd(mine.pipe[1], warn_on_full_buffer=False)
+    threading.Thread(target=mine.watch, daemon=True).start()
     try:
         yield
     finally:
         mine.over.set()
+        signal.set_wakeup_fd(awake)
+        os.close(mine.pipe[1])  # which ends the thread
         _interruption = outer
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -126,7 +126,7 @@ def test_tensors_over_one_another_and_odd_metadata(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "", "x\0", 3, None]
+    "name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", "", "x\0", "x" * 300, 3, None]
 )
 def test_an_index_names_files_of_its_folder_alone(tmp_path, name):
     (tmp_path / "other.safetensors").touch()

@@ -222,7 +222,10 @@ def test_truncated_shards_are_named_with_their_tensors(folder, tmp_path, nothing
 def test_a_file_that_is_no_safetensors_file_is_named(single, content, nothing_is_read):
     folder, _ = single
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"model.safetensors: is no safetensors file .*download it again"):
+    with pytest.raises(
+        UserError,
+        match=r"model.safetensors: (is no safetensors file|tensor a has the offsets) .*download it again",
+    ):
         load(folder)
 
 
@@ -257,10 +260,10 @@ def test_folders_that_hold_no_model(single, tmp_path, nothing_is_read):
     with pytest.raises(UserError, match="config.json: model_type is 'whisper'; supported: .*qwen2_audio"):
         load(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="config.json: model_type is None"):
+    with pytest.raises(UserError, match="config.json: (model_type is None|holds no JSON object)"):
         load(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json: is not valid JSON"):
+    with pytest.raises(UserError, match="config.json, line 1: is not valid JSON"):
         load(folder)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import content_hash, read_json
+from rrs_jax.files import content_hash, read_json, reading
 from rrs_jax.models.architectures import part
 from rrs_jax.models.audio_language_model import AudioLanguageModel
 from rrs_jax.models.lora import LoRAConfig
@@ -88,7 +88,10 @@ def read_adapter(path: str | Path, values: dict, field: str = "adapter") -> Adap
         raise UserError(f"{folder}: holds no {TENSORS}; save the adapter with safetensors.")
     config = part("models", values).MODEL.config_class.from_hf(values)
     halves = _halves(folder, weight_table(config, values, ()))
-    return _stacked(folder, halves, settings, config.text.adapted_linears(), config.text.num_hidden_layers)
+    with reading(folder, "give a LoRA adapter of this model"):
+        return _stacked(
+            folder, halves, settings, config.text.adapted_linears(), config.text.num_hidden_layers
+        )
 
 
 def adapter_folder(path: str, field: str) -> Path:
@@ -203,4 +206,6 @@ def _scale(settings: dict, module: str, rank: int) -> float:
         (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)),
         settings.get("lora_alpha", 8),
     )
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"lora_alpha is {str(alpha)[:40]}, no number")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

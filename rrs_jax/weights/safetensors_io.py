@@ -174,7 +174,9 @@ def shard_names(index: Path) -> list[str]:
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError(f"{index}: holds no weight_map; download the folder again.")
     names = sorted(set(listed.values()))
-    if outside := [name for name in names if not name or Path(name).name != name or "\0" in name]:
+    if outside := [
+        name for name in names if Path(name).name != name or "\0" in name or not 0 < len(name.encode()) < 256
+    ]:
         raise UserError(f"{index}: names {outside[0]!r}, which is no file of its folder; download it again.")
     return names
 
