@@ -149,7 +149,9 @@ def test_the_first_process_alone_writes_and_talks(runs):
     assert files("two") == files("one")
     assert without_gloo((runs / "two.1").read_text()).split() == []
     said = (runs / "two.0").read_text()
-    assert "stage train: done in " in said and "seconds: data" in said
+    assert (
+        "stage train: done already" in said and "stage export: done in " in said and "seconds: data" in said
+    )
     assert json.loads((runs / "two" / "config.json").read_text())["sessions"][0]["processes"] == 2
 
 

@@ -319,7 +319,9 @@ READERS: dict[str, Reader] = {
     "authors' state": Reader(_file("a.csv", STATE), _vector),
     "json": Reader(_file("a.json", json.dumps({"rows": ROWS + OTHERS})), _named("a.json", read_json)),
     "jsonl": Reader(_file("a.jsonl", LINES), _named("a.jsonl", read_jsonl)),
-    "growing jsonl": Reader(_file("a.jsonl", LINES), _named("a.jsonl", read_growing_jsonl)),
+    "growing jsonl": Reader(
+        _file("a.jsonl", LINES), _named("a.jsonl", lambda file: read_growing_jsonl(file, str))
+    ),
     "recorded config": Reader(_file("config.json", RECORDED), recorded_config),
     "safetensors header": Reader(_tensors, _named("a.safetensors", _mapped), 2),
     "safetensors": Reader(_tensors, _named("a.safetensors", load_file)),

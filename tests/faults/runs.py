@@ -25,9 +25,9 @@ def get_config():
     config.update_from_flattened_dict(%r)
     return config
 """
-# What tells the time, or is the library's own record of it.
+# What tells the time, is the library's own record of it, or has digests of such files.
 APART = ("config.json", ".lock", "tensorboard", "checkpoints", "figure2.json", "index.html")
-TIMES = ("seconds", "samples_per_second", "finished", "compiling_seconds", "content_sum")
+TIMES = ("seconds", "samples_per_second", "finished", "compiling_seconds", "content_sum", "outputs")
 
 
 @dataclasses.dataclass
