@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rrs_jax.files import content_hash, file_digest
+from rrs_jax.files import content_hash, file_digest, read_json
 from rrs_jax.weights.safetensors_io import read_header, shard_files
 
 DESCRIBING = ("*.json", "*.txt", "*.jinja", "*.tiktoken")
@@ -28,7 +28,7 @@ def folder_identity(folder: Path, whole: bool = False) -> Identity:
     Raises UserError where the folder holds no weights or a file cannot be read.
     """
     described = sorted({file for pattern in DESCRIBING for file in folder.glob(pattern) if file.is_file()})
-    found: Identity = {file.name: {"digest": file_digest(file)} for file in described}
+    found: Identity = {file.name: {"digest": _of_description(file)} for file in described}
     with ThreadPoolExecutor(READERS) as pool:
         shards = shard_files(folder)
         of_shards = pool.map(_of_weights, shards, itertools.repeat(whole))
@@ -62,6 +62,13 @@ def _same(before: dict | None, now: dict | None) -> bool:
     if before is None or now is None or before["digest"] != now["digest"]:
         return False
     return None in (before.get("whole"), now.get("whole")) or before["whole"] == now["whole"]
+
+
+def _of_description(file: Path) -> str:
+    """Returns a file's digest; that of config.json leaves out the name that the model has elsewhere."""
+    if file.name != "config.json":
+        return file_digest(file)
+    return content_hash({name: value for name, value in read_json(file).items() if name != "_name_or_path"})
 
 
 def _of_weights(file: Path, whole: bool) -> dict[str, object]:
