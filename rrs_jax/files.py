@@ -297,20 +297,20 @@ def read_json(path: str | Path) -> dict:
         raise Damaged(f"{path}: is damaged, {error}; delete it and make it again.") from error
 
 
-def read_jsonl(path: str | Path) -> list[dict]:
-    """Returns the objects of a JSON lines file, without their sums.
+def read_jsonl(path: str | Path, *, halves: bool = False) -> list[dict]:
+    """Returns the objects of a JSON lines file, without their sums; `halves` as in `parse_json`.
 
     Raises UserError that names a wrong line by its number, Damaged where its sum is another's.
     """
     rows = []
-    for _, row in _numbered_rows(Path(path), read_text(path)):
+    for _, row in _numbered_rows(Path(path), read_text(path), halves):
         if isinstance(row, UserError):
             raise row
         rows.append(row)
     return rows
 
 
-def _numbered_rows(path: Path, text: str) -> Iterator[tuple[int, dict | UserError]]:
+def _numbered_rows(path: Path, text: str, halves: bool = False) -> Iterator[tuple[int, dict | UserError]]:
     """Yields each line's number with its object, or with what is wrong with it.
 
     Behind a row with a sum all rows have one: without it, a damaged name of that field would pass.
@@ -321,7 +321,7 @@ def _numbered_rows(path: Path, text: str) -> Iterator[tuple[int, dict | UserErro
             continue
         where = f"{path}, line {number}"
         try:
-            row = parse_json(line)
+            row = parse_json(line, halves=halves)
         except JSONFault as error:
             yield number, UserError(f"{where}: is not valid JSON ({error}); mend or delete it.")
             continue

@@ -16,7 +16,7 @@ from rrs_jax.data.tables import read_rows
 from rrs_jax.errors import UserError
 from rrs_jax.files import JSONFault, parse_json, read_json, reading
 from rrs_jax.inputs import chat_template
-from rrs_jax.inputs.audio import check_audios, read_audio
+from rrs_jax.inputs.audio import MAX_SECONDS, check_audios, read_audio
 from rrs_jax.inputs.chat_template import KNOWN
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini.gguf_bounds import check_bounds
@@ -205,15 +205,15 @@ def test_read_audio_has_the_limits_of_check_audios(tmp_path):
     for name in ("a.wav", "a.flac", "a.mp3", "a.ogg"):
         soundfile.write(tmp_path / name, hum, 8000)
         with pytest.raises(UserError, match="s long, the model takes 30 s"):
-            read_audio(tmp_path / name)
+            read_audio(tmp_path / name, MAX_SECONDS)
         with pytest.raises(UserError, match="s long, the model takes 30 s"):
             check_audios([tmp_path / name])
-        assert len(read_audio(tmp_path / name, 40.0)) >= 31 * 16_000
+        assert len(read_audio(tmp_path / name)) >= 31 * 16_000
     # A megabyte of FLAC that holds a day.
     soundfile.write(tmp_path / "day.flac", np.zeros(86_400 * 100, np.int16), 100)
     start = time.monotonic()
     with pytest.raises(UserError, match="86400"):
-        read_audio(tmp_path / "day.flac")
+        read_audio(tmp_path / "day.flac", MAX_SECONDS)
     assert time.monotonic() - start < 2
 
 
@@ -246,14 +246,16 @@ def test_flac_of_unknown_length_is_decoded_up_to_the_limit(tmp_path, seconds, ch
     (tmp_path / "a.flac").write_bytes(flac_without_length(stream.getvalue()))
     if seconds > 30:
         with pytest.raises(UserError, match="the model takes 30 s"):
-            read_audio(tmp_path / "a.flac")
+            read_audio(tmp_path / "a.flac", MAX_SECONDS)
         return
     (tmp_path / "b.flac").write_bytes(stream.getvalue())
-    np.testing.assert_array_equal(read_audio(tmp_path / "a.flac"), read_audio(tmp_path / "b.flac"))
+    np.testing.assert_array_equal(
+        read_audio(tmp_path / "a.flac", MAX_SECONDS), read_audio(tmp_path / "b.flac")
+    )
     check_audios([tmp_path / "a.flac"])
     (tmp_path / "a.flac").write_bytes(flac_without_length(stream.getvalue())[:-100])
     with pytest.raises(UserError, match=r"a\.flac: is "):
-        read_audio(tmp_path / "a.flac")
+        read_audio(tmp_path / "a.flac", MAX_SECONDS)
 
 
 def test_a_packed_file_that_fills_the_memory(tmp_path):

@@ -208,7 +208,8 @@ def _leave(error: BaseException) -> BaseException:
 
 
 def _silent(seconds: float) -> list[int]:
-    return this_process.heartbeats.silent(seconds)
+    heartbeats = this_process.heartbeats  # which go while this thread looks, when the processes part
+    return heartbeats.silent(seconds) if heartbeats else []
 
 
 def _first_lost() -> None:

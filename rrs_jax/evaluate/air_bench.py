@@ -84,6 +84,8 @@ def read_meta(root: str | Path) -> list[dict]:
     path = Path(root) / META
     try:
         entries = parse_json(read_text(path), halves=True)
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}; give the folder of AIR-Bench's chat data.") from error
     except JSONFault as error:
         raise UserError(
             f"{path}: cannot be read ({error}); give the folder of AIR-Bench's chat data."

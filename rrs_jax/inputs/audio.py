@@ -12,11 +12,12 @@ from rrs_jax.inputs.mel import audio_token_count, feature_length
 
 SAMPLING_RATE = 16_000
 SILENT_PEAK = 1e-4  # of full scale 1.0; a clip below it holds no speech
-MAX_SECONDS = 30.0  # all that the models take of a clip
+MAX_SECONDS = 30.0  # all that most models take of a clip
+LONGEST_SECONDS = 300.0  # all that any of them takes, Qwen2.5-Omni
 LOUD_PEAK = 100.0  # far above full scale: integer samples that were cast to float without scaling
 
 
-def read_audio(path: str | Path, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+def read_audio(path: str | Path, max_seconds: float = LONGEST_SECONDS) -> np.ndarray:
     """Reads wav, flac, mp3, ogg of any rate and channel count.
 
     Returns float32 (samples,), 16 kHz, full scale 1.0: the mean of the channels, resampled by soxr's "HQ"

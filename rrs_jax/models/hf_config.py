@@ -14,9 +14,13 @@ def picked(config_class: type, values: dict) -> Any:
 
 
 def check_sizes(config: Any) -> None:
-    """Raises ValueError for a value in a model's config, a dataclass of dataclasses, that no model has."""
+    """Raises ValueError for a value in a model's config, a dataclass of dataclasses, that no model has.
+
+    An encoder of a model's own may have no layers of Whisper's kind.
+    """
     for field in dataclasses.fields(config):
-        value, least = getattr(config, field.name), 0 if field.name.endswith("_id") else 1
+        value = getattr(config, field.name)
+        least = 0 if field.name.endswith("_id") or field.name == "encoder_layers" else 1
         if dataclasses.is_dataclass(value):
             check_sizes(value)
         elif field.type is int and not (type(value) is int and least <= value < 2**31):

@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_status() as status:
         server = EndpointConfig(options.judge_url, options.judge_model) if options.judge_url else None
         summary = measure(
-            read_jsonl(options.answers),
+            read_jsonl(options.answers, halves=True),  # a model's answer may be cut within a character
             split_names(options.judges),
             settings=JudgeSettings(server),
             folder=options.out,
