@@ -180,10 +180,7 @@ def test_wandb_that_refuses_is_told_before_training(config, wandb, monkeypatch):
 
 
 def test_the_stand_in_has_wandbs_own_signatures(wandb):
-    """Where the package is installed."""
-    path = [entry for entry in sys.path if (Path(entry) / "wandb" / "__init__.py").is_file()]
-    if not path:
-        pytest.skip("wandb is not installed")
+    """The real package comes with the extra `test`."""
     del sys.modules["wandb"]
     real = importlib.import_module("wandb")
     names = set(inspect.signature(wandb.init).parameters)
