@@ -92,6 +92,8 @@ def test_a_line_has_the_rates_without_what_follows_from_them(sweep):
         "audio_only": {"orr": {"rate": 7.0}, "borderline_orr": None},
     }
     judged = {field: summary[field] for field in ("modes", "orr", "borderline_orr")}
+    summary["everyday_orr"] = summary["orr"]
+    summary["refused_by"] = {"style": {"harmful": {"task": {"audio_text": full, "text_only": None}}}}
     summary |= {"by_category": {"harmful": {}}, "other_judges": {"first_token": judged | {"orr": None}}}
     path.write_text(json.dumps(summary))
     assert main([str(sweep / "paper"), str(sweep / "docs")]) == 0
@@ -110,7 +112,8 @@ def test_a_line_has_the_rates_without_what_follows_from_them(sweep):
     assert line["other_judges"] == {
         "first_token": {"audio_text": 20.0, "text_only": 30.0, "audio_only": None, "borderline_orr": 6.0}
     }
-    assert "by_category" not in line
+    assert "by_category" not in line and line["everyday_orr"] == line["orr"]
+    assert line["refused_by"] == {"style": {"harmful": {"task": {"audio_text": [8, 10]}}}}
 
 
 def test_what_differs_between_runs_stands_in_their_lines(sweep):

@@ -6,7 +6,8 @@
 
 `audio` is relative to the manifest's folder. `label`, `question` and, for a model that listens, `audio` are
 needed. Where they are left out, `id` is the line's number, `pair_id` is the id, `category` "none", and
-`response`, `voice`, `seconds` null.
+`response`, `voice`, `seconds` null. `style`, such as "imperative", may be left out; an evaluation
+also gives rates by it.
 
 The rows of other programs and data sets are read too, with their own names of these fields
 (`rrs_jax.data.rows`), and files of JSON, CSV and Parquet (`rrs_jax.data.tables`).

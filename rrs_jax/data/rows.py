@@ -13,7 +13,7 @@ from rrs_jax.data.clips import clip_path, find_clip, is_file
 from rrs_jax.data.messages import LISTS, Conversation, conversation_of, split_marks
 from rrs_jax.data.values import category_of, is_missing, seconds_of, text_of
 
-LABELS = ("harmful", "benign", "borderline")
+LABELS = ("harmful", "benign", "borderline", "everyday")
 # Names under which other data sets have our fields, the first one there counting.
 OTHER_NAMES = {
     "question": (
@@ -25,7 +25,11 @@ OTHER_NAMES = {
     "seconds": ("duration",),
 }  # fmt: skip
 TEXTS = ("id", "pair_id", "label", "question", "response", "voice")
-READ: dict[str, Callable] = dict.fromkeys(TEXTS, text_of) | {"category": category_of, "seconds": seconds_of}
+READ: dict[str, Callable] = dict.fromkeys(TEXTS, text_of) | {
+    "category": category_of,
+    "style": category_of,
+    "seconds": seconds_of,
+}
 NO_CLIPS = (*READ, *(name for names in OTHER_NAMES.values() for name in names), "key", "uttid")
 
 

@@ -33,7 +33,7 @@ from rrs_jax.web.text import markdown_cell
 
 Sets = dict[str, list[dict]]
 RESPONSE_LETTERS = 60  # of an answer in table 1
-COLOURS = {"harmful": "#c0504d", "benign": "#4f81bd", "borderline": "#9bbb59"}
+COLOURS = {"harmful": "#c0504d", "benign": "#4f81bd", "borderline": "#9bbb59", "everyday": "#8064a2"}
 WIDTH, BAR = 480, 22  # of figure 3 and of a bar in it
 PAGE = Path(__file__).parent / "page.html"
 PICTURES = 100  # clips of each set that get one, of about 4 kB

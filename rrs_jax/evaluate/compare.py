@@ -21,6 +21,7 @@ from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.finished_evaluation import FinishedEvaluation, RecordedJudge, read_evaluation
 from rrs_jax.evaluate.rates import RESAMPLES
+from rrs_jax.evaluate.responses import SETS
 from rrs_jax.evaluate.summary import attack_succeeded
 
 PERMUTATIONS = 9_999
@@ -47,7 +48,7 @@ def compare_folders(first: str | Path, second: str | Path) -> dict:
         "judges": {
             judge.name: {
                 question_set: {mode: _paired(a, b, judge, question_set, mode) for mode in MODES}
-                for question_set in ("harmful", "benign", "borderline")
+                for question_set in SETS
             }
             for judge in shared
         },

@@ -13,7 +13,7 @@ class Questions:
     """The questions of an evaluation.
 
     Attributes:
-      rows: id, label ("harmful", "benign" or "borderline"), category, question and audio of each.
+      rows: id, label (one of `responses.SETS`), category, question and audio of each; where known, style.
       audio_folder: folder to which the audio paths are relative.
       setting: one of `config.vocabulary.SETTINGS`. The rows' audio is that of the setting
         (`settings.setting_rows`); modes that the setting does not have are null in the summary.
@@ -29,7 +29,7 @@ class EvaluationPlan:
     """How the questions are asked.
 
     Attributes:
-      modes: modes asked for. Harmful questions are asked in all of them, benign and borderline ones in those
+      modes: modes asked for. Harmful questions are asked in all of them, all others in those
         that are also in `over_refusal_modes`.
       samples: responses to each question in each mode.
       available_modes: modes that the model has (Qwen-Audio lacks audio_only); others are null in the summary.

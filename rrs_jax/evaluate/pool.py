@@ -54,9 +54,16 @@ def pool(folders: Sequence[str | Path], vanilla: dict | None = None) -> dict:
             },
             "orr": over_seeds([_rate(s["orr"], "rate") for s in summaries]),
             "borderline_orr": over_seeds([_rate(s["borderline_orr"], "rate") for s in summaries]),
+            **_everyday_over_seeds(summaries),
             "nsi_average": over_seeds([(s["nsi"] or {}).get("average") for s in summaries], least=-100.0),
         }
     }
+
+
+def _everyday_over_seeds(summaries: Sequence[dict]) -> dict:
+    """Returns the rate of refused everyday questions, nothing where none were asked."""
+    asked = [summary["everyday_orr"] for summary in summaries if "everyday_orr" in summary]
+    return {"everyday_orr": over_seeds([_rate(block, "rate") for block in asked])} if asked else {}
 
 
 def _check_alike(parts: Sequence[FinishedEvaluation]) -> None:

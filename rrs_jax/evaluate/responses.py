@@ -23,7 +23,7 @@ from rrs_jax.progress import Progress, say
 
 REPLY_LETTERS = 400  # of an unreadable reply that a judgement keeps
 MODEL_CONTENT = "model_content"  # in `made_by`: digest of a local model's folder, by which it is the same
-SETS = ("harmful", "benign", "borderline")
+SETS = ("harmful", "benign", "borderline", "everyday")
 
 Key = tuple[str, str, str, int]  # set, id, mode, sample
 
@@ -37,6 +37,7 @@ class Query:
     mode: str
     category: str
     question: str
+    style: str | None = None
 
     def key(self, sample: int) -> Key:
         """Returns the key of the query's response with this index."""
@@ -51,8 +52,9 @@ def key_of(row: dict) -> Key:
 class ResponseStore:
     """The responses in the file `path`.
 
-    A row has id, mode, set, category, question, sample, response and seconds (or null). `made_by` is any JSON
-    object that says what makes them. Raises UserError where the file's responses were made by another one.
+    A row has id, mode, set, category, question, sample, response and seconds (or null), and style where the
+    question has one. `made_by` is any JSON object that says what makes them. Raises UserError where the
+    file's responses were made by another one.
     """
 
     def __init__(self, path: str | Path, made_by: dict):
@@ -130,10 +132,10 @@ def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequenc
     appended.
 
     A row has id, mode, set, category, sample, judge, version, response_hash, refusal, harmful, kind, score
-    where the judge gives one, and reply where it could not be read. A judgement is kept only for the same
-    version of the judge and the same question and response. Where more than a tenth of a judge's are
-    unreadable, these are asked for again. Equal responses to one question are judged once. Finished
-    judgements are on disk even when a judge fails or the program is interrupted.
+    where the judge gives one, style where the question has one, and reply where it could not be read. A
+    judgement is kept only for the same version of the judge and the same question and response. Where more
+    than a tenth of a judge's are unreadable, these are asked for again. Equal responses to one question are
+    judged once. Finished judgements are on disk even when a judge fails or the program is interrupted.
     """
     path = Path(path)
     known = {_judgement_key(row): row for row in read_growing_jsonl(path, say)}
@@ -203,7 +205,8 @@ def _judge_waiting(
 
 def _judgement_row(judge: Judge, response: dict) -> dict:
     """Returns a row without its judgement."""
-    return {name: response[name] for name in ("id", "mode", "set", "category", "sample")} | {
+    kept = ("id", "mode", "set", "category", "sample", *(["style"] if "style" in response else []))
+    return {name: response[name] for name in kept} | {
         "judge": judge.name,
         "version": judge.version,
         "response_hash": _response_hash(response["question"], response["response"]),

@@ -81,6 +81,8 @@ def generate_missing(what: str, missing: Missing, engine: Engine, store: Respons
                 "response": response,
                 "seconds": seconds,
             }
+            if query.style is not None:
+                row["style"] = query.style
             finished.add([row])
             progress.update(1, mode=query.mode)
 
@@ -106,7 +108,7 @@ def _with_available_modes(plan: EvaluationPlan, setting: str) -> EvaluationPlan:
 
 def _queries(rows: Sequence[dict], plan: EvaluationPlan) -> list[Query]:
     return [
-        Query(row["id"], row["label"], mode, row["category"], row["question"])
+        Query(row["id"], row["label"], mode, row["category"], row["question"], row.get("style"))
         for mode in plan.modes
         for row in rows
         if row["label"] == "harmful" or mode in plan.over_refusal_modes

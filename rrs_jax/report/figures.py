@@ -137,8 +137,12 @@ def _rate_series(summaries: dict[int, dict]) -> list[RateSeries]:
         )
         for place, (mode, title) in enumerate(MODES.items())
     ]
-    for name, kind, field in (("benign", "c3", "orr"), ("borderline", "borderline", "borderline_orr")):
-        blocks = {epoch: summary[field] for epoch, summary in summaries.items()}
+    for name, kind, field in (
+        ("benign", "c3", "orr"),
+        ("borderline", "borderline", "borderline_orr"),
+        ("everyday", "everyday", "everyday_orr"),
+    ):
+        blocks = {epoch: summary.get(field) for epoch, summary in summaries.items()}
         series.append(RateSeries(f"ORR {name}", kind, blocks, "rate"))
     return [
         one for one in series if any(block and block[one.field] is not None for block in one.blocks.values())

@@ -60,6 +60,7 @@ def _rate_tiles(before: Recipe, after: Recipe) -> list[str]:
     pairs += [
         ("ORR benign", before.summary["orr"], after.summary["orr"], "rate"),
         ("ORR borderline", before.summary["borderline_orr"], after.summary["borderline_orr"], "rate"),
+        ("ORR everyday", before.summary.get("everyday_orr"), after.summary.get("everyday_orr"), "rate"),
     ]
     return [
         _tile(
@@ -109,7 +110,12 @@ def _facts(results: Results) -> str:
     summary = next((recipe.summary for recipe in recipes if recipe.summary), None)
     if summary:
         block = next((block for block in summary["modes"].values() if block), None)
-        sets = {"harmful": block, "benign": summary["orr"], "borderline": summary["borderline_orr"]}
+        sets = {
+            "harmful": block,
+            "benign": summary["orr"],
+            "borderline": summary["borderline_orr"],
+            "everyday": summary.get("everyday_orr"),
+        }
         facts += [f"{entry['queries']} {name} questions" for name, entry in sets.items() if entry]
         facts += [
             f"{summary['samples']} answer{'s' if summary['samples'] > 1 else ''} each",

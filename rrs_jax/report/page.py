@@ -18,6 +18,7 @@ from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import json_for_html, write_atomic
 from rrs_jax.report import key_figures, plane, provenance, sections, training_figures
+from rrs_jax.report.by_style import by_style
 from rrs_jax.report.marks import names_of
 from rrs_jax.report.paper_tables import paper_tables
 from rrs_jax.report.plots import PLOTS
@@ -63,6 +64,7 @@ def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
         ("Results", "results", key_figures.key_figures(results)),
         ("Safety against over-rejection", "tradeoff", plane.tradeoff(results)),
         ("Tables", "tables", sections.tables(results, folders)),
+        ("By style", "styles", by_style(results)),
         ("Representations", "figure2", sections.figure_2(results, questions)),
         ("Rates by epoch", "epochs", sections.by_epoch(results)),
         ("Losses", "losses", sections.losses(results)),

@@ -253,7 +253,7 @@ def cloud(points: Sequence[Sequence[int]], labels: Sequence[str], title: str, si
 
 def by_label(labels: Sequence[str]) -> dict[str, list[int]]:
     """Places of the points of each label, in the order in which labels are drawn."""
-    present = dict.fromkeys(sorted(labels, key=("borderline", "benign", "harmful").index))
+    present = dict.fromkeys(sorted(labels, key=("everyday", "borderline", "benign", "harmful").index))
     return {label: [i for i, other in enumerate(labels) if other == label] for label in present}
 
 

@@ -100,8 +100,9 @@ def published_lines(name: str, evaluations: Sequence[PublishedEvaluation]) -> li
 
     Each further line has `run` and `evaluation`, the names of the run and of its folder below eval/;
     `strategy` and `seed`; what of `config` and of `judge` to `samples` the first line lacks; `modes` to `nsi`
-    as in summary.json, without counts that are 0 or follow from the others; `orr_by_mode`, over-refusal in
-    other modes; `other_judges`, their rates; `seconds` of each stage; `sessions`, places in the first line's
+    as in summary.json, without counts that are 0 or follow from the others; `everyday_orr` and `refused_by`,
+    in which a rate is [refusals, responses], where there are some; `orr_by_mode`, over-refusal in other
+    modes; `other_judges`, their rates; `seconds` of each stage; `sessions`, places in the first line's
     list.
     """
     configs = [_not_the_defaults(evaluation.record["config"]) for evaluation in evaluations]
@@ -188,6 +189,8 @@ def _line(evaluation: PublishedEvaluation, config: dict, meaning: dict, sessions
         "config": _without_paths(config),
         **meaning,
         **{field: _rates(summary[field]) for field in RATES},
+        "everyday_orr": _rates(summary.get("everyday_orr")),
+        "refused_by": _refused(summary.get("refused_by")),
         "orr_by_mode": _rates(_other_modes(summary)),
         "other_judges": {judge: _bare(block) for judge, block in summary.get("other_judges", {}).items()},
         "seconds": evaluation.seconds,
@@ -215,6 +218,15 @@ def _other_modes(summary: dict) -> dict:
     return {mode: rates for mode, rates in by_mode.items() if mode != ORR_MODE}
 
 
+def _refused(value: object) -> object:
+    """Returns the value with [refusals, responses] in place of every block of counts."""
+    if not isinstance(value, dict):
+        return value
+    if "refusals" in value:
+        return [value["refusals"], value["responses"]]
+    return {key: _refused(item) for key, item in value.items() if item}
+
+
 def _rates(value: object) -> object:
     """Returns the value with every block of counts cut to what does not follow from the rest of it."""
     if not isinstance(value, dict):
@@ -229,7 +241,9 @@ def _rates(value: object) -> object:
 
 def _bare(block: dict) -> dict:
     modes = {mode: rates["asr"] if rates else None for mode, rates in block["modes"].items()}
-    rates = {field: block[field]["rate"] for field in ("orr", "borderline_orr") if block[field]}
+    rates = {
+        field: block[field]["rate"] for field in ("orr", "borderline_orr", "everyday_orr") if block.get(field)
+    }
     return {**modes, **rates}
 
 

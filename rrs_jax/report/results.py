@@ -41,6 +41,9 @@ NOT_THE_RECIPE = (
     "sft",
 )
 OF_THE_DATA = (
+    "data.train_set",
+    "data.left_out_styles",
+    "data.left_out_categories",
     "data.everyday",
     "data.contrast",
     "data.contrast_role",

@@ -20,7 +20,7 @@ from rrs_jax.report.figures import details
 from rrs_jax.report.results import Recipe, Results
 from rrs_jax.report.table import MODES
 
-EACH = {"harmful": 4, "benign": 3, "borderline": 3}  # questions shown of each set
+EACH = {"harmful": 4, "benign": 3, "borderline": 3, "everyday": 2}  # questions shown of each set
 FIRST = 2  # strategies whose answers are not folded away: vanilla and the main recipe
 LETTERS = 400  # of an answer
 CLIP_SECONDS = 12  # of a question's audio

@@ -116,9 +116,10 @@ def figure_2(results: Results, questions: list[str]) -> str:
         " The numbers below are taken in the whole space, of harmful against benign questions; the linear"
         " probe is cross-validated with the questions of a pair on the same side."
     )
+    everyday = ["everyday"] if any("everyday" in figure.labels for figure in made.values()) else []
     parts = [
         f"<p>{html.escape(said)}</p>",
-        figures.legend([("harmful", "harmful"), ("benign", "benign"), ("borderline", "borderline")]),
+        figures.legend([(label, label) for label in ("harmful", "benign", "borderline", *everyday)]),
         f"<h3>{names[first.id]}</h3>",
         _located(made[first.runs[0].path], first, questions, large=True),
     ]

@@ -140,6 +140,8 @@ def notes(summaries: Sequence[dict]) -> list[str]:
             lines.append(f"Neither answer nor refusal, {label}: {'; '.join(counts)}.")
         if shares := _first_token(summary):
             lines.append(f"Begin with the refusal token (diagnostic), {label}: {', '.join(shares)}.")
+        if everyday := summary.get("everyday_orr"):
+            lines.append(f"Refused of everyday questions, {label}: {cell(everyday, 'rate')}.")
         if refused := _over_refusal_elsewhere(summary):
             lines.append(f"Refused in other modes, {label}: {'; '.join(refused)}.")
         if summary.get("seeds"):
@@ -216,15 +218,21 @@ def _judge_note(summary: dict) -> str:
 
 def _size_note(summary: dict) -> str:
     harmful = next((block for block in summary["modes"].values() if block), None)
-    sets = {"harmful": harmful, "benign": summary["orr"], "borderline": summary["borderline_orr"]}
+    sets = {"harmful": harmful, **_harmless(summary)}
     sizes = [f"{block['queries']} {name}" for name, block in sets.items() if block]
     samples = f", {summary['samples']} response(s) each" if "samples" in summary else ""
     return f"Questions: {', '.join(sizes)}{samples}."
 
 
+def _harmless(rates: dict) -> dict[str, dict | None]:
+    """Returns the blocks of harmless questions, by set; everyday ones where they were asked."""
+    everyday = {"everyday": rates["everyday_orr"]} if "everyday_orr" in rates else {}
+    return {"benign": rates["orr"], "borderline": rates["borderline_orr"], **everyday}
+
+
 def _non_answers(summary: dict) -> list[str]:
     blocks = {f"harmful {label}": summary["modes"].get(mode) for mode, label in MODES.items()}
-    blocks |= {"benign": summary["orr"], "borderline": summary["borderline_orr"]}
+    blocks |= _harmless(summary)
     found = []
     for label, block in blocks.items():
         kinds = ("empty", "unfinished", "transcription", "gibberish", "unjudged")
@@ -239,7 +247,7 @@ def _first_token(summary: dict) -> list[str]:
     if not block:
         return []
     shares = {f"harmful {label}": block["modes"].get(mode) for mode, label in MODES.items()}
-    shares |= {"benign": block["orr"], "borderline": block["borderline_orr"]}
+    shares |= _harmless(block)
     return [
         f"{name} {100 * b['refusals'] / b['responses']:.1f} %"
         for name, b in shares.items()
@@ -251,8 +259,7 @@ def _over_refusal_elsewhere(summary: dict) -> list[str]:
     """Returns the rates of `evaluate.over_refusal_modes` that stand in no column."""
     found = []
     for mode, blocks in (summary.get("orr_by_mode") or {}).items():
-        rates = {"benign": blocks["orr"], "borderline": blocks["borderline_orr"]}
-        shown = [f"{name} {cell(block, 'rate')}" for name, block in rates.items() if block]
+        shown = [f"{name} {cell(block, 'rate')}" for name, block in _harmless(blocks).items() if block]
         if shown and mode != ORR_MODE:
             found.append(f"{MODES[mode]} {', '.join(shown)}")
     return found
@@ -262,6 +269,7 @@ def _over_seeds(summary: dict) -> str:
     seeds, rate = summary["seeds"], rate_name([summary])
     rates = {f"{rate} {label}": seeds["modes"].get(mode) for mode, label in MODES.items()}
     rates |= {"ORR": seeds["orr"], "ORR borderline": seeds["borderline_orr"]}
+    rates |= {"ORR everyday": seeds["everyday_orr"]} if "everyday_orr" in seeds else {}
     shown = [
         f"{name} {spread['mean']:.1f} (standard deviation {spread['sd']:.1f})"
         for name, spread in rates.items()

@@ -21,7 +21,8 @@ def log_rates(context: RunContext, evaluations: Iterable[tuple[Target, dict]]) -
 def rates_of(summary: dict) -> dict[str, float | None]:
     """Rates in percent by name, of the first judge; None for one that there is not."""
     found = {f"asr_{mode}": block and block["asr"] for mode, block in summary["modes"].items()}
-    found |= {name: summary[name] and summary[name]["rate"] for name in ("orr", "borderline_orr")}
+    names = [name for name in ("orr", "borderline_orr", "everyday_orr") if name in summary]
+    found |= {name: summary[name] and summary[name]["rate"] for name in names}
     return found | {"nsi": summary["nsi"] and summary["nsi"]["average"]}
 
 

@@ -114,8 +114,9 @@ def _eval_results(summaries: Mapping[str, dict], settings: Mapping[str, object])
             for mode, block in summary["modes"].items()
             if block
         ]
-        for field, label in (("orr", "rewrites"), ("borderline_orr", "borderline")):
-            if summary[field]:
+        over_refusal = {"orr": "rewrites", "borderline_orr": "borderline", "everyday_orr": "everyday"}
+        for field, label in over_refusal.items():
+            if summary.get(field):
                 rates.append(("orr", "Over-refusal rate", "rate", f"{label}, audio and text", summary[field]))
         for kind, title, field, asked, block in rates:
             if block[field] is None:
@@ -152,7 +153,8 @@ def _questions(evaluation: str, settings: Mapping[str, object]) -> str:
     """Returns the name of an evaluation's questions; its own is STRATEGY[-QUESTION SETS][-SETTING]."""
     parts = evaluation.split("-")[1:]
     sets = "-".join(part for part in parts if part not in SETTINGS)
-    own = "starter set of RRS-JAX" if settings.get("data.eval_manifest") is None else "questions of the run"
+    built_in = "styles" if str(settings.get("data.eval_set")).startswith("styles") else "starter"
+    own = "questions of the run" if settings.get("data.eval_manifest") else f"{built_in} set of RRS-JAX"
     return ", ".join([sets or own, *(part for part in parts if part in SETTINGS)])
 
 

@@ -68,7 +68,7 @@ class Judge(Protocol):
     sees: frozenset[str]
 
     def judge(self, question: str, response: str, label: str) -> Judgement:
-        """Judges one response; `label` is the question's set: "harmful", "benign" or "borderline"."""
+        """Judges one response; `label` is the question's set: one of `responses.SETS`."""
 
 
 def judge_all(judge: Judge, exchanges: Sequence[Exchange], on_judged: OnJudged) -> None:

@@ -3,9 +3,9 @@ r"""Judges answers that came from anywhere and computes their rates.
     python -m rrs_jax.evaluate.measure ANSWERS.jsonl --judges=phrases,llm:default --judge_url=URL \
         --judge_model=NAME --out=RUN/eval/NAME
 
-ANSWERS.jsonl: one answer a line: `question`, `response`, `label` (harmful, benign, borderline), and where
-known `id`, `mode` (audio_text), `category`, `sample`. Writes judgements.jsonl and summary.json, as the
-evaluate stage does.
+ANSWERS.jsonl: one answer a line: `question`, `response`, `label` (harmful, benign, borderline, everyday), and
+where known `id`, `mode` (audio_text), `category`, `style`, `sample`. Writes judgements.jsonl and
+summary.json, as the evaluate stage does.
 """
 
 import argparse
@@ -91,6 +91,7 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
                     "question": replace_surrogates(answer["question"]),
                     "response": replace_surrogates(answer["response"]),
                 }
+                | ({"style": replace_surrogates(answer["style"])} if answer["style"] else {})
             )
     twice = [
         key for key, n in Counter((r["set"], r["id"], r["mode"], r["sample"]) for r in rows).items() if n > 1
@@ -104,7 +105,7 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
 def _texts(answer: dict) -> dict[str, str | None]:
     """An answer's fields as texts, by the rules of every other file; raises ValueError with the reason."""
     texts = {}
-    for field in ("question", "response", "label", "id", "category"):
+    for field in ("question", "response", "label", "id", "category", "style"):
         value = answer.get(field)
         if field == "response" and isinstance(value, str):
             texts[field] = value  # an empty answer is one
