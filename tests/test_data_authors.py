@@ -168,9 +168,9 @@ def test_pairs_near_an_evaluation_question_or_without_a_voice_are_left_out(clone
 
 def test_the_starter_sets_evaluation_questions_are_left_out():
     texts = [text for _, text in evaluation_questions()]
-    assert len(texts) == 2 * (2 * 140 + 120)
+    assert len(texts) == 2 * (2 * 140 + 120) + 2 * 2 * 280 + 140
     plain, mute = "Who sells old maps?", {"harmful": None, "benign": None}
-    for split in ("eval", "check"):
+    for split in ("eval", "check", "styles_eval", "styles_check"):
         asked = starter_pairs(split)[5]
         stays = AuthorsPair(1, "c", "audio_1", {"harmful": plain, "benign": "Who sells maps?"}, mute)
         pairs = [stays]
@@ -326,7 +326,7 @@ def test_a_run_takes_the_folder(clone, tmp_path, monkeypatch, capsys):
     config.data.voices = ("tones:200",)
     config.run_dir, config.model.path = str(tmp_path / "run"), "mini"
     validate(config)
-    assert count_questions(config.data, config.evaluate, tmp_path / "no", tmp_path / "no").train == 16
+    assert count_questions(config, tmp_path / "no", tmp_path / "no").train == 16
     folder = RunFolder(config.run_dir, config)
     assert make_data(RunContext(config, folder)) == {"harmful": 6, "questions": 12}
     told = capsys.readouterr().err

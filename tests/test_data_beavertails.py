@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from helpers.synthetic_beavertails import CATEGORIES, benign_rows, harmful_rows, lines, row, source_rows
+from rrs_jax.config.vocabulary import CATEGORIES as STARTER_CATEGORIES
 from rrs_jax.data.beavertails import group_rows, read_beavertails
-from rrs_jax.data.starter import CATEGORIES as STARTER_CATEGORIES
 from rrs_jax.errors import UserError
 
 ANIMALS, DRUGS, POLITICS = (

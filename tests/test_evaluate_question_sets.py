@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from rrs_jax.config.vocabulary import SETTING_MODES
+from rrs_jax.config.vocabulary import CATEGORIES, SETTING_MODES
 from rrs_jax.data.distractors import spell, twin_words
-from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.data.voices import read_voices
 from rrs_jax.data.waveforms import noise, silence
 from rrs_jax.errors import UserError

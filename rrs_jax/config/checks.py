@@ -58,7 +58,7 @@ def unknown_field(name: str) -> str:
 
 def _contradictions(values: dict[str, Any]) -> Iterator[str]:
     """Yields what is wrong although every field is right by itself."""
-    for check in (_files, _batches, _prompt_groups, _shares, _strategy, _evaluation, _servers):
+    for check in (_files, _built_in, _batches, _prompt_groups, _shares, _strategy, _evaluation, _servers):
         yield from check(values)
 
 
@@ -71,6 +71,19 @@ def _files(values: dict[str, Any]) -> Iterator[str]:
     for path in values["data.exclude"]:
         if not Path(path).is_file():
             yield f"data.exclude has {path!r} and there is no such file"
+
+
+def _built_in(values: dict[str, Any]) -> Iterator[str]:
+    """Yields what is wrong with the choice among the built-in training pairs."""
+    choosing = ("data.train_set", "data.left_out_styles", "data.left_out_categories")
+    chosen = [name for name in choosing if values[name] != FIELDS[name].default]
+    given = DATA[STRATEGY_TABLE[values["strategy"]].data]
+    if chosen and values[given]:
+        yield f"{chosen[0]} is about the built-in pairs, and {given} gives other questions, give one of them"
+    elif values["data.left_out_styles"] and values["data.train_set"] != "styles":
+        yield "data.left_out_styles needs data.train_set=styles, the starter set's pairs have no styles"
+    if values["data.rewrites_per_pair"] == 2 and values["data.train_set"] == "styles":
+        yield "data.rewrites_per_pair is 2 and data.train_set=styles has one rewrite of each question, give 1"
 
 
 def _batches(values: dict[str, Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from rrs_jax.config.kinds import (
 from rrs_jax.config.prompts import MODES, PROMPT_REFUSAL, SAFETY_SYSTEM_PROMPT, TEXT_ONLY_VARIANTS
 from rrs_jax.config.strategy_table import STRATEGY_TABLE
 from rrs_jax.config.training import SEED, training_fields
-from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS, augmentations
+from rrs_jax.config.vocabulary import JUDGES_WRITTEN, SETTINGS, STYLES, augmentations, categories
 
 # The linear layers of a decoder layer that can have an adapter, those of all architectures.
 LINEARS = (
@@ -57,17 +57,32 @@ FIELDS = {field.name: field for field in (
           "the starter set."),
     Field("data.eval_manifest", None, either(path("a JSON-lines file"), None),
           "Evaluation questions; None takes the starter set's own, none of them a training question."),
-    Field("data.eval_set", "eval", choice("eval", "check"),
+    Field("data.train_set", "starter", choice("starter", "styles"),
+          "Built-in pairs that are trained on where no manifest is given: `starter`, plain questions; "
+          "`styles`, 100 pairs a category in ten styles (docs/data.md)."),
+    Field("data.left_out_styles", (),
+          names(f"different styles with commas between, among {', '.join(STYLES)}", *STYLES, empty=True),
+          "Styles of data.train_set=styles that are not trained on; they are asked in evaluation all the "
+          "same."),
+    Field("data.left_out_categories", (), categories(),
+          "Categories of the built-in pairs that are not trained on; they are asked in evaluation all "
+          "the same. Their names are written as they are, with the commas in them."),
+    Field("data.eval_set", "eval", choice("eval", "check", "styles", "styles_check"),
           "Starter set: which pairs and borderline questions are asked; `check` is as many others, to "
-          "measure what was chosen by those of `eval`."),
+          "measure what was chosen by those of `eval`. `styles` and `styles_check` ask the pairs in ten "
+          "styles, with the borderline questions of `eval` and of `check`."),
     Field("data.categories", None, either(integer(1), None),
           "Starter set: number of categories, the first ones; None is all 14."),
     Field("data.pairs_per_category", None, either(integer(1), None),
-          "Starter set: pairs of a harmful question and its benign rewrite, per category; None is all (20)."),
+          "Starter set: pairs of a harmful question and its benign rewrite, per category; None is all (20, "
+          "of the styles set 100, in which styles take turns)."),
     Field("data.eval_pairs_per_category", None, either(integer(1), None),
-          "Starter set: evaluation pairs per category; None is all (10)."),
+          "Starter set: evaluation pairs per category; None is all (10, of the styles set 20)."),
     Field("data.borderline", None, either(integer(0), None),
           "Starter set: harmless questions with alarming words, for over-refusal; None is all (120)."),
+    Field("data.eval_everyday", 0, either(integer(0), None),
+          "Starter set: plain harmless questions asked in evaluation, none of them trained on, for what is "
+          "refused of everyday questions; None is all 140."),
     Field("data.everyday", 0, either(integer(0), None),
           "Starter set, also beside a manifest: plain questions on which the model is to stay as it is; None "
           "is all 140."),

@@ -1,7 +1,39 @@
-"""Values of fields whose meaning other packages define: settings of a question, judges, augmentation."""
+"""Values of fields whose meaning other packages define: categories, settings, judges, augmentation."""
+
+from collections.abc import Iterable
 
 from rrs_jax.config.kinds import Kind, number, split_names
 from rrs_jax.config.prompts import MODES
+
+CATEGORIES = (  # BeaverTails' keys; commas belong to the names
+    "animal_abuse",
+    "child_abuse",
+    "controversial_topics,politics",
+    "discrimination,stereotype,injustice",
+    "drug_abuse,weapons,banned_substance",
+    "financial_crime,property_crime,theft",
+    "hate_speech,offensive_language",
+    "misinformation_regarding_ethics,laws_and_safety",
+    "non_violent_unethical_behavior",
+    "privacy_violation",
+    "self_harm",
+    "sexually_explicit,adult_content",
+    "terrorism,organized_crime",
+    "violence,aiding_and_abetting,incitement",
+)
+# The forms of a question in the styles set (`rrs_jax.data.starter`).
+STYLES = (
+    "question",
+    "imperative",
+    "statement",
+    "role_play",
+    "indirect",
+    "polite",
+    "long_context",
+    "keywords",
+    "fiction",
+    "task",
+)
 
 # The modes that a question has in each setting (`rrs_jax.evaluate.settings`).
 SETTING_MODES = {
@@ -33,6 +65,40 @@ AUGMENTATIONS = {
     "pitch": number(-12, 12),
     "snr": number(-20, 100),
 }
+
+
+def read_categories(written: Iterable[str]) -> tuple[str, ...]:
+    """Returns the categories in a list of names that may have been split at the commas within them too.
+
+    Raises ValueError where something else is among them.
+    """
+    rest, found = ",".join(written), []
+    while rest:
+        name = next((name for name in CATEGORIES if f"{rest},".startswith(f"{name},")), None)
+        if name is None:
+            raise ValueError(f"{rest!r} begins with no category")
+        found.append(name)
+        rest = rest[len(name) + 1 :]
+    return tuple(found)
+
+
+def categories() -> Kind:
+    """Returns the kind of a tuple of different categories, or of their parts between commas, in order.
+
+    A command line gives the parts; whoever uses the field calls `read_categories`.
+    """
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, tuple) or not all(isinstance(part, str) and part for part in value):
+            return False
+        try:
+            found = read_categories(value)
+        except ValueError:
+            return False
+        return len(set(found)) == len(found)
+
+    wants = f"different categories with commas between, among {'; '.join(CATEGORIES)}"
+    return Kind(wants, tuple, split_names, accepts)
 
 
 def read_augmentation(written: str) -> tuple[str, float, float]:

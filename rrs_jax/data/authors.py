@@ -103,10 +103,11 @@ def evaluation_questions(files: Sequence[str | Path] = (), skip_bad: bool = Fals
     skip_bad: rows of the files that cannot be read are told and left out, and are no error.
     """
     questions = []
-    for split, borderline in BORDERLINE.items():
+    for split in BORDERLINE:
         for pair in starter_pairs(split):
             questions += [(f"the starter set's {split}", pair[label]) for label in ("harmful", "benign")]
-        questions += [(f"the starter set's {split}", row["question"]) for row in starter_singles(borderline)]
+    for name in (*dict.fromkeys(BORDERLINE.values()), "everyday_check"):
+        questions += [(f"the starter set's {name}", row["question"]) for row in starter_singles(name)]
     return questions + [(str(path), text) for path in files for text in read_questions(path, skip_bad)]
 
 

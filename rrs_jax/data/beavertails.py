@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rrs_jax.config.vocabulary import CATEGORIES
 from rrs_jax.data.questions import clean, words
-from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.data.tables import KINDS, read_table
 from rrs_jax.data.values import numbers_as_text
 from rrs_jax.errors import UserError

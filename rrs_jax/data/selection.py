@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rrs_jax.config.vocabulary import CATEGORIES
 from rrs_jax.data.beavertails import Question
 from rrs_jax.data.duplicates import QuestionIndex, near_groups
 from rrs_jax.data.questions import MAX_WORDS, is_question, unspeakable
-from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash
 

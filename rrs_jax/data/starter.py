@@ -1,61 +1,57 @@
-"""The starter set: questions written for this project, and their spoken manifests.
+"""The starter set and the styles set: questions written for this project, and their spoken manifests.
 
 | file in starter/                    | holds                                                              |
 | train.jsonl, eval.jsonl             | 14 x 20 and 14 x 10 pairs of a harmful question and its benign     |
 |                                     | rewrite, as in the paper's Mirror set (table 1, appendix C)        |
+| styles_train.jsonl, styles_eval,    | 14 x 10 x 10, 2 and 2 pairs: of each category as many in each of   |
+| styles_check                        | ten styles, such as imperatives or key words alone                 |
 | borderline.jsonl                    | 120 harmless questions with alarming words, for evaluation alone   |
 | check.jsonl, borderline_check.jsonl | as many of both again, to measure what was chosen by the others    |
 | everyday.jsonl, contrast.jsonl      | 140 plain and 160 alarming harmless questions, for training        |
-| rewrites.jsonl                      | a second rewrite of every training pair                            |
+| everyday_check.jsonl                | 140 other plain questions, for evaluation alone                    |
+| rewrites.jsonl                      | a second rewrite of every pair in train.jsonl                      |
 
 No two questions of different pairs are nearly equal. There are questions only, never answers.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from rrs_jax.config.vocabulary import CATEGORIES
 from rrs_jax.data.speech import placed_clip, speak_all
 from rrs_jax.data.voices import draw_voice, read_voices
 from rrs_jax.errors import UserError
 from rrs_jax.files import content_hash, read_jsonl, write_jsonl
 
-CATEGORIES = (  # BeaverTails' keys; commas belong to the names
-    "animal_abuse",
-    "child_abuse",
-    "controversial_topics,politics",
-    "discrimination,stereotype,injustice",
-    "drug_abuse,weapons,banned_substance",
-    "financial_crime,property_crime,theft",
-    "hate_speech,offensive_language",
-    "misinformation_regarding_ethics,laws_and_safety",
-    "non_violent_unethical_behavior",
-    "privacy_violation",
-    "self_harm",
-    "sexually_explicit,adult_content",
-    "terrorism,organized_crime",
-    "violence,aiding_and_abetting,incitement",
-)
-BORDERLINE = {"eval": "borderline", "check": "borderline_check"}  # file by what is asked
-SPLITS = ("train", *BORDERLINE)
+BORDERLINE = {  # file by what is asked
+    "eval": "borderline",
+    "check": "borderline_check",
+    "styles_eval": "borderline",
+    "styles_check": "borderline_check",
+}
+TRAINING = ("train", "styles_train")
+SPLITS = (*TRAINING, *BORDERLINE)
 
 
 @dataclass(frozen=True)
 class StarterChoice:
-    """A part of the starter set; in numbers of questions None is all.
+    """A part of the starter or the styles set; in numbers of questions None is all.
 
     Attributes:
       split: one of `SPLITS`.
       pairs_per_category: pairs of a harmful question and its benign rewrite.
       borderline: borderline questions, for evaluation alone.
-      everyday, contrast: harmless questions with the role "keep", for training alone.
+      everyday: plain questions; in training with the role "keep", in evaluation others, labelled "everyday".
+      contrast: harmless questions with the role "keep", for training alone.
       contrast_role: "keep", or "mirror" for contrast questions without a role, which move as rewrites do.
       rewrites_per_pair: 1 or 2; the second rewrite follows its pair.
       parallel: an everyday question in place of each rewrite, as in the paper's Parallel set. There are fewer
         of them than of all pairs, so they come again.
       categories: the first so many categories.
+      left_out_categories, left_out_styles: of the chosen pairs none is of these.
       seed: draws the order within a category or style. With the same seed a smaller choice is a part of a
         larger one.
     """
@@ -69,21 +65,30 @@ class StarterChoice:
     rewrites_per_pair: int = 1
     parallel: bool = False
     categories: int | None = None
+    left_out_categories: tuple[str, ...] = ()
+    left_out_styles: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise ValueError(f"split {self.split!r} is none of {SPLITS}")
-        if self.split == "train" and self.borderline != 0:
+        if self.is_training and self.borderline != 0:
             raise ValueError("borderline questions are for evaluation alone")
-        if self.split != "train" and (self.everyday, self.contrast) != (0, 0):
-            raise ValueError("everyday and contrast questions are for training alone")
+        if not self.is_training and self.contrast != 0:
+            raise ValueError("contrast questions are for training alone")
         if self.rewrites_per_pair != 1 and (self.split != "train" or self.parallel):
-            raise ValueError("second rewrites are for training on Mirror alone")
+            raise ValueError("second rewrites are for training on the starter set's Mirror alone")
+        if self.left_out_styles and not self.split.startswith("styles"):
+            raise ValueError(f"the pairs of {self.split} have no styles to leave out")
+
+    @property
+    def is_training(self) -> bool:
+        """True where the questions are trained on."""
+        return self.split in TRAINING
 
 
 def starter_pairs(split: str) -> list[dict]:
-    """Reads `pair_id`, `category`, `harmful` and `benign` of every pair of a split."""
+    """Reads `pair_id`, `category`, `harmful`, `benign` and in the styles set `style` of a split's pairs."""
     return read_jsonl(Path(__file__).parent / "starter" / f"{split}.jsonl")
 
 
@@ -95,17 +100,19 @@ def starter_singles(name: str) -> list[dict]:
 def choose_rows(choice: StarterChoice) -> list[dict]:
     """Returns manifest rows without speech.
 
-    First the pairs, harmful and benign by turns and all categories by turns; then borderline, everyday and
-    contrast questions, each kind by turns of its styles. Raises UserError where more is asked for than there
-    is.
+    First the pairs, harmful and benign by turns and all categories by turns, in which styles take turns; then
+    borderline, everyday and contrast questions, each kind by turns of its styles. Raises UserError where more
+    is asked for than there is, or everything is left out.
     """
     rows = _pair_rows(choice)
     if choice.parallel:
         _replace_twins(rows, _by_turns(starter_singles("everyday"), "style", "id", choice.seed))
-    rows += _single_rows(choice, "borderline", choice.borderline, "borderline", role=None)
-    rows += _single_rows(choice, "everyday", choice.everyday, "benign", role="keep")
+    if not choice.is_training:
+        rows += _single_rows(choice, "borderline", BORDERLINE[choice.split], "borderline")
+        return rows + _single_rows(choice, "everyday", "everyday_check", "everyday")
+    rows += _single_rows(choice, "everyday", "everyday", "benign", role="keep")
     contrast_role = "keep" if choice.contrast_role == "keep" else None
-    return rows + _single_rows(choice, "contrast", choice.contrast, "benign", contrast_role)
+    return rows + _single_rows(choice, "contrast", "contrast", "benign", contrast_role)
 
 
 def build_starter(
@@ -148,16 +155,28 @@ def build_starter(
 
 def _pair_rows(choice: StarterChoice) -> list[dict]:
     chosen = CATEGORIES[: _count("categories", choice.categories, len(CATEGORIES))]
-    pairs = [pair for pair in starter_pairs(choice.split) if pair["category"] in chosen]
-    each = _count("pairs_per_category", choice.pairs_per_category, len(pairs) // len(chosen))
+    pairs = [
+        pair
+        for pair in starter_pairs(choice.split)
+        if pair["category"] in set(chosen) - set(choice.left_out_categories)
+        and pair.get("style") not in choice.left_out_styles
+    ]
+    if not pairs:
+        raise UserError(
+            "data.left_out_categories, data.left_out_styles: leave out every pair; leave out fewer."
+        )
+    kept = len({pair["category"] for pair in pairs})
+    each = _count("pairs_per_category", choice.pairs_per_category, len(pairs) // kept)
     second = {}
     if choice.rewrites_per_pair == 2:
         second = {row["pair_id"]: row for row in starter_singles("rewrites")}
     rows = []
-    for pair in _by_turns(pairs, "category", "pair_id", choice.seed)[: each * len(chosen)]:
+    for pair in _by_turns(pairs, "category", "pair_id", choice.seed)[: each * kept]:
         name, category = pair["pair_id"], pair["category"]
+        style = {"style": pair["style"]} if "style" in pair else {}
         rows += [
-            _row(f"{name}-{label}", name, label, category, pair[label]) for label in ("harmful", "benign")
+            _row(f"{name}-{label}", name, label, category, pair[label]) | style
+            for label in ("harmful", "benign")
         ]
         if second:
             rows.append(_row(second[name]["id"], name, "benign", category, second[name]["question"]))
@@ -165,13 +184,16 @@ def _pair_rows(choice: StarterChoice) -> list[dict]:
 
 
 def _single_rows(
-    choice: StarterChoice, name: str, wanted: int | None, label: str, role: str | None
+    choice: StarterChoice, field: str, file: str, label: str, role: str | None = None
 ) -> list[dict]:
-    """Returns rows of questions without a twin."""
-    questions = starter_singles(BORDERLINE.get(choice.split, name) if name == "borderline" else name)
-    chosen = _by_turns(questions, "style", "id", choice.seed)[: _count(name, wanted, len(questions))]
+    """Returns rows of questions without a twin, as many as the choice's `field` says."""
+    questions = starter_singles(file)
+    wanted = _count(field, getattr(choice, field), len(questions))
     marked = {"role": role} if role else {}
-    return [_row(row["id"], row["id"], label, row["style"], row["question"]) | marked for row in chosen]
+    return [
+        _row(row["id"], row["id"], label, row["style"], row["question"]) | marked
+        for row in _by_turns(questions, "style", "id", choice.seed)[:wanted]
+    ]
 
 
 def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
@@ -184,12 +206,19 @@ def _replace_twins(rows: list[dict], unrelated: list[dict]) -> None:
 
 
 def _by_turns(items: list[dict], group: str, name: str, seed: int) -> list[dict]:
-    """Orders items by turns: one of every group, then a second one; the seed draws the order in a group."""
+    """Orders items by turns: one of every group, then a second one; the seed draws the order in a group, in
+    which styles take turns as well."""
     groups = defaultdict(list)
     for item in items:
         groups[item[group]].append(item)
     for members in groups.values():
         members.sort(key=lambda item: content_hash(seed, item[name]))
+        seen: Counter[str | None] = Counter()
+        turns = {}
+        for item in members:
+            turns[item[name]] = seen[item.get("style")]
+            seen[item.get("style")] += 1
+        members.sort(key=lambda item: turns[item[name]])
     return [item for turn in zip_longest(*groups.values()) for item in turn if item is not None]
 
 
@@ -197,9 +226,7 @@ def _count(field: str, wanted: int | None, there: int) -> int:
     if wanted is None:
         return there
     if not 0 <= wanted <= there:
-        raise UserError(
-            f"{field}: {wanted} is not between 0 and {there}, all that the starter set has; choose fewer."
-        )
+        raise UserError(f"{field}: {wanted} is not between 0 and {there}, all that there is; choose fewer.")
     return wanted
 
 

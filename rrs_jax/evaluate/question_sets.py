@@ -37,9 +37,9 @@ An id begins with the format and is the same in every reading. Nothing is fetche
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from rrs_jax.config.vocabulary import CATEGORIES
 from rrs_jax.data.bad_rows import BadRow, BadRows
 from rrs_jax.data.rows import LABELS, clip_fault, own_row, taken_names
-from rrs_jax.data.starter import CATEGORIES
 from rrs_jax.data.tables import read_rows, table_kind
 from rrs_jax.data.values import text_of
 from rrs_jax.errors import UserError

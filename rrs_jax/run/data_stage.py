@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE, load_strategy
+from rrs_jax.config.vocabulary import read_categories
 from rrs_jax.data.augment import augment_rows
 from rrs_jax.data.authors import training_rows
 from rrs_jax.data.bad_rows import BadRows
@@ -26,19 +27,18 @@ def make_data(context: RunContext) -> dict:
     asked for."""
     config, folder = context.config, context.folder
     voices = ",".join(config.data.voices)
-    kind = STRATEGY_TABLE[config.strategy].data
     for split, given, target in (
-        ("train", config[DATA[kind]], folder.manifest),
+        ("train", config[DATA[STRATEGY_TABLE[config.strategy].data]], folder.manifest),
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
         if given:
-            added = choose_rows(_added_choice(config)) if split == "train" else []
+            added = choose_rows(added_choice(config)) if split == "train" else []
             _take_manifest(Path(given), added, target, split == "train", config)
         else:
             train = split == "train"
             build_starter(
                 target.parent,
-                _training_choice(config, kind) if train else _evaluation_choice(config),
+                training_choice(config) if train else evaluation_choice(config),
                 voices=voices,
                 max_cost_usd=config.data.max_cost_usd,
                 voices_per_question=config.data.voices_per_question if train else 1,
@@ -65,7 +65,7 @@ def _augment(manifest: Path, config: ConfigDict) -> None:
     write_jsonl(manifest, rows)
 
 
-def _added_choice(config: ConfigDict) -> StarterChoice:
+def added_choice(config: ConfigDict) -> StarterChoice:
     """The starter set's everyday and contrast questions, without pairs."""
     data = config.data
     return StarterChoice(
@@ -78,24 +78,29 @@ def _added_choice(config: ConfigDict) -> StarterChoice:
     )
 
 
-def _training_choice(config: ConfigDict, kind: str) -> StarterChoice:
-    """The training questions of the starter set for a strategy that trains on data of this kind."""
-    data = config.data
+def training_choice(config: ConfigDict) -> StarterChoice:
+    """The built-in training questions, of the kind of data that the run's strategy trains on."""
+    data, kind = config.data, STRATEGY_TABLE[config.strategy].data
     return dataclasses.replace(
-        _added_choice(config),
+        added_choice(config),
+        split="styles_train" if data.train_set == "styles" else "train",
         pairs_per_category=data.pairs_per_category,
         rewrites_per_pair=data.rewrites_per_pair if kind == "mirror" else 1,
         parallel=kind != "mirror",
         categories=data.categories,
+        left_out_categories=read_categories(data.left_out_categories),
+        left_out_styles=data.left_out_styles,
     )
 
 
-def _evaluation_choice(config: ConfigDict) -> StarterChoice:
+def evaluation_choice(config: ConfigDict) -> StarterChoice:
+    """The built-in evaluation questions."""
     data = config.data
     return StarterChoice(
-        data.eval_set,
+        "styles_eval" if data.eval_set == "styles" else data.eval_set,
         pairs_per_category=data.eval_pairs_per_category,
         borderline=data.borderline,
+        everyday=data.eval_everyday,
         categories=data.categories,
         seed=data.seed,
     )

@@ -90,10 +90,10 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     adapter, frozen = _leaves(adapter), _leaves(frozen)
     folder = Path(config.run_dir)
     written = folder / "data" / "manifest.jsonl", folder / "data" / "eval" / "manifest.jsonl"
-    sizes = count_questions(config.data, config.evaluate, *written)
+    sizes = count_questions(config, *written)
     modes = modes_of(config, part("inputs", values).FORMAT.modes)
     queries = sizes.harmful * len(modes)
-    queries += (sizes.benign + sizes.borderline) * len(set(modes) & set(config.evaluate.over_refusal_modes))
+    queries += sizes.harmless * len(set(modes) & set(config.evaluate.over_refusal_modes))
     responses = queries * config.evaluate.samples * (2 if trained and config.evaluate.vanilla else 1)
     memory = memory_bytes(config, model.config, frozen, adapter, sizes, mesh)
     free = free_memory(mesh) - sum(memory.values()) + memory["activations of a training step"]
@@ -143,6 +143,7 @@ def model_config(path: str) -> dict:
 def format_plan(plan: DryRun, config: ConfigDict) -> str:
     sizes, rate = plan.sizes, plan.rate
     sets = f"{sizes.harmful} harmful, {sizes.benign} benign and {sizes.borderline} borderline"
+    sets += f" and {sizes.everyday} everyday" if sizes.everyday else ""
     lines = [
         f"run        {config.run_dir}: {config.strategy} on {config.model.path} in {config.model.dtype}",
         f"model      {plan.frozen:,} parameters frozen, {plan.trainable:,} trained",

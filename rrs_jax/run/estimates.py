@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -11,24 +12,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rrs_jax.data.authors_questions import manifest_rows, read_authors
-from rrs_jax.data.manifest import load_manifest
+from rrs_jax.data.manifest import LABELS, load_manifest
+from rrs_jax.data.starter import choose_rows
 from rrs_jax.distributed.memory import device_memory
 from rrs_jax.distributed.mesh import parameter_sharding
 from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.generate.memory import FlightPlan
 from rrs_jax.models.flops import decoder_flops, encoder_flops, state_size
+from rrs_jax.run.data_stage import added_choice, evaluation_choice, training_choice
 from rrs_jax.run.lower_layers import lower_layers, shared_layers
 from rrs_jax.train.memory import activation_bytes, fitting_remat
 
-STARTER = {
-    "categories": 14,
-    "pairs_per_category": 20,
-    "eval_pairs_per_category": 10,
-    "borderline": 120,
-    "everyday": 140,
-    "contrast": 160,
-}
-CLIP_SECONDS = 3.0  # of the starter set's questions, before they are spoken
+CLIP_SECONDS = 3.0  # of the built-in's questions, before they are spoken
 PROMPT_TOKENS = 45  # chat template, system prompt and t
 END_TOKENS = 15  # of a prompt, its text and the template behind it
 OPENING_TOKENS = 20  # of every prompt, before its clip: template and system prompt
@@ -46,12 +41,18 @@ class Sizes:
     harmful: int
     benign: int
     borderline: int
+    everyday: int
     seconds: float
     spoken: bool
 
     @property
     def evaluated(self) -> int:
-        return self.harmful + self.benign + self.borderline
+        return self.harmful + self.harmless
+
+    @property
+    def harmless(self) -> int:
+        """All evaluation questions but the harmful ones."""
+        return self.benign + self.borderline + self.everyday
 
     @property
     def tokens(self) -> int:
@@ -67,33 +68,25 @@ class DeviceRate:
     bandwidth: float
 
 
-def count_questions(data: ConfigDict, asked_of: ConfigDict, written: Path, written_eval: Path) -> Sizes:
-    """Counts from the run's own manifests where they are written, or the config's, or the starter set's
-    numbers."""
-
-    def starter(name: str) -> int:
-        return min(STARTER[name] if data[name] is None else data[name], STARTER[name])
-
-    categories = starter("categories")
+def count_questions(config: ConfigDict, written: Path, written_eval: Path) -> Sizes:
+    """Counts from the run's own manifests where they are written, or the config's, or the built-in
+    questions."""
+    data = config.data
     training = written if written.is_file() else data.manifest
     rows = _rows(Path(training), data) if training else []
-    pairs = categories * starter("pairs_per_category")
-    singles = starter("everyday") + starter("contrast")
-    added = singles if data.manifest and not written.is_file() else 0
-    train = len(rows) + added if training else (2 * pairs + singles) * data.voices_per_question
-    evaluation = written_eval if written_eval.is_file() else data.eval_manifest
-    if evaluation:
-        asked = chosen_rows(_rows(Path(evaluation), data), asked_of.limit)
-        sets = [
-            sum(row.get("label") == label for row in asked) for label in ("harmful", "benign", "borderline")
-        ]
+    if training:
+        added = 0 if written.is_file() else len(choose_rows(added_choice(config)))
+        train = len(rows) + added
     else:
-        asked, pairs = [], categories * starter("eval_pairs_per_category")
-        sets = [pairs, pairs, starter("borderline")]
+        added, train = 0, len(choose_rows(training_choice(config))) * data.voices_per_question
+    evaluation = written_eval if written_eval.is_file() else data.eval_manifest
+    asked = _rows(Path(evaluation), data) if evaluation else choose_rows(evaluation_choice(config))
+    asked = chosen_rows(asked, config.evaluate.limit)
+    labels = Counter(row["label"] for row in asked)
     seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
     return Sizes(
         train,
-        *(size if asked_of.limit is None else min(size, asked_of.limit) for size in sets),
+        *(labels[label] for label in LABELS),
         seconds=sum(seconds) / len(seconds) if seconds else CLIP_SECONDS,
         spoken=bool(rows) and bool(asked) and not added and all(row.get("audio") for row in rows + asked),
     )
