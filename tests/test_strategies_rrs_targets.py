@@ -184,6 +184,34 @@ def test_rewrites_may_keep_what_they_have(work):
     assert built(work).examples(np.array([0, 1, 4]), np.zeros(3, int))["weight"].tolist() == [2, 1, 3]
 
 
+@pytest.mark.parametrize("audio_share", [0.0, 0.25])
+def test_every_question_keeps_in_writing_what_the_frozen_model_has_there(work, audio_share):
+    """The two written prompts stand behind the spoken pool, and the clip alone behind them; heard, a question
+    moves as ever."""
+    plain = built(work)
+    work.config.train.kept_text_share, work.config.train.audio_share = 0.25, audio_share
+    strategy = built(work)
+    for i in range(len(LABELS)):
+        for place in (POOL, POOL + 1):
+            np.testing.assert_array_equal(target(strategy, i, place), state(i, "pool", place))
+        heard = [*range(POOL), *([POOL + 2] if audio_share else [])]
+        for place in heard if not KEPT[i] else []:
+            np.testing.assert_array_equal(target(strategy, i, place), target(plain, i))
+    work.config.rrs.harmful_weight, work.config.rrs.keep_weight = 4.0, 0.5
+    strategy, every = built(work), np.arange(len(LABELS))
+    assert strategy.examples(every, np.full(len(LABELS), POOL))["weight"].tolist() == [0.5] * len(LABELS)
+    assert strategy.examples(every, np.full(len(LABELS), 0))["weight"].tolist() == [4, 1, 4, 1, 0.5, 4, 1]
+
+
+def test_written_questions_that_all_keep_are_extracted_once(work):
+    work.config.train.kept_text_share, work.config.rrs.benign_target = 0.25, "keep"
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    assert extracted.content["kept_text"].shape == (3, 2, D)  # the harmful ones; the others' are kept_prompts
+    strategy = rrs.build(extracted, work.samples, work.config)
+    for i in range(len(LABELS)):
+        np.testing.assert_array_equal(target(strategy, i, POOL + 1), state(i, "pool", POOL + 1))
+
+
 def test_targets_start_on_the_way_from_what_is_heard_to_what_is_read(work):
     """The safety vector stays that of heard questions."""
     work.config.rrs.read_share = 0.75

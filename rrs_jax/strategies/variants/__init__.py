@@ -1,14 +1,16 @@
-"""Additions to RRS beyond the paper, one file a variant; tried on the mini and of little use there.
+"""Additions to RRS beyond the paper, one file a variant; those tried on the mini were of little use there.
 
 A variant gives further prompts to extract, other targets, weights or a loss around RRS's (`variant.py`). The
 paper's RRS has none of them. `train.text_share`, `train.audio_share` and `train.twins_together` belong to the
-draws of a step (`rrs_jax.train.batches`), `data.rewrites_per_pair` to the data.
+draws of a step (`rrs_jax.train.batches`), as do the draws of `train.kept_text_share`, whose targets are here;
+`data.rewrites_per_pair` belongs to the data.
 """
 
 from rrs_jax.strategies.samples import Samples
 from rrs_jax.strategies.variants.category_vectors import CategoryVectors
 from rrs_jax.strategies.variants.hinge import Hinge
 from rrs_jax.strategies.variants.keep import Keep
+from rrs_jax.strategies.variants.kept_text import KeptText
 from rrs_jax.strategies.variants.own_targets import OwnTargets
 from rrs_jax.strategies.variants.positions import Positions
 from rrs_jax.strategies.variants.projection import Projection
@@ -23,7 +25,7 @@ __all__ = ["VARIANTS", "Materials", "Variant", "chosen_variants"]
 # on their first, and weights last; kept samples' states are there before they go part of the way to what is
 # read.
 VARIANTS = (
-    Positions, Hinge, Keep, ReadShare, CategoryVectors, Whitening, Projection, OwnTargets, Weights,
+    Positions, Hinge, Keep, KeptText, ReadShare, CategoryVectors, Whitening, Projection, OwnTargets, Weights,
 )  # fmt: skip
 
 

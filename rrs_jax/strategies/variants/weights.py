@@ -36,11 +36,12 @@ class Weighted(Wrapper):
 
 def make_weights(samples, config) -> np.ndarray:
     """Factor of each sample's loss under each prompt of the pool, float32 (N, prompts)."""
-    rrs, train = config.rrs, config.train
-    weights = np.ones((len(samples), len(prompt_pool(train.text_share, train.audio_share))), np.float32)
+    rrs, pool = config.rrs, prompt_pool(config.train)
+    weights = np.ones((len(samples), len(pool)), np.float32)
     weights[samples.kept] = rrs.keep_weight
     weights[samples.harmful] = rrs.harmful_weight
     weights[samples.rewrites] = rrs.rewrite_weight
-    if train.audio_share and rrs.harmful_audio_weight is not None:  # the last prompt is the clip alone
+    if config.train.audio_share and rrs.harmful_audio_weight is not None:  # the last is the clip alone
         weights[samples.harmful, -1] = rrs.harmful_audio_weight
+    weights[:, [prompt.stays for prompt in pool]] = rrs.keep_weight
     return weights
