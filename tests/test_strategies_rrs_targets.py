@@ -70,14 +70,14 @@ class Frozen:
 class Work:
     """Seven samples, their config and model."""
 
-    def __init__(self, categories=CATEGORIES):
+    def __init__(self, categories=CATEGORIES, kept=KEPT):
         self.config, self.frozen = default_config(), Frozen()
         self.config.rrs.refusal_prompt, self.config.rrs.top_m = "refuse", 50.0
-        rows = zip(LABELS, PAIRS, KEPT, categories, strict=True)
+        rows = zip(LABELS, PAIRS, kept, categories, strict=True)
         self.samples = Samples(
             [
-                {"label": label, "pair_id": pair, "category": category, "role": "keep" if kept else None}
-                for label, pair, kept, category in rows
+                {"label": label, "pair_id": pair, "category": category, "role": "keep" if keep else None}
+                for label, pair, keep, category in rows
             ]
         )
 
@@ -144,6 +144,74 @@ def test_the_authors_selection_and_rounding(work):
         np.testing.assert_array_equal(target(strategy, i), expected.float().numpy())
     work.config.model.dtype = "float32"  # nothing is rounded then
     assert (target(built(work), 0) != target(strategy, 0)).any()
+
+
+def own_amount(along, harmful, refused, harmless):
+    """How far a question moves, one number at a time: up to the refused states' median if harmful, else down
+    to the harmless states' 95th percentile, which lies between two of them."""
+    refused, harmless = sorted(refused), sorted(harmless)
+    middle = (refused[(len(refused) - 1) // 2] + refused[len(refused) // 2]) / 2
+    rank = 0.95 * (len(harmless) - 1)
+    below = harmless[int(rank)]
+    high = below + (rank - int(rank)) * (harmless[min(int(rank) + 1, len(harmless) - 1)] - below)
+    return max(middle - along, 0) if harmful else -max(along - high, 0)
+
+
+STAYING = {  # for the rows that are kept and rrs.read_share, the others of which the target is what they have
+    ((4,), 0.0): set(),
+    ((3, 4), 0.5): set(),
+    ((), 0.0): {3, 4, 6},
+    ((4, 6), 0.0): {1, 3},
+    ((1, 6), 0.5): {3, 4},
+}
+
+
+@pytest.mark.parametrize("keeping, read_share", STAYING)
+def test_amounts_of_their_own(keeping, read_share):
+    """A question that lies where it is to be stays; of the others each one ends there."""
+    kept = np.isin(np.arange(len(LABELS)), keeping)
+    work = Work(kept=kept)
+    work.config.rrs.amount, work.config.rrs.read_share = "own", read_share
+    strategy = built(work)
+    original, refused, benign = (torch.tensor(part, dtype=torch.float64) for part in parts(work))
+    vector = torch.tensor(selected(refused.mean(0) - benign.mean(0)))
+    unit = vector / vector.norm()
+    harmless = original[kept] if keeping else benign
+    read = torch.tensor(np.stack([state(i, "read", T) for i in range(len(LABELS))]), dtype=torch.float64)
+    start = original + read_share * (read - original)
+    staying = set()
+    for i in np.flatnonzero(~kept).tolist():
+        amount = own_amount(
+            float(start[i] @ unit),
+            LABELS[i] == "harmful",
+            (refused @ unit).tolist(),
+            (harmless @ unit).tolist(),
+        )
+        np.testing.assert_allclose(target(strategy, i), start[i] + amount * unit, atol=1e-5)
+        staying |= set() if amount else {i}
+    assert staying == STAYING[keeping, read_share]
+
+
+def test_a_harmful_question_that_is_refused_as_surely_as_the_median_stays(work):
+    """The refused states are the questions' own without the refusal prompt: the lowest goes to the middle."""
+    work.config.rrs.amount = "own"
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    own = extracted.content["harmful_refusal"] = extracted.content["harmful"]
+    strategy = rrs.build(extracted, work.samples, work.config)
+    unit = extracted.content["safety_vector"] / np.linalg.norm(extracted.content["safety_vector"])
+    low, middle, high = np.argsort(own @ unit)
+    moved = np.stack([target(strategy, i) for i in np.flatnonzero(work.samples.harmful)])
+    np.testing.assert_allclose(moved[[middle, high]], own[[middle, high]], atol=1e-6)
+    np.testing.assert_allclose(moved[low] @ unit, own[middle] @ unit, atol=1e-5)
+    assert (own[middle] - own[low]) @ unit > 0.1
+
+
+def test_amounts_need_a_safety_vector(work):
+    work.config.rrs.amount = "own"
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    extracted.content["safety_vector"] = np.zeros(D, np.float32)
+    with pytest.raises(UserError, match="rrs.amount: the safety vector is 0"):
+        rrs.build(extracted, work.samples, work.config)
 
 
 def test_own_targets_take_the_selected_features_of_the_own_refused_state(work):

@@ -124,6 +124,17 @@ def _strategy(values: dict[str, Any]) -> Iterator[str]:
             " questions"
         )
     yield from _kept_text(values)
+    if values["rrs.amount"] == "own":
+        if values["rrs.target"] != "mean":
+            yield (
+                f"rrs.amount is own and rrs.target {values['rrs.target']}, and each sets how far a harmful"
+                " question moves, give one of them"
+            )
+        if values["rrs.benign_target"] == "hinge":
+            yield (
+                "rrs.amount is own and rrs.benign_target hinge, and each sets how far a rewrite moves, give"
+                " one of them"
+            )
     if values["rrs.whiten"] is not None and values["rrs.project"]:
         yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
 

@@ -128,6 +128,11 @@ FIELDS = {field.name: field for field in (
           "Target of harmful questions: `mean` is V0(d, t) moved by the safety vector (equation 12); `own` "
           "takes its selected features from the question's own V0(d, t̃); `category` moves by a vector of "
           "the question's category."),
+    Field("rrs.amount", "same", choice("same", "own"),
+          "How far a question moves along the safety vector: `same` by its length (equation 12); `own` a "
+          "harmful one up to the median of the frozen model's refused states and a harmless one down to the "
+          "95th percentile of the kept questions (of all harmless ones where none is kept), and not at all "
+          "where it is there already. All of it is the frozen model's, in every epoch."),
     Field("rrs.benign_target", "mirror", choice("mirror", "keep", "hinge"),
           "Target of the rewrites: `mirror` is V0(d, t) moved against the safety vector (equation 12); "
           "`keep` is what the model has already, under each prompt; `hinge` pulls only while a refusal "

@@ -11,6 +11,7 @@ from rrs_jax.strategies.variants.category_vectors import CategoryVectors
 from rrs_jax.strategies.variants.hinge import Hinge
 from rrs_jax.strategies.variants.keep import Keep
 from rrs_jax.strategies.variants.kept_text import KeptText
+from rrs_jax.strategies.variants.own_amounts import OwnAmounts
 from rrs_jax.strategies.variants.own_targets import OwnTargets
 from rrs_jax.strategies.variants.positions import Positions
 from rrs_jax.strategies.variants.projection import Projection
@@ -23,9 +24,10 @@ __all__ = ["VARIANTS", "Materials", "Variant", "chosen_variants"]
 
 # In the order in which their hooks are called: a loss is wrapped from the inside, positions before the hinge
 # on their first, and weights last; kept samples' states are there before they go part of the way to what is
-# read.
+# read, and amounts are measured from there.
 VARIANTS = (
-    Positions, Hinge, Keep, KeptText, ReadShare, CategoryVectors, Whitening, Projection, OwnTargets, Weights,
+    Positions, Hinge, Keep, KeptText, ReadShare, CategoryVectors, Whitening, Projection, OwnAmounts,
+    OwnTargets, Weights,
 )  # fmt: skip
 
 
