@@ -313,6 +313,28 @@ def test_losses_count_by_the_kind_of_question_and_by_whether_it_is_only_heard(wo
     assert strategy.examples(every, last)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
 
 
+def test_harmful_questions_count_less_the_more_they_look_like_harmless_ones_of_other_pairs(work):
+    """Beside the other weights, and not in writing that is kept; the twin does not count."""
+    work.config.rrs.overlap_weight, work.config.rrs.harmful_weight = 0.6, 4.0
+    work.config.train.kept_text_share = 0.25
+    centred = torch.tensor(parts(work)[0], dtype=torch.float64)
+    centred = centred - centred.mean(0)
+    expected = []
+    for i, label in enumerate(LABELS):
+        others = [j for j in range(len(LABELS)) if LABELS[j] == "benign" and PAIRS[j] != PAIRS[i]]
+        likeness = max(float(torch.cosine_similarity(centred[i], centred[j], dim=0)) for j in others)
+        expected.append(4 * (1 - 0.6 * max(likeness, 0)) if label == "harmful" else 1)
+    assert min(expected) < 3 and len({*expected}) > 3
+    strategy, every = built(work), np.arange(len(LABELS))
+    found = strategy.examples(every, np.zeros(len(LABELS), int))["weight"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert strategy.examples(every, np.full(len(LABELS), POOL))["weight"].tolist() == [1] * len(LABELS)
+    labels = ["harmful", "benign"]
+    lone = Samples([{"label": label, "pair_id": "p", "category": "a"} for label in labels])
+    with pytest.raises(UserError, match="rrs.overlap_weight: compares a harmful question with the harmless"):
+        rrs.extract(lone, work.frozen, work.config)
+
+
 def test_the_hinge_measures_logits_along_the_safety_vector(work):
     work.config.rrs.benign_target, work.config.rrs.margin = "hinge", 2.5
     strategy = built(work)

@@ -153,6 +153,10 @@ FIELDS = {field.name: field for field in (
           "None is rrs.harmful_weight."),
     Field("rrs.rewrite_weight", 1.0, number(0, above=True),
           "Factor of the loss of benign questions that have a harmful twin."),
+    Field("rrs.overlap_weight", 0.0, number(0, 1),
+          "β: the loss of a harmful question is also multiplied by 1 - β·c, with c the highest cosine, 0 at "
+          "least, of its state and those of the harmless questions of other pairs, in the frozen model and "
+          "less the mean of all. What looks like harmless questions then pulls less."),
     Field("rrs.whiten", None, either(number(0, 1, above=True), None),
           "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does "
           "not point along what benign questions differ in; None leaves ΔV."),
