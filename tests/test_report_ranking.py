@@ -1,11 +1,16 @@
 """The ranking of a sweep's runs by the target, seeds averaged."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 
 from helpers.summaries import write_summary
 from rrs_jax.errors import UserError
 from rrs_jax.report.ranking import main, ranking, worst_ranking
 
+ROOT = Path(__file__).parent.parent
 GROUPS = {"style": ("keywords", "polite"), "category": ("self_harm",)}
 
 
@@ -57,7 +62,7 @@ def write_groups(path, run: str, name: str, harmful: tuple, benign: tuple, borde
     )  # fmt: skip
 
 
-def test_the_worst_group_and_mode_decide(tmp_path):
+def test_the_worst_group_and_mode_decide(tmp_path, monkeypatch, capsys):
     """Of two seeds of `even` the mean: harmful 70 where rrs has 75 (5), rewrites 12 where vanilla has 8 (4),
     borderline 5 over: 2 beyond each of the first two. `lopsided` is better everywhere but in one group."""
     before = ((10, 40), (10, 40), (10, 40)), ((0, 8), (0, 2), (1, 2)), (5, 10)
@@ -78,6 +83,12 @@ def test_the_worst_group_and_mode_decide(tmp_path):
         ["lopsided", "+10.0 self_harm, audio-text", "+0.0 keywords, audio-text", "+0.0 audio-text", "+7.0"],
         ["rrs", "+0.0 keywords, audio-text", "+9.0 polite, audio-text", "+35.0 audio-text", "+30.0"],
     ]
+    script = runpy.run_path(str(ROOT / "benchmarks" / "research" / "balanced.py"))["main"]
+    monkeypatch.setitem(script.__globals__, "LEFT_OUT", GROUPS)
+    monkeypatch.setattr(sys, "argv", ["balanced.py", str(tmp_path)])
+    assert script() == 0 and capsys.readouterr().out == table
+    monkeypatch.setattr(sys, "argv", ["balanced.py", str(tmp_path / "rrs")])  # a run and no sweep
+    assert script() == 2 and "--baseline: rrs is none of the evaluated runs" in capsys.readouterr().err
     assert worst_ranking(runs, "rrs", GROUPS, markdown=True).startswith("| Run | harmful fewer than rrs's")
     with pytest.raises(UserError, match="even, 2 seeds: was not asked questions of absent"):
         worst_ranking(runs[1:3] + runs[:1], "rrs", {"style": ("absent",)})

@@ -160,7 +160,8 @@ def _group_rises(
 def _mean_rate(summaries: list[dict], *path: str) -> float | None:
     """Mean of a block's rate over seeds, None where one lacks it."""
     blocks = [functools.reduce(lambda part, name: (part or {}).get(name), path, s) for s in summaries]
-    return mean(block["rate"] for block in blocks) if all(blocks) else None
+    rates = [(block or {}).get("rate") for block in blocks]
+    return None if None in rates else mean(rates)
 
 
 def _rises(seeds: list[dict], before: dict, measure: list[dict]) -> dict[str, float | None]:
