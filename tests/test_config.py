@@ -283,6 +283,10 @@ def test_every_value_of_a_plain_config_counts_as_given():
             {"train.kept_text_share": 0.25, "strategy": "sft_deep"},
             "train.kept_text_share is 0.25 and the strategy sft_deep keeps no states",
         ),
+        (
+            {"rrs.direction": "twins", "rrs.target": "category"},
+            "rrs.direction is twins and rrs.target category",
+        ),
         ({"rrs.amount": "own", "rrs.target": "category"}, "rrs.amount is own and rrs.target category"),
         (
             {"rrs.amount": "own", "rrs.benign_target": "hinge"},

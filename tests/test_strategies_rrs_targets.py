@@ -70,10 +70,10 @@ class Frozen:
 class Work:
     """Seven samples, their config and model."""
 
-    def __init__(self, categories=CATEGORIES, kept=KEPT):
+    def __init__(self, categories=CATEGORIES, kept=KEPT, pairs=PAIRS):
         self.config, self.frozen = default_config(), Frozen()
         self.config.rrs.refusal_prompt, self.config.rrs.top_m = "refuse", 50.0
-        rows = zip(LABELS, PAIRS, kept, categories, strict=True)
+        rows = zip(LABELS, pairs, kept, categories, strict=True)
         self.samples = Samples(
             [
                 {"label": label, "pair_id": pair, "category": category, "role": "keep" if keep else None}
@@ -371,6 +371,35 @@ def test_following_positions_keep_the_frozen_models_own_way_on(work):
     np.testing.assert_allclose(found["target"][0], [state(6, "pool", 1, *[56] * n) for n in range(3)])
     np.testing.assert_allclose(found["target"][1], target(strategy, 2))
     assert found["tail"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("pairs", ["ppqqkrs", "pppqkqs"])  # of the second p has two harmful questions
+def test_the_direction_of_twins(pairs):
+    """A pair counts once, whatever it has of each kind; the length and the selection are as ever."""
+    work = Work(pairs=pairs)
+    work.config.rrs.direction = "twins"
+    original, refused, benign = (torch.tensor(part, dtype=torch.float64) for part in parts(work))
+    twins = {pair: [i for i in range(len(LABELS)) if pairs[i] == pair] for pair in pairs}
+    changes = []
+    for members in twins.values():
+        harmful = [i for i in members if LABELS[i] == "harmful"]
+        rewrites = [i for i in members if LABELS[i] == "benign"]
+        if harmful and rewrites:
+            changes.append(original[harmful].mean(0) - original[rewrites].mean(0))
+    change = torch.stack(changes).mean(0)
+    length = (refused.mean(0) - benign.mean(0)).norm()
+    vector, original = selected((change / change.norm() * length).numpy()), original.numpy()
+    strategy = built(work)
+    for i in np.flatnonzero(~KEPT).tolist():
+        sign = 1 if LABELS[i] == "harmful" else -1
+        np.testing.assert_allclose(target(strategy, i), original[i] + sign * vector, atol=1e-5)
+
+
+def test_the_direction_of_twins_needs_some():
+    work = Work(pairs="abcdefg")
+    work.config.rrs.direction = "twins"
+    with pytest.raises(UserError, match="rrs.direction: twins needs harmful questions with rewrites"):
+        rrs.extract(work.samples, work.frozen, work.config)
 
 
 @pytest.mark.parametrize("field, value", [("whiten", 0.3), ("project", 2)])

@@ -31,6 +31,7 @@ times.
 | `styles_plus` | as many updates as `rrs_plus`, at its rate and weights, with the mean of the second half |
 | `styles_text` | what tuning on speech does to writing is held where it was |
 | `styles_own` | what is refused already, or lies among everyday questions, needs no move |
+| `styles_direction` | what twins differ in is the harm, and not topic, wording or the refusal prompt |
 | `styles_overlap` | harmful questions that look like harmless ones pull these along |
 | `styles_twins` | a question and its rewrite in one batch leave what they differ in |
 
@@ -53,7 +54,9 @@ a row lacks are the harmful ones that it refuses fewer than `rrs`:
    5 of `styles_mirrored_2`. As RRS refuses more in writing than vanilla, it lacks harmful ones there.
 10. `styles_own` refuses fewer rewrites than `styles_mirrored_2`, and at most 5 fewer harmful questions.
 11. `styles_overlap` moves nothing by more than 5 points: twins are told apart by their words, not by weights.
-12. `styles_twins` refuses fewer rewrites and fewer harmful questions than `styles_mirrored_2`, by up to 8.
+12. `styles_direction` refuses at most half as many borderline questions over vanilla as `styles_mirrored_2`,
+    and lacks over 20 harmful ones: twins that are hardly told apart give a direction that is mostly noise.
+13. `styles_twins` refuses fewer rewrites and fewer harmful questions than `styles_mirrored_2`, by up to 8.
 """
 
 import argparse
@@ -90,6 +93,7 @@ ROWS = {
     "styles_plus": STYLES | {"strategy": "rrs_plus", "train.epochs": 8},
     "styles_text": MIRRORED_2 | {"train.kept_text_share": 0.2},
     "styles_own": MIRRORED_2 | {"rrs.amount": "own"},
+    "styles_direction": MIRRORED_2 | {"rrs.direction": "twins"},
     "styles_overlap": MIRRORED_2 | {"rrs.overlap_weight": 0.5},
     "styles_twins": MIRRORED_2 | {"train.twins_together": True},
 }

@@ -124,6 +124,8 @@ def _strategy(values: dict[str, Any]) -> Iterator[str]:
             " questions"
         )
     yield from _kept_text(values)
+    if values["rrs.direction"] == "twins" and values["rrs.target"] == "category":
+        yield "rrs.direction is twins and rrs.target category, and each gives the direction, give one of them"
     if values["rrs.amount"] == "own":
         if values["rrs.target"] != "mean":
             yield (

@@ -128,6 +128,10 @@ FIELDS = {field.name: field for field in (
           "Target of harmful questions: `mean` is V0(d, t) moved by the safety vector (equation 12); `own` "
           "takes its selected features from the question's own V0(d, t̃); `category` moves by a vector of "
           "the question's category."),
+    Field("rrs.direction", "refusal_prompt", choice("refusal_prompt", "twins"),
+          "What the mean change is between, before features are selected: `refusal_prompt`, harmful "
+          "questions under t̃ and benign ones under t (equation 9); `twins`, harmful questions and their own "
+          "rewrites, both under t, at the length of equation 9's."),
     Field("rrs.amount", "same", choice("same", "own"),
           "How far a question moves along the safety vector: `same` by its length (equation 12); `own` a "
           "harmful one up to the median of the frozen model's refused states and a harmless one down to the "

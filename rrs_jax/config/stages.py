@@ -49,8 +49,8 @@ RETIRED_FIELDS = {"evaluate.air_bench_limit": None, "evaluate.split": "all", "ri
 # does not count among a stage's values.
 ADDED_FIELDS = frozenset({
     "data.augment", "data.bad_rows", "export.base_name", "export.checkpoint", "export.push", "lora.dropout",
-    "lora.start", "rrs.amount", "rrs.overlap_weight", "rrs.target_dtype", "rrs.top_m_rule",
-    "train.kept_text_share", "train.prompt_draw", "train.prompt_group",
+    "lora.start", "rrs.amount", "rrs.direction", "rrs.overlap_weight", "rrs.target_dtype",
+    "rrs.top_m_rule", "train.kept_text_share", "train.prompt_draw", "train.prompt_group",
 })  # fmt: skip
 
 # A run folder keeps the values that decide these; later stages may be repeated in it with other values.

@@ -16,6 +16,7 @@ from rrs_jax.strategies.variants.own_targets import OwnTargets
 from rrs_jax.strategies.variants.positions import Positions
 from rrs_jax.strategies.variants.projection import Projection
 from rrs_jax.strategies.variants.read_share import ReadShare
+from rrs_jax.strategies.variants.twin_direction import TwinDirection
 from rrs_jax.strategies.variants.variant import Materials, Variant
 from rrs_jax.strategies.variants.weights import Weights
 from rrs_jax.strategies.variants.whitening import Whitening
@@ -26,8 +27,8 @@ __all__ = ["VARIANTS", "Materials", "Variant", "chosen_variants"]
 # on their first, and weights last; kept samples' states are there before they go part of the way to what is
 # read, and amounts are measured from there.
 VARIANTS = (
-    Positions, Hinge, Keep, KeptText, ReadShare, CategoryVectors, Whitening, Projection, OwnAmounts,
-    OwnTargets, Weights,
+    Positions, Hinge, Keep, KeptText, ReadShare, CategoryVectors, TwinDirection, Whitening, Projection,
+    OwnAmounts, OwnTargets, Weights,
 )  # fmt: skip
 
 
