@@ -310,6 +310,9 @@ FIELDS = {field.name: field for field in (
     Field("export.checkpoint", "last", either(either(integer(1), "best"), "last"),
           "Which of the kept checkpoints is exported: `last`, `best` (the end of the epoch with the lowest "
           "mean loss), or a number of steps, as the folders in RUN/checkpoints are called."),
+    Field("export.scale", 1.0, number(0, 10, above=True),
+          "Factor of what the exported adapter adds to the model, in its lora_alpha and in the merged "
+          "weights: a dial that needs no training. Rates on the card are those of 1 alone."),
     Field("export.base_name", None, either(hub_name(), None),
           "Name OWNER/NAME under which the base is published, for adapter_config.json and the model card; "
           "None reads it from model.path or its folder."),
