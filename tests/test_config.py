@@ -192,6 +192,7 @@ def test_every_training_field_reaches_the_training():
         "train.prompt_group": 2,
         "train.text_share": 0.125,
         "train.audio_share": 0.375,
+        "train.kept_text_share": 0.25,
         "train.schedule": "linear",
         "train.average": 0.5,
         "train.warmup_steps": 7,
@@ -273,6 +274,28 @@ def test_every_value_of_a_plain_config_counts_as_given():
         (
             {"rrs.harmful_audio_weight": 5.0},
             "rrs.harmful_audio_weight is 5.0 and no question is asked by its clip alone",
+        ),
+        (
+            {"train.text_share": 0.5, "train.audio_share": 0.25, "train.kept_text_share": 0.5},
+            "train.audio_share 0.25 and train.kept_text_share 0.5, together more than 1",
+        ),
+        (
+            {"train.kept_text_share": 0.25, "strategy": "sft_deep"},
+            "train.kept_text_share is 0.25 and the strategy sft_deep keeps no states",
+        ),
+        (
+            {"rrs.direction": "twins", "rrs.target": "category"},
+            "rrs.direction is twins and rrs.target category",
+        ),
+        ({"rrs.amount": "own", "rrs.target": "category"}, "rrs.amount is own and rrs.target category"),
+        (
+            {"rrs.amount": "own", "rrs.benign_target": "hinge"},
+            "rrs.amount is own and rrs.benign_target hinge",
+        ),
+        ({"train.kept_text_share": 0.25, "rrs.positions": 3}, "at its prompt's last position alone"),
+        (
+            {"train.kept_text_share": 0.25, "rrs.benign_target": "hinge"},
+            "train.kept_text_share is 0.25 and rrs.benign_target hinge",
         ),
         ({"data.manifest": __file__, "strategy": "sft_full"}, "strategy sft_full needs data.basic_manifest"),
         (

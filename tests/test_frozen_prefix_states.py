@@ -13,6 +13,7 @@ from flax import nnx
 from helpers.clip_prompts import AUDIO, audio_bank, torch_inputs
 from helpers.prefix_states import COUNTS, LAYERS, asked, changed, configured, make_prefix_states, thinker
 from helpers.tensors import relative_error
+from rrs_jax.config.prompts import KEPT_TEXTS
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
@@ -263,7 +264,9 @@ def test_which_runs_keep_no_prefix_states(finished, capsys):
     training_set = training_set_of(config)
     made = training_set.prefix_states()
     assert made is not None and made is TrainingSet(training_set.context).prefix_states()
-    model = training_set.frozen.model
+    model, frozen = training_set.frozen.model, training_set.frozen
+    for sample in range(len(training_set.samples)):  # what the written questions are to keep
+        assert all(frozen.written_prompt(sample, text) in made for text in KEPT_TEXTS)
     trees = make_trees(model, training_set._extracted_and_drawn())
     held = sum(tree.length for tree in trees) * 48 * 4
     assert states_bytes(model, trees) == held

@@ -92,6 +92,11 @@ def test_the_card_has_the_rates_of_the_weights_that_lie_beside_it_alone(config):
     assert "| rrs |" in card.content
     card = huggingface_hub.ModelCard.load(exported(config, checkpoint=1) / "adapter" / "README.md")
     assert card.data.eval_results is None and "These weights were not evaluated" in card.content
+    folder = exported(config, scale=0.5, merged=True)
+    assert read_json(folder / "adapter" / "adapter_config.json")["lora_alpha"] == 0.5 * config.lora.alpha
+    for form in ("adapter", "merged"):
+        card = huggingface_hub.ModelCard.load(folder / form / "README.md")
+        assert card.data.eval_results is None and "What was trained counts 0.5 times here." in card.content
 
 
 @pytest.fixture

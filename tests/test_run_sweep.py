@@ -25,7 +25,7 @@ def runs(config):
     yield "vanilla", {"strategy": "vanilla"}
     yield "rrs", {}
     yield "top25", {"rrs.top_m": 25.0}
-    shares = {"train.text_share": 0.5, "train.audio_share": 0.25}
+    shares = {"train.text_share": 0.5, "train.audio_share": 0.25, "train.kept_text_share": 0.125}
     added = {"data.everyday": 2, "data.contrast": 2, "rrs.read_share": 1.0}
     yield "rrs_plus", {"strategy": "rrs_plus"} | added | shares
     for name in %r:
@@ -106,13 +106,28 @@ def test_kept_questions_may_aim_at_what_the_model_has_where_it_reads_them(base, 
     entries, _ = read_header(run / "representations.safetensors")
     arrays = {name: np.array(entry.array()) for name, entry in entries.items()}
     kept = arrays["kept_prompts"]
-    assert kept.shape[:2] == (3, 21)
+    assert kept.shape[:2] == (3, 23)
     np.testing.assert_allclose(kept[:, :10], kept[:, 10:20], atol=1e-5)
-    assert np.abs(kept[:, 20] - kept[:, 0]).max() > 1e-2  # the question alone
-    own = [
-        i for i, row in enumerate(read_jsonl(run / "data" / "manifest.jsonl")) if row.get("role") == "keep"
-    ]
+    assert np.abs(kept[:, 22] - kept[:, 0]).max() > 1e-2  # the question alone
+    rows = read_jsonl(run / "data" / "manifest.jsonl")
+    own = [i for i, row in enumerate(rows) if row.get("role") == "keep"]
     assert np.abs(arrays["kept"] - arrays["read"][own]).max(axis=1).min() > 1e-2
+
+
+def test_the_others_keep_in_writing_what_the_model_has_there(base, swept):
+    """Announced beside t, a question is asked as where `rrs.read_share` reads it; bare, it is another
+    prompt, the same for the kept questions' clip alone, which read_share takes to what is read."""
+    run = base[1] / "runs" / "rrs_plus"
+    entries, _ = read_header(run / "representations.safetensors")
+    arrays = {name: np.array(entry.array()) for name, entry in entries.items()}
+    rows = read_jsonl(run / "data" / "manifest.jsonl")
+    moved = [i for i, row in enumerate(rows) if row.get("role") != "keep"]
+    kept = [i for i, row in enumerate(rows) if row.get("role") == "keep"]
+    assert arrays["kept_text"].shape[:2] == (len(moved), 2)
+    np.testing.assert_allclose(arrays["kept_text"][:, 1], arrays["read"][moved], atol=1e-5)
+    np.testing.assert_allclose(arrays["kept_prompts"][:, 21], arrays["read"][kept], atol=1e-5)
+    np.testing.assert_allclose(arrays["kept_prompts"][:, 20], arrays["kept_prompts"][:, 22], atol=1e-5)
+    assert np.abs(arrays["kept_text"][:, 0] - arrays["kept_text"][:, 1]).max(axis=1).min() > 1e-2
 
 
 def test_every_strategy_is_trained_and_evaluated(swept):

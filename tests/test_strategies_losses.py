@@ -5,16 +5,24 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.clip_prompts import prompts
+from helpers.clip_prompts import prompts, torch_inputs
 from helpers.dense_step import compare
+from rrs_jax.config import default_config
+from rrs_jax.config.prompts import PROMPT_POOL
+from rrs_jax.strategies import rrs
+from rrs_jax.strategies.extracted import Extracted
 from rrs_jax.strategies.rrs import RRS
+from rrs_jax.strategies.samples import Samples
 from rrs_jax.strategies.sft import SFT
 from rrs_jax.strategies.variants.hinge import Hinged
 from rrs_jax.strategies.variants.keep import Kept
 from rrs_jax.strategies.variants.positions import SeveralPositions
+from rrs_jax.strategies.variants.variant import Wrapper
 from rrs_jax.strategies.variants.weights import Weighted
 
 TOKENS = (40, 7, 99)  # refusal tokens
+LABELS = ("harmful", "benign", "harmful", "benign")
+SAMPLES = Samples([{"label": label, "pair_id": i // 2, "category": "a"} for i, label in enumerate(LABELS)])
 TAILS = [[11, 12], [13], [], [14, 15]]
 
 
@@ -37,11 +45,22 @@ def log_odds(logits):
     return torch.log(chance) - torch.log1p(-chance)
 
 
-class DrawsPrompts(Weighted):
+def frozen_states(reference, rows, clips) -> np.ndarray:
+    """Final states of transformers at each row's last token, (4, 48)."""
+    with torch.no_grad():
+        states = reference(**torch_inputs(rows, clips, "right"), output_hidden_states=True).hidden_states[-1]
+    return np.stack([states[r, len(row) - 1].numpy() for r, row in enumerate(rows)])
+
+
+class Drawn(Wrapper):
     """A step in which the four samples drew these prompts of the pool."""
 
+    def __init__(self, inner, drawn):
+        super().__init__(inner)
+        self.drawn = np.array(drawn)
+
     def examples(self, indices, prompts=None, tails=None):
-        return super().examples(indices, np.array([1, 0, 2, 1])[indices], tails)
+        return super().examples(indices, self.drawn[indices], tails)
 
 
 def test_kept_samples_have_their_own_state_under_the_prompt_drawn(
@@ -51,14 +70,72 @@ def test_kept_samples_have_their_own_state_under_the_prompt_drawn(
     targets, kept = draw(4, 48), draw(2, 3, 48) + 1
     weights, drawn = np.ones((4, 3), np.float32), np.array([1, 2.5, 1, 4], np.float32)
     weights[np.arange(4), [1, 0, 2, 1]] = drawn  # under the prompts that the samples draw
-    place = np.array([-1, 0, -1, 1], np.int32)
-    strategy = DrawsPrompts(Kept(RRS(targets), kept, place), weights)
+    place = np.array([[-1, -1, -1], [0, 1, 2], [-1, -1, -1], [3, 4, 5]], np.int32)
+    strategy = Drawn(Weighted(Kept(RRS(targets), kept.reshape(6, 48), place), weights), [1, 0, 2, 1])
     wanted = torch.tensor(np.stack([targets[0], kept[0, 0], targets[2], kept[1, 1]]), dtype=torch.float64)
 
     def expected(hidden, _):
         last = torch.stack([hidden[r, len(row) - 1] for r, row in enumerate(rows)])
         return ((last - wanted) ** 2).sum(1) * torch.tensor(drawn)
 
+    compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
+
+
+def test_a_written_question_keeps_the_state_of_the_frozen_model(reference, folder, clips, monkeypatch, asked):
+    """Row 2 has no clip: a harmful question in writing. Its target is transformers' own state, so that the
+    adapters alone make its loss and gradients; the heard rows move."""
+    rows, row_clips = asked
+    frozen = frozen_states(reference, rows, clips)
+    config = default_config()
+    config.train.kept_text_share = 0.5
+    bare = len(PROMPT_POOL)
+    kept_text = np.zeros((4, 2, 48), np.float32)
+    kept_text[2, 0] = frozen[2]
+    arrays = {"harmful": frozen[::2], "harmful_refusal": frozen[::2], "benign": frozen[1::2]}
+    arrays |= {"safety_vector": draw(48), "head_row": draw(48), "kept_text": kept_text}
+    built = rrs.build(Extracted(arrays, {}), SAMPLES, config)
+    moved = frozen + np.array([1, -1, 0, -1])[:, None] * draw(48)
+    wanted = torch.tensor(moved, dtype=torch.float64)
+
+    def expected(hidden, _):
+        last = torch.stack([hidden[r, len(row) - 1] for r, row in enumerate(rows)])
+        return ((last - wanted) ** 2).sum(1)
+
+    strategy = Drawn(built, [3, 0, bare, 1])
+    compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
+
+
+def test_own_amounts_and_overlap_weights(reference, folder, clips, monkeypatch, asked):
+    """From the frozen model's states to losses and gradients, by torch in float64."""
+    rows, row_clips = asked
+    frozen = frozen_states(reference, rows, clips)
+    frozen[3] = 0.8 * frozen[0] + 0.2 * frozen[3]  # alike, of two pairs
+    refused, vector = frozen[::2] + draw(2, 48), draw(48)
+    config = default_config()
+    config.rrs.amount, config.rrs.overlap_weight = "own", 0.5
+    arrays = {"harmful": frozen[::2], "harmful_refusal": refused, "benign": frozen[1::2]}
+    built = rrs.build(Extracted(arrays | {"safety_vector": vector, "head_row": vector}, {}), SAMPLES, config)
+
+    states, unit = torch.tensor(frozen).double(), torch.tensor(vector).double()
+    unit = unit / unit.norm()
+    high = (torch.tensor(refused).double() @ unit).mean()  # the median of two
+    low = torch.quantile(states[1::2] @ unit, 0.95)
+    along = states @ unit
+    steps = [torch.relu(high - along[0]), -torch.relu(along[1] - low)]
+    steps += [torch.relu(high - along[2]), -torch.relu(along[3] - low)]
+    assert [float(step) != 0 for step in steps].count(True) >= 2
+    wanted = states + torch.stack(steps)[:, None] * unit
+    centred = states - states.mean(0)
+    likeness = [torch.cosine_similarity(centred[i], centred[j], dim=0) for i, j in ((0, 3), (2, 1))]
+    weights = torch.ones(4, dtype=torch.float64)
+    weights[[0, 2]] = 1 - 0.5 * torch.relu(torch.stack(likeness))
+    assert weights[0] < 0.9
+
+    def expected(hidden, _):
+        last = torch.stack([hidden[r, len(row) - 1] for r, row in enumerate(rows)])
+        return ((last - wanted) ** 2).sum(1) * weights
+
+    strategy = Drawn(built, [3, 0, 2, 1])
     compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
 
 

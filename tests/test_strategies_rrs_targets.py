@@ -70,14 +70,14 @@ class Frozen:
 class Work:
     """Seven samples, their config and model."""
 
-    def __init__(self, categories=CATEGORIES):
+    def __init__(self, categories=CATEGORIES, kept=KEPT, pairs=PAIRS):
         self.config, self.frozen = default_config(), Frozen()
         self.config.rrs.refusal_prompt, self.config.rrs.top_m = "refuse", 50.0
-        rows = zip(LABELS, PAIRS, KEPT, categories, strict=True)
+        rows = zip(LABELS, pairs, kept, categories, strict=True)
         self.samples = Samples(
             [
-                {"label": label, "pair_id": pair, "category": category, "role": "keep" if kept else None}
-                for label, pair, kept, category in rows
+                {"label": label, "pair_id": pair, "category": category, "role": "keep" if keep else None}
+                for label, pair, keep, category in rows
             ]
         )
 
@@ -146,6 +146,74 @@ def test_the_authors_selection_and_rounding(work):
     assert (target(built(work), 0) != target(strategy, 0)).any()
 
 
+def own_amount(along, harmful, refused, harmless):
+    """How far a question moves, one number at a time: up to the refused states' median if harmful, else down
+    to the harmless states' 95th percentile, which lies between two of them."""
+    refused, harmless = sorted(refused), sorted(harmless)
+    middle = (refused[(len(refused) - 1) // 2] + refused[len(refused) // 2]) / 2
+    rank = 0.95 * (len(harmless) - 1)
+    below = harmless[int(rank)]
+    high = below + (rank - int(rank)) * (harmless[min(int(rank) + 1, len(harmless) - 1)] - below)
+    return max(middle - along, 0) if harmful else -max(along - high, 0)
+
+
+STAYING = {  # for the rows that are kept and rrs.read_share, the others of which the target is what they have
+    ((4,), 0.0): set(),
+    ((3, 4), 0.5): set(),
+    ((), 0.0): {3, 4, 6},
+    ((4, 6), 0.0): {1, 3},
+    ((1, 6), 0.5): {3, 4},
+}
+
+
+@pytest.mark.parametrize("keeping, read_share", STAYING)
+def test_amounts_of_their_own(keeping, read_share):
+    """A question that lies where it is to be stays; of the others each one ends there."""
+    kept = np.isin(np.arange(len(LABELS)), keeping)
+    work = Work(kept=kept)
+    work.config.rrs.amount, work.config.rrs.read_share = "own", read_share
+    strategy = built(work)
+    original, refused, benign = (torch.tensor(part, dtype=torch.float64) for part in parts(work))
+    vector = torch.tensor(selected(refused.mean(0) - benign.mean(0)))
+    unit = vector / vector.norm()
+    harmless = original[kept] if keeping else benign
+    read = torch.tensor(np.stack([state(i, "read", T) for i in range(len(LABELS))]), dtype=torch.float64)
+    start = original + read_share * (read - original)
+    staying = set()
+    for i in np.flatnonzero(~kept).tolist():
+        amount = own_amount(
+            float(start[i] @ unit),
+            LABELS[i] == "harmful",
+            (refused @ unit).tolist(),
+            (harmless @ unit).tolist(),
+        )
+        np.testing.assert_allclose(target(strategy, i), start[i] + amount * unit, atol=1e-5)
+        staying |= set() if amount else {i}
+    assert staying == STAYING[keeping, read_share]
+
+
+def test_a_harmful_question_that_is_refused_as_surely_as_the_median_stays(work):
+    """The refused states are the questions' own without the refusal prompt: the lowest goes to the middle."""
+    work.config.rrs.amount = "own"
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    own = extracted.content["harmful_refusal"] = extracted.content["harmful"]
+    strategy = rrs.build(extracted, work.samples, work.config)
+    unit = extracted.content["safety_vector"] / np.linalg.norm(extracted.content["safety_vector"])
+    low, middle, high = np.argsort(own @ unit)
+    moved = np.stack([target(strategy, i) for i in np.flatnonzero(work.samples.harmful)])
+    np.testing.assert_allclose(moved[[middle, high]], own[[middle, high]], atol=1e-6)
+    np.testing.assert_allclose(moved[low] @ unit, own[middle] @ unit, atol=1e-5)
+    assert (own[middle] - own[low]) @ unit > 0.1
+
+
+def test_amounts_need_a_safety_vector(work):
+    work.config.rrs.amount = "own"
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    extracted.content["safety_vector"] = np.zeros(D, np.float32)
+    with pytest.raises(UserError, match="rrs.amount: the safety vector is 0"):
+        rrs.build(extracted, work.samples, work.config)
+
+
 def test_own_targets_take_the_selected_features_of_the_own_refused_state(work):
     work.config.rrs.target = "own"
     strategy = built(work)
@@ -184,6 +252,34 @@ def test_rewrites_may_keep_what_they_have(work):
     assert built(work).examples(np.array([0, 1, 4]), np.zeros(3, int))["weight"].tolist() == [2, 1, 3]
 
 
+@pytest.mark.parametrize("audio_share", [0.0, 0.25])
+def test_every_question_keeps_in_writing_what_the_frozen_model_has_there(work, audio_share):
+    """The two written prompts stand behind the spoken pool, and the clip alone behind them; heard, a question
+    moves as ever."""
+    plain = built(work)
+    work.config.train.kept_text_share, work.config.train.audio_share = 0.25, audio_share
+    strategy = built(work)
+    for i in range(len(LABELS)):
+        for place in (POOL, POOL + 1):
+            np.testing.assert_array_equal(target(strategy, i, place), state(i, "pool", place))
+        heard = [*range(POOL), *([POOL + 2] if audio_share else [])]
+        for place in heard if not KEPT[i] else []:
+            np.testing.assert_array_equal(target(strategy, i, place), target(plain, i))
+    work.config.rrs.harmful_weight, work.config.rrs.keep_weight = 4.0, 0.5
+    strategy, every = built(work), np.arange(len(LABELS))
+    assert strategy.examples(every, np.full(len(LABELS), POOL))["weight"].tolist() == [0.5] * len(LABELS)
+    assert strategy.examples(every, np.full(len(LABELS), 0))["weight"].tolist() == [4, 1, 4, 1, 0.5, 4, 1]
+
+
+def test_written_questions_that_all_keep_are_extracted_once(work):
+    work.config.train.kept_text_share, work.config.rrs.benign_target = 0.25, "keep"
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    assert extracted.content["kept_text"].shape == (3, 2, D)  # the harmful ones; the others' are kept_prompts
+    strategy = rrs.build(extracted, work.samples, work.config)
+    for i in range(len(LABELS)):
+        np.testing.assert_array_equal(target(strategy, i, POOL + 1), state(i, "pool", POOL + 1))
+
+
 def test_targets_start_on_the_way_from_what_is_heard_to_what_is_read(work):
     """The safety vector stays that of heard questions."""
     work.config.rrs.read_share = 0.75
@@ -215,6 +311,28 @@ def test_losses_count_by_the_kind_of_question_and_by_whether_it_is_only_heard(wo
     strategy = built(work)
     assert strategy.examples(every, last + 1)["weight"].tolist() == [9, 2, 9, 2, 0.5, 9, 1]
     assert strategy.examples(every, last)["weight"].tolist() == [4, 2, 4, 2, 0.5, 4, 1]
+
+
+def test_harmful_questions_count_less_the_more_they_look_like_harmless_ones_of_other_pairs(work):
+    """Beside the other weights, and not in writing that is kept; the twin does not count."""
+    work.config.rrs.overlap_weight, work.config.rrs.harmful_weight = 0.6, 4.0
+    work.config.train.kept_text_share = 0.25
+    centred = torch.tensor(parts(work)[0], dtype=torch.float64)
+    centred = centred - centred.mean(0)
+    expected = []
+    for i, label in enumerate(LABELS):
+        others = [j for j in range(len(LABELS)) if LABELS[j] == "benign" and PAIRS[j] != PAIRS[i]]
+        likeness = max(float(torch.cosine_similarity(centred[i], centred[j], dim=0)) for j in others)
+        expected.append(4 * (1 - 0.6 * max(likeness, 0)) if label == "harmful" else 1)
+    assert min(expected) < 3 and len({*expected}) > 3
+    strategy, every = built(work), np.arange(len(LABELS))
+    found = strategy.examples(every, np.zeros(len(LABELS), int))["weight"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert strategy.examples(every, np.full(len(LABELS), POOL))["weight"].tolist() == [1] * len(LABELS)
+    labels = ["harmful", "benign"]
+    lone = Samples([{"label": label, "pair_id": "p", "category": "a"} for label in labels])
+    with pytest.raises(UserError, match="rrs.overlap_weight: compares a harmful question with the harmless"):
+        rrs.extract(lone, work.frozen, work.config)
 
 
 def test_the_hinge_measures_logits_along_the_safety_vector(work):
@@ -253,6 +371,35 @@ def test_following_positions_keep_the_frozen_models_own_way_on(work):
     np.testing.assert_allclose(found["target"][0], [state(6, "pool", 1, *[56] * n) for n in range(3)])
     np.testing.assert_allclose(found["target"][1], target(strategy, 2))
     assert found["tail"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("pairs", ["ppqqkrs", "pppqkqs"])  # of the second p has two harmful questions
+def test_the_direction_of_twins(pairs):
+    """A pair counts once, whatever it has of each kind; the length and the selection are as ever."""
+    work = Work(pairs=pairs)
+    work.config.rrs.direction = "twins"
+    original, refused, benign = (torch.tensor(part, dtype=torch.float64) for part in parts(work))
+    twins = {pair: [i for i in range(len(LABELS)) if pairs[i] == pair] for pair in pairs}
+    changes = []
+    for members in twins.values():
+        harmful = [i for i in members if LABELS[i] == "harmful"]
+        rewrites = [i for i in members if LABELS[i] == "benign"]
+        if harmful and rewrites:
+            changes.append(original[harmful].mean(0) - original[rewrites].mean(0))
+    change = torch.stack(changes).mean(0)
+    length = (refused.mean(0) - benign.mean(0)).norm()
+    vector, original = selected((change / change.norm() * length).numpy()), original.numpy()
+    strategy = built(work)
+    for i in np.flatnonzero(~KEPT).tolist():
+        sign = 1 if LABELS[i] == "harmful" else -1
+        np.testing.assert_allclose(target(strategy, i), original[i] + sign * vector, atol=1e-5)
+
+
+def test_the_direction_of_twins_needs_some():
+    work = Work(pairs="abcdefg")
+    work.config.rrs.direction = "twins"
+    with pytest.raises(UserError, match="rrs.direction: twins needs harmful questions with rewrites"):
+        rrs.extract(work.samples, work.frozen, work.config)
 
 
 @pytest.mark.parametrize("field, value", [("whiten", 0.3), ("project", 2)])

@@ -401,6 +401,25 @@ def test_written_prompts_and_tails_are_drawn_too():
         ] == wanted
 
 
+@pytest.mark.parametrize("written, heard, first", [(0.0, 0.0, PROMPTS), (0.3, 0.2, 2 * PROMPTS)])
+def test_kept_written_prompts_are_drawn_half_bare_and_half_announced(written, heard, first):
+    """What else a run draws is as without them."""
+    data, _ = make_data()
+    whole = replace(data, encode=lambda sample, prompt: data.encode(sample, prompt % PROMPTS))
+    shares = replace(CONFIG, text_share=written, audio_share=heard)
+    schedule = Schedule(whole, replace(shares, kept_text_share=0.4), AUDIO)
+    drawn, others = (
+        np.array([one.epoch(epoch)[0].prompts for epoch in range(200)])
+        for one in (schedule, Schedule(whole, shares, AUDIO))
+    )
+    bare, announced = drawn == first, drawn == first + 1
+    assert 0.18 < bare.mean() < 0.22 and 0.18 < announced.mean() < 0.22
+    assert drawn.max() == (first + 2 if heard else first + 1) == schedule.lengths.shape[1] - 1
+    alone = drawn == first + 2
+    as_before = np.where(alone, 2 * PROMPTS, drawn)[~bare & ~announced]
+    np.testing.assert_array_equal(as_before, others[~bare & ~announced])
+
+
 def test_a_compiled_step_serves_another_strategy_of_its_kind(folder, whole, tmp_path):
     """The second run's adapters are those of a run of its own."""
     steps, (data, strategy) = {}, make_data()

@@ -89,6 +89,27 @@ def test_adapter_and_merged_folder_give_our_representations(reference, folder, t
     assert relative_error(torch_representations(from_pretrained(tmp_path / "merged")), ours) < 1e-4
 
 
+def test_an_adapter_at_another_strength(folder, tmp_path):
+    """PEFT's own scaling of the unscaled adapter, 0.4 times as strong."""
+    model = load(folder, UPPER)
+    for name, scale in (("whole", {}), ("part", {"scale": 0.4})):
+        export_adapter(model, folder, tmp_path / name, base_name=str(folder), **scale)
+    theirs = peft.PeftModel.from_pretrained(from_pretrained(folder), tmp_path / "whole").eval()
+    unscaled = torch_representations(theirs)
+    for module in theirs.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.scale_layer(0.4)
+    expected = torch_representations(theirs)
+    assert relative_error(unscaled, expected) > 0.1
+    ours = peft.PeftModel.from_pretrained(from_pretrained(folder), tmp_path / "part").eval()
+    assert relative_error(torch_representations(ours), expected) < 1e-5
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert weights[0] == weights[1]
+    export_merged(model, folder, tmp_path / "merged", scale=0.4)
+    assert relative_error(torch_representations(from_pretrained(tmp_path / "merged")), expected) < 1e-4
+    assert model.lora.config == UPPER
+
+
 @pytest.mark.parametrize(
     "config", [ALL, UPPER], ids=["all layers and targets", "upper layers, three targets"]
 )

@@ -117,8 +117,10 @@ def _prompt_groups(values: dict[str, Any]) -> Iterator[str]:
 
 def _shares(values: dict[str, Any]) -> Iterator[str]:
     written, heard = values["train.text_share"], values["train.audio_share"]
-    if written + heard > 1:
-        yield f"train.text_share is {written} and train.audio_share {heard}, together more than 1"
+    kept = values["train.kept_text_share"]
+    if written + heard + kept > 1:
+        more = f" and train.kept_text_share {kept}" if kept else ""
+        yield f"train.text_share is {written} and train.audio_share {heard}{more}, together more than 1"
     weight = values["rrs.harmful_audio_weight"]
     if weight is not None and not heard:
         yield (
@@ -134,8 +136,39 @@ def _strategy(values: dict[str, Any]) -> Iterator[str]:
             f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such"
             " questions"
         )
+    yield from _kept_text(values)
+    if values["rrs.direction"] == "twins" and values["rrs.target"] == "category":
+        yield "rrs.direction is twins and rrs.target category, and each gives the direction, give one of them"
+    if values["rrs.amount"] == "own":
+        if values["rrs.target"] != "mean":
+            yield (
+                f"rrs.amount is own and rrs.target {values['rrs.target']}, and each sets how far a harmful"
+                " question moves, give one of them"
+            )
+        if values["rrs.benign_target"] == "hinge":
+            yield (
+                "rrs.amount is own and rrs.benign_target hinge, and each sets how far a rewrite moves, give"
+                " one of them"
+            )
     if values["rrs.whiten"] is not None and values["rrs.project"]:
         yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
+
+
+def _kept_text(values: dict[str, Any]) -> Iterator[str]:
+    if not values["train.kept_text_share"]:
+        return
+    given, entry = f"train.kept_text_share is {values['train.kept_text_share']}", STRATEGY_TABLE
+    if entry[values["strategy"]].trains and entry[values["strategy"]].module != "rrs":
+        yield f"{given} and the strategy {values['strategy']} keeps no states, give 0, or rrs or rrs_plus"
+    if values["rrs.positions"] > 1:
+        yield (
+            f"{given} and rrs.positions {values['rrs.positions']}, and a written question is kept at its"
+            " prompt's last position alone, give one of them"
+        )
+    if values["rrs.benign_target"] == "hinge":
+        yield (
+            f"{given} and rrs.benign_target hinge, which pulls a rewrite under every prompt, give one of them"
+        )
 
 
 def _evaluation(values: dict[str, Any]) -> Iterator[str]:

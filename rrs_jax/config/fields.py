@@ -143,6 +143,15 @@ FIELDS = {field.name: field for field in (
           "Target of harmful questions: `mean` is V0(d, t) moved by the safety vector (equation 12); `own` "
           "takes its selected features from the question's own V0(d, t̃); `category` moves by a vector of "
           "the question's category."),
+    Field("rrs.direction", "refusal_prompt", choice("refusal_prompt", "twins"),
+          "What the mean change is between, before features are selected: `refusal_prompt`, harmful "
+          "questions under t̃ and benign ones under t (equation 9); `twins`, harmful questions and their own "
+          "rewrites, both under t, at the length of equation 9's."),
+    Field("rrs.amount", "same", choice("same", "own"),
+          "How far a question moves along the safety vector: `same` by its length (equation 12); `own` a "
+          "harmful one up to the median of the frozen model's refused states and a harmless one down to the "
+          "95th percentile of the kept questions (of all harmless ones where none is kept), and not at all "
+          "where it is there already. All of it is the frozen model's, in every epoch."),
     Field("rrs.benign_target", "mirror", choice("mirror", "keep", "hinge"),
           "Target of the rewrites: `mirror` is V0(d, t) moved against the safety vector (equation 12); "
           "`keep` is what the model has already, under each prompt; `hinge` pulls only while a refusal "
@@ -155,7 +164,7 @@ FIELDS = {field.name: field for field in (
           "Margin of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
     Field("rrs.keep_weight", 1.0, number(0, above=True),
           "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a "
-          "manifest)."),
+          "manifest), and of those of train.kept_text_share."),
     Field("rrs.harmful_weight", 1.0, number(0, above=True),
           "Factor of the loss of harmful questions, where several harmless ones stand against each."),
     Field("rrs.harmful_audio_weight", None, either(number(0, above=True), None),
@@ -163,6 +172,10 @@ FIELDS = {field.name: field for field in (
           "None is rrs.harmful_weight."),
     Field("rrs.rewrite_weight", 1.0, number(0, above=True),
           "Factor of the loss of benign questions that have a harmful twin."),
+    Field("rrs.overlap_weight", 0.0, number(0, 1),
+          "β: the loss of a harmful question is also multiplied by 1 - β·c, with c the highest cosine, 0 at "
+          "least, of its state and those of the harmless questions of other pairs, in the frozen model and "
+          "less the mean of all. What looks like harmless questions then pulls less."),
     Field("rrs.whiten", None, either(number(0, 1, above=True), None),
           "Shrinkage of the benign covariance by whose inverse ΔV is turned, at its length, so that it does "
           "not point along what benign questions differ in; None leaves ΔV."),
@@ -312,6 +325,9 @@ FIELDS = {field.name: field for field in (
     Field("export.checkpoint", "last", either(either(integer(1), "best"), "last"),
           "Which of the kept checkpoints is exported: `last`, `best` (the end of the epoch with the lowest "
           "mean loss), or a number of steps, as the folders in RUN/checkpoints are called."),
+    Field("export.scale", 1.0, number(0, 10, above=True),
+          "Factor of what the exported adapter adds to the model, in its lora_alpha and in the merged "
+          "weights: a dial that needs no training. Rates on the card are those of 1 alone."),
     Field("export.base_name", None, either(hub_name(), None),
           "Name OWNER/NAME under which the base is published, for adapter_config.json and the model card; "
           "None reads it from model.path or its folder."),

@@ -21,20 +21,34 @@ PROMPT_POOL = (
 )
 
 
+# What stands beside a written question under `train.kept_text_share`, as in `TEXT_ONLY_VARIANTS`.
+KEPT_TEXTS = (None, PROMPT_T)
+
+
 class PoolPrompt(NamedTuple):
-    """One way of asking a training question: `text` beside it (None: nothing), heard (`spoken`) or read."""
+    """One way of asking a training question: `text` beside it (None: nothing), heard (`spoken`) or read.
+
+    Where it `stays`, every question keeps the frozen model's own state under it.
+    """
 
     text: str | None
     spoken: bool
+    stays: bool = False
 
 
-def prompt_pool(text_share: float = 0.0, audio_share: float = 0.0) -> tuple[PoolPrompt, ...]:
-    """Every way in which training asks a question: the paper's pool beside the clip, with `train.text_share`
-    the same in writing behind it, and with `train.audio_share` the clip alone as the last."""
+def prompt_pool(train) -> tuple[PoolPrompt, ...]:
+    """Every way in which training asks a question: the paper's pool beside the clip, with `text_share` the
+    same in writing behind it, with `kept_text_share` the questions as text-only evaluation asks them, and
+    with `audio_share` the clip alone as the last.
+
+    train: the config's group of that name, or a `rrs_jax.config.training.TrainConfig`.
+    """
     pool = [PoolPrompt(text, True) for text in PROMPT_POOL]
-    if text_share:
+    if train.text_share:
         pool += [PoolPrompt(text, False) for text in PROMPT_POOL]
-    if audio_share:
+    if train.kept_text_share:
+        pool += [PoolPrompt(text, False, stays=True) for text in KEPT_TEXTS]
+    if train.audio_share:
         pool.append(PoolPrompt(None, True))
     return tuple(pool)
 

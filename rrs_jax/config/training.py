@@ -153,14 +153,24 @@ class TrainConfig:
         "train.text_share",
         0.0,
         number(0, 1),
-        "Share of the questions that a step asks in writing alone; the paper has none.",
+        "Share of the questions that a step asks in writing alone, with the same targets as where they are "
+        "heard; the paper has none.",
+    )
+    kept_text_share: float = setting(
+        "train.kept_text_share",
+        0.0,
+        number(0, 1),
+        "Share of the questions that rrs and rrs_plus ask in writing, as the text-only evaluation does, with "
+        "the frozen model's own state under that very prompt as target, so that what is refused and answered "
+        "in writing stays so. Half of them are the bare question (`plain`), half announced as an audio's "
+        "content (`prompted`). Not in the paper.",
     )
     audio_share: float = setting(
         "train.audio_share",
         0.0,
         number(0, 1),
         "Share of the questions that a step asks by their clip alone; the paper has none. At most 1 with "
-        "train.text_share.",
+        "train.text_share and train.kept_text_share.",
     )
     checkpoint_every_steps: int = setting(
         "train.checkpoint_every_steps",
@@ -195,6 +205,8 @@ class TrainConfig:
         values["optimiser"]["clip_norm"] = self.optimiser.clip_norm or 0.0  # as checkpoints name no clipping
         if self.prompts_together == 1:  # as checkpoints of programs without these fields
             del values["prompt_draw"], values["prompt_group"]
+        if not self.kept_text_share:  # likewise
+            del values["kept_text_share"]
         return values
 
     @property

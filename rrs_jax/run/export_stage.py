@@ -21,9 +21,10 @@ def export(context: RunContext) -> dict:
     config, folder, base = context.config, context.folder, context.model_folder()
     model, name = exported_model(context), _told_base_name(context)
     targets = [folder.adapter]
-    export_adapter(model, base, folder.adapter, base_name=name, layout=config.export.layout)
+    layout, scale = config.export.layout, config.export.scale
+    export_adapter(model, base, folder.adapter, base_name=name, layout=layout, scale=scale)
     if config.export.merged:
-        export_merged(model, base, folder.merged)
+        export_merged(model, base, folder.merged, scale=scale)
         targets.append(folder.merged)
     settings = flatten(config) | {"data.questions": len(context.read_training_rows())}
     names, summaries = repositories(config), _summaries(context, model)
@@ -73,9 +74,11 @@ def _told_base_name(context: RunContext) -> str | None:
 
 def _summaries(context: RunContext, model: nnx.Module) -> dict[str, dict]:
     """The run's rates by the name of their evaluation; none where they are of another checkpoint than
-    `model`."""
+    `model`, or of another strength than what is exported."""
     folder, strategy = context.folder, context.config.strategy
-    if adapter_hash(model) != read_json(folder.path / ".done" / "train.json").get("adapter"):
+    if context.config.export.scale != 1 or adapter_hash(model) != read_json(
+        folder.path / ".done" / "train.json"
+    ).get("adapter"):
         return {}
     files = sorted(folder.evaluations.glob("*/summary.json"))
     found = [(file.parent.name, file) for file in files if file.parent.name.split("-")[0] == strategy]

@@ -87,10 +87,11 @@ class TrainingSet:
         epochs = range(self.config.train.epochs)
         drawn = np.stack([schedule.epoch(epoch)[0].prompts for epoch in epochs], axis=1)
         keeping = self.samples.keeping(self.config.rrs.benign_target)
+        stays = [place for place, prompt in enumerate(self.frozen.pool) if prompt.stays]
         prompts = []
         for sample, places in enumerate(drawn):
             texts = [PROMPT_T, refusal_prompt] if self.samples.harmful[sample] else [PROMPT_T]
             prompts += [self.frozen.prompt(sample, text) for text in texts]
             own = self.pool[sample]
-            prompts += own if keeping[sample] else [own[place] for place in places]
+            prompts += own if keeping[sample] else [own[place] for place in (*places, *stays)]
         return prompts

@@ -41,7 +41,7 @@ class VanillaModel:
         self.model: nnx.Module = context.load_model()
         self.processor = context.load_processor()
         self.bank: AudioBank = context.encode_clips("training")
-        self.pool = prompt_pool(self.config.train.text_share, self.config.train.audio_share)
+        self.pool = prompt_pool(self.config.train)
         self.num_layers = self.model.config.text.num_hidden_layers
         self.refusal_ids = [self.processor.token_id(text) for text in self.config.rrs.refusal_tokens]
         self.end_id = self.processor.eos_token_ids[0]
@@ -55,8 +55,9 @@ class VanillaModel:
         return self.context.encode_prompt(self.bank, [], written)
 
     def pool_prompt(self, sample: int, place: int) -> EncodedPrompt:
-        text, spoken = self.pool[place]
-        return self.prompt(sample, text) if spoken else self.written_prompt(sample, text)
+        prompt = self.pool[place]
+        ask = self.prompt if prompt.spoken else self.written_prompt
+        return ask(sample, prompt.text)
 
     def text_ids(self, text: str) -> list[int]:
         return self.processor.text_ids(text)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rrs_jax.config.prompts import KEPT_TEXTS
 from rrs_jax.config.training import TrainConfig
 from rrs_jax.equations import draw_prompts
 from rrs_jax.frozen.prefix_states import PrefixStates
@@ -25,8 +26,8 @@ class TrainingData:
       harmful: bool (N,).
       encode: (sample, prompt) to that prompt's row; called for all of them at the start and again for each
         batch, so it should look up a table. Where the config's `text_share` is not 0, prompt `num_prompts +
-        p` is prompt p in writing alone, and where its `audio_share` is not 0, the last one (`prompts_drawn`)
-        is the clip alone.
+        p` is prompt p in writing alone; where its `kept_text_share` is not 0, the kept written ones stand
+        behind those; and where its `audio_share` is not 0, the last one (`prompts_drawn`) is the clip alone.
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
@@ -83,7 +84,7 @@ class Schedule:
     ):
         self.data, self.config, self.audio_token_id, self.tails = data, config, audio_token_id, tails
         samples = len(data.sample_ids)
-        prompts = range(prompts_drawn(data.num_prompts, config.text_share, config.audio_share))
+        prompts = range(prompts_drawn(data.num_prompts, config))
         self.lengths = np.array(
             [[len(data.encode(i, p)[0]) for p in prompts] for i in range(samples)]
         )  # (N, prompts)
@@ -148,11 +149,14 @@ class Schedule:
             drawn = draw_prompts(random, groups.samples.size, self.data.num_prompts, groups.samples.shape[1])
             prompts, real = np.empty(samples, np.int64), groups.weights.ravel() > 0
             prompts[groups.samples.ravel()[real]] = drawn[real]
-        written, heard = self.config.text_share, self.config.audio_share
-        if written or heard:
+        written, heard, kept = self.config.text_share, self.config.audio_share, self.config.kept_text_share
+        if written or heard or kept:
             drawn = random.random(samples)
             prompts += self.data.num_prompts * (drawn < written)
             prompts[(written <= drawn) & (drawn < written + heard)] = prompts_of_each - 1
+            first_kept = self.data.num_prompts * (2 if written else 1)
+            for place in range(len(KEPT_TEXTS)):  # from the other end, in equal parts
+                prompts[drawn >= 1 - kept * (1 - place / len(KEPT_TEXTS))] = first_kept + place
         return prompts
 
     def _draw_units(self, random: np.random.Generator) -> Units:
@@ -207,10 +211,11 @@ class Schedule:
         return Rows(batch, examples, np.asarray(self.data.harmful)[indices], selection.weights)
 
 
-def prompts_drawn(pool: int, text_share: float, audio_share: float) -> int:
-    """Number of prompts that a question has with a pool of `pool` texts: spoken, written, and its clip
-    alone."""
-    return pool * (2 if text_share else 1) + (1 if audio_share else 0)
+def prompts_drawn(pool: int, config: TrainConfig) -> int:
+    """Number of prompts that a question has with a pool of `pool` texts: spoken, written, written and kept,
+    and its clip alone."""
+    kept = len(KEPT_TEXTS) if config.kept_text_share else 0
+    return pool * (2 if config.text_share else 1) + kept + (1 if config.audio_share else 0)
 
 
 def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 in."""
 
 import contextlib
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,13 @@ OTHER_WEIGHTS = (
 
 
 def export_adapter(
-    model: nnx.Module, base_folder: Path, out: Path, *, base_name: str | None, layout: str = "auto"
+    model: nnx.Module,
+    base_folder: Path,
+    out: Path,
+    *,
+    base_name: str | None,
+    layout: str = "auto",
+    scale: float = 1.0,
 ) -> None:
     """Writes the model's LoRA as a PEFT folder, in float32.
 
@@ -55,6 +62,7 @@ def export_adapter(
         who loads the adapter gives it the model.
       layout: whose module names the keys have, one of the table's `layouts`; "auto" is the first. Where names
         do not match, PEFT leaves `lora_B` at zero with no more than a warning.
+      scale: factor of what the adapter adds, by `lora_alpha`; the arrays stay as they were trained.
     Raises UserError where the LoRA does not fit the folder, is not finite, or cannot be written.
     """
     table = _table(model, base_folder)
@@ -65,7 +73,7 @@ def export_adapter(
         module = layers_name + module.removeprefix(table.layers)
         tensors[f"base_model.model.{module}.lora_A.weight"] = lora_a
         tensors[f"base_model.model.{module}.lora_B.weight"] = lora_b
-    config = model.lora.config
+    config = dataclasses.replace(model.lora.config, alpha=model.lora.config.alpha * scale)
     layers = range(config.first_layer, model.config.text.num_hidden_layers)
     size = sum(array.nbytes for array in tensors.values())
     with _new_folder(
@@ -120,8 +128,9 @@ def _modules_pattern(table: WeightTable, targets: Sequence[str]) -> str:
     return rf"[a-z_]+\.({'|'.join(wanted)})"
 
 
-def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
-    """Writes the base's whole folder with W + scale·B·A in place of every weight W that carries an adapter.
+def export_merged(model: nnx.Module, base_folder: Path, out: Path, *, scale: float = 1.0) -> None:
+    """Writes the base's whole folder with W + scale·s·B·A in place of every weight W that carries an adapter,
+    with s the adapter's own alpha / rank.
 
     The sum is computed in float32 and rounded to the base's dtype; every other byte of the weights is copied,
     as are an element's bits where B·A is zero. Tokenizer, processor, generation config and all other files
@@ -144,7 +153,9 @@ def export_merged(model: nnx.Module, base_folder: Path, out: Path) -> None:
         for shard in shards:
             touched = {module: entries[f"{module}.weight"] for module in adapters}
             touched = {module: entry for module, entry in touched.items() if entry.file == shard}
-            _merge_shard(shard, folder / shard.name, touched, adapters, model.lora.config.scale, progress)
+            _merge_shard(
+                shard, folder / shard.name, touched, adapters, scale * model.lora.config.scale, progress
+            )
         for file in others:
             target = folder / file.relative_to(base_folder)
             target.parent.mkdir(parents=True, exist_ok=True)

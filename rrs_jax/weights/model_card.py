@@ -64,7 +64,7 @@ def write_model_card(
     )
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
-        f"# {base} with Reshaping Representation Space (RRS)\n\n{_what(merged, base)}",
+        f"# {base} with Reshaping Representation Space (RRS)\n\n{_what(merged, base, settings)}",
         f"## Loading\n\n{loading}",
         "## Training\n\n" + _training(settings),
         "## Results\n\n" + (results.strip() if results else "These weights were not evaluated in their run."),
@@ -158,13 +158,14 @@ def _questions(evaluation: str, settings: Mapping[str, object]) -> str:
     return ", ".join([sets or own, *(part for part in parts if part in SETTINGS)])
 
 
-def _what(merged: bool, base: str) -> str:
+def _what(merged: bool, base: str, settings: Mapping[str, object]) -> str:
+    scale = settings.get("export.scale", 1.0)
     form = f"The weights of {base} with a LoRA merged in" if merged else f"A LoRA adapter for {base}"
     return (
         f"{form}, trained with RRS-JAX by safety fine-tuning in representation space: representations of"
         " harmful questions, spoken or written, are moved along a safety vector towards refusal, and those"
         f" of their harmless rewrites away from it ({PAPER})."
-    )
+    ) + (f" What was trained counts {scale:g} times here." if scale != 1 else "")
 
 
 def _loading_adapter(

@@ -69,7 +69,8 @@ def configured(whole_folder, sound_files, path, **fields):
     config.model.path, config.model.dtype, config.run_dir = str(whole_folder), "float32", str(path / "run")
     config.data.manifest = config.data.eval_manifest = str(path / "questions.jsonl")
     config.train.epochs, config.train.batch_size, config.train.learning_rate = 3, 4, 1e-2
-    config.lora.layers, config.train.text_share, config.report.representation_epochs = LAYERS, 0.3, ()
+    config.lora.layers, config.report.representation_epochs = LAYERS, ()
+    config.train.text_share, config.train.kept_text_share = 0.3, 0.2
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 4, 1, 2
     config.update_from_flattened_dict(fields)
     return config

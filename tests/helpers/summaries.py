@@ -3,8 +3,8 @@
 import json
 
 
-def write_summary(path, run: str, name: str, asr: tuple, orr: float, borderline: float, nsi: bool):
-    """A summary.json with the fields that tables read."""
+def write_summary(path, run: str, name: str, asr: tuple, orr: float, borderline: float, nsi: bool, **further):
+    """A summary.json with the fields that tables read, and what `further` has."""
     block = {"ci95": [0.0, 100.0], "queries": 10, "responses": 10}
     modes = zip(("audio_text", "text_only", "audio_only"), asr, strict=True)
     summary = {
@@ -15,6 +15,7 @@ def write_summary(path, run: str, name: str, asr: tuple, orr: float, borderline:
         "orr": {"rate": orr} | block,
         "borderline_orr": {"rate": borderline} | block,
     }
+    summary |= further
     folder = path / run / "eval" / name
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(summary))

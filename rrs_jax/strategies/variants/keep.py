@@ -17,7 +17,7 @@ class Keep(Variant):
     def __init__(self, samples, config):
         super().__init__(samples, config)
         self.keeping = np.flatnonzero(samples.keeping(config.rrs.benign_target))
-        self.pool = len(prompt_pool(config.train.text_share, config.train.audio_share))
+        self.pool = len(prompt_pool(config.train))
 
     def prompts(self, frozen) -> list:
         kept = [frozen.prompt(i, PROMPT_T) for i in np.flatnonzero(self.samples.kept)]
@@ -33,16 +33,16 @@ class Keep(Variant):
             materials.start[self.samples.kept] = materials.arrays["kept"]
 
     def wrap(self, strategy, materials: Materials) -> "Kept":
-        place = np.full(len(self.samples), -1, np.int32)
-        place[self.keeping] = np.arange(len(self.keeping))
-        return Kept(strategy, materials.arrays["kept_prompts"], place)
+        states = materials.arrays["kept_prompts"]
+        place = np.full((len(self.samples), self.pool), -1, np.int32)
+        place[self.keeping] = np.arange(len(self.keeping) * self.pool).reshape(-1, self.pool)
+        return Kept(strategy, states.reshape(-1, *states.shape[2:]), place)
 
 
 class Kept(Wrapper):
-    """Targets by the prompt drawn for samples with a place in `states`.
+    """Targets by the prompt drawn, where a sample and a prompt have a place in `states`.
 
-    states: float32 (kept, prompts, D) or (kept, prompts, J, D); place: int32 (N,), -1 for samples
-      with their own target.
+    states: float32 (S, D) or (S, J, D); place: int32 (N, prompts), -1 where a sample has its own target.
     """
 
     def __init__(self, inner, states: np.ndarray, place: np.ndarray):
@@ -51,6 +51,6 @@ class Kept(Wrapper):
 
     def examples(self, indices, prompts=None, tails=None) -> dict:
         found = self.inner.examples(indices, prompts, tails)
-        place = self.place[indices]
+        place = self.place[indices, prompts]
         chosen = (place >= 0).reshape(-1, *[1] * (found["target"].ndim - 1))
-        return found | {"target": np.where(chosen, self.states[place, prompts], found["target"])}
+        return found | {"target": np.where(chosen, self.states[place], found["target"])}

@@ -24,7 +24,7 @@ class Positions(Variant):
         super().__init__(samples, config)
         self.keeping = np.flatnonzero(samples.keeping(config.rrs.benign_target))
         self.moved = np.setdiff1d(np.arange(len(samples)), self.keeping)
-        self.pool = len(prompt_pool(config.train.text_share, config.train.audio_share))
+        self.pool = len(prompt_pool(config.train))
         self.texts = [config.rrs.refusal_prompt if harmful else PROMPT_T for harmful in samples.harmful]
 
     def prompts(self, frozen) -> list:

@@ -18,7 +18,7 @@ class ReadShare(Variant):
     def prompts(self, frozen) -> list:
         """Every question in writing beside t, then the kept samples' beside each text of the pool."""
         keeping = np.flatnonzero(self.samples.keeping(self.config.rrs.benign_target))
-        pool = prompt_pool(self.config.train.text_share, self.config.train.audio_share)
+        pool = prompt_pool(self.config.train)
         read = [frozen.written_prompt(i, PROMPT_T) for i in range(len(self.samples))]
         return read + [frozen.written_prompt(i, prompt.text) for i in keeping for prompt in pool]
 
