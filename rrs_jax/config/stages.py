@@ -48,8 +48,9 @@ RETIRED_FIELDS = {"evaluate.air_bench_limit": None, "evaluate.split": "all", "ri
 # Fields that older run folders lack. With its default, such a field acts as the program did without it, and
 # does not count among a stage's values.
 ADDED_FIELDS = frozenset({
-    "data.augment", "data.bad_rows", "export.base_name", "export.checkpoint", "export.push", "lora.dropout",
-    "lora.start", "rrs.target_dtype", "rrs.top_m_rule", "train.prompt_draw", "train.prompt_group",
+    "data.augment", "data.bad_rows", "evaluate.everyday", "export.base_name", "export.checkpoint",
+    "export.push", "lora.dropout", "lora.start", "rrs.target_dtype", "rrs.top_m_rule", "train.prompt_draw",
+    "train.prompt_group",
 })  # fmt: skip
 
 # A run folder keeps the values that decide these; later stages may be repeated in it with other values.
