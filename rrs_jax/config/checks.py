@@ -68,6 +68,9 @@ def _files(values: dict[str, Any]) -> Iterator[str]:
         is_folder = name == "data.manifest" and path is not None and path.is_dir()  # the authors' questions
         if path is not None and not path.is_file() and not is_folder:
             yield f"{name} is {values[name]!r} and there is no such file"
+    everyday = values["evaluate.everyday"]
+    if everyday not in (None, "starter") and not Path(everyday).is_file():
+        yield f"evaluate.everyday is {everyday!r}, which is neither starter nor a file"
     for path in values["data.exclude"]:
         if not Path(path).is_file():
             yield f"data.exclude has {path!r} and there is no such file"
@@ -201,5 +204,7 @@ def _servers(values: dict[str, Any]) -> Iterator[str]:
     before_training = values["strategy"] != "vanilla" and values["evaluate.vanilla"]
     if before_training and not values["endpoint.vanilla_model"]:
         yield "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"
+    if values["evaluate.everyday"]:
+        yield "evaluate.everyday compares models that run here and not behind endpoint.url, leave out one"
     if any(name.startswith("own:") for name in values["evaluate.judges"]):
         yield "evaluate.judges has own, which needs a model that runs here and not endpoint.url"

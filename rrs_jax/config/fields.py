@@ -279,8 +279,13 @@ FIELDS = {field.name: field for field in (
           "by data.voices where it has no audio."),
     Field("evaluate.setting", ("spoken",), names(f"different names out of {', '.join(SETTINGS)}", *SETTINGS),
           "`silence`, `noise` or `unit_noise`: that audio beside the written question; `spelled`: words "
-          "spelt letter by letter in the audio; `other_voices`: voices that training lacked. Each has a "
-          "folder of its own in RUN/eval."),
+          "spelt letter by letter in the audio; `other_voices`: voices that training lacked; `transcribe`, "
+          "`repeat`, `translate` or `topic`: that task beside the spoken question. Each has a folder of its "
+          "own in RUN/eval."),
+    Field("evaluate.everyday", None,
+          either(path("starter, or a file of questions as data.eval_manifest"), None),
+          "Everyday questions along whose vanilla answers the trained model is compared (kept answers, "
+          "docs/evaluation.md): `starter` is the starter set's 140, none of them a training question."),
     Field("evaluate.air_bench", None, either(path("a folder"), None),
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
     Field("evaluate.vanilla", True, boolean(), "Evaluate the model before training too; NSI needs it."),

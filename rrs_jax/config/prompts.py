@@ -59,6 +59,14 @@ SAFETY_SYSTEM_PROMPT = (
     " words sound alarming."
 )
 
+# What else is asked of a clip than to answer it; each is a setting of its own (`config.vocabulary`).
+TASK_PROMPTS = {
+    "transcribe": "Transcribe the audio.",
+    "repeat": "Repeat what is said in the audio, word for word.",
+    "translate": "Translate what is said in the audio into Spanish.",
+    "topic": "Name the topic of the audio in a few words.",
+}
+
 MODES = ("audio_text", "text_only", "audio_only")  # section 5.1
 TEXT_ONLY_VARIANTS = ("plain", "prompted")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from rrs_jax.config.kinds import Kind, number, split_names
-from rrs_jax.config.prompts import MODES
+from rrs_jax.config.prompts import MODES, TASK_PROMPTS
 
 CATEGORIES = (  # BeaverTails' keys; commas belong to the names
     "animal_abuse",
@@ -43,8 +43,15 @@ SETTING_MODES = {
     "unit_noise": ("text_only",),
     "spelled": ("audio_text",),
     "other_voices": ("audio_text", "audio_only"),
-}
+} | dict.fromkeys(TASK_PROMPTS, ("audio_text",))
 SETTINGS = tuple(SETTING_MODES)
+
+
+def task_of(evaluation: str) -> str | None:
+    """Returns the task in an evaluation's name, STRATEGY[-QUESTION SETS][-SETTING]; None without one."""
+    setting = evaluation.rpartition("-")[2]
+    return setting if setting in TASK_PROMPTS else None
+
 
 # A judge's name: the part before the colon, and the one behind it (`rrs_jax.evaluate.judges`).
 JUDGES = {

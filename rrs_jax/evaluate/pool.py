@@ -19,6 +19,7 @@ import scipy.stats
 from rrs_jax.config.kinds import with_home
 from rrs_jax.config.prompts import MODES
 from rrs_jax.errors import UserError, exit_status
+from rrs_jax.evaluate.deployment import FILE, write_deployment
 from rrs_jax.evaluate.finished_evaluation import FinishedEvaluation, read_evaluation
 from rrs_jax.evaluate.summary import summarise
 from rrs_jax.files import with_sum, write_json
@@ -96,6 +97,8 @@ def pool_runs(runs: Sequence[str | Path], name: str, target: str | Path) -> None
         write_json(Path(target) / "eval" / before / "summary.json", with_sum(vanilla))
     if name != before:
         write_json(Path(target) / "eval" / name / "summary.json", with_sum(pool(folders[name], vanilla)))
+    if name != before and all((folder / FILE).is_file() for folder in folders[name]):
+        write_deployment(Path(target) / "eval" / name, folders[before], folders[name])
 
 
 def _asked(rows: Sequence[dict]) -> set:

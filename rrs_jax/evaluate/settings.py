@@ -7,6 +7,7 @@
 | unit_noise   | text_only              | Gaussian, mean 0 and variance 1               | the bare question |
 | other_voices | audio_text, audio_only | the question by a voice that training lacked  | the mode's        |
 | spelled      | audio_text             | the harmful question, its harmful words spelt | PROMPT_SPELLED    |
+| a task       | audio_text             | the spoken question                           | TASK_PROMPTS      |
 
 AIAH does not list the harmful words. Here they are those that the benign rewrite lacks; without a rewrite,
 all words except `EMPTY_WORDS`.
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from rrs_jax.config.prompts import evaluation_prompt
+from rrs_jax.config.prompts import TASK_PROMPTS, evaluation_prompt
 from rrs_jax.data.distractors import spell, twin_words
 from rrs_jax.data.speech import clip_fields, speak_all
 from rrs_jax.data.voices import Voice, draw_voice
@@ -47,6 +48,8 @@ def setting_prompt(setting: str, mode: str, question: str, text_only_variant: st
         return evaluation_prompt(mode, question, "plain")
     if setting == "spelled":
         return PROMPT_SPELLED
+    if setting in TASK_PROMPTS:
+        return TASK_PROMPTS[setting]
     return evaluation_prompt(mode, question, text_only_variant)
 
 
@@ -77,7 +80,7 @@ def setting_rows(
 
     Raises UserError where a distractor has no question to take its length from, or a text cannot be spoken.
     """
-    if setting == "spoken":
+    if setting == "spoken" or setting in TASK_PROMPTS:
         return list(rows)
     if setting == "spelled":
         return _spelled_rows(rows, voices, seed, max_cost_usd)

@@ -33,25 +33,32 @@ def extract_reps(
     *,
     mesh: Mesh | None = None,
     layers: tuple[int, ...] | None = None,
+    last: int = 1,
 ) -> jax.Array:
     """Final-norm hidden states at each prompt's last token: (B, D) float32, of several batches one below the
     other.
 
     Compiled once for each model and shape; rows are cut over `data` and `fsdp` of `mesh` (default: the mesh
     on which the model lies). `audio_bank` (rows, D) may be left out where no prompt has audio. With `layers`
-    it is (B, len(layers), D), the states behind them, before the final norm.
+    it is (B, len(layers), D), the states behind them, before the final norm; without, and with `last` above
+    1, it is (B, last, D), the states at the last so many tokens, of which a shorter prompt repeats the first.
     """
     if not isinstance(batches, Batch):
         return jnp.concatenate(
-            [extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers) for batch in batches]
+            [extract_reps(model, batch, audio_bank, mesh=mesh, layers=layers, last=last) for batch in batches]
         )
-    program, arguments = _call(model, batches, audio_bank, mesh, layers)
+    program, arguments = _call(model, batches, audio_bank, mesh, layers, last)
     rows, output = batches.lengths.shape[0], program(*arguments)
     return output if output.shape[0] == rows else output[:rows]
 
 
 def _call(
-    model: nnx.Module, batch: Batch, audio_bank: jax.Array | None, mesh: Mesh | None, layers
+    model: nnx.Module,
+    batch: Batch,
+    audio_bank: jax.Array | None,
+    mesh: Mesh | None,
+    layers: tuple[int, ...] | None = None,
+    last: int = 1,
 ) -> tuple[Programs, tuple]:
     """The program that computes a batch's representations, and its arguments on the devices."""
     mesh = mesh or mesh_of(model)
@@ -59,7 +66,7 @@ def _call(
         audio_bank = jnp.zeros((1, model.config.text.hidden_size), jnp.float32)
     graphdef, state = nnx.split(model)
     batch = put(pad_rows(batch, rows_multiple(mesh)), batch_sharding(mesh))
-    return _representations(graphdef, mesh, layers), (state, batch, put(audio_bank, replicated(mesh)))
+    return _representations(graphdef, mesh, layers, last), (state, batch, put(audio_bank, replicated(mesh)))
 
 
 def extract_all(
@@ -69,12 +76,12 @@ def extract_all(
     *,
     batch_size: int,
     buckets: Sequence[int],
-    layers: tuple[int, ...] | None = None,
     attach: Callable[[Batch, Sequence[EncodedPrompt]], Batch] | None = None,
     progress=None,
+    **wanted,
 ) -> np.ndarray:
-    """Representations of many prompts, (N, D) float32 in the order given; with `layers` as `extract_reps`
-    gives them.
+    """Representations of many prompts, (N, D) float32 in the order given; with `layers` or `last`, which
+    `wanted` may hold, as `extract_reps` gives them.
 
     Prompts run longest first in batches of `batch_size`, padded to one of `buckets`. `attach` adds the
     lower layers' states to a batch of these rows (`rrs_jax.frozen.prefix_states.PrefixStates.attach`).
@@ -89,12 +96,12 @@ def extract_all(
         return batch if attach is None else attach(batch, chosen)
 
     firsts = {selection.length: selection for selection in selections}.values()
-    calls = [_call(model, batch_of(selection), audio_bank, None, layers) for selection in firsts]
+    calls = [_call(model, batch_of(selection), audio_bank, None, **wanted) for selection in firsts]
     if calls:
         calls[0][0].prepare([arguments for _, arguments in calls])
     results: list[jax.Array | np.ndarray] = []
     for selection in selections:
-        results.append(extract_reps(model, batch_of(selection), audio_bank, layers=layers))
+        results.append(extract_reps(model, batch_of(selection), audio_bank, **wanted))
         if len(results) > 1:  # the host reads one batch while the device computes the next
             results[-2] = np.asarray(results[-2])
         if progress is not None:
@@ -123,12 +130,15 @@ def check_finite(arrays: Mapping[str, np.ndarray], what: str = "the model") -> N
 
 
 @functools.lru_cache(maxsize=8)
-def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None):
+def _representations(graphdef, mesh: Mesh, layers: tuple[int, ...] | None, last: int):
     def representations(state, batch, audio_bank):
         model = nnx.merge(graphdef, state)
-        if layers is None:
+        if layers is not None:
+            return model.layer_states(batch, audio_bank, layers)
+        if last == 1:
             return model.representations(batch, audio_bank)
-        return model.layer_states(batch, audio_bank, layers)
+        positions = jnp.maximum(batch.lengths[:, None] - last + jnp.arange(last), 0)
+        return model.states_at(batch, audio_bank, positions)
 
     return Programs(
         jax.jit(

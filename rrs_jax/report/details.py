@@ -1,8 +1,8 @@
-"""Tables beside that of the rates: every judge's rates, the judges' agreement, paired tests, categories.
+"""Tables beside that of the rates: what is kept, every judge's rates, agreement, paired tests, categories.
 
     python -m rrs_jax.report.details RUN [RUN ...] [--markdown]
 
-It reads RUN/eval/NAME/summary.json and compared_to_vanilla.json.
+It reads RUN/eval/NAME/summary.json, compared_to_vanilla.json and deployment.json.
 """
 
 import argparse
@@ -13,15 +13,15 @@ from pathlib import Path
 from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import exit_status
 from rrs_jax.files import read_json
+from rrs_jax.report.deployment import Table, deployment_tables, read_deployments
 from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, read_summaries, text_rows
-
-Table = tuple[str, list[tuple[str, ...]]]  # title; header and rows
 
 
 def details(runs: Sequence[str | Path], markdown: bool = False, vanilla_once: bool = False) -> str:
     """Joins all tables of these runs, each under its title; arguments and errors as in `read_summaries`."""
     summaries = read_summaries(runs, vanilla_once)
     tables = [
+        *deployment_tables(read_deployments(runs)),
         judges_table(summaries),
         agreement_table(summaries),
         paired_table(runs, summaries),

@@ -65,6 +65,7 @@ def page(results: Results, folders: Sequence[str | Path], title: str) -> str:
         ("Safety against over-rejection", "tradeoff", plane.tradeoff(results)),
         ("Tables", "tables", sections.tables(results, folders)),
         ("By style", "styles", by_style(results)),
+        ("What a deployer asks", "deployment", sections.deployment(results)),
         ("Representations", "figure2", sections.figure_2(results, questions)),
         ("Rates by epoch", "epochs", sections.by_epoch(results)),
         ("Losses", "losses", sections.losses(results)),

@@ -215,8 +215,11 @@ def paper_of(model_path: str) -> dict | None:
 def paper_key(run: FinishedRun, base: FinishedRun | None) -> str | None:
     """Returns the row of the paper's tables that a run is, None where it is none.
 
-    That is its strategy, and for RRS what distinguishes it from `base`.
+    That is its strategy, and for RRS what distinguishes it from `base`. A run that goes on from an adapter is
+    none.
     """
+    if run.config.get("lora.start") is not None:
+        return None
     if run.strategy != "rrs":
         return run.strategy if run.strategy in TITLES else None
     different = recipe_differences(run, base) if base else set()

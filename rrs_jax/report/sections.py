@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.errors import UserError
+from rrs_jax.evaluate.deployment import FILE
+from rrs_jax.evaluate.deployment import deployment as measure_deployment
 from rrs_jax.files import read_jsonl
 from rrs_jax.report import figures, training_figures
+from rrs_jax.report.deployment import deployment_tables
 from rrs_jax.report.details import details as all_details
 from rrs_jax.report.marks import marks_of, names_of
 from rrs_jax.report.paper_tables import paper_tables
@@ -93,6 +96,21 @@ def _over_seeds(block: dict | None) -> Html:
         return Html("N/A")
     interval = f"<small>{interval_text(block['ci95'])}</small>" if block["ci95"] else ""
     return Html(f"{block['mean']:.1f}{interval}")
+
+
+def deployment(results: Results) -> str:
+    """Shows what a deployer asks, of the seeds of a recipe together."""
+    measured = []
+    for recipe in results.recipes:
+        after = [folder for run in recipe.runs if (folder := run.evaluation(run.strategy))]
+        if after and all((folder / FILE).is_file() for folder in after):
+            rest = after[0].name.removeprefix(recipe.runs[0].strategy)  # the name of other questions
+            before = [folder.with_name(f"vanilla{rest}") for folder in after]
+            measured.append((recipe.title, measure_deployment(before, after)))
+    return "".join(
+        f"<h3>{html.escape(title)}</h3>{figures.table_of(rows)}"
+        for title, rows in deployment_tables(measured)
+    )
 
 
 def figure_2(results: Results, questions: list[str]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.config.kinds import with_home
+from rrs_jax.config.vocabulary import task_of
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
@@ -53,7 +54,8 @@ def header(summaries: Sequence[dict]) -> tuple[str, ...]:
 
 
 def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> list[dict]:
-    """Reads every summary of these run folders and adds "run": vanilla first in each run, then by name.
+    """Reads every summary of these run folders, but for tasks', and adds "run": vanilla first in each run,
+    then by name.
 
     With `vanilla_once` the model before training comes in the first run alone. Raises UserError where a run
     has no evaluation or a summary lacks a field.
@@ -61,7 +63,8 @@ def read_summaries(runs: Sequence[str | Path], vanilla_once: bool = False) -> li
     summaries = []
     for run in map(Path, runs):
         paths = sorted(
-            run.glob("eval/*/summary.json"), key=lambda path: (not is_vanilla(path.parent.name), path)
+            (path for path in run.glob("eval/*/summary.json") if task_of(path.parent.name) is None),
+            key=lambda path: (not is_vanilla(path.parent.name), path),
         )
         if not paths:
             raise UserError(f"{run}: holds no eval/NAME/summary.json; run the evaluate stage on it first.")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rrs_jax.config.prompts import TASK_PROMPTS
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.voices import Voice, read_voices
 from rrs_jax.errors import UserError
@@ -24,6 +25,7 @@ from rrs_jax.evaluate.settings import setting_rows
 from rrs_jax.files import content_hash, read_json, with_sum, write_json
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
+from rrs_jax.run.deployment import measure_deployment
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.run.logged_rates import log_rates
 from rrs_jax.run.recorded_epochs import evaluated_epochs
@@ -55,6 +57,8 @@ def _evaluate(context: RunContext, local: LocalEngine) -> dict:
             evaluation.trained(vanilla)
         done += evaluation.done
     log_rates(context, done)
+    if trained and (config.evaluate.everyday or set(config.evaluate.setting) & set(TASK_PROMPTS)):
+        measure_deployment(context, local)
     return {}
 
 
@@ -104,7 +108,8 @@ class Evaluation:
         """Evaluates the trained model in RUN/eval/STRATEGY and compares it to the model before training."""
         strategy = self.config.strategy
         engine, target = self._engine(strategy, TUNED), self._target(strategy)
-        self._evaluate(engine, target, vanilla)
+        # A task refused less is no gain in safety, so that tasks have no NSI.
+        self._evaluate(engine, target, None if self.setting in TASK_PROMPTS else vanilla)
         if vanilla is not None:
             comparison = compare_folders(self._target("vanilla").path, target.path)
             write_json(target.path / "compared_to_vanilla.json", with_sum(comparison))

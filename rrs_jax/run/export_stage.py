@@ -4,6 +4,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rrs_jax.config import flatten
+from rrs_jax.config.vocabulary import task_of
 from rrs_jax.files import read_json
 from rrs_jax.progress import say
 from rrs_jax.report.table import markdown_table
@@ -82,4 +83,4 @@ def _summaries(context: RunContext, model: nnx.Module) -> dict[str, dict]:
         return {}
     files = sorted(folder.evaluations.glob("*/summary.json"))
     found = [(file.parent.name, file) for file in files if file.parent.name.split("-")[0] == strategy]
-    return {name: read_json(file) for name, file in found}
+    return {name: read_json(file) for name, file in found if task_of(name) is None}  # theirs are no rates

@@ -16,14 +16,18 @@ from rrs_jax.errors import UserError
 from rrs_jax.evaluate.engine import GenerationRequest, OnFinished
 from rrs_jax.evaluate.responses import MODEL_CONTENT
 from rrs_jax.files import content_hash
+from rrs_jax.frozen.along_answers import along, answer_rows, divergences
 from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank, make_audio_bank
+from rrs_jax.frozen.extraction import extract_all
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
 from rrs_jax.inputs.batching import EncodedPrompt
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.lower_layers import answers_alike, shared_layers
 from rrs_jax.run.recorded_epochs import adapter_hash, model_after
+from rrs_jax.run.vanilla_model import VanillaModel
 from rrs_jax.strategies.served import Served
+from rrs_jax.strategies.sft import answers
 
 VANILLA, TUNED = "vanilla", "tuned"
 
@@ -42,7 +46,12 @@ class LocalEngine:
         self.alike = answers_alike(context.config) and context.cache.folder is None
         self.shared_layers = shared_layers(context.config) if self.alike and not processes.several() else 0
         self.lead = processes.Leader(
-            {"serve": self._serve, "answer": self._answer, "answer_texts": self._answer_texts}
+            {
+                "serve": self._serve,
+                "answer": self._answer,
+                "answer_texts": self._answer_texts,
+                "compare": self._compare,
+            }
         )
 
     def made_by(self, which: str) -> dict:
@@ -69,6 +78,17 @@ class LocalEngine:
         """The vanilla model's greedy answers to written prompts, for `own` judges."""
         self.lead.call("answer_texts", [list(prompt) for prompt in prompts], on_answer=on_answer)
 
+    def compare(self, which: str, asked: Sequence[tuple[str | None, Path | None]], tokens: int) -> list[dict]:
+        """A model beside the vanilla one along its greedy answers of at most `tokens` tokens.
+
+        asked: text and clip of each prompt. Returns for each the vanilla model's `answer` and its `tokens`,
+        with the end where it ended; `divergence`, KL(vanilla ‖ model) in nats, the mean over these tokens;
+        and `unchanged`, whether the model's likeliest token is the vanilla model's at each of them, so that
+        its greedy answer is the same.
+        """
+        self.lead.call("serve", which)
+        return self.lead.call("compare", which, [[text, clip and str(clip)] for text, clip in asked], tokens)
+
     def _serve(self, which: str) -> None:
         if which in self.served_models:
             return
@@ -90,26 +110,60 @@ class LocalEngine:
         self, which: str, asked: Sequence, on_answer: Callable[[int, str], None] = lambda i, text: None
     ) -> None:
         """asked: of each request its key, text and clip."""
-        context, served = self.context, self.served_models[which]
-        bank, clip_of = self._bank([audio for _, _, audio in asked if audio is not None])
-        prompts = []
-        for i, (key, text, audio) in enumerate(asked):
-            clips = [] if audio is None else [clip_of[audio]]
-            seed = int(content_hash(self.config.seed, list(key))[:8], 16)
-            prompts.append(
-                Prompt(key=i, row=context.encode_prompt(bank, clips, text, served.system), seed=seed)
-            )
-        decode = context.load_processor().decode
-        prefix_states = self._prefix_states(which, [prompt.row for prompt in prompts], bank)
-        chosen = (
-            served.choose([prompt.row for prompt in prompts], bank.array)
-            if served.choose
-            else np.zeros(len(prompts))
-        )
+        served = self.served_models[which]
+        wanted = [(text, audio) for _, text, audio in asked]
+        bank, clip_of = self._bank(wanted)
+        rows = self._encoded(wanted, bank, clip_of, served.system)
+        seeds = [int(content_hash(self.config.seed, list(key))[:8], 16) for key, _, _ in asked]
+        prompts = [Prompt(i, row, seed) for i, (row, seed) in enumerate(zip(rows, seeds, strict=True))]
+        decode = self.context.load_processor().decode
+        prefix_states = self._prefix_states(which, rows, bank)
+        chosen = _chosen(served, rows, bank)
         for place, model in enumerate(served.models):
-            own = [prompt for prompt, which in zip(prompts, chosen, strict=True) if which == place]
+            own = [prompts[i] for i in np.flatnonzero(chosen == place)]
             generator = self._generator(model, self._sampling())
             generator.generate(own, bank.array, lambda i, tokens: on_answer(i, decode(tokens)), prefix_states)
+
+    def _compare(self, which: str, asked: Sequence, tokens: int) -> list[dict]:
+        context, served = self.context, self.served_models[which]
+        bank, clip_of = self._bank(asked)
+        frozen = VanillaModel(context, [], bank)
+        prompts = self._encoded(asked, bank, clip_of)
+        made = answers(frozen, prompts, tokens)
+        before = frozen.answer_states(prompts, made, tokens)
+        prompts = self._encoded(asked, bank, clip_of, served.system)
+        after, rows = np.empty_like(before), answer_rows(prompts, made)
+        chosen = _chosen(served, prompts, bank)
+        for place, model in enumerate(served.models):
+            if len(own := np.flatnonzero(chosen == place)):
+                after[own] = extract_all(
+                    model,
+                    [rows[i] for i in own],
+                    bank.array,
+                    batch_size=self.config.extract.batch_size,
+                    buckets=context.buckets([len(ids) for ids, _, _ in rows]),
+                    last=tokens,
+                )
+        found = divergences(frozen.model, along(before, made), along(after, made))
+        ends = np.cumsum([len(answer) for answer in made])[:-1]
+        return [
+            {
+                "answer": frozen.decode(answer),
+                "tokens": len(answer),
+                "divergence": round(float(divergence.mean()), 8),
+                "unchanged": bool(same.all()),
+            }
+            for answer, divergence, same in zip(made, *(np.split(part, ends) for part in found), strict=True)
+        ]
+
+    def _encoded(
+        self, asked: Sequence, bank: AudioBank, clip_of: dict[str, int], system: str | None = None
+    ) -> list[EncodedPrompt]:
+        """asked: text and clip of each prompt."""
+        return [
+            self.context.encode_prompt(bank, [] if clip is None else [clip_of[clip]], text, system)
+            for text, clip in asked
+        ]
 
     def _prefix_states(
         self, which: str, rows: Sequence[EncodedPrompt], bank: AudioBank
@@ -156,10 +210,10 @@ class LocalEngine:
         config, eos = self.config.generate, self.context.load_processor().eos_token_ids
         return self.context.cache.generator(model, sampling, eos, config.batch_size, config.cache_dtype)
 
-    def _bank(self, clips: Sequence[str]) -> tuple[AudioBank, dict[str, int]]:
-        """Embeddings of these clips, and which one is whose: the run's own where they are its evaluation
-        manifest's."""
-        context = self.context
+    def _bank(self, asked: Sequence) -> tuple[AudioBank, dict[str, int]]:
+        """Embeddings of the prompts' clips, and which one is whose: the run's own where they are its
+        evaluation manifest's. asked: text and clip of each prompt."""
+        context, clips = self.context, [clip for _, clip in asked if clip is not None]
         if not clips:
             return empty_audio_bank(context.load_model()), {}
         if not self.config.evaluate.questions:
@@ -183,3 +237,8 @@ class LocalEngine:
             batch_size=self.config.extract.batch_size,
         )
         return bank, {path: i for i, path in enumerate(different)}
+
+
+def _chosen(served: Served, prompts: Sequence[EncodedPrompt], bank: AudioBank) -> np.ndarray:
+    """Which of the served models answers each prompt, int (prompts,)."""
+    return served.choose(prompts, bank.array) if served.choose else np.zeros(len(prompts), int)

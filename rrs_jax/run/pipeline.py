@@ -14,6 +14,7 @@ from rrs_jax.distributed.mesh import rows_multiple
 from rrs_jax.errors import stop_if_asked
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.progress import say
+from rrs_jax.report.deployment import deployment_text
 from rrs_jax.report.page import make_page
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run.compilation import compile_clock, enable_compilation_cache
@@ -128,7 +129,8 @@ def report(context: RunContext) -> dict:
     A sweep makes the pages of its runs at its end, all at once.
     """
     folder = context.folder
-    write_atomic(folder.report / "table.md", markdown_table([folder.path]))
+    table = markdown_table([folder.path]) + deployment_text([folder.path], markdown=True)
+    write_atomic(folder.report / "table.md", table)
     if context.cache.folder is None:
         make_page(folder.report, [folder.path], folder.path.resolve().name)
     return {}
@@ -158,7 +160,7 @@ def _read_extracted(context: RunContext) -> Extracted:
 def print_summary(folder: RunFolder) -> None:
     """Prints the table where there is one, seconds of each stage, where things lie, how to see the page."""
     if list(folder.evaluations.glob("*/summary.json")):
-        print(text_table([folder.path]))
+        print(text_table([folder.path]) + deployment_text([folder.path]))
     marks = [(name, folder.path / ".done" / f"{name}.json") for name in STAGE_WORK]
     seconds = {name: read_json(mark).get("seconds") for name, mark in marks if mark.is_file()}
     print("seconds: " + ", ".join(f"{name} {value}" for name, value in seconds.items()))

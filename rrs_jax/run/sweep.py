@@ -169,6 +169,7 @@ def print_sweep(config: ConfigDict, path: str) -> None:
 
 def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     """Text on what is done and the rates of the runs that are evaluated; also written to run_dir/report."""
+    from rrs_jax.report.deployment import deployment_text
     from rrs_jax.report.ranking import can_rank, ranking
     from rrs_jax.report.table import markdown_table, text_table
 
@@ -183,8 +184,9 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
         return "\n".join("  ".join(line) for line in lines)
     done.sort(key=lambda path: runs[path.name].strategy != "vanilla")  # else in their order
     rows = pooled_seeds(done, folder / "report" / "pooled")
-    write_atomic(folder / "report" / "table.md", markdown_table(rows, vanilla_once=True))
-    text = text_table(rows, vanilla_once=True)
+    marked = markdown_table(rows, vanilla_once=True) + deployment_text(rows, markdown=True)
+    write_atomic(folder / "report" / "table.md", marked)
+    text = text_table(rows, vanilla_once=True) + deployment_text(rows)
     if len(done) > 1 and can_rank(done, BASELINE):
         write_atomic(folder / "report" / "ranking.md", ranking(done, BASELINE, markdown=True))
         text += "\n" + ranking(done, BASELINE)

@@ -29,7 +29,8 @@ class TrainingSet:
         """context: the run, a `rrs_jax.run.context.RunContext`."""
         self.context, self.config = context, context.config
         self.samples = Samples(context.read_training_rows())
-        self.frozen = VanillaModel(context, self.samples.rows, self.prefix_states)
+        bank = context.encode_clips("training")
+        self.frozen = VanillaModel(context, self.samples.rows, bank, self.prefix_states)
         self._schedules: dict[bool, Schedule] = {}  # by whether there are tails
 
     @functools.cached_property

@@ -13,6 +13,7 @@ from rrs_jax.distributed import processes
 from rrs_jax.distributed.mesh import fetch, put, replicated
 from rrs_jax.equations import SafetyVector
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
+from rrs_jax.frozen.along_answers import answer_rows
 from rrs_jax.frozen.audio_bank import AudioBank
 from rrs_jax.frozen.extraction import extract_all, first_tokens
 from rrs_jax.frozen.prefix_states import PrefixStates
@@ -27,20 +28,22 @@ class VanillaModel:
 
     Args:
       context: the run, a `rrs_jax.run.context.RunContext`.
-      rows: the training manifest's rows.
+      rows: the questions, those of the training manifest for a strategy.
+      bank: the embeddings of their clips, in the same order.
       prefix_states: gives the lower layers' kept states of the prompts to come, or None.
     """
 
-    def __init__(self, context, rows: Sequence[dict], prefix_states: Callable[[], PrefixStates | None]):
-        self.context, self.config, self.rows, self.prefix_states = (
-            context,
-            context.config,
-            rows,
-            prefix_states,
-        )
+    def __init__(
+        self,
+        context,
+        rows: Sequence[dict],
+        bank: AudioBank,
+        prefix_states: Callable[[], PrefixStates | None] = lambda: None,
+    ):
+        self.context, self.config = context, context.config
+        self.rows, self.bank, self.prefix_states = rows, bank, prefix_states
         self.model: nnx.Module = context.load_model()
         self.processor = context.load_processor()
-        self.bank: AudioBank = context.encode_clips("training")
         self.pool = prompt_pool(self.config.train)
         self.num_layers = self.model.config.text.num_hidden_layers
         self.refusal_ids = [self.processor.token_id(text) for text in self.config.rrs.refusal_tokens]
@@ -67,12 +70,34 @@ class VanillaModel:
 
     def representations(self, prompts: Sequence[EncodedPrompt]) -> np.ndarray:
         """Kept in the sweep's cache, where there is one."""
-        keys, cache = self._keys(prompts), self.context.cache
+        return self._kept_states(prompts, self._keys(prompts), self._compute)
+
+    def answer_states(
+        self, prompts: Sequence[EncodedPrompt], answers: Sequence[Sequence[int]], tokens: int
+    ) -> np.ndarray:
+        """States along answers of at most `tokens` tokens, (len(prompts), tokens, D) as `along_answers.along`
+        takes them, kept likewise."""
+        rows = answer_rows(prompts, answers)
+
+        def compute(wanted: dict[str, EncodedPrompt]) -> dict[str, np.ndarray]:
+            with Progress(len(wanted), "the vanilla model along its answers", "answers") as progress:
+                states = self._extract(list(wanted.values()), last=tokens, progress=progress)
+            return dict(zip(wanted, states, strict=True))
+
+        return self._kept_states(rows, self._keys(rows, "along", tokens), compute)
+
+    def _kept_states(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        keys: Sequence[str],
+        compute: Callable[[dict[str, EncodedPrompt]], dict[str, np.ndarray]],
+    ) -> np.ndarray:
+        cache = self.context.cache
         with cache.alone("states"):
             known = cache.states(keys)
             wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
             if wanted:
-                made = self._compute(wanted)
+                made = compute(wanted)
                 cache.keep_states(made)
                 known |= made
         return np.stack([known[key] for key in keys])
