@@ -10,6 +10,7 @@ import transformers
 from helpers.qwen2_audio import prompt_inputs
 from rrs_jax.config import default_config, validate
 from rrs_jax.config.prompts import MODES, PROMPT_T, TASK_PROMPTS, evaluation_prompt
+from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool_runs
 from rrs_jax.evaluate.rates import bootstrap, rate_over_queries
@@ -171,7 +172,7 @@ def test_tasks_are_asked_of_both_models_and_stand_in_no_rate(run):
                 refused = [row["refusal"] for row in phrases if row["set"] == label]
                 block = found[task][when][label]
                 assert (block["responses"], block["rate"]) == (4, 100 * sum(refused) / 4)
-            assert found[task][when]["borderline"] is None
+            assert set(found[task][when]) == {"harmful", "benign"}  # no others are in the manifest
         assert read_json(folder / f"rrs-{task}" / "summary.json")["nsi"] is None
         made = read_json(folder / f"rrs-{task}" / "responses.meta.json")["made_by"]
         assert made["prompts"] == {"audio_text": TASK_PROMPTS[task]}
@@ -217,6 +218,18 @@ def test_seeds_are_pooled_and_reported(run, tmp_path):
     assert 'id="deployment"' in page and f"{shown['divergence']:.4f} [{low:.4f}, {high:.4f}]" in page
 
 
+def test_the_starter_sets_questions_are_those_of_no_training_by_turns_of_topics(run):
+    config = run[0].copy_and_resolve_references()
+    config.evaluate.everyday = "starter"
+    rows = read_everyday(config)
+    trained_on = {
+        row["question"] for row in choose_rows(StarterChoice("train", everyday=None, contrast=None))
+    }
+    assert len(rows) == 140 and not trained_on & {row["question"] for row in rows}
+    config.evaluate.limit = 14
+    assert len({row["category"] for row in read_everyday(config)}) == 14
+
+
 def test_what_cannot_be_asked_is_told(run, tmp_path):
     config = run[0].copy_and_resolve_references()
     config.evaluate.everyday = str(tmp_path / "none.jsonl")
@@ -224,7 +237,7 @@ def test_what_cannot_be_asked_is_told(run, tmp_path):
         validate(config)
     write_jsonl(tmp_path / "mixed.jsonl", [{"id": "a", "label": "harmful", "question": "How do I?"}])
     config.evaluate.everyday = str(tmp_path / "mixed.jsonl")
-    with pytest.raises(UserError, match="has 1 questions that are not labelled benign .a.; give plain"):
+    with pytest.raises(UserError, match="has 1 questions that are labelled neither everyday nor benign .a."):
         pipeline.run(config, ("evaluate",))
     config.endpoint.url, config.endpoint.model = "http://localhost:1/v1", "m"
     config.endpoint.vanilla_model = "v"

@@ -73,9 +73,10 @@ FIELDS = {field.name: field for field in (
           "styles, with the borderline questions of `eval` and of `check`."),
     Field("data.categories", None, either(integer(1), None),
           "Starter set: number of categories, the first ones; None is all 14."),
-    Field("data.pairs_per_category", None, either(integer(1), None),
+    Field("data.pairs_per_category", None, either(integer(0), None),
           "Starter set: pairs of a harmful question and its benign rewrite, per category; None is all (20, "
-          "of the styles set 100, in which styles take turns)."),
+          "of the styles set 100, in which styles take turns), with 0 there are everyday and contrast "
+          "questions alone."),
     Field("data.eval_pairs_per_category", None, either(integer(1), None),
           "Starter set: evaluation pairs per category; None is all (10, of the styles set 20)."),
     Field("data.borderline", None, either(integer(0), None),

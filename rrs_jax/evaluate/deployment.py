@@ -5,7 +5,7 @@
 - `kept_answers`: by mode the mean divergence from the vanilla model along its own answers to everyday
   questions, and the share of them that are unchanged, from `kept_answers.jsonl` beside it;
 - `kept_refusals`: by mode how many of the vanilla model's refusals of harmful questions are still there;
-- `tasks`: by task the share refused of harmful, benign and borderline speech, before and after training.
+- `tasks`: by task the share refused of harmful and harmless speech, before and after training.
 """
 
 from collections.abc import Iterable, Sequence
@@ -112,7 +112,7 @@ def _kept_refusals(pairs: dict[Key, tuple[bool, bool]]) -> dict | None:
 
 
 def _task(before: Refused | None, after: Refused | None) -> dict | None:
-    """Returns {"before", "after": {set: rate block or None} or None}; None where none was asked the task."""
+    """Returns {"before", "after": {set that was asked: rate block} or None}; None where none was."""
     if before is None and after is None:
         return None
     return {"before": _by_set(before), "after": _by_set(after)}
@@ -122,7 +122,7 @@ def _by_set(refused: Refused | None) -> dict | None:
     if refused is None:
         return None
     found = {name: {key: value for key, value in refused.items() if key[0] == name} for name in SETS}
-    return {name: _rate(own) if own else None for name, own in found.items()}
+    return {name: _rate(own) for name, own in found.items() if own}
 
 
 def _of_task(task: str):

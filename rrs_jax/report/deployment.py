@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.evaluate.deployment import FILE
+from rrs_jax.evaluate.responses import SETS
 from rrs_jax.files import read_json
 from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, read_summaries, text_rows
 
 Measured = Sequence[tuple[str, dict]]  # a model's label, and its deployment.json
 Table = tuple[str, list[tuple[str, ...]]]  # title; header and rows
-
-SETS = {"harmful": "Harmful", "benign": "Benign", "borderline": "Borderline"}
 
 
 def deployment_text(runs: Sequence[str | Path], markdown: bool = False) -> str:
@@ -70,12 +69,13 @@ def kept_table(measured: Measured) -> Table:
 
 def tasks_table(measured: Measured) -> Table:
     """Returns a row for each model and task with the shares refused, before and after training."""
-    rows = [("Model, task", *(f"{title}{when}" for title in SETS.values() for when in (" before", " after")))]
+    blocks = [block for _, found in measured for block in (found["tasks"] or {}).values()]
+    asked = [name for name in SETS if any(name in (block["after"] or {}) for block in blocks)]
+    columns = [(name, when) for name in asked for when in ("before", "after")]
+    rows = [("Model, task", *(f"{name.capitalize()} {when}" for name, when in columns))]
     for label, found in measured:
         for task, block in (found["tasks"] or {}).items():
-            shares = [
-                cell((block[when] or {}).get(name), "rate") for name in SETS for when in ("before", "after")
-            ]
+            shares = (cell((block[when] or {}).get(name), "rate") for name, when in columns)
             rows.append((f"{label}, {task}", *shares))
     return "Tasks beside the clip: percent refused, by what is said in it", rows
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from rrs_jax.config.prompts import evaluation_prompt
 from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.speech import speak_missing
-from rrs_jax.data.starter import starter_singles
+from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.deployment import KEPT_ANSWERS, write_deployment
 from rrs_jax.evaluate.question_sets import question_sets_name
@@ -41,14 +41,14 @@ def read_everyday(config: ConfigDict) -> list[dict]:
     """
     source, limit = config.evaluate.everyday, config.evaluate.limit
     if source == "starter":
-        rows = [{"label": "benign", "audio": None} | row for row in starter_singles("everyday_check")]
-        return chosen_rows(rows, limit)
+        choice = StarterChoice("eval", pairs_per_category=0, everyday=None, seed=config.data.seed)
+        return chosen_rows([row | {"audio": None} for row in choose_rows(choice)], limit)
     path = Path(source)
     rows = load_manifest(path, need_audio=False, skip_bad=skips_bad_rows(config))
-    if other := [row["id"] for row in rows if row["label"] != "benign"]:
+    if other := [row["id"] for row in rows if row["label"] not in ("benign", "everyday")]:
         raise UserError(
-            f"evaluate.everyday: {path} has {len(other)} questions that are not labelled benign ({other[0]});"
-            " give plain questions on which the model is to stay as it was."
+            f"evaluate.everyday: {path} has {len(other)} questions that are labelled neither everyday nor"
+            f" benign ({other[0]}); give plain questions on which the model is to stay as it was."
         )
     rows = [row | {"audio": row["audio"] and str((path.parent / row["audio"]).absolute())} for row in rows]
     return chosen_rows(rows, limit)
