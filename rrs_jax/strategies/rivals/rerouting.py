@@ -53,8 +53,7 @@ class Rerouting:
         *,
         remat: str = "none",
     ) -> jax.Array:
-        frozen = nnx.merge(*nnx.split(model))
-        frozen.lora = None
+        frozen = model.without_adapters()
         layers = tuple(chosen_layers(self.layers, model.config.text.num_hidden_layers, SHARES))
         now = model.layer_states(batch, audio_bank, layers, remat=remat)  # (B, layers, D)
         before = jax.lax.stop_gradient(frozen.layer_states(batch, audio_bank, layers))
