@@ -24,8 +24,8 @@ from rrs_jax.run import pipeline
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.strategies.extracted import read_extracted
-from rrs_jax.strategies.rivals import harc
-from rrs_jax.strategies.rivals.rerouting import Rerouting
+from rrs_jax.strategies.rivals import harc, rerouting
+from rrs_jax.strategies.rivals.layers import chosen_layers
 from rrs_jax.testing import twin_rows
 from rrs_jax.weights.load import load_weights
 
@@ -89,7 +89,7 @@ def test_rerouting(reference, folder, clips, monkeypatch):
         kept = torch.linalg.vector_norm(now - before, dim=-1)
         return torch.where(torch.tensor(HARMFUL), turned.mean(1), kept.mean(1))
 
-    strategy = Rerouting(HARMFUL, layers, 3.0)
+    strategy = rerouting.Rerouting(HARMFUL, layers, 3.0)
     compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
 
 
@@ -99,7 +99,7 @@ def test_rerouting_begins_without_a_gradient_of_nan(folder, clips):
     rows, row_clips = prompts(np.random.default_rng(5))
     bank, offsets = audio_bank(model, clips)
     batch = make_batch(rows, row_clips, offsets)
-    strategy = Rerouting(np.zeros(4, bool), (1,), 3.0)
+    strategy = rerouting.Rerouting(np.zeros(4, bool), (1,), 3.0)
     examples = strategy.examples(np.arange(4))
 
     def total(bank):
@@ -265,21 +265,29 @@ def test_training_with_harc(trained):
     assert benign_after < benign_before < 0.2
 
 
+@pytest.mark.parametrize("rival", [harc, rerouting])
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        (
-            {"lora.layers": 2},
-            "rivals.layers: training changes nothing behind layer 1, since lora.layers has its",
-        ),
+        ({"lora.layers": 2}, "rivals.layers: training changes nothing behind layer 1, since lora.layers has"),
         ({"rivals.layers": ("1", "3")}, "rivals.layers: 3 is no layer of the decoder's 3; choose 0 to 2"),
     ],
 )
-def test_layers_that_harc_cannot_train_are_a_sentence(trained, fields, reason):
+def test_layers_that_cannot_be_trained_are_a_sentence(trained, rival, fields, reason):
     config, context, _ = trained
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
     training_set = context.training_set()
     with pytest.raises(UserError, match=reason):
-        harc.extract(training_set.samples, training_set.frozen, config)
+        rival.extract(training_set.samples, training_set.frozen, config)
+
+
+def test_layers_where_none_are_given():
+    """Of 24 and 28 layers, with adapters in all, in the upper ones, and in the last alone."""
+    assert chosen_layers((), 28, harc.SHARES) == [20, 21, 22, 23]
+    assert chosen_layers((), 24, rerouting.SHARES) == [8, 16]
+    assert chosen_layers((), 28, harc.SHARES, 22) == [22, 23]
+    assert chosen_layers((), 24, rerouting.SHARES, 12) == [12, 16]
+    assert chosen_layers((), 24, harc.SHARES, 23) == [23]
+    assert chosen_layers(("5", "3"), 24, harc.SHARES, 3) == [3, 5]

@@ -28,6 +28,7 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
             rows[f"rrs_top{share:g}"] = rows["rrs"] | {"rrs.top_m": share}
     for strategy in ("rrs_plus", "rerouting", "harc", "steering", "steering_conditional", "system_prompt"):
         rows[strategy] = {"strategy": strategy}
+    rows["harc_without_penalty"] = rows["harc"] | {"penalty.weight": 0.0}  # as in the original
     yield from rows.items()
     for seed in range(config.seed + 1, config.seed + SEEDS):  # last: by then what they need is compiled
         for name, fields in rows.items():

@@ -26,12 +26,11 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.config.prompts import PROMPT_T, prompt_pool
-from rrs_jax.errors import UserError
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.decoder_pass import Wanted
 from rrs_jax.progress import say
 from rrs_jax.strategies.extracted import Extracted
-from rrs_jax.strategies.rivals.layers import chosen_layers
+from rrs_jax.strategies.rivals.layers import chosen_layers, first_adapted
 from rrs_jax.strategies.samples import Samples, check_kinds
 
 # Of the depth: the original reads what enters the layers 21 to 24 of 28.
@@ -113,12 +112,7 @@ def extract(samples: Samples, frozen, config) -> Extracted:
     Raises UserError for layers that the decoder lacks, or that lie below the first adapter.
     """
     check(samples, config)
-    layers, first = chosen_layers(config.rivals.layers, frozen.num_layers, SHARES), config.lora.layers
-    if first != "all" and layers[0] < first:
-        raise UserError(
-            f"rivals.layers: training changes nothing behind layer {layers[0]}, since lora.layers has its"
-            f" first adapter in layer {first}; choose layers from {first} on, or let adapters begin lower."
-        )
+    layers = chosen_layers(config.rivals.layers, frozen.num_layers, SHARES, first_adapted(config))
     harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(~samples.harmful)
     pool = len(prompt_pool(config.train))
     asked = [(harmful, config.rrs.refusal_prompt), (harmful, PROMPT_T), (benign, PROMPT_T)]
