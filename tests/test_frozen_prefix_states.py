@@ -284,6 +284,7 @@ def test_which_runs_keep_no_prefix_states(finished, capsys):
         {"lora__layers": 0},
         {"strategy": "sft_full"},
         {"strategy": "rerouting"},
+        {"strategy": "harc"},
         {"strategy": "vanilla"},
         {"rrs__positions": 2},
     ):

@@ -124,7 +124,7 @@ NEEDY = [
 
 
 def test_strategies_that_take_means_check_their_samples():
-    assert {*NEEDY} == {"rrs", "rrs_plus", "rerouting", "steering", "steering_conditional"}
+    assert {*NEEDY} == {"rrs", "rrs_plus", "rerouting", "harc", "steering", "steering_conditional"}
 
 
 def manifest(tmp_path, sound_files, kind: str):

@@ -203,9 +203,9 @@ def test_which_runs_keep_prefix_states(whole_folder, sound_files, tmp_path, monk
     def layers(cache=None, **fields):
         return LocalEngine(RunContext(changed(config, **fields), folder, cache), pipeline.serve).shared_layers
 
-    assert [layers(strategy=strategy) for strategy in ("rrs", "rrs_plus", "sft_full", "rerouting")] == [
-        LAYERS
-    ] * 4
+    assert [
+        layers(strategy=strategy) for strategy in ("rrs", "rrs_plus", "sft_full", "rerouting", "harc")
+    ] == [LAYERS] * 5
     assert not any(
         layers(strategy=strategy)
         for strategy in ("vanilla", "steering", "steering_conditional", "system_prompt")

@@ -87,9 +87,9 @@ def swept(base):
             patch.setattr(f"rrs_jax.{place}", counting)
         run_sweep(config, str(path / "sweep.py"), STAGES_ASKED)
     # Of the plain model for four lengths of answers, of one with adapters, of a steered one. Steps of top25;
-    # of rrs_plus, which has a rate of its own; of all that train on tokens; of rerouting; of several
-    # positions.
-    assert made == {"generators": 6, "steps": 5, "models": 1}
+    # of rrs_plus, which has a rate of its own; of all that train on tokens; of rerouting; of harc; of
+    # several positions.
+    assert made == {"generators": 6, "steps": 6, "models": 1}
     assert (path / "runs" / "rrs" / "metrics.jsonl").stat().st_mtime_ns == before  # not trained again
     return config, path
 

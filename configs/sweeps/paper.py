@@ -26,8 +26,9 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
     for share in (12.5, 25.0, 51.0):  # table 4
         if share != config.rrs.top_m:  # which is `rrs`
             rows[f"rrs_top{share:g}"] = rows["rrs"] | {"rrs.top_m": share}
-    for strategy in ("rrs_plus", "rerouting", "steering", "steering_conditional", "system_prompt"):
+    for strategy in ("rrs_plus", "rerouting", "harc", "steering", "steering_conditional", "system_prompt"):
         rows[strategy] = {"strategy": strategy}
+    rows["harc_without_penalty"] = rows["harc"] | {"penalty.weight": 0.0}  # as in the original
     yield from rows.items()
     for seed in range(config.seed + 1, config.seed + SEEDS):  # last: by then what they need is compiled
         for name, fields in rows.items():

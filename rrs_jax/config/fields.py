@@ -189,10 +189,15 @@ FIELDS = {field.name: field for field in (
     Field("sft.prefill", 10, integer(0),
           "Most tokens of an answer before the refusal of sft_deep (section 5.1: 0 to 10)."),
     Field("rivals.layers", (), names("different numbers of layers", *map(str, range(256)), empty=True),
-          "Decoder layers, from 0, behind which rerouting and steering act; empty is those at 1/3 and 2/3 of "
-          "the depth for rerouting, the one at 1/2 for steering."),
+          "Decoder layers, from 0, behind which rerouting, harc and steering act; empty is those at 1/3 and "
+          "2/3 of the depth for rerouting, four from 20/28 to 23/28 for harc, the one at 1/2 for steering. "
+          "What is trained has none below lora.layers: empty takes that layer in place of lower ones."),
     Field("rivals.rerouting_weight", 10.0, number(0),
           "Weight of rerouting's harmful term against its benign one."),
+    Field("rivals.harc_margin", 0.4, number(0, 1),
+          "Cosine with harc's directions that harmful questions' states are to reach."),
+    Field("rivals.harc_kl", 10.0, number(0),
+          "Weight of the change of the next token's distribution after benign questions in harc."),
     Field("rivals.strength", 1.0, number(0, above=True),
           "Factor of the steering vector; 1 is the difference of means."),
     Field("rivals.system_prompt", SAFETY_SYSTEM_PROMPT, text("a system prompt"),

@@ -45,6 +45,7 @@ PLUS: dict[str, object] = {
 DATA = {"mirror": "data.manifest", "basic": "data.basic_manifest", "parallel": "data.parallel_manifest"}
 
 SFT, REPRESENTATIONS, STEERING = "sft_targets.jsonl", "representations.safetensors", "steering.safetensors"
+HARC = "harc.safetensors"
 
 STRATEGY_TABLE = {
     "vanilla": Entry("the model as it is", None, trains=False, extracts=False),
@@ -57,6 +58,7 @@ STRATEGY_TABLE = {
         "rrs with the values of PLUS in fields that are not given", "rrs", REPRESENTATIONS, preset=PLUS
     ),
     "rerouting": Entry("representation rerouting (Zou et al. 2024)", "rivals.rerouting"),
+    "harc": Entry("harmfulness and refusal coupled (HARC, 2607.00572)", "rivals.harc", HARC),
     "steering": Entry("a refusal vector added at inference", "rivals.steering", STEERING, trains=False),
     "steering_conditional": Entry("the same where a probe fires", "rivals.steering", STEERING, trains=False),
     "system_prompt": Entry(

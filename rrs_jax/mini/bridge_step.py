@@ -149,10 +149,10 @@ class Bridge:
         x = model.embed(batch.input_ids, batch.audio_index, bank)
         # With the prompts' lengths, what is read of every layer is the prompt's last token. Causal attention
         # needs no other length.
-        output = decoder(DecoderInputs(x, start), None, Wanted(each_layer="last"), remat="dots")
+        output = decoder(DecoderInputs(x, start), None, Wanted(each_layer=(0,)), remat="dots")
         positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], x.shape[1] - 1)
         states = decoder.norm(jnp.take_along_axis(output.states, positions[..., None], axis=1))
-        ends = output.each_layer[EVERY - 1 :: EVERY].astype(jnp.float32)
+        ends = output.each_layer[EVERY - 1 :: EVERY, :, 0].astype(jnp.float32)
         return states, jnp.concatenate([ends, states[None, :, 0].astype(jnp.float32)])
 
 

@@ -68,6 +68,12 @@ class AudioLanguageModel(nnx.Module):
             return None
         return self.lora.packed(self.dtype, self.language_model.layer_class.released, all_layers=all_layers)
 
+    def without_adapters(self) -> Self:
+        """The model before training, its arrays shared."""
+        frozen = nnx.merge(*nnx.split(self))
+        frozen.lora = None
+        return frozen
+
     def encode_audio(self, input_features: jax.Array, feature_lengths: jax.Array) -> jax.Array:
         """Embeddings (C, A, D) of log-mel (C, bins, frames) with valid frames (C,).
 
@@ -118,9 +124,9 @@ class AudioLanguageModel(nnx.Module):
         """The last input token's hidden state behind each of these layers, before the final norm: float32
         (B, len(layers), D). Layers above the highest of them are not computed."""
         batch = batch.replace(lower_states=None)  # which may lie above these layers
-        wanted = Wanted(stop=max(layers) + 1, each_layer="last")
+        wanted = Wanted(stop=max(layers) + 1, each_layer=(0,))
         states = self(batch, audio_bank, wanted, remat=remat).each_layer
-        return jnp.swapaxes(states[jnp.asarray(layers)], 0, 1)
+        return jnp.swapaxes(states[jnp.asarray(layers), :, 0], 0, 1)
 
     def lower_states(
         self,

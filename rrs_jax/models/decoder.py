@@ -248,8 +248,8 @@ def _read(
 ) -> tuple[jax.Array | None, KeysValues | None]:
     """The wanted intermediates of one layer: the states behind it, and its keys and values (B, K, T, E)."""
     state = x if wanted.each_layer == "all" else None
-    if wanted.each_layer == "last":
-        state = last_tokens(x, lengths)[:, 0].astype(jnp.float32)
+    if isinstance(wanted.each_layer, tuple):
+        state = last_tokens(x, lengths, wanted.each_layer).astype(jnp.float32)
     if wanted.keys_values is None:
         return state, None
     return state, KeysValues.of(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), wanted.keys_values)

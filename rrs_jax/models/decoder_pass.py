@@ -72,7 +72,8 @@ class Wanted:
       stop: layers from here on are not computed; None for all.
       last_only: the layer before `stop` is computed for each row's last token alone, so that only this
         position goes through its query, output projection and MLP.
-      each_layer: what is read behind every layer: `last` token, `all` tokens, or None.
+      each_layer: what is read behind every layer: positions counted back from a row's last token, such as
+        (0,) for this one alone, or `all` tokens, or None.
       keys_values: dtype in which every layer's keys and values are returned (int8: with a scale for each
         token and head), or None.
 
@@ -81,7 +82,7 @@ class Wanted:
 
     stop: int | None = None
     last_only: bool = False
-    each_layer: str | None = None
+    each_layer: tuple[int, ...] | str | None = None
     keys_values: jax.typing.DTypeLike | None = None
 
 
@@ -95,7 +96,7 @@ class DecoderOutput:
     Attributes:
       states: (B, T, D), behind the last of these layers, before the final norm; garbage past a row's length.
       last: float32 (B, D), each row's last token after the final norm, where `last_only` was wanted.
-      each_layer: float32 (L, B, D) for `last`, (L, B, T, D) for `all`, before the final norm.
+      each_layer: float32 (L, B, J, D) for J positions, (L, B, T, D) for `all`, before the final norm.
       keys_values: (L, B, K, T, E).
     """
 
@@ -105,6 +106,7 @@ class DecoderOutput:
     keys_values: KeysValues | None = None
 
 
-def last_tokens(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Each row's last token out of (B, T, ...): (B, 1, ...)."""
-    return jnp.take_along_axis(x, (lengths - 1).reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+def last_tokens(x: jax.Array, lengths: jax.Array, back: tuple[int, ...] = (0,)) -> jax.Array:
+    """Each row's last token out of (B, T, ...), or J tokens counted back from it: (B, J, ...)."""
+    places = (lengths - 1)[:, None] - jnp.asarray(back, lengths.dtype)[None]
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -13,7 +13,7 @@ def lower_layers(config: ConfigDict) -> int:
 
     Of the strategies only RRS reads nothing but the drawn prompts' last states. Fine-tuning and more
     positions have answers behind the prompts, which are not known when the states are made; rerouting
-    compares states behind layers that may lie below.
+    compares states behind layers that may lie below, and HARC states at a second position.
     """
     serves = STRATEGY_TABLE[config.strategy].module == "rrs" and config.rrs.positions == 1
     return (

@@ -1,5 +1,6 @@
 """A run's model before training, asked about the training samples, with what it has said kept."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,6 +62,11 @@ class VanillaModel:
         prompt = self.pool[place]
         ask = self.prompt if prompt.spoken else self.written_prompt
         return ask(sample, prompt.text)
+
+    @functools.cached_property
+    def closing_tokens(self) -> int:
+        one, other = (self.processor.encode(text)[::-1] for text in "ab")
+        return [a == b for a, b in zip(one, other, strict=False)].index(False)
 
     def text_ids(self, text: str) -> list[int]:
         return self.processor.text_ids(text)

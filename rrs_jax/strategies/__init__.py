@@ -67,12 +67,14 @@ class FrozenModel(Protocol):
       num_layers: layers of its decoder.
       refusal_ids: token ids of `rrs.refusal_tokens`; the first is the refusal token.
       end_id: the token that ends an answer.
+      closing_tokens: tokens that the chat template writes behind a user's turn, up to the answer.
     """
 
     model: nnx.Module
     num_layers: int
     refusal_ids: list[int]
     end_id: int
+    closing_tokens: int
 
     def prompt(self, sample: int, text: str | None) -> EncodedPrompt:
         """The sample's clip beside `text`, or alone where it is None."""

@@ -20,6 +20,7 @@ from rrs_jax.weights.load import load_weights
 RANK, ALPHA, FIRST_LAYER, LAYERS = 3, 7.0, 1, 3
 TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 HARMFUL = np.array([True, False, True, False])
+PROMPTS = np.array([1, 0, 2, 1])  # of the pool, that the rows drew
 WEIGHTS = np.array([1, 1, 1, 0], np.float32)  # the last row fills up a short batch
 STRENGTH = 0.7
 
@@ -92,7 +93,8 @@ def micro_batches(step, strategy, batch, parts: int) -> list[Rows]:
         length = int(batch.lengths[indices].max())
         own = jax.tree.map(lambda x, indices=indices: np.asarray(x)[indices], batch)
         own = own.replace(input_ids=own.input_ids[:, :length], audio_index=own.audio_index[:, :length])
-        pieces.append(step.place(Rows(own, strategy.examples(indices), HARMFUL[indices], WEIGHTS[indices])))
+        examples = strategy.examples(indices, PROMPTS[indices], np.zeros(len(indices), np.int64))
+        pieces.append(step.place(Rows(own, examples, HARMFUL[indices], WEIGHTS[indices])))
     return pieces
 
 

@@ -1,1 +1,1 @@
-"""Other methods on the same data and budget: rerouting, steering, a system prompt."""
+"""Other methods on the same data and budget: rerouting, HARC, steering, a system prompt."""

@@ -16,7 +16,7 @@ from flax import nnx
 
 from rrs_jax.models.batch import Batch
 from rrs_jax.strategies.extracted import Extracted
-from rrs_jax.strategies.rivals.layers import chosen_layers
+from rrs_jax.strategies.rivals.layers import chosen_layers, first_adapted
 from rrs_jax.strategies.samples import Samples, check_kinds
 
 SHARES = (1 / 3, 2 / 3)  # of the depth: layers 10 and 20 of 32 in the original
@@ -28,16 +28,18 @@ class Rerouting:
     harmful: bool (N,).
     layers: decoder layers behind which states are compared, averaged over several; () for those at `SHARES`.
     weight: factor of the harmful term.
+    first: the first layer with an adapter.
     """
 
     harmful: np.ndarray
     layers: tuple
     weight: float
+    first: int = 0
     tails: None = None
 
     @property
     def static(self) -> tuple:
-        return self.layers, self.weight
+        return self.layers, self.weight, self.first
 
     def examples(
         self, indices: np.ndarray, prompts: np.ndarray | None = None, tails: np.ndarray | None = None
@@ -53,9 +55,8 @@ class Rerouting:
         *,
         remat: str = "none",
     ) -> jax.Array:
-        frozen = nnx.merge(*nnx.split(model))
-        frozen.lora = None
-        layers = tuple(chosen_layers(self.layers, model.config.text.num_hidden_layers, SHARES))
+        frozen = model.without_adapters()
+        layers = tuple(chosen_layers(self.layers, model.config.text.num_hidden_layers, SHARES, self.first))
         now = model.layer_states(batch, audio_bank, layers, remat=remat)  # (B, layers, D)
         before = jax.lax.stop_gradient(frozen.layer_states(batch, audio_bank, layers))
         norms = jnp.linalg.norm(now, axis=-1) * jnp.linalg.norm(before, axis=-1)
@@ -74,11 +75,11 @@ def check(samples: Samples, config) -> None:
 def extract(samples: Samples, frozen, config) -> Extracted:
     """Nothing: the frozen model's states are computed in every step, under the very prompt."""
     check(samples, config)
-    chosen_layers(
-        config.rivals.layers, frozen.num_layers, SHARES
-    )  # so that a wrong one is told before training
+    # So that a wrong one is told before training.
+    chosen_layers(config.rivals.layers, frozen.num_layers, SHARES, first_adapted(config))
     return Extracted({})
 
 
 def build(extracted: Extracted, samples: Samples, config) -> Rerouting:
-    return Rerouting(samples.harmful, tuple(config.rivals.layers), config.rivals.rerouting_weight)
+    rivals = config.rivals
+    return Rerouting(samples.harmful, tuple(rivals.layers), rivals.rerouting_weight, first_adapted(config))
