@@ -8,6 +8,7 @@ import time
 import xml.etree.ElementTree
 
 import common
+import decoding_step
 import numpy as np
 import ours
 import peer
@@ -327,3 +328,14 @@ def test_clips_are_as_long_as_the_starter_set():
     seconds = common.clip_seconds(1131)
     assert np.quantile(seconds, [0, 0.5, 1]) == pytest.approx([1.6, 2.61, 5.88], abs=0.3)
     assert seconds.mean() == pytest.approx(2.68, abs=0.05)
+
+
+def test_a_decoding_step_is_timed_and_says_that_variants_are_for_a_gpu(capsys, monkeypatch):
+    words = ["decoding_step.py", "--model=tiny", "--dtype=float32", "--queries=1"]
+    monkeypatch.setattr("sys.argv", [*words, "--variants="])
+    decoding_step.main()
+    _, line = map(json.loads, capsys.readouterr().out.splitlines())
+    assert line["rows"] == 5 and line["tokens"] == 1.0 and line["milliseconds"] > 0
+    monkeypatch.setattr("sys.argv", [*words, "--variants=WARPS=8"])
+    with pytest.raises(SystemExit, match="settings for a GPU"):
+        decoding_step.main()
