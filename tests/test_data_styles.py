@@ -5,13 +5,17 @@ from collections import Counter
 
 import pytest
 
+from helpers.voices import Tones
 from rrs_jax.config import default_config, validate
 from rrs_jax.config.command_line import check_overrides
 from rrs_jax.config.vocabulary import CATEGORIES, STYLES, read_categories
 from rrs_jax.data.duplicates import QuestionIndex
+from rrs_jax.data.engines import ENGINES
+from rrs_jax.data.manifest import load_manifest
 from rrs_jax.data.questions import changed_words
-from rrs_jax.data.starter import StarterChoice, choose_rows, starter_pairs, starter_singles
+from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows, starter_pairs, starter_singles
 from rrs_jax.errors import UserError
+from rrs_jax.files import write_jsonl
 from rrs_jax.run.data_stage import evaluation_choice, training_choice
 
 SPLITS = {"styles_train": 10, "styles_eval": 2, "styles_check": 2}  # pairs of a category in a style
@@ -205,3 +209,21 @@ def test_names_of_categories_keep_their_commas():
 def test_choices_that_contradict_are_told(fields, said):
     with pytest.raises(UserError, match=said):
         validate(config_with(**fields))
+
+
+def test_rows_of_a_manifest_may_have_a_style(tmp_path):
+    row = {"label": "harmful", "question": "Where do I fence?"}
+    path = tmp_path / "manifest.jsonl"
+    write_jsonl(path, [row | {"style": "imperative"}, row | {"style": 3}, row | {"style": None}, row])
+    rows = load_manifest(path, need_audio=False)
+    assert [row.get("style") for row in rows] == ["imperative", "3", None, None]
+    write_jsonl(path, [row | {"style": {"tone": 1}}])
+    with pytest.raises(UserError, match="line 1.*style is .*no text"):
+        load_manifest(path, need_audio=False)
+
+
+def test_spoken_rows_keep_their_style(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "tones", Tones)
+    choice = StarterChoice("styles_train", pairs_per_category=1, categories=2)
+    path = build_starter(tmp_path / "data", choice, voices="tones:200", cache=tmp_path / "cache")
+    assert {row["style"] for row in load_manifest(path)} == {row["style"] for row in choose_rows(choice)}

@@ -33,7 +33,7 @@ BORDERLINE = {  # file by what is asked
     "styles_check": "borderline_check",
 }
 TRAINING = ("train", "styles_train")
-SPLITS = (*TRAINING, *BORDERLINE)
+SPLITS = ("train", "eval", "check", "styles_train", "styles_eval", "styles_check")
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def model_config(path: str) -> dict:
 
 def format_plan(plan: DryRun, config: ConfigDict) -> str:
     sizes, rate = plan.sizes, plan.rate
-    sets = f"{sizes.harmful} harmful, {sizes.benign} benign and {sizes.borderline} borderline"
-    sets += f" and {sizes.everyday} everyday" if sizes.everyday else ""
+    everyday = f", {sizes.everyday} everyday" if sizes.everyday else ""
+    sets = f"{sizes.harmful} harmful, {sizes.benign} benign{everyday} and {sizes.borderline} borderline"
     lines = [
         f"run        {config.run_dir}: {config.strategy} on {config.model.path} in {config.model.dtype}",
         f"model      {plan.frozen:,} parameters frozen, {plan.trainable:,} trained",
