@@ -27,7 +27,8 @@ def runs(config):
     yield "top25", {"rrs.top_m": 25.0}
     shares = {"train.text_share": 0.5, "train.audio_share": 0.25, "train.kept_text_share": 0.125}
     added = {"data.everyday": 2, "data.contrast": 2, "rrs.read_share": 1.0}
-    yield "rrs_plus", {"strategy": "rrs_plus"} | added | shares
+    moves = {"rrs.amount": "own", "rrs.direction": "twins", "rrs.overlap_weight": 0.5}
+    yield "rrs_plus", {"strategy": "rrs_plus"} | added | shares | moves
     for name in %r:
         yield name, {"strategy": name}
     yield "deeper", {"rrs.positions": 3, "rrs.benign_target": "hinge", "rrs.margin": 0.0}
