@@ -13,10 +13,11 @@ import pytest
 
 from helpers.sweeps import sweep_config
 from helpers.xla_flags import UNOPTIMISED
+from rrs_jax.config import default_config
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.run.sweep import read_sweep, run_sweep, status
-from rrs_jax.run.sweep_jobs import Jobs
+from rrs_jax.run.sweep_jobs import Jobs, Worker
 from rrs_jax.weights.safetensors_io import read_header
 
 ROOT = Path(__file__).parent.parent
@@ -207,3 +208,32 @@ def test_memory_and_cards_are_dealt_out(two_runs, monkeypatch, cards, shares):
     )
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in jobs._settings(0)
+
+
+def test_a_process_goes_on_with_the_strategies_that_it_has_compiled():
+    runs = {}
+    for name in ("vanilla", "rrs", "sft_deep", "rrs-seed1", "sft_deep-seed1", "rrs-seed2", "system_prompt"):
+        runs[name] = default_config()
+        runs[name].strategy, runs[name].run_dir = name.partition("-")[0], f"runs/{name}"
+    jobs = Jobs(runs, [], {}, 2)
+    jobs.workers = first, second = [Worker(None, None, number) for number in range(2)]
+    given = [jobs._next(worker) for worker in (first, second, first, second, first, first, second)]
+    assert given == [
+        "vanilla",  # new to all
+        "rrs",
+        "sft_deep",
+        "rrs-seed1",  # which the second has compiled
+        "sft_deep-seed1",
+        "system_prompt",  # new to all, before what the other has compiled
+        "rrs-seed2",
+    ]
+    assert not jobs.waiting
+
+
+def test_a_process_with_nothing_of_its_own_left_takes_the_first_run():
+    runs = {name: default_config() for name in ("one", "two", "three")}
+    for name, run in runs.items():
+        run.run_dir = f"runs/{name}"
+    jobs = Jobs(runs, [], {}, 2)
+    jobs.workers = first, second = [Worker(None, None, number) for number in range(2)]
+    assert [jobs._next(worker) for worker in (first, second, second)] == ["one", "two", "three"]

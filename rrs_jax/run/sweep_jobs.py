@@ -44,6 +44,7 @@ class Worker:
       number: its number, from 0.
       task: the name of its run, or None where it has none.
       since: time at which it got it, of `time.monotonic`.
+      strategies: those of the runs that it was given, whose compiled functions it keeps.
     """
 
     process: multiprocessing.Process
@@ -51,6 +52,7 @@ class Worker:
     number: int
     task: str | None = None
     since: float = 0.0
+    strategies: set[str] = dataclasses.field(default_factory=set)
 
 
 class Jobs:
@@ -86,7 +88,7 @@ class Jobs:
             while self.waiting or any(worker.task for worker in self.workers):
                 for worker in self.workers:
                     if worker.task is None and self.waiting:
-                        self._give(worker, self.waiting.pop(0))
+                        self._give(worker, self._next(worker))
                 self._hear()
         finally:
             self._end()
@@ -123,6 +125,22 @@ class Jobs:
         together = -(-self.number // max(len(cards), 1))
         settings = {} if len(cards) < 2 else {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]}
         return settings | memory_share(together)
+
+    def _next(self, worker: Worker) -> str:
+        """Takes a run out of those waiting for this process: the first of a strategy that it has compiled;
+        else the first of one that no process has; else the first.
+
+        Compiled functions are a process's own. The compilation cache spares another one XLA's part, but not
+        tracing, nor reading the programs.
+        """
+        strategies = {name: self.runs[name].strategy for name in self.waiting}
+        known = set().union(*(other.strategies for other in self.workers))
+        own = (name for name in self.waiting if strategies[name] in worker.strategies)
+        new = (name for name in self.waiting if strategies[name] not in known)
+        name = next(own, None) or next(new, None) or self.waiting[0]
+        self.waiting.remove(name)
+        worker.strategies.add(strategies[name])
+        return name
 
     def _give(self, worker: Worker, name: str) -> None:
         worker.task, worker.since = name, time.monotonic()
