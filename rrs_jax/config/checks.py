@@ -160,8 +160,9 @@ def _strategy(values: dict[str, Any]) -> Iterator[str]:
 def _kept_text(values: dict[str, Any]) -> Iterator[str]:
     if not values["train.kept_text_share"]:
         return
-    given, entry = f"train.kept_text_share is {values['train.kept_text_share']}", STRATEGY_TABLE
-    if entry[values["strategy"]].trains and entry[values["strategy"]].module != "rrs":
+    given = f"train.kept_text_share is {values['train.kept_text_share']}"
+    entry = STRATEGY_TABLE[values["strategy"]]
+    if entry.trains and entry.module != "rrs":
         yield f"{given} and the strategy {values['strategy']} keeps no states, give 0, or rrs or rrs_plus"
     if values["rrs.positions"] > 1:
         yield (
