@@ -57,6 +57,15 @@ a row lacks are the harmful ones that it refuses fewer than `rrs`:
 12. `styles_direction` refuses at most half as many borderline questions over vanilla as `styles_mirrored_2`,
     and lacks over 20 harmful ones: twins that are hardly told apart give a direction that is mostly noise.
 13. `styles_twins` refuses fewer rewrites and fewer harmful questions than `styles_mirrored_2`, by up to 8.
+
+The last four rows were added when the others were there, with these predictions. Weighing harmful questions
+moved a row along one curve, and of all rows `styles_plus` lay farthest from it: 85 / 85 / 89 % of the harmful
+questions refused, 30 / 8 / 35 of the rewrites, 28 / 11 / 38 of the borderline ones.
+
+14. `styles_plus_1` refuses 65 to 78 % of the harmful questions in audio-text, 10 to 20 % of the rewrites and
+    at most 15 % of the borderline questions: more harmful ones than `rrs`, and fewer harmless ones.
+15. `styles_plus_half` lies between it and `rrs_plus`; rewrites at most 10 %.
+16. `styles_plus_text` is in writing within 8 points of vanilla on harmful questions; `styles_plus_1_text` too.
 """
 
 import argparse
@@ -82,6 +91,14 @@ STYLES = STARTER | {
 KEPT = STYLES | {"data.everyday": None, "data.contrast": None}
 MIRRORED = KEPT | {"data.contrast_role": "mirror"}
 MIRRORED_2 = MIRRORED | {"rrs.harmful_weight": 2.0}
+STYLES_PLUS = STYLES | {"strategy": "rrs_plus", "train.epochs": 8}
+ONCE = {"rrs.harmful_weight": 1.0, "rrs.harmful_audio_weight": 3.0}
+LIGHTER = {
+    "1": ONCE,
+    "half": {"rrs.harmful_weight": 0.5, "rrs.harmful_audio_weight": 1.5},
+    "text": {"train.kept_text_share": 0.2},
+    "1_text": ONCE | {"train.kept_text_share": 0.2},
+}
 ROWS = {
     "rrs": STARTER,
     "rrs_plus": STARTER | {"strategy": "rrs_plus"},
@@ -90,12 +107,13 @@ ROWS = {
     "styles_mirrored": MIRRORED,
     "styles_mirrored_2": MIRRORED_2,
     "styles_heard": MIRRORED_2 | {"train.audio_share": 0.25, "rrs.harmful_audio_weight": 6.0},
-    "styles_plus": STYLES | {"strategy": "rrs_plus", "train.epochs": 8},
+    "styles_plus": STYLES_PLUS,
     "styles_text": MIRRORED_2 | {"train.kept_text_share": 0.2},
     "styles_own": MIRRORED_2 | {"rrs.amount": "own"},
     "styles_direction": MIRRORED_2 | {"rrs.direction": "twins"},
     "styles_overlap": MIRRORED_2 | {"rrs.overlap_weight": 0.5},
     "styles_twins": MIRRORED_2 | {"train.twins_together": True},
+    **{f"styles_plus_{name}": STYLES_PLUS | fields for name, fields in LIGHTER.items()},
 }
 
 

@@ -5,7 +5,7 @@
     python benchmarks/research/balanced.py runs/balanced_confirm            the target's rates
     python -m rrs_jax.report.details runs/balanced_confirm/*/               what is kept, and the tasks
 
-Three seeds each, asked the other evaluation pairs in ten styles and the other borderline questions
+Three seeds each, of `rrs_plus` one, asked the other evaluation pairs in ten styles and the other borderline questions
 (`data.eval_set=styles_check`) in all three modes. The rest of what a deployer asks is measured beside:
 answers to everyday questions and refusals in writing that are kept, and what is refused of four tasks. The
 model before training is one run: it answers greedily, so that seeds change nothing. `CHOSEN` is the first row
@@ -21,9 +21,8 @@ from ml_collections import ConfigDict
 from rrs_jax.config.prompts import TASK_PROMPTS
 
 SEEDS = 3
-CHOSEN = "styles_plus"  # until the ranking is there, the row that the predictions put first
 BALANCED = runpy.run_path(str(Path(__file__).with_name("balanced.py")))
-ROWS = ("rrs", "styles", "rrs_plus", CHOSEN)
+ROWS = ("rrs", "styles_plus_1", "styles_plus")
 ASKED = BALANCED["ASKED"] | {
     "data.eval_set": "styles_check",
     "evaluate.everyday": "starter",
@@ -35,6 +34,7 @@ def runs(config: ConfigDict) -> Iterator[tuple[str, dict]]:
     """Yields the name and the changed fields of every run."""
     yield "vanilla", ASKED | {"strategy": "vanilla"}
     for seed in range(config.seed, config.seed + SEEDS):
-        for name in dict.fromkeys(ROWS):
+        for name in ROWS:
             named = name if seed == config.seed else f"{name}-seed{seed}"
             yield named, ASKED | BALANCED["ROWS"][name] | {"seed": seed}
+    yield "rrs_plus", ASKED | BALANCED["ROWS"]["rrs_plus"]
