@@ -26,6 +26,7 @@ from rrs_jax.run.local_engine import TUNED, LocalEngine
 from rrs_jax.run.sweep_cache import SweepCache
 from rrs_jax.strategies.served import Served
 from rrs_jax.testing import twin_rows
+from rrs_jax.weights.safetensors_io import read_header
 
 EVERYDAY = 3
 
@@ -185,6 +186,9 @@ def test_a_sweep_computes_the_vanilla_part_once(run):
     _, path = run
     log = read_jsonl(path / "shared" / "responses.jsonl")
     assert len(log) == len({row["key"] for row in log}) == 3 * EVERYDAY
+    kept = [read_header(file)[0] for file in (path / "shared" / "states").glob("*.safetensors")]
+    along = [name for entries in kept for name, entry in entries.items() if entry.shape == (TOKENS, 48)]
+    assert len(along) == len(set(along)) == 3 * EVERYDAY
     first, second = (path / name / "eval" / "rrs" / "kept_answers.jsonl" for name in ("rrs", "rrs-seed1"))
     first, second = read_jsonl(first), read_jsonl(second)
     for one, other in zip(first, second, strict=True):
