@@ -32,12 +32,12 @@ from rrs_jax.models.stack import compiler_options
 
 SLOTS = 64
 GRAPH = "CONDITIONAL,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,FUSION,WHILE"
-# Products traced for each layer anew; a step as one CUDA graph, with and without their traces kept; no graph.
+# A trace of each layer's products kept; a step as one CUDA graph, with and without these traces; no graph.
 VARIANTS = ",".join(
     [
-        "xla_cmd_buffer_trace_cache_size=16",
+        "xla_cmd_buffer_trace_cache_size=64",
         "one_graph=true",
-        "one_graph=true+xla_cmd_buffer_trace_cache_size=16",
+        "one_graph=true+xla_cmd_buffer_trace_cache_size=64",
         "xla_gpu_graph_min_graph_size=1000000",
     ]
 )

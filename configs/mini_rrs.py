@@ -3,6 +3,7 @@
     python launch.py --config=configs/mini_rrs.py          part of the starter set
     python launch.py --config=configs/mini_rrs.py:full     the paper's recipe on the whole starter set
     python launch.py --config=configs/mini_rrs.py:authors  the same with the settings of the authors' program
+    python launch.py --config=configs/mini_rrs.py:balanced pairs in many styles, light weights
     python launch.py --config=configs/mini_rrs.py:smoke    every stage on a few questions
 
 Hardware: 2 CPU cores and 8 GiB of memory. The first took 14 minutes 22 seconds where a matrix product reaches
@@ -17,7 +18,7 @@ from rrs_jax.config.variants import choose_small_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the config; `variant` is empty, `full`, `authors` or `smoke`."""
+    """Returns the config; `variant` is empty, `full`, `authors`, `balanced` or `smoke`."""
     config = default_config()
     config.model.path = "mini"
     config.model.dtype = "float32"

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,8 @@ VARIANTS = {
     "omni_rrs": RELEASED,
     "qwen2_rrs": RELEASED,
     "qwen_audio_rrs": RELEASED,
-    "mini_rrs": ("", "full", "authors", "smoke"),
-    "small_rrs": ("", "full", "authors", "smoke"),
+    "mini_rrs": ("", "full", "authors", "balanced", "smoke"),
+    "small_rrs": ("", "full", "authors", "balanced", "smoke"),
 }
 
 # Others script against these (shared layout, "Names that stay"), with the types of their values.
@@ -85,7 +86,7 @@ def test_every_config_file_and_variant_is_valid(name, variant):
 
 
 def test_unknown_variant_names_those_there_are():
-    with pytest.raises(UserError, match="'fulll' is no variant of this file; it has full, authors, smoke"):
+    with pytest.raises(UserError, match="'fulll' is no variant of this file; it has full, authors, balanced"):
         config_of("mini_rrs", "fulll")
 
 
@@ -456,3 +457,13 @@ def test_the_list_of_fields_has_each_of_them():
     assert [
         line.split("=")[0].removeprefix("--config.") for line in listed.stdout.splitlines() if line[0] == "-"
     ] == list(FIELDS)
+
+
+def test_the_balanced_variant_has_the_fields_that_were_measured():
+    balanced = runpy.run_path(str(ROOT / "benchmarks" / "research" / "balanced.py"))
+    row = balanced["ROWS"]["styles_plus_1"] | {"train.epochs": 5}  # more pairs, as many updates
+    measured = config_of("small_rrs", "full")
+    measured.update_from_flattened_dict(row)
+    before, now = flatten(resolve(measured)), flatten(resolve(config_of("small_rrs", "balanced")))
+    differing = {name for name in before if before[name] != now[name]}
+    assert differing == {"strategy", "run_dir", "data.left_out_styles", "data.left_out_categories"}

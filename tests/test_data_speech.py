@@ -176,11 +176,13 @@ def test_clips_are_spoken_once_and_in_order(tmp_path, monkeypatch):
     assert speak_all(items, tmp_path, workers=1) == clips
 
 
-def test_damaged_and_outdated_clips_are_spoken_again(tmp_path, monkeypatch):
+def test_damaged_and_outdated_clips_are_spoken_again(tmp_path, monkeypatch, capfd):
     voice = Voice(Tones, "200")
     ((path, seconds),) = speak_all([("one two", voice)], tmp_path)
+    assert "damaged" not in capfd.readouterr().err  # one that was never there is not
     path.write_bytes(b"fLaC")
     assert speak_all([("one two", voice)], tmp_path) == [(path, seconds)]
+    assert f"{path}: is damaged and spoken again" in capfd.readouterr().err
     assert soundfile.info(path).duration == seconds
     monkeypatch.setattr(Tones, "version", "2")
     assert clip_path("one two", voice, tmp_path) != path

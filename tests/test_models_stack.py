@@ -10,12 +10,9 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from helpers.tensors import relative_error
-from rrs_jax.mini.model_table import MODELS
 from rrs_jax.models import stack
 from rrs_jax.models.adapters import SAME_INPUT, adapted
-from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRA, LoRAConfig
-from rrs_jax.models.released import RELEASED
 
 LAYERS, FIRST, WIDTH = 5, 2, 12
 
@@ -158,13 +155,3 @@ def test_packed_adapters_add_what_each_pair_does(targets, all_layers):
             assert len(added) == (LAYERS if all_layers else LAYERS - FIRST) and not np.any(
                 added[: -len(expected)]
             )
-
-
-@pytest.mark.parametrize("name", [*RELEASED, *MODELS])
-def test_a_gpu_keeps_the_trace_of_each_layers_products(name, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
-    values = RELEASED[name] if name in RELEASED else MODELS[name].config()
-    config = part("models", values).MODEL.config_class.from_hf(values)
-    deepest = max(config.text.num_hidden_layers, config.audio.encoder_layers)
-    assert stack.compiler_options()["xla_cmd_buffer_trace_cache_size"] >= deepest

@@ -65,7 +65,8 @@ questions refused, 30 / 8 / 35 of the rewrites, 28 / 11 / 38 of the borderline o
 14. `styles_plus_1` refuses 65 to 78 % of the harmful questions in audio-text, 10 to 20 % of the rewrites and
     at most 15 % of the borderline questions: more harmful ones than `rrs`, and fewer harmless ones.
 15. `styles_plus_half` lies between it and `rrs_plus`; rewrites at most 10 %.
-16. `styles_plus_text` is in writing within 8 points of vanilla on harmful questions; `styles_plus_1_text` too.
+16. `styles_plus_text` is in writing within 8 points of vanilla on harmful questions, and so is
+    `styles_plus_1_text`.
 """
 
 import argparse

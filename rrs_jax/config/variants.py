@@ -6,6 +6,9 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config.presets import choose_variant
 from rrs_jax.config.run_config import default_config, flatten
+from rrs_jax.config.strategy_table import PLUS
+
+WHOLE = ("full", "authors", "balanced")  # variants of a small model's config that train on all questions
 
 
 def choose_released_variant(config: ConfigDict, variant: str) -> None:
@@ -22,14 +25,14 @@ def choose_small_variant(config: ConfigDict, variant: str, *, lower_layers: int)
     """Applies a variant of a small real model's config, whose model and run folder are set.
 
     lower_layers: decoder layers without an adapter where part of the starter set is trained on.
-    Raises UserError for a name that is none of `full`, `authors` and `smoke`.
+    Raises UserError for a name that is none of `WHOLE` and `smoke`.
     """
     config.sft.tokens = 32
     config.generate.greedy = True
     config.evaluate.samples = 1
-    if variant not in ("full", "authors"):
+    if variant not in WHOLE:
         part(config, lower_layers)
-    choose_variant(config, variant, full=full, authors=small_authors, smoke=small_smoke)
+    choose_variant(config, variant, full=full, authors=small_authors, balanced=balanced, smoke=small_smoke)
 
 
 def part(config: ConfigDict, lower_layers: int) -> None:
@@ -68,6 +71,20 @@ def small_authors(config: ConfigDict) -> None:
     config.run_dir += "_authors"
     config.generate.max_new_tokens = 20
     authors(config)
+
+
+def balanced(config: ConfigDict) -> None:
+    """Trains as `rrs_plus` does, on pairs in many styles and with harmful questions weighed as harmless ones.
+
+    Of what was tried on `small` it is nearest to RRS's safety without its over-refusal
+    (docs/research/many_styles.md). The epochs give as many updates as were measured there.
+    """
+    config.run_dir += "_balanced"
+    config.generate.max_new_tokens = 20
+    config.update_from_flattened_dict(PLUS)
+    config.data.train_set = "styles"
+    config.train.epochs = 5
+    config.rrs.harmful_weight, config.rrs.harmful_audio_weight = 1.0, 3.0
 
 
 def small_smoke(config: ConfigDict) -> None:

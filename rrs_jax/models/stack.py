@@ -27,7 +27,6 @@ from rrs_jax.distributed.mesh import gathered, rows_over
 SAVED_NAMES = ("queries", "keys", "values", "attended", "middle", "gate", "up", "thin")
 # Gate and up are nearly as large as all others together.
 LEAN_NAMES = tuple(name for name in SAVED_NAMES if name not in ("gate", "up"))
-TRACES = 64  # at least the layers of any model, see `compiler_options`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,10 +234,6 @@ def compiler_options() -> dict | None:
     stack of layers. XLA's own kernels, and products that XLA joins, are handed a copy of the layer, which
     makes three passes over the weights of one. And stacks of kept values are not filled with zeros before
     they are filled.
-
-    XLA runs a layer as a CUDA graph, into which each of these products has to be traced again where another
-    layer's weights lie. It keeps 16 traces a product unless told otherwise, and gives up the oldest: in a
-    loop over more layers none is ever found. A trace for each layer is kept instead.
     """
     if jax.default_backend() != "gpu" or jax.__version_info__ < (0, 11):
         return None
@@ -246,7 +241,6 @@ def compiler_options() -> dict | None:
         "xla_gpu_enable_triton_gemm": False,
         "xla_gpu_enable_dynamic_slice_fusion": True,
         "xla_gpu_dot_merger_threshold_mb": 0,
-        "xla_cmd_buffer_trace_cache_size": TRACES,
     }
     if jax.__version_info__ >= (0, 11, 2):
         options["xla_gpu_enable_dus_accumulator_zero_init_elimination"] = True

@@ -40,7 +40,7 @@ def is_same_model(path: str, known: Identity | None) -> bool:
 
 def model_is_used(marks: Marks) -> bool:
     """Returns True where a stage has left something that came of the model."""
-    others = {"config.json", ".lock", ".done", "data", "wandb"}
+    others = {"config.json", ".lock", ".done", "data", "wandb", "log.txt"}  # the last one is a sweep's
     return any(file.name not in others for file in marks.path.iterdir()) or bool(_done_with_model(marks))
 
 
