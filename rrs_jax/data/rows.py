@@ -56,15 +56,14 @@ def own_row(row: dict) -> OwnRow:
     if taken.get("question") == "instruction" and not is_missing(more := fields.get("input")):
         fields["question"] = f"{fields['question']}\n{more}"  # as Alpaca's rows mean it
     for name, read in READ.items():
-        if name not in fields:
-            continue
-        value, fields[name] = fields[name], None
-        try:
-            fields[name] = None if is_missing(value) else read(value)
-        except ValueError as reason:
-            faults.append(f"{name} {reason}")
-        if fields[name] is None:  # also a list whose one entry is missing
+        if name in fields and is_missing(fields[name]):
             del fields[name]
+        elif name in fields:
+            try:
+                fields[name] = read(fields[name])
+            except ValueError as reason:
+                faults.append(f"{name} {reason}")
+                del fields[name]
     _read_marks(fields, taken, faults)
     if "label" in fields:
         fields["label"] = fields["label"].strip().lower()
