@@ -1,10 +1,10 @@
-"""launch.py with marks: what it writes below its run folder, and the items that its loops count.
+"""launch.py, which notes what it does: what it changes in its run folder, and where it looks for a signal.
 
     python marked.py MARKS FOLDER WHEN ARGUMENTS...
 
-A line of MARKS is a time and a mark. WHEN is `-`, or SIGNAL:NUMBER:SECONDS for a signal that the program gets
-so many seconds after the mark of that number. Marks begin with the record of the run and end with the mark of
-a stage.
+A line of the file MARKS is a time and a mark. The marks begin with the record of the run and end with the
+stage's own mark. WHEN is `-`, or SIGNAL:NUMBER:SECONDS for a signal so many seconds after the mark of that
+number, from 0.
 """
 
 import itertools
@@ -18,11 +18,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0}  # the argument that is told
-SENT = "sent"
+ASKS, SENT = "asks", "sent"
 
 
 class Marks:
-    """Marks of this process, written down as they come; also sends the signal."""
+    """Writes marks as they come, and sends this process the signal."""
 
     def __init__(self, file: str, folder: str, when: str):
         self.file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
@@ -34,9 +34,10 @@ class Marks:
         os.write(self.file, f"{time.monotonic()} {name}\n".encode())
 
     def mark(self, name: str) -> None:
+        """Notes a mark, and sends the signal where it is due."""
         if not self.begun:
             return
-        number = next(self.numbers)
+        number = next(self.numbers)  # also threads have marks
         self.note(name)
         if number == self.number and self.seconds:
             timer = threading.Timer(self.seconds, self.send)
@@ -60,27 +61,26 @@ class Marks:
         else:
             return
         path = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
-        if not path.startswith(self.folder):
-            return
-        name = path.removeprefix(self.folder)
-        self.begun |= name == "config.json"
-        self.mark(f"{event} {name}")
-        self.begun &= not (event == "os.rename" and name.startswith(".done/"))
+        if path.startswith(self.folder):
+            name = path.removeprefix(self.folder)
+            self.begun |= name == "config.json"
+            self.mark(f"{event} {name}")
+            self.begun &= not (event == "os.rename" and name.startswith(".done/"))
 
 
 def main() -> None:
     file, folder, when, *arguments = sys.argv[1:]
     sys.argv = [str(ROOT / "launch.py"), *arguments]
     sys.path[0] = str(ROOT)
-    from rrs_jax.progress import Progress
+    from rrs_jax import errors
 
-    marks, update = Marks(file, folder, when), Progress.update
+    marks, ask = Marks(file, folder, when), errors.stop_if_asked
 
-    def counted(self: Progress, n: int = 1, **fields: object) -> None:
-        marks.mark(f"counts {self.what} {self.done + n}")
-        update(self, n, **fields)
+    def stop_if_asked() -> None:
+        marks.mark(f"{ASKS} in {sys._getframe(1).f_code.co_qualname}")
+        ask()
 
-    Progress.update = counted
+    errors.stop_if_asked = stop_if_asked  # before the other modules take it from there
     sys.addaudithook(marks.heard)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
