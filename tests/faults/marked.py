@@ -2,9 +2,9 @@
 
     python marked.py MARKS FOLDER WHEN ARGUMENTS...
 
-A line of the file MARKS is a time and a mark. The marks begin with the record of the run and end with the
-stage's own mark. WHEN is `-`, or SIGNAL:NUMBER:SECONDS for a signal so many seconds after the mark of that
-number, from 0.
+A line of the file MARKS is a time, the processor time that the program has taken, and a mark. The marks
+begin with the record of the run and end with the stage's own mark. WHEN is `-`, or SIGNAL:NUMBER:SECONDS for
+a signal when the program has taken so many seconds of processor time since the mark of that number, from 0.
 """
 
 import itertools
@@ -31,7 +31,7 @@ class Marks:
         self.kind, self.number, self.seconds = signal.Signals[kind], int(number), float(seconds)
 
     def note(self, name: str) -> None:
-        os.write(self.file, f"{time.monotonic()} {name}\n".encode())
+        os.write(self.file, f"{time.monotonic()} {time.process_time()} {name}\n".encode())
 
     def mark(self, name: str) -> None:
         """Notes a mark, and sends the signal where it is due."""
@@ -40,11 +40,15 @@ class Marks:
         number = next(self.numbers)  # also threads have marks
         self.note(name)
         if number == self.number and self.seconds:
-            timer = threading.Timer(self.seconds, self.send)
-            timer.daemon = True
-            timer.start()
+            moment = time.process_time() + self.seconds
+            threading.Thread(target=self.send_at, args=(moment,), daemon=True).start()
         elif number == self.number:
             self.send()
+
+    def send_at(self, moment: float) -> None:
+        while time.process_time() < moment:
+            time.sleep(0.002)
+        self.send()
 
     def send(self) -> None:
         self.note(SENT)

@@ -37,7 +37,7 @@ class Ended:
     status: the exit status, negative for a signal.
     said: what the program printed.
     seconds: since its start.
-    marks: seconds since its first mark, and the name, of each (`faults.marked`).
+    marks: seconds of processor time since its first mark, and the name, of each (`faults.marked`).
     after: seconds from the signal to the end; None where it was not sent.
     """
 
@@ -126,16 +126,16 @@ class SmallRun:
                 at(process.pid)
             time.sleep(0.005)
         end = time.monotonic()
-        lines = [line.split(" ", 1) for line in marks.read_text().splitlines()]
-        sent = next((end - float(moment) for moment, name in lines if name == marked.SENT), None)
-        noted = [(float(moment) - float(lines[0][0]), name) for moment, name in lines if name != marked.SENT]
+        lines = [line.split(" ", 2) for line in marks.read_text().splitlines()]
+        sent = next((end - float(moment) for moment, _, name in lines if name == marked.SENT), None)
+        noted = [(float(work) - float(lines[0][1]), name) for _, work, name in lines if name != marked.SENT]
         return Ended(process.returncode, log.read_text(), end - start, noted, sent)
 
     def when(self, kind: signal.Signals, stage: str, share: float, by: str) -> tuple[str, str]:
-        """The signal for `do` at a share of a stage's marks, or of its time, and the mark before it.
+        """The signal for `do` at a share of a stage's marks, or of its work, and the mark before it.
 
-        It comes at a mark, or in the first half of the time to the next one, so that no run is too fast for
-        it; SIGTERM before the program looks for a signal for the last time.
+        It comes at a mark, or after half of the processor time from the mark to there, so that it is never
+        too late; SIGTERM before the program looks for a signal for the last time.
         """
         marks = self.marks[stage]
         asking = [place for place, (_, name) in enumerate(marks) if name.startswith(marked.ASKS)]
@@ -144,7 +144,7 @@ class SmallRun:
         if by == "time":
             moment = share * marks[last][0]
             number = max(place for place in range(last) if marks[place][0] <= moment)
-            seconds = min(moment - marks[number][0], (marks[number + 1][0] - marks[number][0]) / 2)
+            seconds = (moment - marks[number][0]) / 2
         return f"{kind.name}:{number}:{seconds:.4f}", marks[number][1]
 
 
