@@ -24,6 +24,7 @@ from faults.runs import SmallRun
 from faults.steps import train_long
 
 PARTS = ("readers", "files", "signals", "disks", "steps")
+LAYERS = 40  # of a run that writes more than the largest of FREE
 Done = tuple[str, bool]  # text of a part, and whether something in it is bad
 
 
@@ -77,15 +78,18 @@ def _damage() -> Done:
 def _rows_of_runs(
     folder: Path, wanted: list[str], signals: int, pool: concurrent.futures.Executor
 ) -> dict[str, list[dict]]:
-    """The rows of the parts that interrupt one small run, side by side."""
+    """The rows of the parts that interrupt a small run, side by side."""
     if not {"signals", "disks"} & set(wanted):
         return {}
-    small = SmallRun(folder)
-    small.prepare()
+    small, deep = SmallRun(folder / "small"), SmallRun(folder / "deep", layers=LAYERS)
+    if "signals" in wanted:
+        small.prepare()
+    if "disks" in wanted:
+        deep.prepare_whole()
     cases = itertools.product((signal.SIGKILL, signal.SIGTERM), moments(signals))
     jobs = {
         "signals": [functools.partial(interrupt, small, kind, *moment) for kind, moment in cases],
-        "disks": [functools.partial(full_disk, small, free) for free in FREE],
+        "disks": [functools.partial(full_disk, deep, free) for free in FREE],
     }
     begun = {part: [pool.submit(job) for job in jobs[part]] for part in jobs if part in wanted}
     rows: dict[str, list[dict]] = {}

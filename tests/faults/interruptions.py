@@ -76,13 +76,16 @@ def fill(folder: Path, free: int) -> Path:
 
 
 def full_disk(small: SmallRun, free: int) -> dict:
-    """A row of the table: a whole run on a disk that is full when it has begun, and what the same command
-    does on the full disk and when there is room again."""
+    """A row of the table: a whole run on a disk that is full when its data are there, what the same command
+    does on the full disk, and what it does when there is room again.
+
+    small: whose undisturbed run writes more than `free` bytes behind its first stage.
+    """
     ballast: list[Path] = []
-    stages = ",".join(STAGES)
+    stages, whole = ",".join(STAGES), small.folder / "whole"
 
     def at(_: int) -> None:
-        if not ballast and (run / "config.json").exists():
+        if not ballast and (run / ".done" / "data.json").exists():
             ballast.append(fill(disk, free))
 
     with small_disk(small.folder / f"disk-{free}") as disk:
@@ -99,7 +102,7 @@ def full_disk(small: SmallRun, free: int) -> dict:
             "on the full disk": refused.status,
             "left": left + leftovers(run),
             "resumed": again.status,
-            "differs": differences(run, small.folder / "after", small.folder / "whole"),
+            "differs": differences(run, whole, whole),
             "said": ended.said.strip().splitlines()[-1][:200] if ended.said.strip() else "",
         }
         is_told = all(one.told for one in (ended, refused, again)) and (ended.status, refused.status) == (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from faults import marked
 from rrs_jax.config import default_config, flatten
+from rrs_jax.errors import UserError
 from rrs_jax.files import write_jsonl
 from rrs_jax.testing import twin_rows, write_clips, write_qwen2_audio
 from rrs_jax.weights.safetensors_io import load_file
@@ -56,12 +57,13 @@ class Ended:
 class SmallRun:
     """A run of a random model on a CPU in `folder`, and a copy of it as it is after each stage.
 
-    repeated: how often each of the eight clips has a question. fields: values of the config.
+    repeated: how often each of the eight clips has a question. layers: of the decoder. fields: values of the
+    config.
     """
 
-    def __init__(self, folder: Path, repeated: int = 1, **fields: object):
+    def __init__(self, folder: Path, repeated: int = 1, layers: int | None = None, **fields: object):
         self.folder = folder
-        write_qwen2_audio(folder / "model")
+        write_qwen2_audio(folder / "model", **({} if layers is None else {"num_hidden_layers": layers}))
         (folder / "clips").mkdir()
         write_jsonl(folder / "manifest.jsonl", twin_rows(write_clips(folder / "clips") * repeated))
         config = default_config()
@@ -95,6 +97,11 @@ class SmallRun:
             if ended.status:
                 raise RuntimeError(f"{stage}: {ended.said}")
         shutil.copytree(whole, self.after(stage))
+
+    def prepare_whole(self) -> None:
+        """Makes the undisturbed run with all stages at once."""
+        if (ended := self.do(self.folder / "whole", ",".join(STAGES))).status:
+            raise RuntimeError(ended.said)
 
     def before(self, stage: str) -> Path:
         """The undisturbed run's folder before the stage."""
@@ -162,18 +169,24 @@ def differences(run: Path, expected: Path, whole: Path) -> list[str]:
     return found + [
         str(name)
         for name in sorted(ours & theirs)
-        if _content(run / name, run) != _content(expected / name, whole)
+        if _content(run / name, run, whole) != _content(expected / name, whole)
     ]
 
 
-def _content(file: Path, run: Path) -> object:
+def _content(file: Path, *places: Path) -> object:
+    """What a file holds, with RUN for each place where its run was."""
     if file.suffix == ".safetensors":  # whose package writes metadata in any order
-        arrays, metadata = load_file(file)
+        try:
+            arrays, metadata = load_file(file)
+        except UserError as error:
+            return str(error)
         return metadata, {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in arrays.items()}
     content = file.read_bytes()
     if file.suffix not in (".json", ".jsonl"):
         return content
-    lines = content.replace(str(run).encode(), b"RUN").decode()
+    for place in places:
+        content = content.replace(str(place).encode(), b"RUN")
+    lines = content.decode()
     return [
         _timeless(json.loads(line)) for line in (lines.splitlines() if file.suffix == ".jsonl" else [lines])
     ]
