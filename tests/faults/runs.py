@@ -122,7 +122,8 @@ class SmallRun:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "RRS_JAX_CACHE": str(self.folder / "cache"),
         }
-        marks, log = run.with_name(f"{run.name}.marks"), run.with_name(f"{run.name}.log")
+        name = f"{run.parent.name}-{run.name}"  # not beside the run, whose disk may be full
+        marks, log = self.folder / f"{name}.marks", self.folder / f"{name}.log"
         command = [sys.executable, marked.__file__, str(marks), str(run), when]
         command += [f"--config={self.folder / 'config.py'}", f"--config.run_dir={run}", f"--stages={stages}"]
         start = time.monotonic()
