@@ -206,11 +206,19 @@ def interruptible() -> Iterator[None]:
         if signal.getsignal(number) != signal.SIG_IGN
     }
     awake = signal.set_wakeup_fd(mine.pipe[1], warn_on_full_buffer=False)
+    tell = sys.unraisablehook
+
+    def unraisable(dropped: Any) -> None:  # by a garbage collection or a destructor; it comes again
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            tell(dropped)
+
+    sys.unraisablehook = unraisable
     threading.Thread(target=mine.watch, daemon=True).start()
     try:
         yield
     finally:
         mine.over.set()
+        sys.unraisablehook = tell
         signal.set_wakeup_fd(awake)
         os.close(mine.pipe[1])  # which ends the thread
         _interruption = outer

@@ -11,6 +11,7 @@ import lzma
 import math
 import os
 import struct
+import sys
 import tempfile
 import time
 import zlib
@@ -194,8 +195,8 @@ class JSONFault(ValueError):
 def parse_json(text: str, *, halves: bool = False) -> Any:
     """Returns the value of a JSON text; NaN, which Python writes, is None there as in tables.
 
-    Raises JSONFault for what is no JSON, nesting of more than 200 levels, infinite numbers, whole numbers of
-    thousands of digits, and halves of characters, unless the caller looks for these (`halves`).
+    Raises JSONFault for what is no JSON, nesting of more than 200 levels, numbers beyond 1.8e308, and halves
+    of characters, unless the caller looks for these (`halves`).
     """
     try:
         value = _DECODER.decode(text.removeprefix("\ufeff"))
@@ -203,8 +204,8 @@ def parse_json(text: str, *, halves: bool = False) -> Any:
         raise JSONFault(error.msg, error.lineno) from error
     except RecursionError as error:
         raise JSONFault(TOO_DEEP) from error
-    except ValueError as error:  # which Python raises for long numbers
-        raise JSONFault(str(error).split(";")[0]) from error
+    except ValueError as error:  # of the functions for numbers
+        raise JSONFault(str(error)) from error
     if (text.count("[") + text.count("{") > MAX_DEPTH) and _depth(value) > MAX_DEPTH:
         raise JSONFault(TOO_DEEP)
     if not halves and (fault := half_character_fault(value) if may_have_halves(text) else None):
@@ -227,7 +228,14 @@ def _finite(text: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+def _whole(text: str) -> int:
+    """A whole number that is finite as a float too; rounding and comparing fail on others."""
+    if len(text) > sys.float_info.max_10_exp:
+        _finite(text)
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
 
 
 def _depth(value: object) -> int:

@@ -125,6 +125,10 @@ def test_no_clip_is_none(tmp_path, value, name):
         ([0.1, 0.2, 0.3], "is a list of numbers"),
         ({"array": [0.1, 0.2]}, "an array without its sampling_rate"),
         ({"array": ["x"], "sampling_rate": 16_000}, "an array that holds no numbers"),
+        ({"array": [0.1], "sampling_rate": 2**31}, "at most 64 channels and 768000 Hz"),
+        ({"array": [0.1], "sampling_rate": 10**300}, "at most 64 channels and 768000 Hz"),
+        ({"array": [[]], "sampling_rate": 16_000}, "an array holds samples"),
+        ({"array": [[0.1] * 70] * 80, "sampling_rate": 16_000}, "at most 64 channels"),
         ({"width": 3}, "is an object with width"),
         ("data:audio/wav;base64,???", "no base64"),
         ("data:audio/wav;base64,", "no bytes of audio"),
@@ -271,6 +275,16 @@ def test_what_is_no_text_is_a_fault_and_never_dropped(tmp_path, value, name):
     said = f"{name} is .*, no text" if value != math.inf else "is not valid JSON .holds Infinity"
     with pytest.raises(UserError, match=f"line 1: {said}"):
         load_manifest(manifest(tmp_path, ROW | {name: value}), need_audio=False)
+
+
+@pytest.mark.parametrize("value", [[[]], [[[]]], [None], [math.nan], [""], [[None]], [{}]])
+def test_a_list_of_nothing_is_missing(tmp_path, value):
+    names = ("id", "pair_id", "response", "voice", "category")
+    rows = load_manifest(manifest(tmp_path, ROW | dict.fromkeys(names, value)), need_audio=False)
+    assert rows == load_manifest(manifest(tmp_path, ROW | {"id": None}), need_audio=False)
+    for name in ("question", "label"):
+        with pytest.raises(UserError, match=f"line 1: {name} is missing"):
+            load_manifest(manifest(tmp_path, ROW | {name: value}), need_audio=False)
 
 
 @pytest.mark.parametrize(

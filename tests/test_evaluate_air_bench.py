@@ -185,14 +185,16 @@ def test_a_bad_data_root_is_told_at_once(root, tmp_path):
     entries = json.loads((root / META).read_text())
     del entries[0]["meta_info"]
     entries[1]["task_name"] = "song_QA"
+    entries[2]["path"] = [[]]
     (root / META).write_text(json.dumps(entries))
     shutil.rmtree(root / "music_QA_set1")
     with pytest.raises(UserError) as error:
         read_meta(root)
     for sentence in (
-        "5 faults",
+        "6 faults",
         "item 1 has no meta_info",
         "item 2 is of an unknown task song_QA",
+        "item 3 has no path",
         "0.wav does not exist",
     ):
         assert sentence in str(error.value)

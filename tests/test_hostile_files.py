@@ -31,7 +31,8 @@ from rrs_jax.weights.safetensors_io import read_folder, read_header
     [
         ("[" * 300 + "]" * 300, "lists and objects within one another to more than 200 levels"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "lists and objects within one another"),
-        ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        ('{"a": ' + "9" * 5000 + "}", "holds the number 99999999999999999999, which is too large"),
+        ('{"a": [-' + "9" * 309 + "]}", "holds the number -9999999999999999999, which is too large"),
         ('{"a": 1e999}', "holds the number 1e999, which is too large"),
         ('{"a": -Infinity}', "holds -Infinity, which is no number of JSON"),
         ('{"a": "\\ud83d"}', "holds half a character in 'a'"),
@@ -58,6 +59,7 @@ def test_json_within_bounds():
         "a": [None, "😀", 1.5, -0.0, 12345678901234567890]
     }
     assert parse_json('"\\ud83d"', halves=True) == "\ud83d"
+    assert parse_json("-" + "9" * 308) == 1 - 10**308
 
 
 @pytest.mark.parametrize(

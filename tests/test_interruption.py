@@ -64,6 +64,20 @@ def test_a_signal_is_not_lost_where_exceptions_are(swallowing, then):
     assert time.monotonic() - start < 8
 
 
+SLOW = [
+    "gc.callbacks.append(lambda *_: time.sleep(4))\ngc.collect()\ngc.callbacks.clear()",
+    "class Dropped:\n    def __del__(self): time.sleep(4)\nDropped()",
+]
+
+
+@pytest.mark.parametrize("swallowing", SLOW)
+def test_an_interruption_that_python_cannot_raise_is_not_printed(swallowing):
+    """As in JAX's own part of a garbage collection, where the thread's signal may come."""
+    process = started(f"signal_itself()\n{swallowing}\ntime.sleep(100)")
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 1 and error == f"{INTERRUPTED}\n"
+
+
 def test_an_interruption_swallowed_later_comes_again():
     process = started("""
         signal_itself()

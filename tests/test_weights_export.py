@@ -24,10 +24,11 @@ from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
+from rrs_jax.testing import write_qwen2_audio
 from rrs_jax.weights.export import export_adapter, export_merged, merge
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.model_card import write_model_card
-from rrs_jax.weights.safetensors_io import read_folder
+from rrs_jax.weights.safetensors_io import load_file, read_folder
 
 IDS = np.random.default_rng(5).integers(3, 120, (3, 11))
 ALL = LoRAConfig(rank=3, alpha=5.0)
@@ -248,6 +249,23 @@ def test_config_says_whether_the_head_is_tied(tmp_path, case):
     with torch.no_grad():
         expected = from_pretrained(tmp_path / "merged")(input_ids=torch.tensor(IDS)).logits[:, -1]
     assert relative_error(model.logits(representations(model)), expected) < 1e-4
+
+
+def test_a_merged_shard_does_not_carry_the_sum_of_the_bases_numbers(tmp_path):
+    """Files that this program wrote have one, by which a reader would call the merged numbers damaged."""
+    write_qwen2_audio(tmp_path / "base")
+    export_merged(load(tmp_path / "base", ALL), tmp_path / "base", tmp_path / "merged")
+    shards = sorted((tmp_path / "merged").glob("*.safetensors"))
+    different = 0
+    for shard in shards:
+        before, after = (
+            load_file(folder / shard.name) for folder in (tmp_path / "base", tmp_path / "merged")
+        )
+        assert before[1] == after[1] and before[0].keys() == after[0].keys()
+        different += sum(not np.array_equal(before[0][name], after[0][name]) for name in before[0])
+        with safetensors.safe_open(shard, "np") as opened:
+            assert all(np.array_equal(opened.get_tensor(name), after[0][name]) for name in after[0])
+    assert len(shards) > 1 and different > 0
 
 
 def test_exporting_again_replaces_what_an_export_made_and_nothing_else(folder, tmp_path):

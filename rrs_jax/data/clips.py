@@ -14,6 +14,7 @@ import soundfile
 
 from rrs_jax.data.values import is_missing, shown
 from rrs_jax.files import cache_folder, content_hash, write_atomic
+from rrs_jax.inputs.audio_files import HIGHEST_RATE, MOST_CHANNELS
 
 # Ours, Hugging Face's audio folder, NeMo, ms-swift and LLaMA-Factory, Kaldi's and DeepSpeech's, AIAH.
 NAMES = (
@@ -153,13 +154,19 @@ def _object_clip(value: dict) -> str | None:
 
 def _array_clip(array: object, rate: object) -> str:
     try:
-        samples = np.asarray(array, np.float32)
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):  # infinite samples are refused where the clip is read
+            samples = np.asarray(array, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("has an array that holds no numbers") from error
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
         samples = samples.T  # channels first
     if not isinstance(rate, int | float) or isinstance(rate, bool) or rate < 1 or samples.ndim not in (1, 2):
         raise ValueError("has an array without its sampling_rate in Hz, or with more than two dimensions")
+    if rate > HIGHEST_RATE or not samples.size or samples.size // len(samples) > MOST_CHANNELS:
+        raise ValueError(
+            f"has an array of shape {samples.shape} at {shown(rate)} Hz; an array holds samples, of at most "
+            f"{MOST_CHANNELS} channels and {HIGHEST_RATE} Hz"
+        )
     stream = io.BytesIO()
     soundfile.write(stream, samples, int(rate), format="WAV", subtype="FLOAT")
     return _kept(stream.getvalue())

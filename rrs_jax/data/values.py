@@ -9,7 +9,9 @@ import math
 
 
 def is_missing(value: object) -> bool:
-    """Returns True for None, NaN, and texts, lists and objects without content."""
+    """Returns True for None, NaN, texts, lists and objects without content, and a list of one of these."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return is_missing(value[0])
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or value == "" or value == [] or value == {}
@@ -17,10 +19,10 @@ def is_missing(value: object) -> bool:
 
 def text_of(value: object) -> str | None:
     """Returns a value as text; None where it is missing."""
-    if isinstance(value, list | tuple) and len(value) == 1:
-        return text_of(value[0])
     if is_missing(value):
         return None
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return text_of(value[0])
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(int(value)) if value == int(value) else str(value)
     if not isinstance(value, str) or not value.strip():

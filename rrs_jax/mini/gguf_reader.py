@@ -154,7 +154,13 @@ class GGUFDecoder:
             values = np.empty((len(rows), shape[-1]), DTYPE)
             for start in range(0, len(rows), ROWS_AT_ONCE):  # the float32 copy is four times the file's size
                 part = slice(start, start + ROWS_AT_ONCE)
-                values[part] = gguf.quants.dequantize(rows[part], tensor.tensor_type)
+                try:
+                    values[part] = gguf.quants.dequantize(rows[part], tensor.tensor_type)
+                except NotImplementedError as error:
+                    raise UserError(
+                        f"{self.path}: the tensor {tensor.name} has the type {tensor.tensor_type.name}, "
+                        "which no weights have; fetch the file again."
+                    ) from error
             return values.reshape(shape)
 
         return LazyTensor(name, shape, make)

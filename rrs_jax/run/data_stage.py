@@ -14,7 +14,7 @@ from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import audio_paths, load_manifest
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows
-from rrs_jax.errors import UserError
+from rrs_jax.errors import UserError, stop_if_asked
 from rrs_jax.files import write_jsonl
 from rrs_jax.inputs.audio import audio_faults, check_audios
 from rrs_jax.run.context import RunContext
@@ -31,6 +31,7 @@ def make_data(context: RunContext) -> dict:
         ("train", config[DATA[STRATEGY_TABLE[config.strategy].data]], folder.manifest),
         ("eval", config.data.eval_manifest, folder.evaluation_manifest),
     ):
+        stop_if_asked()
         if given:
             added = choose_rows(added_choice(config)) if split == "train" else []
             _take_manifest(Path(given), added, target, split == "train", config)
@@ -45,6 +46,7 @@ def make_data(context: RunContext) -> dict:
             )
     if config.data.augment:
         _augment(folder.manifest, config)
+    stop_if_asked()
     rows = context.read_training_rows()
     check_excluded([row["question"] for row in rows], config.data.exclude, skips_bad_rows(config))
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}

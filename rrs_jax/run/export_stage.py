@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from rrs_jax.config import flatten
 from rrs_jax.config.vocabulary import task_of
+from rrs_jax.errors import stop_if_asked
 from rrs_jax.files import read_json
 from rrs_jax.progress import say
 from rrs_jax.report.table import markdown_table
@@ -30,6 +31,7 @@ def export(context: RunContext) -> dict:
     settings = flatten(config) | {"data.questions": len(context.read_training_rows())}
     names, summaries = repositories(config), _summaries(context, model)
     for place, target in enumerate(targets):
+        stop_if_asked()
         write_model_card(
             target,
             base_folder=base,

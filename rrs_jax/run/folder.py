@@ -256,8 +256,10 @@ def check_disk(path: Path, needed_bytes: int = LEAST_FREE_BYTES) -> None:
     probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink(missing_ok=True)  # whoever has the lock clears what looks like a killed command's
+        try:
+            probe.write_bytes(b"\0" * 4096)
+        finally:  # a full disk has room for the name alone
+            probe.unlink(missing_ok=True)  # whoever has the lock clears what looks like a killed command's
         free = shutil.disk_usage(path).free
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror

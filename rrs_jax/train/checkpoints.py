@@ -6,9 +6,12 @@ Each has `sums.json`, the digests of its files, by which a damaged one is found.
 import contextlib
 import dataclasses
 import json
+import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +82,12 @@ class Checkpoints:
         self.args = ocp.args
 
     def __enter__(self) -> "Checkpoints":
+        self.quiet = contextlib.ExitStack()
+        self.quiet.enter_context(_told_once())
         return self
 
     def __exit__(self, kind, *_) -> None:
-        with self._written():
+        with self.quiet, self._written():
             try:
                 if kind is None:
                     self.manager.wait_until_finished()
@@ -152,6 +157,31 @@ class Checkpoints:
                 f"{self.folder}: writing a checkpoint failed ({reason}); free space or check the folder's"
                 " rights, then start the same command again."
             ) from error
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Has a failed write told by its exception alone, which the next call raises.
+
+    Each of Orbax's threads logs its traceback as well, and the storage library prints one for each array that
+    was still to be written: hundreds of lines on a full disk.
+    """
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+    def tell(dropped: Any) -> None:
+        if str(dropped.exc_value) != "Event loop is closed":
+            hook(dropped)
+
+    hook, log = sys.unraisablehook, logging.getLogger("absl")
+    sys.unraisablehook = tell
+    log.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        log.removeFilter(is_of_others)
 
 
 def remove_damaged(folder: Path) -> None:

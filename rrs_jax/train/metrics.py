@@ -6,9 +6,11 @@ and to a step of the training. A step comes once, however often a run was starte
 A further place is a class with `write` and `close`, its line in `WRITERS`, and its word in `train.log_to`.
 """
 
+import contextlib
 import os
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,22 +55,52 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`, with the tags GROUP/FIGURE."""
+    """Event files in `tensorboard/`, with the tags GROUP/FIGURE.
+
+    They are written by the caller's thread: that of the package's own writer ends on a full disk, and who has
+    more figures than its queue takes then waits for ever.
+    """
+
+    FLUSH_SECONDS = 10.0
 
     def __init__(self, folder: Path, last_step: int | None):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self.writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None
-        )
+        self.folder, self.event = folder / "tensorboard", Event
+        with self._written():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.writer = EventsWriter(str(self.folder / "events"))
+            if last_step:  # what an earlier start has written behind it does not count
+                start = SessionLog(status=SessionLog.START)
+                self.writer.write_event(Event(step=last_step + 1, session_log=start, wall_time=time.time()))
+            self.writer.flush()
+        self.flushed = time.monotonic()
 
     def write(self, group: str, step: int, values: Mapping[str, float | int | None]) -> None:
-        for name, value in values.items():
-            if value is not None and name != "epoch":
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        from tensorboardX.summary import scalar
+
+        with self._written():
+            for name, value in values.items():
+                if value is not None and name != "epoch":
+                    summary = scalar(f"{group}/{name}", value)
+                    self.writer.write_event(self.event(step=step, summary=summary, wall_time=time.time()))
+            if time.monotonic() - self.flushed > self.FLUSH_SECONDS:
+                self.writer.flush()
+                self.flushed = time.monotonic()
 
     def close(self) -> None:
-        self.writer.close()
+        with self._written():
+            self.writer.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: writing failed ({error.strerror}); free space or check its rights."
+            ) from error
 
 
 class WandB:

@@ -37,6 +37,7 @@ REFUSED = {
     "monteclora_config": "MonteCLoRA, which draws its matrices",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
 }
+MOST_REPEATS, MOST_CHOICES = 4, 8  # in a pattern of modules' names
 # Starts at which PEFT also changes the base's own weights.
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -199,12 +200,25 @@ def _stacked(
     )
 
 
+def _matches(pattern: str, module: str) -> bool:
+    """Returns True where a pattern means the module, as PEFT, which takes any regular expression, finds it.
+
+    Raises ValueError for what is none, and for one that could take years on a name of fifty letters.
+    """
+    repeats, choices = re.findall(r"(?<!\()[*+?{]", pattern), pattern.count("|")
+    if re.search(r"\)[*+{]", pattern) or len(repeats) > MOST_REPEATS or choices > MOST_CHOICES:
+        raise ValueError(f"alpha_pattern repeats too much: {pattern[:80]}")
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"alpha_pattern has no regular expression: {pattern[:80]}") from error
+
+
 def _scale(settings: dict, module: str, rank: int) -> float:
     """Returns the factor of a module's B·A, as PEFT finds it."""
     patterns = settings.get("alpha_pattern") or {}
     alpha = next(
-        (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)),
-        settings.get("lora_alpha", 8),
+        (value for key, value in patterns.items() if _matches(key, module)), settings.get("lora_alpha", 8)
     )
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"lora_alpha is {str(alpha)[:40]}, no number")

@@ -3,6 +3,7 @@ in."""
 
 import contextlib
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import read_json, write_json
+from rrs_jax.files import SUM, read_json, write_json
 from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.progress import Progress
@@ -218,6 +219,7 @@ def _merge_shard(
 ) -> None:
     """Copies one shard, header and all, with new bytes in place of the touched tensors."""
     with source.open("rb") as original, target.open("wb") as copy:
+        copy.write(_header_without_sum(original))
         for module, entry in sorted(touched.items(), key=lambda item: item[1].start):
             _copy_bytes(original, copy, entry.start - original.tell())
             weight, (lora_a, lora_b) = entry.array(), adapters[module]
@@ -243,6 +245,17 @@ def merge(weight: np.ndarray, lora_a: np.ndarray, lora_b: np.ndarray, scale: flo
         merged = (wide + delta).astype(weight.dtype)
     # -0.0 + 0.0 is +0.0: without the condition, an adapter of zeros would change bits.
     return np.where(delta == 0, weight, merged)
+
+
+def _header_without_sum(shard: BinaryIO) -> bytes:
+    """Reads a shard's header, and returns it as long as it was, without the sum of the base's numbers."""
+    size = shard.read(8)
+    header = shard.read(int.from_bytes(size, "little"))
+    if SUM.encode() not in header:
+        return size + header
+    entries = json.loads(header)
+    entries.get("__metadata__", {}).pop(SUM, None)
+    return size + json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode().ljust(len(header))
 
 
 def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:

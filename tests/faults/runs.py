@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from faults import marked
 from rrs_jax.config import default_config, flatten
+from rrs_jax.errors import UserError
 from rrs_jax.files import write_jsonl
 from rrs_jax.testing import twin_rows, write_clips, write_qwen2_audio
 from rrs_jax.weights.safetensors_io import load_file
@@ -36,36 +38,44 @@ class Ended:
     status: the exit status, negative for a signal.
     said: what the program printed.
     seconds: since its start.
-    began: seconds from its start until it had opened the run's folder.
+    marks: seconds of processor time since its first mark, and the name, of each (`faults.marked`).
+    after: seconds from the signal to the end; None where it was not sent.
     """
 
     status: int
     said: str
     seconds: float
-    began: float
+    marks: list[tuple[float, str]]
+    after: float | None
 
-    def sound(self, done: bool) -> bool:
-        """True for an end that is told in a sentence, by none after SIGKILL or where all was done before."""
-        signals = (-signal.SIGKILL, -signal.SIGTERM) if done else (-signal.SIGKILL,)
-        return "Traceback" not in self.said and self.status in (0, 1, 2, *signals)
+    @property
+    def told(self) -> bool:
+        """True for an end with 0, or with a sentence."""
+        return "Traceback" not in self.said and self.status in (0, 1, 2)
 
 
 class SmallRun:
-    """A run of a random model on a CPU in `folder`, and a copy of it as it is after each stage."""
+    """A run of a random model on a CPU in `folder`, and a copy of it as it is after each stage.
 
-    def __init__(self, folder: Path):
+    repeated: how often each of the eight clips has a question. layers: of the decoder. fields: values of the
+    config.
+    """
+
+    def __init__(self, folder: Path, repeated: int = 1, layers: int | None = None, **fields: object):
         self.folder = folder
-        write_qwen2_audio(folder / "model")
+        write_qwen2_audio(folder / "model", **({} if layers is None else {"num_hidden_layers": layers}))
         (folder / "clips").mkdir()
-        write_jsonl(folder / "manifest.jsonl", twin_rows(write_clips(folder / "clips")))
+        write_jsonl(folder / "manifest.jsonl", twin_rows(write_clips(folder / "clips") * repeated))
         config = default_config()
         config.model.path, config.model.dtype = str(folder / "model"), "float32"
         config.data.manifest = config.data.eval_manifest = str(folder / "manifest.jsonl")
         config.train.epochs, config.train.batch_size, config.train.learning_rate = 6, 4, 1e-3
         config.evaluate.samples, config.generate.max_new_tokens = 2, 8
+        config.export.merged = True
         config.report.representation_epochs = (0, 3, 6)
+        config.update_from_flattened_dict(fields)
         (folder / "config.py").write_text(CONFIG % flatten(config))
-        self.seconds: dict[str, Ended] = {}
+        self.marks: dict[str, list[tuple[float, str]]] = {}
 
     def prepare(self, wanted: Sequence[str] = STAGES) -> None:
         """Makes the undisturbed run, stage by stage, and keeps the folder as it was before each.
@@ -82,10 +92,16 @@ class SmallRun:
                 self.do(whole, stage)  # compiles
                 shutil.rmtree(whole)
                 shutil.copytree(self.before(stage), whole)
-            self.seconds[stage] = ended = self.do(whole, stage)
+            ended = self.do(whole, stage)
+            self.marks[stage] = ended.marks
             if ended.status:
                 raise RuntimeError(f"{stage}: {ended.said}")
         shutil.copytree(whole, self.after(stage))
+
+    def prepare_whole(self) -> None:
+        """Makes the undisturbed run with all stages at once."""
+        if (ended := self.do(self.folder / "whole", ",".join(STAGES))).status:
+            raise RuntimeError(ended.said)
 
     def before(self, stage: str) -> Path:
         """The undisturbed run's folder before the stage."""
@@ -96,8 +112,9 @@ class SmallRun:
         place = STAGES.index(stage) + 1
         return self.before(STAGES[place]) if place < len(STAGES) else self.folder / "after"
 
-    def do(self, run: Path, stages: str, at=None) -> Ended:
-        """Starts the program; `at(process, began)` is called again and again until it has ended."""
+    def do(self, run: Path, stages: str, when: str = "-", at: Callable[[int], object] | None = None) -> Ended:
+        """Starts the program; `when` as in `faults.marked`; `at` gets its number again and again until it has
+        ended."""
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
@@ -105,35 +122,38 @@ class SmallRun:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "RRS_JAX_CACHE": str(self.folder / "cache"),
         }
-        command = [sys.executable, str(ROOT / "launch.py"), f"--config={self.folder / 'config.py'}"]
-        command += [f"--config.run_dir={run}", f"--stages={stages}"]
-        record, log = run / "config.json", self.folder / "log"
-        was = record.stat().st_mtime_ns if record.exists() else None
-        start, began = time.monotonic(), None
+        name = f"{run.parent.name}-{run.name}"  # not beside the run, whose disk may be full
+        marks, log = self.folder / f"{name}.marks", self.folder / f"{name}.log"
+        command = [sys.executable, marked.__file__, str(marks), str(run), when]
+        command += [f"--config={self.folder / 'config.py'}", f"--config.run_dir={run}", f"--stages={stages}"]
+        start = time.monotonic()
         with log.open("w") as file:
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         while process.poll() is None:
-            if began is None and record.exists() and record.stat().st_mtime_ns != was:
-                began = time.monotonic() - start
-            if at is not None and began is not None:
-                at(process, time.monotonic() - start - began)
+            if at is not None:
+                at(process.pid)
             time.sleep(0.005)
-        seconds = time.monotonic() - start
-        return Ended(process.returncode, log.read_text(), seconds, began or seconds)
+        end = time.monotonic()
+        lines = [line.split(" ", 2) for line in marks.read_text().splitlines()]
+        sent = next((end - float(moment) for moment, _, name in lines if name == marked.SENT), None)
+        noted = [(float(work) - float(lines[0][1]), name) for _, work, name in lines if name != marked.SENT]
+        return Ended(process.returncode, log.read_text(), end - start, noted, sent)
 
-    def interrupted(self, run: Path, stage: str, kind: signal.Signals, share: float) -> Ended:
-        """Does a stage and sends a signal after a share of its time; the folder is begun anew."""
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(self.before(stage), run)
-        undisturbed = self.seconds[stage]
-        moment, sent = share * (undisturbed.seconds - undisturbed.began), []
+    def when(self, kind: signal.Signals, stage: str, share: float, by: str) -> tuple[str, str]:
+        """The signal for `do` at a share of a stage's marks, or of its work, and the mark before it.
 
-        def at(process: subprocess.Popen, since: float) -> None:
-            if since >= moment and not sent:
-                sent.append(since)
-                process.send_signal(kind)
-
-        return self.do(run, stage, at)
+        It comes at a mark, or after half of the processor time from the mark to there, so that it is never
+        too late; SIGTERM before the program looks for a signal for the last time.
+        """
+        marks = self.marks[stage]
+        asking = [place for place, (_, name) in enumerate(marks) if name.startswith(marked.ASKS)]
+        last = len(marks) - 1 if kind == signal.SIGKILL else asking[-1]
+        number, seconds = int(share * last), 0.0
+        if by == "time":
+            moment = share * marks[last][0]
+            number = max(place for place in range(last) if marks[place][0] <= moment)
+            seconds = (moment - marks[number][0]) / 2
+        return f"{kind.name}:{number}:{seconds:.4f}", marks[number][1]
 
 
 def differences(run: Path, expected: Path, whole: Path) -> list[str]:
@@ -150,18 +170,24 @@ def differences(run: Path, expected: Path, whole: Path) -> list[str]:
     return found + [
         str(name)
         for name in sorted(ours & theirs)
-        if _content(run / name, run) != _content(expected / name, whole)
+        if _content(run / name, run, whole) != _content(expected / name, whole)
     ]
 
 
-def _content(file: Path, run: Path) -> object:
+def _content(file: Path, *places: Path) -> object:
+    """What a file holds, with RUN for each place where its run was."""
     if file.suffix == ".safetensors":  # whose package writes metadata in any order
-        arrays, metadata = load_file(file)
+        try:
+            arrays, metadata = load_file(file)
+        except UserError as error:
+            return str(error)
         return metadata, {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in arrays.items()}
     content = file.read_bytes()
     if file.suffix not in (".json", ".jsonl"):
         return content
-    lines = content.replace(str(run).encode(), b"RUN").decode()
+    for place in places:
+        content = content.replace(str(place).encode(), b"RUN")
+    lines = content.decode()
     return [
         _timeless(json.loads(line)) for line in (lines.splitlines() if file.suffix == ".jsonl" else [lines])
     ]

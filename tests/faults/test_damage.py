@@ -1,4 +1,4 @@
-"""The quick part of the damage: every kind of file of a run, and what it reads, once. `full.py` does all."""
+"""The quick part of the damage: every kind of file of a run, and what it reads, once."""
 
 import shutil
 

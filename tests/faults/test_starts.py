@@ -1,4 +1,4 @@
-"""The quick part of simultaneous starts; `full.py` has ten rounds."""
+"""The quick part of simultaneous starts."""
 
 from faults.starts import start_together
 from rrs_jax.testing import write_manifest, write_qwen2_audio

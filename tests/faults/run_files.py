@@ -1,8 +1,8 @@
-"""All of the faults: every file of a finished run, and what it reads, in every way; ten simultaneous starts.
+"""Every file of a finished run, and of what it reads, damaged in every way; ten simultaneous starts.
 
-    python tests/faults/full.py [--out TABLE.md]
+    python tests/faults/run_files.py [--out TABLE.md]
 
-Takes about ten minutes on two cores. Exit status 1 where a fault was silent, ended in a traceback or left
+Exit status 1 where a fault was silent, ended in a traceback or left
 another result.
 """
 
