@@ -9,12 +9,11 @@ import time
 import pytest
 
 from helpers.misbehaving_server import Server, choice_of
-from rrs_jax import errors as scrub_module
 from rrs_jax.data.chat_client import ChatClient, Rejected, _causes, read_key
 from rrs_jax.data.service import Busy, Service
 from rrs_jax.data.trial import ask_once_a_day
 from rrs_jax.data.writers import OpenAIWriter
-from rrs_jax.errors import UserError, scrub
+from rrs_jax.errors import UserError, scrub, scrubbing
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig
 
 KEY = "sk-NOT-A-REAL-KEY"
@@ -24,7 +23,7 @@ PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy",
 
 @pytest.fixture(autouse=True)
 def a_shell_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr(scrub_module, "_keys", set())
+    monkeypatch.setattr(scrubbing, "_keys", set())
     monkeypatch.setenv("RRS_JAX_CACHE", str(tmp_path / "shared"))
     for name in (*PROXIES, "NO_PROXY", "no_proxy", "OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rrs_jax import errors
-from rrs_jax.errors import INTERRUPTED, exit_status, interruption_asked, stop_if_asked
+from rrs_jax.errors import INTERRUPTED, exit_status, interruption, interruption_asked, stop_if_asked
 from rrs_jax.files import read_jsonl
 from rrs_jax.progress import Progress
 
@@ -141,7 +140,7 @@ def test_a_second_signal_ends_at_once():
     """)
     assert process.stdout.readline() == "READY\n"
     process.send_signal(signal.SIGINT)
-    time.sleep(errors.TWICE_SECONDS + 0.3)
+    time.sleep(interruption.TWICE_SECONDS + 0.3)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)

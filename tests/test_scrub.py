@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from rrs_jax import errors as scrub_module
 from rrs_jax.config.kinds import address, address_problem, either
-from rrs_jax.errors import UserError, exit_status, keep_secret, scrub, shown_address
+from rrs_jax.errors import UserError, exit_status, keep_secret, scrub, scrubbing, shown_address
 from rrs_jax.files import content_hash, replace_surrogates
 from rrs_jax.progress import say
 
@@ -22,7 +21,7 @@ QUERIES = ("", "?sig=abc", "?a=1&token=hunter2", "#token")
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch):
-    monkeypatch.setattr(scrub_module, "_keys", set())
+    monkeypatch.setattr(scrubbing, "_keys", set())
 
 
 @pytest.mark.parametrize("around", ["{}", "{}: refuses", "'{}'", "(see {}), please", "at {}\nor"])
