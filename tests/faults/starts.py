@@ -39,7 +39,11 @@ def start_together(home: Path, rounds: int) -> list[str]:
 
 
 def _work(home: Path, rounds: int, samples: int, barrier: Barrier, answers) -> None:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
         from rrs_jax.run import pipeline
 
         for number in range(rounds):
