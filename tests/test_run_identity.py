@@ -9,10 +9,13 @@ import pytest
 import soundfile
 
 from helpers.tiny_run import ALL, make_tiny_run, restore, tiny_config
+from rrs_jax.config import default_config, flatten
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.responses import MODEL_CONTENT, ResponseStore
 from rrs_jax.files import read_json, with_sum, write_json, write_jsonl
 from rrs_jax.run import pipeline
+from rrs_jax.run.inputs import model_is_used
+from rrs_jax.run.marks import Marks
 from rrs_jax.weights import identity
 from rrs_jax.weights.safetensors_io import load_file, read_header, save_file
 
@@ -199,3 +202,12 @@ def test_a_question_file_that_was_changed_has_the_evaluation_done_again(finished
     assert summary["modes"]["text_only"]["queries"] == 3
     pipeline.run(config, ("evaluate",), finished[2])
     assert "evaluate: done already" in capsys.readouterr().err
+
+
+def test_a_sweeps_log_is_no_work_of_the_model(tmp_path):
+    marks = Marks(tmp_path, flatten(default_config()))
+    for name in ("config.json", "log.txt"):
+        (tmp_path / name).touch()
+    assert not model_is_used(marks)
+    (tmp_path / "responses.jsonl").touch()
+    assert model_is_used(marks)
