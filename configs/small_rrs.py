@@ -7,7 +7,7 @@
     python launch.py --config=configs/small_rrs.py:smoke    every stage on a few questions
 
 Hardware: the first three, in bfloat16, are for a GPU; the others, in float32, for 2 CPU cores and 12 GiB of
-memory. `:smoke` took 4 min 45 s and 8.7 GiB, with other work beside it. The download of 1.3 GB, or 3.4 GB from
+memory. `:smoke` took 4 min 45 s and 8.7 GiB, beside other work. The download of 1.3 GB, or 3.4 GB from
 the hub, becomes two folders of 3.6 GB.
 """
 
