@@ -128,7 +128,7 @@ def test_a_variant_is_chosen_behind_the_colon():
             "rrs.top_m is 0.0, give a number above 0 and at most 100, or positive",
         ),
         ([MINI, "--config.lora.targets=up"], "lora.targets is ('up',)"),
-        ([MINI + ":smok"], "'smok' is no variant of this file; it has full, authors, smoke"),
+        ([MINI + ":smok"], "'smok' is no variant of this file; it has full, authors, balanced, smoke"),
         ([MINI, "--stages=data,evalute"], "--stages: evalute is no stage, the nearest is evaluate"),
         ([MINI, "--stages="], "--stages: is empty"),
         ([MINI, "--dryrun"], "dry_run"),
