@@ -106,6 +106,7 @@ def test_folders_are_compared_judge_by_judge(tmp_path, capsys):
     assert block["rates"] == [summary["modes"]["audio_text"]["asr"] for summary in (before, after)]
     assert block["difference"] < -40 and block["p_permutation"] < 0.01
     assert comparison["judges"]["phrases"]["borderline"]["audio_text"] is None
+    assert "everyday" not in comparison["judges"]["phrases"]  # scripts go through the sets that were asked
     assert comparison["judges"]["first_token"]["benign"]["audio_text"]["rates"][0] == before["orr"]["rate"]
     assert main([str(tmp_path / "eval/vanilla"), str(tmp_path / "eval/rrs")]) == 0
     assert capsys.readouterr().out.strip() == format_comparison(comparison)

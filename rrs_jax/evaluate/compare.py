@@ -31,8 +31,8 @@ def compare_folders(first: str | Path, second: str | Path) -> dict:
     """Compares two folders RUN/eval/NAME.
 
     Returns {"first", "second", "judges": {judge: {set: {mode: block or null}}}}; `paired_block` describes a
-    block. Raises UserError where a folder is no finished evaluation or the two share no judge of the same
-    version.
+    block. As in a summary, everyday questions are a set only where they were asked. Raises UserError where a
+    folder is no finished evaluation or the two share no judge of the same version.
     """
     a, b = read_evaluation(first), read_evaluation(second)
     versions = {judge.name: judge.version for judge in a.judges}
@@ -45,14 +45,13 @@ def compare_folders(first: str | Path, second: str | Path) -> dict:
     return {
         "first": str(first),
         "second": str(second),
-        "judges": {
-            judge.name: {
-                question_set: {mode: _paired(a, b, judge, question_set, mode) for mode in MODES}
-                for question_set in SETS
-            }
-            for judge in shared
-        },
+        "judges": {judge.name: _by_set(a, b, judge) for judge in shared},
     }
+
+
+def _by_set(a: FinishedEvaluation, b: FinishedEvaluation, judge: RecordedJudge) -> dict:
+    found = {name: {mode: _paired(a, b, judge, name, mode) for mode in MODES} for name in SETS}
+    return {name: modes for name, modes in found.items() if name != "everyday" or any(modes.values())}
 
 
 def paired_block(
