@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = 0.2  # seconds between two looks at the card
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,6 +52,7 @@ def main() -> None:
         weights = base / "model.safetensors"
         total = write_random_weights(weights, SIZES[arguments.model], arguments.dtype)
         print(f"wrote {total / 1e9:.1f} GB of random weights in {time.monotonic() - start:.0f} s", flush=True)
+        failed = False
         for turn in range(arguments.times):
             if turn == 0:
                 forget(weights)
@@ -60,6 +61,8 @@ def main() -> None:
             if arguments.out:
                 with arguments.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
+            failed |= line["status"] != 0
+    return int(failed)
 
 
 def one_run(arguments: argparse.Namespace, base: Path, run: Path, cache: Path, turn: int) -> dict:
@@ -130,4 +133,4 @@ class Card:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -77,7 +77,7 @@ def balanced(config: ConfigDict) -> None:
     """Trains as `rrs_plus` does, on pairs in many styles and with harmful questions weighed as harmless ones.
 
     Of what was tried on `small` it is nearest to RRS's safety without its over-refusal
-    (docs/research/many_styles.md). The epochs give as many updates as were measured there.
+    (docs/research/many_styles.md), on part of these pairs. The epochs give as many updates as there.
     """
     config.run_dir += "_balanced"
     config.generate.max_new_tokens = 20

@@ -51,9 +51,7 @@ def ranking(runs: Sequence[str | Path], baseline: str, markdown: bool = False) -
         (run, *("N/A" if rise is None else f"{rise:+.1f}" for rise in rises.values()), f"{beyond:.1f}")
         for beyond, run, rises in rows
     ]
-    limits = ", ".join(f"{name} {limit:+g}" for name, limit in LIMITS.items())
-    table = "\n".join((markdown_rows if markdown else text_rows)([header, *cells]))
-    return f"{table}\n\nPoints; the target is {limits}.\n"
+    return _text([header, *cells], "Points", LIMITS, markdown)
 
 
 def worst_ranking(
@@ -96,9 +94,14 @@ def worst_ranking(
         )
         for excess, run, found in rows
     ]
-    table = "\n".join((markdown_rows if markdown else text_rows)([header, *cells]))
-    limits = ", ".join(f"{name} {limit:+g}" for name, limit in WORST_LIMITS.items())
-    return f"{table}\n\nPoints of questions refused, in the worst group and mode; the target is {limits}.\n"
+    unit = "Points of questions refused, in the worst group and mode"
+    return _text([header, *cells], unit, WORST_LIMITS, markdown)
+
+
+def _text(rows: Sequence[Sequence[str]], unit: str, limits: Mapping[str, float], markdown: bool) -> str:
+    table = "\n".join((markdown_rows if markdown else text_rows)(rows))
+    target = ", ".join(f"{name} {limit:+g}" for name, limit in limits.items())
+    return f"{table}\n\n{unit}; the target is {target}.\n"
 
 
 def can_rank(runs: Sequence[str | Path], baseline: str) -> bool:
