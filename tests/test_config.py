@@ -194,6 +194,7 @@ def test_every_training_field_reaches_the_training():
         "train.text_share": 0.125,
         "train.audio_share": 0.375,
         "train.kept_text_share": 0.25,
+        "train.kept_task_share": 0.125,
         "train.schedule": "linear",
         "train.average": 0.5,
         "train.warmup_steps": 7,
@@ -280,6 +281,15 @@ def test_every_value_of_a_plain_config_counts_as_given():
             {"train.text_share": 0.5, "train.audio_share": 0.25, "train.kept_text_share": 0.5},
             "train.audio_share 0.25 and train.kept_text_share 0.5, together more than 1",
         ),
+        (
+            {"train.audio_share": 0.5, "train.kept_text_share": 0.25, "train.kept_task_share": 0.5},
+            "train.audio_share 0.5 and train.kept_text_share 0.25 and train.kept_task_share 0.5, together",
+        ),
+        (
+            {"train.kept_task_share": 0.25, "strategy": "harc"},
+            "train.kept_task_share is 0.25 and the strategy harc keeps no states",
+        ),
+        ({"train.kept_task_share": 0.25, "rrs.positions": 3}, "at its prompt's last position alone"),
         (
             {"train.kept_text_share": 0.25, "strategy": "sft_deep"},
             "train.kept_text_share is 0.25 and the strategy sft_deep keeps no states",

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.sweeps import sweep_config
 from rrs_jax.config import default_config, flatten
+from rrs_jax.config.prompts import KEPT_TASKS
 from rrs_jax.config.stages import STAGES
 from rrs_jax.config.strategy_table import PLUS, STRATEGY_TABLE
 from rrs_jax.errors import UserError
@@ -25,7 +26,8 @@ def runs(config):
     yield "vanilla", {"strategy": "vanilla"}
     yield "rrs", {}
     yield "top25", {"rrs.top_m": 25.0}
-    shares = {"train.text_share": 0.5, "train.audio_share": 0.25, "train.kept_text_share": 0.125}
+    shares = {"train.text_share": 0.5, "train.audio_share": 0.25}
+    shares |= {"train.kept_text_share": 0.125, "train.kept_task_share": 0.125}
     added = {"data.everyday": 2, "data.contrast": 2, "rrs.read_share": 1.0}
     moves = {"rrs.amount": "own", "rrs.direction": "twins", "rrs.overlap_weight": 0.5}
     yield "rrs_plus", {"strategy": "rrs_plus"} | added | shares | moves
@@ -107,9 +109,9 @@ def test_kept_questions_may_aim_at_what_the_model_has_where_it_reads_them(base, 
     entries, _ = read_header(run / "representations.safetensors")
     arrays = {name: np.array(entry.array()) for name, entry in entries.items()}
     kept = arrays["kept_prompts"]
-    assert kept.shape[:2] == (3, 23)
+    assert kept.shape[:2] == (3, 23 + len(KEPT_TASKS))
     np.testing.assert_allclose(kept[:, :10], kept[:, 10:20], atol=1e-5)
-    assert np.abs(kept[:, 22] - kept[:, 0]).max() > 1e-2  # the question alone
+    assert np.abs(kept[:, -1] - kept[:, 0]).max() > 1e-2  # the question alone
     rows = read_jsonl(run / "data" / "manifest.jsonl")
     own = [i for i, row in enumerate(rows) if row.get("role") == "keep"]
     assert np.abs(arrays["kept"] - arrays["read"][own]).max(axis=1).min() > 1e-2
@@ -127,8 +129,12 @@ def test_the_others_keep_in_writing_what_the_model_has_there(base, swept):
     assert arrays["kept_text"].shape[:2] == (len(moved), 2)
     np.testing.assert_allclose(arrays["kept_text"][:, 1], arrays["read"][moved], atol=1e-5)
     np.testing.assert_allclose(arrays["kept_prompts"][:, 21], arrays["read"][kept], atol=1e-5)
-    np.testing.assert_allclose(arrays["kept_prompts"][:, 20], arrays["kept_prompts"][:, 22], atol=1e-5)
+    np.testing.assert_allclose(arrays["kept_prompts"][:, 20], arrays["kept_prompts"][:, -1], atol=1e-5)
     assert np.abs(arrays["kept_text"][:, 0] - arrays["kept_text"][:, 1]).max(axis=1).min() > 1e-2
+    tasks = np.concatenate([arrays["kept_tasks"], arrays["kept_prompts"][:, 22:-1]])
+    assert tasks.shape[:2] == (len(rows), len(KEPT_TASKS))
+    heard = np.concatenate([arrays["harmful"], arrays["benign"], arrays["kept"]])  # under t
+    assert np.abs(tasks[:, :, None] - heard).max(axis=-1).min() > 1e-2
 
 
 def test_every_strategy_is_trained_and_evaluated(swept):

@@ -7,7 +7,7 @@ import torch
 
 from rrs_jax import equations
 from rrs_jax.config import default_config
-from rrs_jax.config.prompts import PROMPT_POOL
+from rrs_jax.config.prompts import KEPT_TASKS, PROMPT_POOL
 from rrs_jax.errors import UserError
 from rrs_jax.strategies import rrs
 from rrs_jax.strategies.extracted import read_extracted, write_extracted
@@ -269,6 +269,25 @@ def test_every_question_keeps_in_writing_what_the_frozen_model_has_there(work, a
     strategy, every = built(work), np.arange(len(LABELS))
     assert strategy.examples(every, np.full(len(LABELS), POOL))["weight"].tolist() == [0.5] * len(LABELS)
     assert strategy.examples(every, np.full(len(LABELS), 0))["weight"].tolist() == [4, 1, 4, 1, 0.5, 4, 1]
+
+
+@pytest.mark.parametrize("text_share", [0.0, 0.25])
+def test_every_question_keeps_what_the_frozen_model_has_where_a_task_is_asked_of_its_clip(work, text_share):
+    """The tasks stand behind the written prompts that stay, and the clip alone behind them."""
+    plain = built(work)
+    work.config.train.kept_text_share, work.config.train.kept_task_share = text_share, 0.25
+    work.config.train.audio_share = 0.25
+    strategy, first = built(work), POOL + (2 if text_share else 0)
+    stay = [*range(POOL, first + len(KEPT_TASKS))]
+    for i in range(len(LABELS)):
+        for place in stay:
+            np.testing.assert_array_equal(target(strategy, i, place), state(i, "pool", place))
+        for place in [*range(POOL), stay[-1] + 1] if not KEPT[i] else []:
+            np.testing.assert_array_equal(target(strategy, i, place), target(plain, i))
+    work.config.rrs.harmful_weight, work.config.rrs.keep_weight = 4.0, 0.5
+    strategy, every = built(work), np.arange(len(LABELS))
+    for place in stay:
+        assert strategy.examples(every, np.full(len(LABELS), place))["weight"].tolist() == [0.5] * len(LABELS)
 
 
 def test_written_questions_that_all_keep_are_extracted_once(work):

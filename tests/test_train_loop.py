@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
+from rrs_jax.config.prompts import KEPT_TASKS, KEPT_TEXTS
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_jsonl
@@ -418,6 +419,25 @@ def test_kept_written_prompts_are_drawn_half_bare_and_half_announced(written, he
     alone = drawn == first + 2
     as_before = np.where(alone, 2 * PROMPTS, drawn)[~bare & ~announced]
     np.testing.assert_array_equal(as_before, others[~bare & ~announced])
+
+
+def test_kept_tasks_are_drawn_in_equal_parts_behind_kept_texts():
+    """What else a run draws is as without them."""
+    data, _ = make_data()
+    whole = replace(data, encode=lambda sample, prompt: data.encode(sample, prompt % PROMPTS))
+    shares = replace(CONFIG, audio_share=0.2, kept_text_share=0.1)
+    schedule = Schedule(whole, replace(shares, kept_task_share=0.4), AUDIO)
+    drawn, others = (
+        np.array([one.epoch(epoch)[0].prompts for epoch in range(400)])
+        for one in (schedule, Schedule(whole, shares, AUDIO))
+    )
+    first, last = PROMPTS + len(KEPT_TEXTS), PROMPTS + len(KEPT_TEXTS) + len(KEPT_TASKS)
+    for place in range(first, last):
+        assert 0.03 < (drawn == place).mean() < 0.07
+    assert drawn.max() == last == schedule.lengths.shape[1] - 1 and 0.18 < (drawn == last).mean() < 0.22
+    tasks = (drawn >= first) & (drawn < last)
+    as_before = np.where(drawn == last, first, drawn)
+    np.testing.assert_array_equal(as_before[~tasks], others[~tasks])
 
 
 def test_a_compiled_step_serves_another_strategy_of_its_kind(folder, whole, tmp_path):

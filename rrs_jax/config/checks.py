@@ -12,6 +12,8 @@ from rrs_jax.config.run_config import flatten
 from rrs_jax.config.strategy_table import DATA, STRATEGY_TABLE
 from rrs_jax.errors import UserError
 
+KEPT_SHARES = ("train.kept_text_share", "train.kept_task_share")
+
 
 def validate(config: ConfigDict, *further: Callable[[dict[str, Any]], Iterable[str]]) -> None:
     """Raises one UserError that names every unknown, missing and wrong field, before any weight is read.
@@ -120,9 +122,9 @@ def _prompt_groups(values: dict[str, Any]) -> Iterator[str]:
 
 def _shares(values: dict[str, Any]) -> Iterator[str]:
     written, heard = values["train.text_share"], values["train.audio_share"]
-    kept = values["train.kept_text_share"]
-    if written + heard + kept > 1:
-        more = f" and train.kept_text_share {kept}" if kept else ""
+    kept = {name: values[name] for name in KEPT_SHARES if values[name]}
+    if written + heard + sum(kept.values()) > 1:
+        more = "".join(f" and {name} {share}" for name, share in kept.items())
         yield f"train.text_share is {written} and train.audio_share {heard}{more}, together more than 1"
     weight = values["rrs.harmful_audio_weight"]
     if weight is not None and not heard:
@@ -139,7 +141,8 @@ def _strategy(values: dict[str, Any]) -> Iterator[str]:
             f"strategy {values['strategy']} needs {needed} beside data.manifest, give a manifest of such"
             " questions"
         )
-    yield from _kept_text(values)
+    for name in KEPT_SHARES:
+        yield from _kept_share(name, values)
     if values["rrs.direction"] == "twins" and values["rrs.target"] == "category":
         yield "rrs.direction is twins and rrs.target category, and each gives the direction, give one of them"
     if values["rrs.amount"] == "own":
@@ -157,16 +160,16 @@ def _strategy(values: dict[str, Any]) -> Iterator[str]:
         yield "rrs.whiten and rrs.project are both given, and each removes what the other would, give one"
 
 
-def _kept_text(values: dict[str, Any]) -> Iterator[str]:
-    if not values["train.kept_text_share"]:
+def _kept_share(name: str, values: dict[str, Any]) -> Iterator[str]:
+    if not values[name]:
         return
-    given = f"train.kept_text_share is {values['train.kept_text_share']}"
+    given = f"{name} is {values[name]}"
     entry = STRATEGY_TABLE[values["strategy"]]
     if entry.trains and entry.module != "rrs":
         yield f"{given} and the strategy {values['strategy']} keeps no states, give 0, or rrs or rrs_plus"
     if values["rrs.positions"] > 1:
         yield (
-            f"{given} and rrs.positions {values['rrs.positions']}, and a written question is kept at its"
+            f"{given} and rrs.positions {values['rrs.positions']}, and what is kept so is kept at its"
             " prompt's last position alone, give one of them"
         )
     if values["rrs.benign_target"] == "hinge":

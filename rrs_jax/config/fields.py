@@ -165,7 +165,7 @@ FIELDS = {field.name: field for field in (
           "Margin of rrs.benign_target=hinge, in log-odds; 5 is a probability of 0.7 %."),
     Field("rrs.keep_weight", 1.0, number(0, above=True),
           "Factor of the loss of questions with the role `keep` (data.everyday, data.contrast, or in a "
-          "manifest), and of those of train.kept_text_share."),
+          "manifest), and of those of train.kept_text_share and train.kept_task_share."),
     Field("rrs.harmful_weight", 1.0, number(0, above=True),
           "Factor of the loss of harmful questions, where several harmless ones stand against each."),
     Field("rrs.harmful_audio_weight", None, either(number(0, above=True), None),

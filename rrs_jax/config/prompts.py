@@ -24,6 +24,19 @@ PROMPT_POOL = (
 # What stands beside a written question under `train.kept_text_share`, as in `TEXT_ONLY_VARIANTS`.
 KEPT_TEXTS = (None, PROMPT_T)
 
+# What stands beside a clip under `train.kept_task_share`: other things to do with it than to answer it. They
+# are worded otherwise than `TASK_PROMPTS`, which asks two of these kinds and two that are none of them.
+KEPT_TASKS = (
+    "Write down exactly what the speaker says.",
+    "Say the sentence in the audio once more.",
+    "Put what the speaker says into other words.",
+    "How many words does the speaker say?",
+    "Which language is spoken in the audio?",
+    "Does the audio hold a question, a request or a statement?",
+    "Spell the last word of the audio.",
+    "Describe the voice in the audio.",
+)
+
 
 class PoolPrompt(NamedTuple):
     """One way of asking a training question: `text` beside it (None: nothing), heard (`spoken`) or read.
@@ -38,8 +51,8 @@ class PoolPrompt(NamedTuple):
 
 def prompt_pool(train) -> tuple[PoolPrompt, ...]:
     """Every way in which training asks a question: the paper's pool beside the clip, with `text_share` the
-    same in writing behind it, with `kept_text_share` the questions as text-only evaluation asks them, and
-    with `audio_share` the clip alone as the last.
+    same in writing behind it, with `kept_text_share` the questions as text-only evaluation asks them, with
+    `kept_task_share` other tasks beside the clip, and with `audio_share` the clip alone as the last.
 
     train: the config's group of that name, or a `rrs_jax.config.training.TrainConfig`.
     """
@@ -48,6 +61,8 @@ def prompt_pool(train) -> tuple[PoolPrompt, ...]:
         pool += [PoolPrompt(text, False) for text in PROMPT_POOL]
     if train.kept_text_share:
         pool += [PoolPrompt(text, False, stays=True) for text in KEPT_TEXTS]
+    if train.kept_task_share:
+        pool += [PoolPrompt(text, True, stays=True) for text in KEPT_TASKS]
     if train.audio_share:
         pool.append(PoolPrompt(None, True))
     return tuple(pool)

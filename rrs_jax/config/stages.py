@@ -52,7 +52,7 @@ ADDED_FIELDS = frozenset({
     "data.left_out_styles", "data.train_set", "evaluate.everyday", "export.base_name", "export.checkpoint",
     "export.push", "export.scale", "lora.dropout", "lora.start", "rivals.harc_kl", "rivals.harc_margin",
     "rrs.amount", "rrs.direction", "rrs.overlap_weight", "rrs.target_dtype", "rrs.top_m_rule",
-    "train.kept_text_share", "train.prompt_draw", "train.prompt_group",
+    "train.kept_task_share", "train.kept_text_share", "train.prompt_draw", "train.prompt_group",
 })  # fmt: skip
 
 # A run folder keeps the values that decide these; later stages may be repeated in it with other values.

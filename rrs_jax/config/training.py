@@ -165,12 +165,20 @@ class TrainConfig:
         "in writing stays so. Half of them are the bare question (`plain`), half announced as an audio's "
         "content (`prompted`). Not in the paper.",
     )
+    kept_task_share: float = setting(
+        "train.kept_task_share",
+        0.0,
+        number(0, 1),
+        "Share of the questions beside whose clip rrs and rrs_plus ask for something else than an answer (to "
+        "write down what is said, to count the words), with the frozen model's own state under that very "
+        "prompt as target, so that a transcription of harmful speech is not refused. Not in the paper.",
+    )
     audio_share: float = setting(
         "train.audio_share",
         0.0,
         number(0, 1),
         "Share of the questions that a step asks by their clip alone; the paper has none. At most 1 with "
-        "train.text_share and train.kept_text_share.",
+        "train.text_share, train.kept_text_share and train.kept_task_share.",
     )
     checkpoint_every_steps: int = setting(
         "train.checkpoint_every_steps",
@@ -205,8 +213,9 @@ class TrainConfig:
         values["optimiser"]["clip_norm"] = self.optimiser.clip_norm or 0.0  # as checkpoints name no clipping
         if self.prompts_together == 1:  # as checkpoints of programs without these fields
             del values["prompt_draw"], values["prompt_group"]
-        if not self.kept_text_share:  # likewise
-            del values["kept_text_share"]
+        for name in ("kept_text_share", "kept_task_share"):  # likewise
+            if not values[name]:
+                del values[name]
         return values
 
     @property

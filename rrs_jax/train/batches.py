@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rrs_jax.config.prompts import KEPT_TEXTS
+from rrs_jax.config.prompts import KEPT_TASKS, KEPT_TEXTS
 from rrs_jax.config.training import TrainConfig
 from rrs_jax.equations import draw_prompts
 from rrs_jax.frozen.prefix_states import PrefixStates
@@ -27,7 +27,8 @@ class TrainingData:
       encode: (sample, prompt) to that prompt's row; called for all of them at the start and again for each
         batch, so it should look up a table. Where the config's `text_share` is not 0, prompt `num_prompts +
         p` is prompt p in writing alone; where its `kept_text_share` is not 0, the kept written ones stand
-        behind those; and where its `audio_share` is not 0, the last one (`prompts_drawn`) is the clip alone.
+        behind those, and where its `kept_task_share` is not 0, the kept tasks behind these; and where its
+        `audio_share` is not 0, the last one (`prompts_drawn`) is the clip alone.
       num_prompts: size of the pool.
       audio_bank: (rows, D), all clips' embeddings.
       pair_ids: the same for a harmful question and its rewrite; needed for the config's `twins_together`.
@@ -149,14 +150,18 @@ class Schedule:
             drawn = draw_prompts(random, groups.samples.size, self.data.num_prompts, groups.samples.shape[1])
             prompts, real = np.empty(samples, np.int64), groups.weights.ravel() > 0
             prompts[groups.samples.ravel()[real]] = drawn[real]
-        written, heard, kept = self.config.text_share, self.config.audio_share, self.config.kept_text_share
+        written, heard = self.config.text_share, self.config.audio_share
+        kept = kept_prompts(self.config)
         if written or heard or kept:
             drawn = random.random(samples)
             prompts += self.data.num_prompts * (drawn < written)
             prompts[(written <= drawn) & (drawn < written + heard)] = prompts_of_each - 1
-            first_kept = self.data.num_prompts * (2 if written else 1)
-            for place in range(len(KEPT_TEXTS)):  # from the other end, in equal parts
-                prompts[drawn >= 1 - kept * (1 - place / len(KEPT_TEXTS))] = first_kept + place
+            first, left = self.data.num_prompts * (2 if written else 1), 1.0
+            for share, count in kept:  # from the other end, in equal parts
+                for place in range(count):
+                    least = left - share * (1 - place / count)
+                    prompts[(least <= drawn) & (drawn < left)] = first + place
+                first, left = first + count, left - share
         return prompts
 
     def _draw_units(self, random: np.random.Generator) -> Units:
@@ -212,10 +217,16 @@ class Schedule:
 
 
 def prompts_drawn(pool: int, config: TrainConfig) -> int:
-    """Number of prompts that a question has with a pool of `pool` texts: spoken, written, written and kept,
-    and its clip alone."""
-    kept = len(KEPT_TEXTS) if config.kept_text_share else 0
+    """Number of prompts that a question has with a pool of `pool` texts: spoken, written, kept ones, and its
+    clip alone."""
+    kept = sum(count for _, count in kept_prompts(config))
     return pool * (2 if config.text_share else 1) + kept + (1 if config.audio_share else 0)
+
+
+def kept_prompts(config: TrainConfig) -> list[tuple[float, int]]:
+    """Share and number of each kind of prompts that stay, of those that are asked, in the pool's order."""
+    kinds = (config.kept_text_share, len(KEPT_TEXTS)), (config.kept_task_share, len(KEPT_TASKS))
+    return [(share, count) for share, count in kinds if share]
 
 
 def split_twins(pair_ids: Sequence[str], harmful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
