@@ -1,28 +1,24 @@
 """Train steps a second of one process, and of several that share one GPU, as `--sweep_jobs` has them.
 
     python benchmarks/processes_together.py                      # 1.5 B parameters, 1, 3 and 6 processes
-    python benchmarks/processes_together.py --server             # through CUDA's multi-process server
     python benchmarks/processes_together.py --model=tiny --processes=1,2 --seconds=2   # any computer
 
-Without the server (`nvidia-cuda-mps-control`, which NVIDIA's driver brings) a GPU gives its processes
-turns; with it their kernels run side by side, so that one fills what another leaves. All processes of a line
-begin to count together, when the last one has compiled its step, and count for `--seconds`. Random weights,
-adapters of rank 8, 16 prompts of 144 tokens.
+A GPU gives its processes turns, so that one fills what another leaves between its kernels, and switching has
+its price. All processes of a line begin to count together, when the last one has compiled its step, and count
+for `--seconds`. Random weights, adapters of rank 8, 16 prompts of 144 tokens.
 
 Predictions for one H200, 1.5 B parameters, bfloat16. The products' floor is 17 ms (12.1 TFLOP at 702
 TFLOP/s). One process: 27 ms, since matrices of 1,536 columns fill the card badly and small kernels stay.
-Six that take turns: as many steps together as one, within a tenth. Six through the server: a fifth more.
+Three and six: as many steps together as one, within a tenth.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from answers_in_flight import VALUES
@@ -41,20 +37,18 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--processes", default="1,3,6", help="numbers, with commas between")
     parser.add_argument("--seconds", type=float, default=8, help="how long steps are counted")
-    parser.add_argument("--server", action="store_true", help="start CUDA's multi-process server for this")
     parser.add_argument("--out", type=Path, help="file to which each line is appended")
     parser.add_argument("--meeting", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.meeting:
         print(json.dumps(count(arguments)), flush=True)
         return
-    with server() if arguments.server else contextlib.nullcontext():
-        for number in map(int, arguments.processes.split(",")):
-            line = together(number, arguments)
-            report(**line)
-            if arguments.out:
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+    for number in map(int, arguments.processes.split(",")):
+        line = together(number, arguments)
+        report(**line)
+        if arguments.out:
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def together(number: int, arguments: argparse.Namespace) -> dict:
@@ -78,7 +72,6 @@ def together(number: int, arguments: argparse.Namespace) -> dict:
         "part": "processes_together",
         "model": arguments.model,
         "processes": number,
-        "server": arguments.server,
         "steps_a_second": round(steps, 2),
         "slowest_and_fastest": sorted(round(each["steps"] / each["seconds"], 2) for each in found)[
             :: max(number - 1, 1)
@@ -137,18 +130,6 @@ def count(arguments: argparse.Namespace) -> dict:
         "flops": step_flops(text, BATCH * LENGTH, RANK),
         "device": jax.devices()[0].device_kind,
     }
-
-
-@contextlib.contextmanager
-def server() -> Iterator[None]:
-    """CUDA's multi-process server, which the processes of this environment find while the block runs."""
-    with tempfile.TemporaryDirectory() as pipes, tempfile.TemporaryDirectory() as logs:
-        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": pipes, "CUDA_MPS_LOG_DIRECTORY": logs}
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True, timeout=20)
-        try:
-            yield
-        finally:
-            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False, timeout=30)
 
 
 if __name__ == "__main__":
