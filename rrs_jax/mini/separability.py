@@ -86,18 +86,33 @@ def chosen_inside(features: np.ndarray, harmful: np.ndarray, pairs: list[str], s
 
     For every fold, layer and ridge are those that cross-validation among the other folds finds best.
     """
-    folds, named = pair_folds(pairs, FOLDS, seed), np.array(pairs)
+    folds = pair_folds(pairs, FOLDS, seed)
     right = np.zeros(len(features), bool)
     for fold in range(FOLDS):
         train, test = folds != fold, folds == fold
-        inner = pair_folds(named[train].tolist(), INNER_FOLDS, seed)
-        shares = [
-            _right(features[train, layer], harmful[train], inner).mean(1)
-            for layer in range(features.shape[1])
-        ]
-        layer, ridge = np.unravel_index(np.argmax(shares), (len(shares), len(RIDGES)))
-        right[test] = _fitted(features[:, layer], harmful, train, test)[ridge]
+        right[test] = told_right(features, harmful, pairs, train, test, seed)
     return right
+
+
+def told_right(
+    features: np.ndarray,
+    harmful: np.ndarray,
+    pairs: list[str],
+    train: np.ndarray,
+    test: np.ndarray,
+    seed: int = 0,
+) -> np.ndarray:
+    """Returns which of the questions `test` of (N, layers, D) a probe of those of `train` tells right, bool
+    (tested,); both are bool (N,).
+
+    Layer and ridge are those that cross-validation within `train` finds best.
+    """
+    inner = pair_folds(np.array(pairs)[train].tolist(), INNER_FOLDS, seed)
+    shares = [
+        _right(features[train, layer], harmful[train], inner).mean(1) for layer in range(features.shape[1])
+    ]
+    layer, ridge = np.unravel_index(np.argmax(shares), (len(shares), len(RIDGES)))
+    return _fitted(features[:, layer], harmful, train, test)[ridge]
 
 
 def pair_folds(pairs: list[str], count: int, seed: int) -> np.ndarray:
@@ -173,15 +188,25 @@ def probe_shares(
         for place, layer in enumerate(layers)
     }
     best = max(by_layer, key=by_layer.get)
-    right = chosen_inside(features, harmful, pairs)
-    distinct = sorted(set(pairs))
-    of_pair = [right[[pair == name for pair in pairs]].sum() for name in distinct]
-    rate = rate_over_queries(of_pair, [pairs.count(name) for name in distinct])
     return {
         "by_layer": by_layer,
         "best_layer": {"layer": best, "right": by_layer[best]},
-        "chosen_inside": {"right": round(rate.rate, 1), "ci95": [round(bound, 1) for bound in rate.ci95]},
+        "chosen_inside": share_over_pairs(counts_by_pair(chosen_inside(features, harmful, pairs), pairs)),
     }
+
+
+def counts_by_pair(right: np.ndarray, pairs: list[str]) -> dict[str, tuple[int, int]]:
+    """Returns each pair's questions that are told right (bool (N,)), and how many it has."""
+    named = np.array(pairs)
+    return {
+        pair: (int(right[named == pair].sum()), int(np.sum(named == pair))) for pair in sorted(set(pairs))
+    }
+
+
+def share_over_pairs(counts: dict[str, tuple[int, int]]) -> dict[str, object]:
+    """Returns `right`, the percent of questions told right, and `ci95` over pairs, of `counts_by_pair`."""
+    rate = rate_over_queries(*zip(*counts.values(), strict=True))
+    return {"right": round(rate.rate, 1), "ci95": [round(bound, 1) for bound in rate.ci95]}
 
 
 if __name__ == "__main__":
