@@ -115,6 +115,25 @@ def test_a_probe_chosen_inside_finds_its_layer_and_does_not_flatter():
     assert shares["chosen_inside"]["ci95"][0] > 90
 
 
+def test_a_probe_of_some_pairs_is_asked_others():
+    """Two layers tell the first 60 pairs; of the others one tells the opposite, and the other nothing."""
+    rng = np.random.default_rng(1)
+    harmful, pairs = np.tile([True, False], 100), [f"pair-{i // 2}" for i in range(200)]
+    train = np.arange(200) < 120
+    signs, features = np.where(harmful, 1.0, -1.0), rng.normal(size=(200, 2, 30))
+    features[:, 0, 4] += np.where(train, 4 * signs, -4 * signs)
+    features[train, 1, 7] += 2 * signs[train]
+    right = separability.told_right(features, harmful, pairs, train, ~train)
+    assert right.shape == (80,) and right.mean() < 0.1
+    alone = separability.told_right(features[:, 1:], harmful, pairs, train, ~train)
+    assert 0.35 < alone.mean() < 0.65
+    counts = separability.counts_by_pair(right, pairs[120:])
+    assert (
+        list(counts) == sorted(set(pairs[120:])) and sum(told for told, _ in counts.values()) == right.sum()
+    )
+    assert separability.share_over_pairs(counts)["right"] == round(100 * right.mean(), 1)
+
+
 @pytest.mark.parametrize(
     ("command", "flag", "complaint"),
     [
