@@ -22,7 +22,8 @@ Measured before and after, heard and read, behind ℓ, every third layer above i
 pairs of `eval` and `check` that nothing was trained on: the share that a linear probe tells right
 (`rrs_jax.mini.separability`), cross-validated within these pairs (`unseen`) and fitted on the training pairs
 (`carried`). `seen` is the probe cross-validated within the training pairs, behind ℓ. Rises are paired by
-pair, with 95 % intervals over pairs. `--out` gets a JSON line before training and one a seed.
+pair, with 95 % intervals over pairs. `--out` gets a JSON line before training and one a seed. The rate is one
+at which the mini's loss on 28 training pairs fell from 63 to 36 in 24 steps.
 
 Predictions, written down before any run on `small`, in points, means of three seeds:
 
@@ -278,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("layer", integer(1), None, "layers with adapters, behind which states are compared (default: half)"),
         ("steps", integer(1), 200, "updates, of eight pairs each"),
         ("seeds", integer(1), 3, "trainings, of other batches and adapters"),
-        ("rate", number(0, above=True), 2e-4, "Adam's rate"),
+        ("rate", number(0, above=True), 5e-4, "Adam's rate"),
         ("gamma", number(0, above=True), 32.0, "scale of the loss's exponents"),
         ("margin", number(0, 1), 0.25, "m of the loss"),
         ("penalty", number(0), 0.0, "weight of the penalty of equation 13"),
