@@ -83,11 +83,13 @@ class Pace:
     """Items a second, known when enough of them have been seen.
 
     The first items wait for compilation, and items come in bursts where a batch of them is computed at once.
-    So the clock starts behind the first burst.
+    So the clock starts behind the first burst, and one item behind it says nothing: it may be the first of a
+    burst, for all of which it has waited.
     """
 
     BURST_SECONDS = 0.5
     ENOUGH_SECONDS = 4.0
+    ENOUGH_ITEMS = 2
 
     def __init__(self):
         self.begun: float | None = None  # when the first burst ended
@@ -104,7 +106,7 @@ class Pace:
 
     def rate(self) -> float | None:
         """Returns the items a second; None as long as too few have been seen for an estimate."""
-        if self.begun is None or self.last - self.begun < self.ENOUGH_SECONDS:
+        if self.since < self.ENOUGH_ITEMS or self.last - self.begun < self.ENOUGH_SECONDS:
             return None
         return self.since / (self.last - self.begun)
 

@@ -24,6 +24,18 @@ def test_compilation_is_no_part_of_the_pace():
     assert pace.rate() == pytest.approx(64 / 5, rel=0.01)
 
 
+def test_the_first_answer_of_a_second_batch_is_no_pace():
+    """It comes 13 s behind the first batch, and 515 more with it."""
+    pace = Pace()
+    for answer in range(512):
+        pace.add(1, 40 + answer / 1e6)
+    pace.add(1, 53.0)
+    assert pace.rate() is None
+    for answer in range(515):
+        pace.add(1, 53.0 + answer / 1e6)
+    assert pace.rate() == pytest.approx(516 / 13, rel=0.01)
+
+
 def test_few_seconds_give_no_estimate():
     pace = Pace()
     for second in range(4):

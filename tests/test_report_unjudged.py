@@ -84,3 +84,19 @@ def test_a_ranking_over_rates_that_are_known_in_part(tmp_path):
     write_json(path, summary)
     row = next(line for line in ranking(runs, "rrs").splitlines() if line.startswith("other"))
     assert "N/A" in row and row.split()[1] != "N/A"
+
+
+def test_a_report_between_runs_pools_the_seeds_of_the_last_run_alone(tmp_path):
+    runs = [
+        write_run(tmp_path / name, pairs=4, seed=i) for i, name in enumerate(("a", "a-seed1", "b", "b-seed1"))
+    ]
+    target = tmp_path / "pooled"
+    assert pooled_seeds(runs, target, "a") == [target / "a-2seeds", target / "b-2seeds"]
+    summaries = [target / f"{name}-2seeds/eval/rrs/summary.json" for name in "ab"]
+    whole = [summary.read_bytes() for summary in summaries]
+    for summary in summaries:
+        summary.write_text("{}")
+    pooled_seeds(runs, target, "a-seed1")
+    assert [summary.read_bytes() for summary in summaries] == [whole[0], b"{}"]
+    pooled_seeds(runs, target)
+    assert [summary.read_bytes() for summary in summaries] == whole

@@ -143,7 +143,7 @@ def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> d
         except UserError as error:
             failed[name] = str(error)
             say(f"{name}: {error}")
-        _report(folder, runs)
+        _report(folder, runs, name)
     return failed
 
 
@@ -167,8 +167,11 @@ def print_sweep(config: ConfigDict, path: str) -> None:
         )
 
 
-def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
-    """Text on what is done and the rates of the runs that are evaluated; also written to run_dir/report."""
+def _report(folder: Path, runs: dict[str, ConfigDict], just_done: str | None = None) -> str:
+    """Text on what is done and the rates of the runs that are evaluated; also written to run_dir/report.
+
+    just_done: the run since the report before, whose seeds alone are pooled again.
+    """
     from rrs_jax.report.deployment import deployment_text
     from rrs_jax.report.ranking import can_rank, ranking
     from rrs_jax.report.table import markdown_table, text_table
@@ -183,7 +186,7 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     if not done:
         return "\n".join("  ".join(line) for line in lines)
     done.sort(key=lambda path: runs[path.name].strategy != "vanilla")  # else in their order
-    rows = pooled_seeds(done, folder / "report" / "pooled")
+    rows = pooled_seeds(done, folder / "report" / "pooled", just_done)
     marked = markdown_table(rows, vanilla_once=True) + deployment_text(rows, markdown=True)
     write_atomic(folder / "report" / "table.md", marked)
     text = text_table(rows, vanilla_once=True) + deployment_text(rows)
@@ -194,10 +197,11 @@ def _report(folder: Path, runs: dict[str, ConfigDict]) -> str:
     return text + (f"\nto do: {', '.join(unfinished)}\n" if unfinished else "")
 
 
-def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
+def pooled_seeds(runs: Sequence[Path], target: Path, just_done: str | None = None) -> list[Path]:
     """Returns the runs' folders, with the seeds of one recipe pooled into one folder in `target`.
 
-    A run is pooled with the runs of its name and -seedN where all of them have the same evaluations.
+    A run is pooled with the runs of its name and -seedN where all of them have the same evaluations. With
+    `just_done`, a run's name, other recipes' pooled folders stay as they are where there are any.
     """
     from rrs_jax.evaluate.pool import pool_runs
     from rrs_jax.report.table import recipe_of
@@ -214,8 +218,9 @@ def pooled_seeds(runs: Sequence[Path], target: Path) -> list[Path]:
         evaluated = [{path.parent.name for path in one.glob("eval/*/summary.json")} for one in seeds]
         if len(seeds) > 1 and all(found == evaluated[0] for found in evaluated):
             pooled = target / f"{run.name}-{len(seeds)}seeds"
-            for name in sorted(evaluated[0] - {"vanilla"}) or ["vanilla"]:
-                pool_runs(seeds, name, pooled)
+            if just_done is None or recipe_of(just_done) == run.name or not pooled.is_dir():
+                for name in sorted(evaluated[0] - {"vanilla"}) or ["vanilla"]:
+                    pool_runs(seeds, name, pooled)
             rows.append(pooled)
         else:
             rows += seeds
