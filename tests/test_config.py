@@ -286,13 +286,13 @@ def test_every_value_of_a_plain_config_counts_as_given():
             "train.audio_share 0.5 and train.kept_text_share 0.25 and train.kept_task_share 0.5, together",
         ),
         (
-            {"train.kept_task_share": 0.25, "strategy": "harc"},
-            "train.kept_task_share is 0.25 and the strategy harc keeps no states",
+            {"train.kept_task_share": 0.25, "strategy": "rerouting"},
+            "train.kept_task_share is 0.25 and the strategy rerouting keeps nothing so",
         ),
         ({"train.kept_task_share": 0.25, "rrs.positions": 3}, "at its prompt's last position alone"),
         (
             {"train.kept_text_share": 0.25, "strategy": "sft_deep"},
-            "train.kept_text_share is 0.25 and the strategy sft_deep keeps no states",
+            "train.kept_text_share is 0.25 and the strategy sft_deep keeps nothing so",
         ),
         (
             {"rrs.direction": "twins", "rrs.target": "category"},

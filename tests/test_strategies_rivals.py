@@ -162,7 +162,8 @@ def test_a_steered_models_answers(reference, folder, clips):
 
 
 def test_harc(reference, folder, clips, monkeypatch):
-    """Both sides of every hinge, the KL of benign rows, and states of two positions behind two layers."""
+    """Both sides of every hinge, the KL of benign rows, and states of two positions behind two layers; then
+    the KL alone of two rows whose prompt stays."""
     rows, row_clips = prompts(np.random.default_rng(5))
     layers, closing, margin, kl = (1, 2), 3, 0.04, 7.0
     rng = np.random.default_rng(4)
@@ -170,7 +171,7 @@ def test_harc(reference, folder, clips, monkeypatch):
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     directions, means = directions.astype(np.float32), means.astype(np.float32)
     chances = torch.tensor(layer_states(reference, rows, clips, layers)[1]).double().softmax(-1)
-    seen, hinges = remember_layers(monkeypatch), []
+    seen, hinges, stays = remember_layers(monkeypatch), [], np.zeros(3, bool)
 
     def expected(hidden, head):
         losses = []
@@ -183,16 +184,20 @@ def test_harc(reference, folder, clips, monkeypatch):
                     cosine = torch.nn.functional.cosine_similarity(state, direction, dim=0)
                     hinge = torch.relu(margin - cosine if HARMFUL[r] else cosine)
                     hinges.append((HARMFUL[r], bool(hinge > 0)))
-                    loss = loss + hinge / len(layers)
-            if not HARMFUL[r]:
+                    loss = loss + hinge / len(layers) * (not stays[PROMPTS[r]])
+            if not HARMFUL[r] or stays[PROMPTS[r]]:
                 now = torch.log_softmax(head @ hidden[r, len(row) - 1], -1)
                 loss = loss + kl * torch.nn.functional.kl_div(now, chances[r], reduction="sum")
             losses.append(loss)
         return torch.stack(losses)
 
-    strategy = harc.HARC(HARMFUL, directions, means, layers, closing, margin, kl)
+    strategy = harc.HARC(HARMFUL, directions, means, stays, layers, closing, margin, kl)
     compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
     assert len(set(hinges)) == 4
+    stays[PROMPTS[0]] = True
+    compare(strategy, expected, rows, row_clips, reference, folder, clips, monkeypatch)
+    assert {bool(stays[p]) for p in PROMPTS} == {True, False}
+    assert {bool(HARMFUL[r]) for r in range(len(rows)) if stays[PROMPTS[r]]} == {True, False}
 
 
 @pytest.fixture(scope="module")

@@ -165,8 +165,9 @@ def _kept_share(name: str, values: dict[str, Any]) -> Iterator[str]:
         return
     given = f"{name} is {values[name]}"
     entry = STRATEGY_TABLE[values["strategy"]]
-    if entry.trains and entry.module != "rrs":
-        yield f"{given} and the strategy {values['strategy']} keeps no states, give 0, or rrs or rrs_plus"
+    if entry.trains and entry.module not in ("rrs", "rivals.harc"):
+        strategy = values["strategy"]
+        yield f"{given} and the strategy {strategy} keeps nothing so, give 0, or rrs, rrs_plus or harc"
     if values["rrs.positions"] > 1:
         yield (
             f"{given} and rrs.positions {values['rrs.positions']}, and what is kept so is kept at its"

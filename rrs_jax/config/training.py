@@ -160,18 +160,18 @@ class TrainConfig:
         "train.kept_text_share",
         0.0,
         number(0, 1),
-        "Share of the questions that rrs and rrs_plus ask in writing, as the text-only evaluation does, with "
-        "the frozen model's own state under that very prompt as target, so that what is refused and answered "
-        "in writing stays so. Half of them are the bare question (`plain`), half announced as an audio's "
-        "content (`prompted`). Not in the paper.",
+        "Share of the questions that rrs, rrs_plus and harc ask in writing, as the text-only evaluation "
+        "does, with the frozen model's own state (harc: its next token's distribution) under that very "
+        "prompt as target, so that what is refused and answered in writing stays so. Half of them are the "
+        "bare question (`plain`), half announced as an audio's content (`prompted`). Not in the paper.",
     )
     kept_task_share: float = setting(
         "train.kept_task_share",
         0.0,
         number(0, 1),
-        "Share of the questions beside whose clip rrs and rrs_plus ask for something else than an answer (to "
-        "write down what is said, to count the words), with the frozen model's own state under that very "
-        "prompt as target, so that a transcription of harmful speech is not refused. Not in the paper.",
+        "Share of the questions beside whose clip rrs, rrs_plus and harc ask for something else than an "
+        "answer (to write down what is said, to count the words), with the same target, so that a "
+        "transcription of harmful speech is not refused. Not in the paper.",
     )
     audio_share: float = setting(
         "train.audio_share",

@@ -74,8 +74,8 @@ def small_authors(config: ConfigDict) -> None:
 
 
 def balanced(config: ConfigDict) -> None:
-    """Trains as `rrs_plus` does, on pairs in many styles, with harmful questions weighed as harmless ones, and
-    keeps what else is asked of a clip.
+    """Trains as `rrs_plus` does, on pairs in many styles, with harmful questions weighed as harmless ones,
+    and keeps what else is asked of a clip.
 
     Of what was tried on `small` it is nearest to RRS's safety without its over-refusal
     (docs/research/many_styles.md). The epochs give as many updates as on the part of these pairs that left

@@ -8,9 +8,10 @@ user's turn, before what the chat template writes behind it:
     harmful    ReLU(m - cos(h̃_last, r)) + ReLU(m - cos(h̃_turn, v))
     benign     ReLU(cos(h̃_last, r)) + ReLU(cos(h̃_turn, v)) + weight · KL(p0 ‖ p)
 
-p is the next token's distribution, p0 the frozen model's. Both directions are harmful less benign means, as
-in the original. Its model refuses the harmful questions that r is taken from; ours do not, so that r takes
-them under t̃.
+p is the next token's distribution, p0 the frozen model's. Under a prompt that stays (`train.kept_text_share`,
+`train.kept_task_share`), which the original does not have, every question has the KL alone. Both directions
+are harmful less benign means, as in the original. Its model refuses the harmful questions that r is taken
+from; ours do not, so that r takes them under t̃.
 
 The original further re-extracts both directions every 200 steps and mixes them into the first ones, which
 stay here; takes states as they are; has the KL at all tokens of an answer, and on harmful questions the same
@@ -45,6 +46,7 @@ class HARC:
     directions: r and v behind each layer, of length 1, float32 (layers, 2, D).
     means: the benign questions' under each prompt of the pool, at the same positions, float32
       (prompts, layers, 2, D).
+    stays: bool (prompts,), those under which questions stay.
     layers: decoder layers behind which states are read.
     closing: tokens behind the user's turn.
     margin: m.
@@ -54,6 +56,7 @@ class HARC:
     harmful: np.ndarray
     directions: np.ndarray
     means: np.ndarray
+    stays: np.ndarray
     layers: tuple[int, ...]
     closing: int
     margin: float
@@ -67,6 +70,7 @@ class HARC:
     def examples(self, indices: np.ndarray, prompts: np.ndarray, tails: np.ndarray | None = None) -> dict:
         return {
             "harmful": self.harmful[indices],
+            "stays": self.stays[prompts],
             "mean": self.means[prompts],
             "directions": np.broadcast_to(self.directions, (len(indices), *self.directions.shape)),
         }
@@ -83,13 +87,14 @@ class HARC:
         wanted = Wanted(each_layer=(0, self.closing))
         states = model(batch, audio_bank, wanted, remat=remat).each_layer  # (L, B, 2, D)
         before = model.without_adapters()(batch, audio_bank, wanted).each_layer[-1, :, 0]
-        harmful = examples["harmful"]
+        harmful, stays = examples["harmful"], examples["stays"]
         moved = jnp.swapaxes(states[jnp.asarray(self.layers)], 0, 1) - examples["mean"]
         along = jnp.sum(moved * examples["directions"], axis=-1)
         cosines = along * jax.lax.rsqrt(jnp.sum(moved**2, axis=-1) + TINY)  # (B, layers, 2)
         excess = jax.nn.relu(jnp.where(harmful[:, None, None], self.margin - cosines, cosines))
         changed = self.kl * _divergence(model, jax.lax.stop_gradient(before), states[-1, :, 0])
-        return excess.sum(axis=-1).mean(axis=-1) + jnp.where(harmful, 0, changed)
+        coupling = jnp.where(stays, 0, excess.sum(axis=-1).mean(axis=-1))
+        return coupling + jnp.where(harmful & ~stays, 0, changed)
 
 
 def _divergence(model: nnx.Module, before: jax.Array, now: jax.Array) -> jax.Array:
@@ -114,17 +119,19 @@ def extract(samples: Samples, frozen, config) -> Extracted:
     check(samples, config)
     layers = chosen_layers(config.rivals.layers, frozen.num_layers, SHARES, first_adapted(config))
     harmful, benign = np.flatnonzero(samples.harmful), np.flatnonzero(~samples.harmful)
-    pool = len(prompt_pool(config.train))
+    pool = prompt_pool(config.train)
+    moves = [place for place, prompt in enumerate(pool) if not prompt.stays]
     asked = [(harmful, config.rrs.refusal_prompt), (harmful, PROMPT_T), (benign, PROMPT_T)]
     prompts = [[frozen.prompt(i, text) for i in indices] for indices, text in asked]
-    prompts += [[frozen.pool_prompt(i, place) for i in benign] for place in range(pool)]
-    means = _mean_states(frozen, prompts, layers)
-    refused, harmful_means, benign_means = means[:3]
+    prompts += [[frozen.pool_prompt(i, place) for i in benign] for place in moves]
+    (refused, harmful_means, benign_means), own = np.split(_mean_states(frozen, prompts, layers), [3])
+    means = np.zeros((len(pool), *own.shape[1:]))
+    means[moves] = own
     directions = np.stack([refused[:, 0] - benign_means[:, 0], (harmful_means - benign_means)[:, 1]], axis=1)
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     cosine = round(float(np.mean(np.sum(directions[:, 0] * directions[:, 1], axis=-1))), 2)
     say(f"directions: behind layers {layers} those of refusal and of harm have a cosine of {cosine}")
-    arrays = {"directions": directions, "means": means[3:]}
+    arrays = {"directions": directions, "means": means}
     return Extracted(
         {name: array.astype(np.float32) for name, array in arrays.items()},
         {"layers": json.dumps(layers), "closing": str(frozen.closing_tokens)},
@@ -139,6 +146,7 @@ def build(extracted: Extracted, samples: Samples, config) -> HARC:
         samples.harmful,
         arrays["directions"],
         arrays["means"],
+        np.array([prompt.stays for prompt in prompt_pool(config.train)]),
         tuple(json.loads(metadata["layers"])),
         int(metadata["closing"]),
         config.rivals.harc_margin,
