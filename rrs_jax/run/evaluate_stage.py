@@ -1,6 +1,5 @@
 """The evaluate stage: which questions in which setting, answered by which engine, judged by whom."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,9 +19,11 @@ from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.plan import EvaluationPlan, Questions, Target
 from rrs_jax.evaluate.question_sets import question_sets_name, read_question_sets
 from rrs_jax.evaluate.question_subset import chosen_rows
+from rrs_jax.evaluate.responses import CLIP_SUM
 from rrs_jax.evaluate.run import evaluate_model
 from rrs_jax.evaluate.settings import setting_rows
 from rrs_jax.files import content_hash, read_json, with_sum, write_json
+from rrs_jax.run.clips import clip_digest
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
 from rrs_jax.run.deployment import measure_deployment
@@ -119,27 +120,17 @@ class Evaluation:
         return Target(self.context.folder.evaluations / below, name + self.suffix, strategy=name)
 
     def _evaluate(self, engine: Engine, target: Target, vanilla: dict | None = None) -> dict:
-        engine = replace(engine, made_by=self._made_by(engine))
         summary = evaluate_model(engine, self.questions, self.plan, self.judges, target, vanilla)
         self.done.append((target, summary))
         return summary
 
-    def _made_by(self, engine: Engine) -> dict:
-        return engine.made_by | {"clips": self._clips_hash}
-
-    @functools.cached_property
-    def _clips_hash(self) -> str:
-        audios = [row["audio"] for row in self.questions.rows if row["audio"]]
-        folder = self.questions.audio_folder
-        return content_hash([content_hash((folder / audio).read_bytes()) for audio in audios])
-
     def _key(self, engine: Engine) -> str:
         """Hash of all that decides the vanilla model's answers, for the cache that a sweep's runs share."""
         return content_hash(
-            self._made_by(engine),
+            engine.made_by,
             self.config.model.dtype,
             self.config.model.quantize,
-            [[row["id"], row["label"], row["question"]] for row in self.questions.rows],
+            [[row["id"], row["label"], row["question"], row[CLIP_SUM]] for row in self.questions.rows],
             self.plan.samples,
             self.plan.modes,
             self.plan.over_refusal_modes,
@@ -206,6 +197,8 @@ class Evaluation:
             seed=data.seed,
             max_cost_usd=data.max_cost_usd,
         )
+        sums = [clip_digest(folder / row["audio"]) if row["audio"] else None for row in rows]
+        rows = [row | {CLIP_SUM: digest} for row, digest in zip(rows, sums, strict=True)]
         return Questions(rows, folder, self.setting)
 
     def _published_rows(self) -> list[dict]:
