@@ -20,6 +20,7 @@ from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.generate.memory import FlightPlan
 from rrs_jax.models.flops import decoder_flops, encoder_flops, state_size
 from rrs_jax.run.data_stage import added_choice, evaluation_choice, training_choice
+from rrs_jax.run.everyday import read_everyday, with_everyday
 from rrs_jax.run.lower_layers import lower_layers, shared_layers
 from rrs_jax.train.memory import activation_bytes, fitting_remat
 
@@ -82,7 +83,8 @@ def count_questions(config: ConfigDict, written: Path, written_eval: Path) -> Si
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     asked = _rows(Path(evaluation), data) if evaluation else choose_rows(evaluation_choice(config))
     asked = chosen_rows(asked, config.evaluate.limit)
-    labels = Counter(row["label"] for row in asked)
+    everyday = read_everyday(config) if "spoken" in config.evaluate.setting else []
+    labels = Counter(row["label"] for row in with_everyday(asked, everyday, config.evaluate.limit))
     seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
     return Sizes(
         train,

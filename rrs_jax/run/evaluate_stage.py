@@ -27,6 +27,7 @@ from rrs_jax.run.clips import clip_digest
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
 from rrs_jax.run.deployment import measure_deployment
+from rrs_jax.run.everyday import spoken_everyday, with_everyday
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.run.logged_rates import log_rates
 from rrs_jax.run.recorded_epochs import evaluated_epochs
@@ -76,13 +77,13 @@ class Evaluation:
         config = self.config.evaluate
         parts = [question_sets_name(config.questions), setting if setting != "spoken" else ""]
         self.suffix = "".join(f"-{part}" for part in parts if part)  # of the folders in RUN/eval
-        self.questions = self._questions()
         self.plan = EvaluationPlan(
             modes=config.modes if self.config.endpoint.url else context.modes(),
             samples=config.samples,
             text_only_variant=config.text_only_variant,
             over_refusal_modes=config.over_refusal_modes,
         )
+        self.questions = self._questions()
         self.judges = self._judges()
         self.air_bench_items = self._air_bench_items() if with_air_bench else None
 
@@ -182,12 +183,16 @@ class Evaluation:
             air_bench(engine, self.air_bench_items, judge, Target(self.context.folder.evaluations, name))
 
     def _questions(self) -> Questions:
-        """The questions, spoken, with the setting's clips."""
+        """The questions, spoken, with the setting's clips; where they are asked as they are, the everyday
+        ones behind them."""
         context, data = self.context, self.config.data
         if self.config.evaluate.questions:
             rows, folder = self._published_rows(), Path(".")
         else:
             rows, folder = context.read_evaluation_rows(), context.folder.evaluation_manifest.parent
+        if self.setting == "spoken":
+            everyday = spoken_everyday(self.config, self.plan.modes)
+            rows = with_everyday(rows, everyday, self.config.evaluate.limit)
         rows = setting_rows(
             self.setting,
             rows,
