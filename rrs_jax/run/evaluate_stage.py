@@ -9,7 +9,8 @@ from rrs_jax.config.prompts import TASK_PROMPTS
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.voices import Voice, read_voices
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.air_bench import air_bench, read_meta
+from rrs_jax.evaluate.air_bench import air_bench
+from rrs_jax.evaluate.air_bench_items import read_meta
 from rrs_jax.evaluate.compare import compare_folders
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, reply_cache
 from rrs_jax.evaluate.endpoint_engine import endpoint_engine

@@ -11,7 +11,8 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, safe_name, write_atomic
 from rrs_jax.web.text import markdown_cell
 from rrs_jax.weights.card_example import adapter_example, merged_example
-from rrs_jax.weights.export import MARKER, layout_of
+from rrs_jax.weights.export import layout_of
+from rrs_jax.weights.export_folder import MARKER
 from rrs_jax.weights.hub import is_hub_id
 from rrs_jax.weights.load import abstract_model, read_config
 from rrs_jax.weights.safetensors_io import read_folder
