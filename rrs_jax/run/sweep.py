@@ -204,7 +204,7 @@ def pooled_seeds(runs: Sequence[Path], target: Path, just_done: str | None = Non
     `just_done`, a run's name, other recipes' pooled folders stay as they are where there are any.
     """
     from rrs_jax.evaluate.pool import pool_runs
-    from rrs_jax.report.table import recipe_of
+    from rrs_jax.report.summaries import recipe_of
 
     names = {run.name: run for run in runs}
     rows = []
