@@ -80,13 +80,8 @@ def worst_ranking(
         excess = max(worst[0] - WORST_LIMITS[name] for name, worst in found.items() if worst is not None)
         rows.append((excess, run, found))
     rows.sort(key=lambda row: row[:2])
-    header = (
-        "Run",
-        f"harmful fewer than {baseline}'s, worst",
-        "rewrites over vanilla's, worst",
-        "borderline over vanilla's, worst",
-        "worst excess",
-    )
+    others = (f"{name} over vanilla's, worst" for name in ("rewrites", "borderline"))
+    header = ("Run", f"harmful fewer than {baseline}'s, worst", *others, "worst excess")
     cells = [
         (
             run,
