@@ -253,6 +253,16 @@ def prompts(model, queries: int) -> list:
     return found
 
 
+def flight_slots(plan) -> list[int]:
+    """The sizes to which a flight's cache grows."""
+    from rrs_jax.generate.steps import CHUNK_STEPS
+
+    found = [min(CHUNK_STEPS, plan.most_slots())]
+    while found[-1] < plan.most_slots():
+        found.append(min(found[-1] * plan.growth(), plan.most_slots()))
+    return found
+
+
 def prepare(generator, flight, bank) -> dict[str, float]:
     """Compiles prefill and decoding for a flight, side by side; returns what each needs on the device besides
     weights and clips while everything that is in flight lies there, in bytes by XLA's account."""
@@ -261,7 +271,7 @@ def prepare(generator, flight, bank) -> dict[str, float]:
 
     from rrs_jax.distributed.mesh import batch_sharding
     from rrs_jax.generate.state import empty_state
-    from rrs_jax.generate.steps import CHUNK_STEPS, AskedAnswers
+    from rrs_jax.generate.steps import AskedAnswers
     from rrs_jax.models.batch import Batch
 
     def at(sharding, *shape, dtype=jnp.int32):
@@ -277,16 +287,12 @@ def prepare(generator, flight, bank) -> dict[str, float]:
     prefill, decode = generator._prefill, generator._decode
     entered = jax.eval_shape(prefill, generator.state, batch, bank, asked)
     entered = laid(entered, spread(generator.on_mesh.entered, entered))
-    slots, states = CHUNK_STEPS, []
-    while True:
-        slots = min(slots, generator.plan.most_slots())
+    states = []
+    for slots in flight_slots(generator.plan):
         state = jax.eval_shape(
             partial(empty_state, queries=flight.queries, width=flight.width, slots=slots), entered
         )
         states.append(laid(state, spread(generator.on_mesh.laid, state)))
-        if slots == generator.plan.most_slots():
-            break
-        slots *= generator.plan.growth()
     with ThreadPoolExecutor(len(states)) as pool:
         decoding = [
             pool.submit(lambda each=each: decode.lower(generator.state, each).compile()) for each in states

@@ -20,6 +20,17 @@ def compare(lines: Sequence[dict]) -> list[dict]:
     ]
 
 
+def _of_side(side: str, line: dict | None) -> dict:
+    if not line:
+        return {}
+    return {
+        "unit": line["unit"],
+        f"{side}_seconds": line["seconds"],
+        f"{side}_variant": line["variant"],
+        f"{side}_a_second": line["units"] / line["seconds"],
+    }
+
+
 def _of_model(lines: list[dict], model: str) -> list[dict]:
     devices = [line for line in lines if line["part"] == "device"]
     rates = {
@@ -33,27 +44,12 @@ def _of_model(lines: list[dict], model: str) -> list[dict]:
         same = [line for line in timed if setting(line) == key]
         ours, peer = (best(line for line in same if line["side"] == side) for side in ("ours", "peer"))
         line = {"model": model, **dict(zip(("part", *SETTING), key, strict=True))}
-        if ours:
-            units = ours["units"]
+        line |= _of_side("ours", ours) | _of_side("peer", peer)
+        if ours and (floor := floor_seconds(ours, rates, lines)):
             line |= {
-                "unit": ours["unit"],
-                "ours_seconds": ours["seconds"],
-                "ours_variant": ours["variant"],
-                "ours_a_second": units / ours["seconds"],
-            }
-            floor = floor_seconds(ours, rates, lines)
-            if floor:
-                line |= {
-                    "floor_seconds": floor,
-                    "floor_a_second": units / floor,
-                    "share_of_floor": floor / ours["seconds"],
-                }
-        if peer:
-            line |= {
-                "unit": peer["unit"],
-                "peer_seconds": peer["seconds"],
-                "peer_variant": peer["variant"],
-                "peer_a_second": peer["units"] / peer["seconds"],
+                "floor_seconds": floor,
+                "floor_a_second": ours["units"] / floor,
+                "share_of_floor": floor / ours["seconds"],
             }
         if ours and peer:
             line["ratio"] = line["ours_a_second"] / line["peer_a_second"]

@@ -56,10 +56,7 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
     for batch, way in itertools.product(
         map(int, arguments.answers.split(",")), arguments.attention.split(",")
     ):
-        variant = f"{batch} answers in flight" + (", adapters" if model.lora else "")
-        variant += "" if text.quantize == "none" else f", {text.quantize} matrices"
-        variant += "" if way == "auto" else f", {way} attention"
-        variant += "" if arguments.cache_dtype == "auto" else f", {arguments.cache_dtype} keys and values"
+        variant = variant_name(model, batch, way, arguments.cache_dtype)
         with failure_told(part="generate", side="ours", variant=variant):  # fewer in flight may fit
             generator = Generator(
                 model,
@@ -72,6 +69,13 @@ def ours(model, values: dict, arguments: argparse.Namespace) -> None:
             one_variant(generator, prompts, bank, variant, arguments, **work)
         generator = None
         jax.clear_caches()
+
+
+def variant_name(model, batch: int, way: str, cache_dtype: str) -> str:
+    name = f"{batch} answers in flight" + (", adapters" if model.lora else "")
+    name += "" if model.config.text.quantize == "none" else f", {model.config.text.quantize} matrices"
+    name += "" if way == "auto" else f", {way} attention"
+    return name + ("" if cache_dtype == "auto" else f", {cache_dtype} keys and values")
 
 
 def one_variant(
@@ -114,6 +118,13 @@ def one_variant(
         peak_gib=round(stats["peak_bytes_in_use"] / GIB, 1) if "peak_bytes_in_use" in stats else None,
         new_tokens=arguments.new_tokens,
     )
+    chunks = report_steps(steps, variant, weights, slot, rows_flops)
+    if arguments.profile:
+        profile(generator, prompts, bank, variant, chunks)
+
+
+def report_steps(steps: list[dict], variant: str, weights, slot, rows_flops) -> dict[int, dict]:
+    """Reports the mean step of each number of rows and slots; returns the longest chunk by its slots."""
     chunks = {}
     for rows, slots in sorted({(step["rows"], step["answer_slots"]) for step in steps}):
         same = [step for step in steps if (step["rows"], step["answer_slots"]) == (rows, slots)]
@@ -135,8 +146,7 @@ def one_variant(
             "milliseconds": 1000 * each * longest["steps"],
             "floor_flops": longest["steps"] * rows * rows_flops,
         }
-    if arguments.profile:
-        profile(generator, prompts, bank, variant, chunks)
+    return chunks
 
 
 def profile(generator, prompts, bank, variant: str, chunks: dict[int, dict]) -> None:
@@ -217,13 +227,11 @@ def timed_pieces(generator, prompts, bank) -> list[dict]:
     return pieces
 
 
-def theirs(text, arguments: argparse.Namespace) -> None:
+def their_decoder(text, device, dtype):
     """transformers' Qwen2 decoder of the same sizes; `text` is our `DecoderConfig`."""
     import torch
     import transformers
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, arguments.dtype)
     config = transformers.Qwen2Config(
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
@@ -238,6 +246,16 @@ def theirs(text, arguments: argparse.Namespace) -> None:
     with device:
         model = transformers.Qwen2ForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
+    return model
+
+
+def theirs(text, arguments: argparse.Namespace) -> None:
+    """Measures transformers' decoder; `text` is our `DecoderConfig`."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, arguments.dtype)
+    model = their_decoder(text, device, dtype)
     rows = random_prompts(arguments.queries, text.vocab_size)
     for queries in map(int, arguments.peer_queries.split(",")):
         chosen = [rows[i % len(rows)] for i in range(queries)]

@@ -197,6 +197,13 @@ def extract(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
             report(**line, **work, seconds=seconds, peak_gib=peak_gib(before))
 
 
+def _features(bins: int, frames: list[int], selection) -> tuple[jax.Array, jax.Array]:
+    """A batch of features on the device, and the frames that count."""
+    shape = (len(selection.indices), bins, selection.length)
+    counting = np.asarray([frames[i] for i in selection.indices], np.int32)
+    return jax.device_put((jnp.ones(shape, jnp.float32), counting))
+
+
 def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> None:
     """On the device alone, in the batches that `make_audio_bank` makes of clips of real length; then with the
     waveforms' features and the way back to the host."""
@@ -214,15 +221,8 @@ def encoder(model: nnx.Module, values: dict, arguments: argparse.Namespace) -> N
     for size in dict.fromkeys((batch, clips_at_once(len(frames), buckets[-1], batch, 1))):
         variant = f"real lengths, {size} clips at once"
         with failure_told(part="encoder", side="ours", batch=batch, variant=variant):
-            inputs = [
-                jax.device_put(
-                    (
-                        jnp.ones((size, config.audio.num_mel_bins, selection.length), jnp.float32),
-                        np.asarray([frames[i] for i in selection.indices], np.int32),
-                    )
-                )
-                for selection in batches_in_buckets(lengths, size, buckets)
-            ]
+            selections = batches_in_buckets(lengths, size, buckets)
+            inputs = [_features(config.audio.num_mel_bins, frames, selection) for selection in selections]
 
             def every_batch(inputs=inputs):
                 for features, counting in inputs:

@@ -10,6 +10,7 @@ The first Qwen-Audio is no class of transformers; its peer is Qwen2-Audio's clas
 
 import argparse
 import math
+from collections.abc import Callable
 
 import peft
 import torch
@@ -187,7 +188,22 @@ class Peer:
     def encoder(self, arguments: argparse.Namespace) -> None:
         """Batches of clips of real length, as our side has them."""
         frames = sorted(clip_frames(clip_seconds(arguments.clips)), reverse=True)
-        bins, batch = self.config.audio.num_mel_bins, arguments.batch
+        with torch.no_grad():
+            seconds = median_seconds(self._every_batch(frames, arguments.batch), wait, 1)
+        variant = "padded to 30 s, as the class wants" if self.fixed_frames else "real lengths"
+        report(
+            part="encoder",
+            side="peer",
+            variant=variant,
+            batch=arguments.batch,
+            seconds=seconds,
+            units=len(frames),
+            unit="clips",
+        )
+
+    def _every_batch(self, frames: list[int], batch: int) -> Callable[[], torch.Tensor]:
+        """Returns what encodes clips of so many frames, `batch` at once, and returns the last output."""
+        bins = self.config.audio.num_mel_bins
         if self.fixed_frames:
             count = math.ceil(len(frames) / batch)
             features = torch.randn(batch, bins, 3000, device=DEVICE, dtype=self.dtype)
@@ -213,18 +229,7 @@ class Peer:
                     output = self.tower(x, feature_lens=lengths, aftercnn_lens=(lengths - 1) // 2 + 1)
                 return output
 
-        with torch.no_grad():
-            seconds = median_seconds(every_batch, wait, 1)
-        variant = "padded to 30 s, as the class wants" if self.fixed_frames else "real lengths"
-        report(
-            part="encoder",
-            side="peer",
-            variant=variant,
-            batch=batch,
-            seconds=seconds,
-            units=len(frames),
-            unit="clips",
-        )
+        return every_batch
 
     def adapted(self, rank: int) -> peft.PeftModel:
         """A model with adapters on all linears of the decoder and on no other."""

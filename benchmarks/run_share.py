@@ -11,12 +11,10 @@ answers can have cost, as if none ended early.
 import argparse
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from rrs_jax.config import default_config, flatten
 from rrs_jax.files import read_json, read_jsonl
 from rrs_jax.run.dry_run import make_plan
 from rrs_jax.run.estimates import EFFICIENCY, DeviceRate, measure_device
+from rrs_jax.run.recorded_config import recorded_config
 
 COMPUTING = ("extract", "train", "evaluate")
 ONE_A_SECOND = DeviceRate(
@@ -30,15 +28,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
-    config = default_config()
-    for name, value in flatten(ConfigDict(read_json(run / "config.json")["config"])).items():
-        try:
-            config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})
-        except KeyError:
-            raise SystemExit(
-                f"{run / 'config.json'}: {name} is no field any more; make the run again."
-            ) from None
-    config.run_dir = str(run)
+    config = recorded_config(run)
     marks = {file.stem: read_json(file)["seconds"] for file in sorted((run / ".done").glob("*.json"))}
     operations = make_plan(config, [name for name in COMPUTING if name in marks], ONE_A_SECOND).seconds
     rate = measure_device(config.model.dtype).flops

@@ -32,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 
 PARTS = ("step", "extract", "encoder", "generate", "load", "whole")
 IN_TURNS = ("step", "extract", "encoder", "generate")
@@ -41,13 +42,58 @@ ENDING_SECONDS = 8.0  # that an interrupted side has for its last words
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, with the defaults of the machine and the models for those that are not given."""
     from common import CPU_SIZES, SIZES
 
+    parser = make_parser(SIZES)
+    options = parser.parse_args(arguments)
+    for name, known in (("model", SIZES), ("parts", PARTS), ("sides", ("ours", "peer")), ("scaling", SCALES)):
+        chosen = [word for word in getattr(options, name).split(",") if word]
+        unknown = [word for word in chosen if word not in known]
+        if unknown:
+            parser.error(f"--{name}: {', '.join(unknown)} is none of {', '.join(known)}")
+        setattr(options, name, chosen)
+    if options.clock == "cpu" and len(os.sched_getaffinity(0)) > 1:
+        parser.error(
+            "--clock=cpu: counts what threads spend on waiting for one another as well; start it with"
+            " `taskset -c 0`"
+        )
+    cpu = all(model in (CPU_SIZES if has_gpu() else (*CPU_SIZES, "mini")) for model in options.model)
+    for name, value in defaults(cpu, "mini" in options.model).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    options.rate_steps = 3 if cpu else 50
+    options.settings = [(options.batch, options.length, options.rank)]
+    for scale in options.scaling:
+        for value in (SCALES_CPU if cpu else SCALES)[scale]:
+            place = ("batch", "length", "rank").index(scale)
+            setting = (*options.settings[0][:place], value, *options.settings[0][place + 1 :])
+            options.settings += [setting] if setting not in options.settings else []
+    return options
+
+
+def defaults(cpu: bool, mini: bool) -> dict[str, object]:
+    return {
+        "rounds": 3 if cpu else 1,
+        "batch": 4 if cpu else 16,
+        "steps": (1 if mini else 3) if cpu else 10,
+        "dtype": "float32" if cpu else "bfloat16",
+        "clips": 16 if cpu else 128,
+        "remat": "dots" if cpu else "dots,none",
+        "queries": (2 if mini else 8) if cpu else 350,
+        "new_tokens": 16 if cpu else 64,
+        "answers": "40" if cpu else "320",
+        "peer_queries": ("2" if mini else "8") if cpu else "16,64",
+        "questions": 8 if cpu else 700,
+    }
+
+
+def make_parser(sizes: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", default="qwen2-audio", help=f"out of {', '.join(SIZES)}, with commas between"
+        "--model", default="qwen2-audio", help=f"out of {', '.join(sizes)}, with commas between"
     )
     parser.add_argument("--parts", default="step,extract,encoder,generate", help=f"out of {', '.join(PARTS)}")
     parser.add_argument("--sides", default="ours,peer")
@@ -100,44 +146,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", help="file to which the lines are appended")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    for name, known in (("model", SIZES), ("parts", PARTS), ("sides", ("ours", "peer")), ("scaling", SCALES)):
-        chosen = [word for word in getattr(options, name).split(",") if word]
-        unknown = [word for word in chosen if word not in known]
-        if unknown:
-            parser.error(f"--{name}: {', '.join(unknown)} is none of {', '.join(known)}")
-        setattr(options, name, chosen)
-    if options.clock == "cpu" and len(os.sched_getaffinity(0)) > 1:
-        parser.error(
-            "--clock=cpu: counts what threads spend on waiting for one another as well; start it with"
-            " `taskset -c 0`"
-        )
-    mini = "mini" in options.model
-    cpu = all(model in (CPU_SIZES if has_gpu() else (*CPU_SIZES, "mini")) for model in options.model)
-    defaults = {
-        "rounds": 3 if cpu else 1,
-        "batch": 4 if cpu else 16,
-        "steps": (1 if mini else 3) if cpu else 10,
-        "dtype": "float32" if cpu else "bfloat16",
-        "clips": 16 if cpu else 128,
-        "remat": "dots" if cpu else "dots,none",
-        "queries": (2 if mini else 8) if cpu else 350,
-        "new_tokens": 16 if cpu else 64,
-        "answers": "40" if cpu else "320",
-        "peer_queries": ("2" if mini else "8") if cpu else "16,64",
-        "questions": 8 if cpu else 700,
-    }
-    for name, value in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    options.rate_steps = 3 if cpu else 50
-    options.settings = [(options.batch, options.length, options.rank)]
-    for scale in options.scaling:
-        for value in (SCALES_CPU if cpu else SCALES)[scale]:
-            place = ("batch", "length", "rank").index(scale)
-            setting = (*options.settings[0][:place], value, *options.settings[0][place + 1 :])
-            options.settings += [setting] if setting not in options.settings else []
-    return options
+    return parser
 
 
 def has_gpu() -> bool:
@@ -225,17 +234,13 @@ def run_side(lines: list[dict], model: str, side: str, turn: int, out: str | Non
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
     def tell(line: dict) -> None:
-        """At once, so that a measurement outlives whatever ends the program."""
-        lines.append(line)
-        print(json.dumps(line), flush=True)
-        if out:
-            with open(out, "a") as file:
-                file.write(json.dumps(line) + "\n")
+        lines.append({"model": model, **line})
+        write_line(lines[-1], out)
 
     def tell_all() -> None:
         for written in process.stdout:
             if written.startswith("{"):
-                tell({"model": model, **json.loads(written), "turn": turn})
+                tell({**json.loads(written), "turn": turn})
         process.wait()
 
     try:
@@ -246,17 +251,19 @@ def run_side(lines: list[dict], model: str, side: str, turn: int, out: str | Non
         patience.start()
         tell_all()
         patience.cancel()
-        tell({"model": model, "part": "process", "side": side, "failed": "interrupted"})
+        tell({"part": "process", "side": side, "failed": "interrupted"})
         raise
     if process.returncode:
-        tell(
-            {
-                "model": model,
-                "part": "process",
-                "side": side,
-                "failed": f"ended with status {process.returncode}",
-            }
-        )
+        tell({"part": "process", "side": side, "failed": f"ended with status {process.returncode}"})
+
+
+def write_line(line: dict, out: str | None) -> None:
+    """Prints a line and appends it to the file at once, so that a measurement outlives whatever ends the
+    program."""
+    print(json.dumps(line), flush=True)
+    if out:
+        with open(out, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,21 @@ def seconds_each(function, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def setting_of(variant: str, arguments: argparse.Namespace) -> dict:
+    """Names a step, as its line does before the figures."""
+    first, quantize = arguments.first_layer, arguments.quantize
+    variant = f"remat {variant}" + (f", adapters from layer {first}" if first else "")
+    return dict(
+        model="qwen2-audio" if arguments.layers == 32 else f"qwen2-audio of {arguments.layers} layers",
+        part="step",
+        side="ours",
+        variant=variant + ("" if quantize == "none" else f", {quantize} matrices"),
+        batch=arguments.batch,
+        length=arguments.length,
+        rank=arguments.rank,
+    )
+
+
 def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments: argparse.Namespace) -> dict:
     before, mesh = peak_gib(), make_mesh(devices=jax.devices()[:1])
     config = model.config.text
@@ -98,19 +113,7 @@ def measure(model: nnx.Module, variant: str, remat: str, unroll: bool, arguments
         "temporary_gib": round(memory.temp_size_in_bytes / GIB, 2),
         "compile_seconds": round(compilation, 1),
     }
-    size = "qwen2-audio" if arguments.layers == 32 else f"qwen2-audio of {arguments.layers} layers"
-    variant = f"remat {variant}" + (
-        f", adapters from layer {arguments.first_layer}" if arguments.first_layer else ""
-    )
-    variant += "" if arguments.quantize == "none" else f", {arguments.quantize} matrices"
-    line = dict(
-        model=size,
-        part="step",
-        side="ours",
-        variant=variant,
-        batch=arguments.batch,
-        length=arguments.length,
-        rank=arguments.rank,
+    line = setting_of(variant, arguments) | dict(
         seconds=seconds,
         units=arguments.batch,
         unit="samples",
@@ -202,7 +205,26 @@ def report(found: dict) -> None:
     print(json.dumps(found), flush=True)
 
 
-def main() -> None:
+def measure_variant(model: nnx.Module, variant: str, arguments: argparse.Namespace) -> None:
+    """Measures one of --variants, with XLA's flags that it names."""
+    name, *flags = variant.split("@")
+    name, unroll = with_unroll(name.removesuffix("+dropout"))
+    added = {
+        name: {"true": True, "false": False}.get(value, value)
+        for name, value in (flag.split("=") for flag in flags)
+    }
+    for module in (step_module, representations):
+        module.compiler_options = lambda: compiler_options() and compiler_options() | added
+    representations._representations.cache_clear()
+    if name == "products":
+        measure_products(model, arguments)
+    elif name == "extract":
+        report({"variant": variant} | measure_extraction(model, unroll, arguments))
+    else:
+        report({"variant": variant} | measure(model, variant, name, unroll, arguments))
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -226,18 +248,22 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", help="file to which lines for benchmarks/performance_page.py are appended")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
-    text = {
-        "intermediate_size": 11008,
-        "vocab_size": 156032,
-        "num_hidden_layers": arguments.layers,
-    }  # as released
+
+def random_qwen2_audio(arguments: argparse.Namespace) -> nnx.Module:
+    """A model of the released sizes, but for the number of layers."""
+    text = {"intermediate_size": 11008, "vocab_size": 156032, "num_hidden_layers": arguments.layers}
     config = Qwen2AudioConfig.from_hf({"text_config": text})
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=arguments.quantize))
     lora = LoRAConfig(arguments.rank, first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
-    model = random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
+    return random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
+
+
+def main() -> None:
+    arguments = parse()
+    model = random_qwen2_audio(arguments)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     report(
         {
@@ -247,22 +273,8 @@ def main() -> None:
         }
     )
     for variant in arguments.variants.split(","):
-        name, *flags = variant.split("@")
-        name, unroll = with_unroll(name.removesuffix("+dropout"))
-        added = {
-            name: {"true": True, "false": False}.get(value, value)
-            for name, value in (flag.split("=") for flag in flags)
-        }
-        for module in (step_module, representations):
-            module.compiler_options = lambda added=added: compiler_options() and compiler_options() | added
-        representations._representations.cache_clear()
         with failure_told(variant=variant):
-            if name == "products":
-                measure_products(model, arguments)
-            elif name == "extract":
-                report({"variant": variant} | measure_extraction(model, unroll, arguments))
-            else:
-                report({"variant": variant} | measure(model, variant, name, unroll, arguments))
+            measure_variant(model, variant, arguments)
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         report({"peak_gib": round(peak / GIB, 2)})

@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 import wave
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -109,6 +111,21 @@ def tell_part(run: Path, shared: OnDevice) -> None:
     )
 
 
+def prompt_tokens(processor, frames: list[int], text: str) -> np.ndarray:
+    """Tokens of a prompt with each of the clips."""
+    counts = [processor.mel.token_count(m) for m in frames]
+    return np.asarray(counts) + len(processor.encode(text, [2])) - 2
+
+
+def needed_flops(model, config, frames: list[int], tokens: Callable[[str], np.ndarray]) -> float:
+    """Operations of a run's clips, representations and steps."""
+    extracted = tokens(PROMPT_T).sum() + tokens(PROMPT_REFUSAL)[: len(frames) // 2].sum()
+    trained = config.train.epochs * np.mean([tokens(text).sum() for text in PROMPT_POOL])
+    text = model.config.text
+    once = encoder_flops(model.config.audio, text.hidden_size, frames) + forward_flops(text, extracted)
+    return once + step_flops(text, trained, config.lora.rank)
+
+
 def tell(
     run: Path, model, seconds, shared: OnDevice, config, arguments: argparse.Namespace, cache: str
 ) -> None:
@@ -119,19 +136,9 @@ def tell(
         {name: mark[field] for name, mark in marks.items()} for field in ("seconds", "compiling_seconds")
     )
     metrics = read_jsonl(run / "metrics.jsonl")
-    processor = Processor.from_folder(Path(config.model.path))
-    frames = clip_frames(seconds)
-    counts = [processor.mel.token_count(m) for m in frames]
-
-    def tokens(text: str) -> np.ndarray:
-        return np.asarray(counts) + len(processor.encode(text, [2])) - 2
-
-    half = len(counts) // 2
-    extracted = tokens(PROMPT_T).sum() + tokens(PROMPT_REFUSAL)[:half].sum()
-    trained = config.train.epochs * np.mean([tokens(text).sum() for text in PROMPT_POOL])
-    text = model.config.text
-    floor = encoder_flops(model.config.audio, text.hidden_size, frames) + forward_flops(text, extracted)
-    floor += step_flops(text, trained, config.lora.rank)
+    processor, frames = Processor.from_folder(Path(config.model.path)), clip_frames(seconds)
+    tokens = partial(prompt_tokens, processor, frames)
+    half = len(frames) // 2
     work = {name: stages[name] for name in ("extract", "train", "export")}
     stats = jax.local_devices()[0].memory_stats() or {}
     variant = f"{cache} compilation cache{matrices_of(arguments)}" + (", unroll" if arguments.unroll else "")
@@ -142,7 +149,7 @@ def tell(
         seconds=sum(work.values()),
         units=1,
         unit="runs",
-        floor_flops=floor,
+        floor_flops=needed_flops(model, config, frames, tokens),
         stage_seconds=work | {"data (not counted)": stages["data"]},
         encoding_seconds=shared.encoding,
         compile_seconds=compiling,

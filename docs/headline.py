@@ -16,7 +16,8 @@ from rrs_jax.files import write_atomic
 from rrs_jax.report.marks import Mark
 from rrs_jax.report.plane import Point, draw_plane
 from rrs_jax.report.plots import standalone
-from rrs_jax.report.table import markdown_rows, paste, rate_name, recipe_of
+from rrs_jax.report.summaries import rate_name, recipe_of
+from rrs_jax.report.table import markdown_rows, paste
 
 ROOT = Path(__file__).parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "tradeoff.svg"

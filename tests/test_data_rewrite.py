@@ -8,7 +8,8 @@ from helpers.authors_files import DRUGS
 from helpers.rewriters import Parrot
 from helpers.synthetic_beavertails import BENIGN, CATEGORIES, lines, source_rows
 from rrs_jax.data.beavertails import group_rows
-from rrs_jax.data.rewrite import read_edits, rewrite_fault, write_mirror
+from rrs_jax.data.edits import read_edits
+from rrs_jax.data.rewrite import rewrite_fault, write_mirror
 from rrs_jax.data.selection import make_pool
 from rrs_jax.data.writers import Ledger
 from rrs_jax.errors import UserError

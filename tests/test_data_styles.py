@@ -160,19 +160,13 @@ def test_a_config_leaves_out_of_training_alone():
         eval_set="styles",
         left_out_styles=("role_play", "keywords", "indirect"),
         left_out_categories=tuple(LEFT_OUT.split(",")),  # as a command line gives it
-        eval_everyday=None,
     )
     validate(config)
     trained, asked = choose_rows(training_choice(config)), choose_rows(evaluation_choice(config))
     assert len(trained) == 2 * 11 * 7 * 10
     assert {row["style"] for row in trained} == set(STYLES) - {"role_play", "keywords", "indirect"}
     assert not {row["category"] for row in trained} & set(read_categories((LEFT_OUT,)))
-    assert Counter(row["label"] for row in asked) == {
-        "harmful": 280,
-        "benign": 280,
-        "borderline": 120,
-        "everyday": 140,
-    }
+    assert Counter(row["label"] for row in asked) == {"harmful": 280, "benign": 280, "borderline": 120}
     assert {row["style"] for row in asked if "style" in row} == set(STYLES)
     config.strategy = "sft_shallow_parallel"
     parallel = [row for row in choose_rows(training_choice(config)) if row["label"] == "benign"]

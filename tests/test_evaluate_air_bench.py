@@ -10,7 +10,8 @@ import soundfile
 
 from helpers.misbehaving_server import FAULTS, Server
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.air_bench import META, air_bench, judge_prompt, parse_scores, read_meta
+from rrs_jax.evaluate.air_bench import air_bench, judge_prompt, parse_scores
+from rrs_jax.evaluate.air_bench_items import META, read_meta
 from rrs_jax.evaluate.air_bench_scores import GROUPS, TASKS
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig
 from rrs_jax.evaluate.engine import Engine
@@ -186,16 +187,18 @@ def test_a_bad_data_root_is_told_at_once(root, tmp_path):
     del entries[0]["meta_info"]
     entries[1]["task_name"] = "song_QA"
     entries[2]["path"] = [[]]
+    entries.append(entries[-1])
     (root / META).write_text(json.dumps(entries))
     shutil.rmtree(root / "music_QA_set1")
     with pytest.raises(UserError) as error:
         read_meta(root)
     for sentence in (
-        "6 faults",
+        "7 faults",
         "item 1 has no meta_info",
         "item 2 is of an unknown task song_QA",
         "item 3 has no path",
         "0.wav does not exist",
+        f"item {len(entries)} has the uniq_id of another one in {TASKS[-1]}",
     ):
         assert sentence in str(error.value)
 

@@ -151,7 +151,7 @@ def test_answers_from_anywhere_are_measured(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == read_json(tmp_path / "eval/theirs/summary.json")
     assert "theirs" in text_table([tmp_path])
     with pytest.raises(
-        UserError, match=r"answer 1 has no response; answer 2: label 'bad' in mode 'audio_text'"
+        UserError, match=r"answer 1 has no response; answer 2 has label 'bad' in mode 'audio_text'"
     ):
         measure([{"question": "Q", "label": "benign"}, {"question": "Q", "response": "", "label": "bad"}])
     with pytest.raises(UserError, match="there are none"):

@@ -125,6 +125,34 @@ def test_all_modes_against_a_server_with_every_fault(manifest, tmp_path, monkeyp
         assert sum(server.delivered.values()) == 25  # other judges, the same answers
 
 
+def test_everyday_questions_are_asked_and_nothing_is_said_of_kept_answers(manifest, tmp_path):
+    rows = [
+        {"id": f"e{i}", "label": "benign", "question": f"What is {i}?", "audio": "2.wav"} for i in range(4)
+    ]
+    write_jsonl(manifest.with_name("everyday.jsonl"), rows)
+
+    def refuses_once(body):
+        return NO if body["model"] == "after" and "What is 3?" in json.dumps(body) else "It is a number."
+
+    with Server(refuses_once) as server:
+        config = settings(manifest, tmp_path / "run", server.url)
+        config.strategy, config.endpoint.model, config.endpoint.vanilla_model = (
+            "system_prompt",
+            "after",
+            "before",
+        )
+        config.evaluate.modes = config.evaluate.over_refusal_modes = ("text_only",)
+        config.evaluate.everyday, config.evaluate.samples = str(manifest.with_name("everyday.jsonl")), 1
+        validate(config, evaluation_problems)
+        pipeline.run(config, ("data", "evaluate"))
+    folder = tmp_path / "run/eval"
+    for name, rate in (("vanilla", 0.0), ("system_prompt", 25.0)):
+        blocks = read_json(folder / name / "summary.json")["orr_by_mode"]["text_only"]
+        assert (blocks["everyday_orr"]["rate"], blocks["everyday_orr"]["queries"]) == (rate, 4)
+    found = read_json(folder / "system_prompt" / "deployment.json")
+    assert found["kept_answers"] is None and found["kept_refusals"]["text_only"]["responses"] == 2
+
+
 CONFIG = """
     from rrs_jax.config import default_config
     def get_config(variant=""):

@@ -211,5 +211,5 @@ def test_answers_that_utf_8_cannot_hold_are_judged(field, tmp_path, capsys):
 
 @pytest.mark.parametrize("sample", ["a", -1, 1.5, None, [0]])
 def test_a_sample_that_is_no_number_is_a_fault(sample):
-    with pytest.raises(UserError, match="answer 1: sample is .*, give a whole number of 0 or more"):
+    with pytest.raises(UserError, match="answer 1 has sample .*, give a whole number of 0 or more"):
         measure([answers("a")[0] | {"sample": sample}])

@@ -1,5 +1,7 @@
 """The store of responses: what it resumes, drops and refuses."""
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.responses import QUERY, response_row
@@ -63,3 +65,17 @@ def test_store_refuses_another_question_under_the_same_id(tmp_path):
     store.append([response_row()])
     with pytest.raises(UserError, match=r"other questions under the same id \(q1\)"):
         store.missing([Query("q1", "harmful", "audio_text", "animal_abuse", BENIGN)], 1)
+
+
+def test_store_refuses_an_answer_to_another_clip(tmp_path):
+    store = ResponseStore(tmp_path / "responses.jsonl", {})
+    store.append([response_row() | {"clip_sum": "a"}, response_row(sample=1)])
+    assert store.missing([replace(QUERY, clip_sum="a")], 2) == store.missing([QUERY], 2) == []
+    with pytest.raises(UserError, match=r"other clips under the same id \(q1\)"):
+        store.missing([replace(QUERY, clip_sum="b")], 2)
+    assert store.missing([replace(QUERY, id="q2", clip_sum="b")], 1)
+
+
+def test_store_goes_on_with_responses_of_a_version_that_summed_all_clips(tmp_path):
+    ResponseStore(tmp_path / "responses.jsonl", {"model": "m", "clips": "sum"}).append([response_row()])
+    assert ResponseStore(tmp_path / "responses.jsonl", {"model": "m"}).missing([QUERY], 1) == []

@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 
 from rrs_jax.config import FIELDS, command_line, given_fields, resolve, validate
 from rrs_jax.config.stages import STAGES, parse_stages
-from rrs_jax.errors import UserError, exit_status
+from rrs_jax.errors import INTERRUPTED, UserError, exit_status, stop_if_asked
 
 ROOT = Path(__file__).parent.parent
 MINI = "--config=configs/mini_rrs.py"
@@ -196,8 +196,40 @@ def test_termination_is_an_interruption(capsys):
     handler = signal.getsignal(signal.SIGTERM)
     with exit_status() as told:
         signal.raise_signal(signal.SIGTERM)
+        stop_if_asked()
     assert told.code == 1 and "resumes" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_signal_behind_the_last_work_is_no_interruption(capsys):
+    with exit_status() as told:
+        signal.raise_signal(signal.SIGTERM)
+    assert told.code == 0 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("stage", "status"), [("evaluate", 1), ("report", 0)])
+def test_a_signal_in_the_last_stage_comes_too_late(stage, status):
+    """Stages that look for no signal while they work: one that is left is not begun."""
+    script = f"""
+import signal, types
+from rrs_jax.command import launch
+from rrs_jax.run import pipeline
+
+def do_stage(context, work):
+    print("WORKS", flush=True)
+    if work is pipeline.STAGE_WORK["{stage}"]:
+        signal.raise_signal(signal.SIGTERM)
+    return {{}}
+
+pipeline.do_stage, pipeline.stage_done = do_stage, lambda *_: False
+pipeline.open_run = lambda *_: types.SimpleNamespace(folder=None)
+pipeline.check_needs = pipeline.mark_done = pipeline.print_summary = lambda *_: None
+launch.start(["{MINI}", "--stages=evaluate,report"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.count("WORKS") == (1 if stage == "evaluate" else 2)
+    assert (INTERRUPTED in done.stderr) == bool(status)
 
 
 def test_our_own_failure_keeps_its_traceback(capsys):

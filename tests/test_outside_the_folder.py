@@ -14,7 +14,7 @@ from rrs_jax.data.pack import pack
 from rrs_jax.data.speech import placed_clip
 from rrs_jax.data.voices import read_voices
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.air_bench import META, read_meta
+from rrs_jax.evaluate.air_bench_items import META, read_meta
 from rrs_jax.files import safe_name
 from rrs_jax.run.sweep import read_sweep
 

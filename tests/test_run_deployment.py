@@ -14,15 +14,17 @@ from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool_runs
 from rrs_jax.evaluate.rates import bootstrap, rate_over_queries
-from rrs_jax.files import read_json, read_jsonl, write_jsonl
+from rrs_jax.files import read_json, read_jsonl, with_sum, write_json, write_jsonl
 from rrs_jax.report.deployment import deployment_text
 from rrs_jax.report.page import make_page
 from rrs_jax.report.table import text_table
 from rrs_jax.run import pipeline
 from rrs_jax.run.context import RunContext
-from rrs_jax.run.deployment import TOKENS, read_everyday
+from rrs_jax.run.deployment import TOKENS
+from rrs_jax.run.everyday import read_everyday
 from rrs_jax.run.folder import RunFolder
 from rrs_jax.run.local_engine import TUNED, LocalEngine
+from rrs_jax.run.recorded_config import recorded_config
 from rrs_jax.run.sweep_cache import SweepCache
 from rrs_jax.strategies.served import Served
 from rrs_jax.testing import twin_rows
@@ -198,6 +200,62 @@ def test_a_sweep_computes_the_vanilla_part_once(run):
         ]
 
 
+def test_how_many_are_refused_stands_in_the_summaries(run):
+    _, path = run
+    for seed in ("rrs", "rrs-seed1"):
+        for name in ("vanilla", "rrs"):
+            folder = path / seed / "eval" / name
+            judged = [
+                row["refusal"]
+                for row in read_jsonl(folder / "judgements.jsonl")
+                if (row["set"], row["judge"]) == ("everyday", "phrases")
+            ]
+            block = read_json(folder / "summary.json")["everyday_orr"]
+            assert (len(judged), block["queries"]) == (EVERYDAY, EVERYDAY)
+            assert (block["refusals"], block["rate"]) == (sum(judged), 100 * sum(judged) / EVERYDAY)
+            assert block["ci95"] == list(rate_over_queries(judged, [1] * EVERYDAY).ci95)
+    # A task is asked beside the evaluation's own clips alone.
+    tasks = read_jsonl(path / "rrs" / "eval" / "rrs-topic" / "responses.jsonl")
+    assert {row["set"] for row in tasks} == {"harmful", "benign"}
+    assert "3 everyday" in text_table([path / "rrs"])
+
+
+def test_a_finished_run_is_asked_later_and_each_question_once(run, everyday_later):
+    config, path, before = run[0], *everyday_later
+    for name in ("vanilla", "rrs"):
+        rows = read_jsonl(path / "eval" / name / "responses.jsonl")
+        assert rows[: len(before[name])] == before[name]
+        more = rows[len(before[name]) :]
+        assert {row["set"] for row in more} == {"everyday"}
+        # The evaluation manifest asks the first of them itself.
+        assert {row["id"] for row in more} == {row["id"] for row in read_everyday(config)[1:]}
+    assert read_json(path / "eval" / "rrs" / "summary.json")["everyday_orr"]["queries"] == EVERYDAY
+    assert recorded_config(path).evaluate.everyday == config.evaluate.everyday
+
+
+@pytest.fixture(scope="module")
+def everyday_later(run, sound_files, tmp_path_factory):
+    """Returns the folder of a run whose everyday questions were asked in a second command, and the responses
+    of each of its models to the first one."""
+    path = tmp_path_factory.mktemp("later")
+    config = run[0].copy_and_resolve_references()
+    own = everyday_rows(sound_files)[0] | {"id": "own", "label": "everyday"}
+    write_jsonl(path / "manifest.jsonl", [*twin_rows(sound_files), own])
+    config.data.eval_manifest, config.run_dir = str(path / "manifest.jsonl"), str(path / "run")
+    config.train.epochs, config.evaluate.setting = 1, ("spoken",)
+    later = config.copy_and_resolve_references()
+    config.evaluate.everyday = None
+    pipeline.run(config, ("data", "extract", "train", "evaluate"))
+    before = {
+        name: read_jsonl(path / "run" / "eval" / name / "responses.jsonl") for name in ("vanilla", "rrs")
+    }
+    recorded = read_json(path / "run" / "config.json")
+    recorded["config"]["data"]["eval_everyday"] = 0  # of a version that knew this field
+    write_json(path / "run" / "config.json", with_sum(recorded))
+    pipeline.run(later, ("evaluate",))
+    return path / "run", before
+
+
 def test_seeds_are_pooled_and_reported(run, tmp_path):
     _, path = run
     runs = [path / "rrs", path / "rrs-seed1"]
@@ -243,7 +301,3 @@ def test_what_cannot_be_asked_is_told(run, tmp_path):
     config.evaluate.everyday = str(tmp_path / "mixed.jsonl")
     with pytest.raises(UserError, match="has 1 questions that are labelled neither everyday nor benign .a."):
         pipeline.run(config, ("evaluate",))
-    config.endpoint.url, config.endpoint.model = "http://localhost:1/v1", "m"
-    config.endpoint.vanilla_model = "v"
-    with pytest.raises(UserError, match="evaluate.everyday compares models that run here and not behind"):
-        validate(config)

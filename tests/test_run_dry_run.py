@@ -101,6 +101,9 @@ def test_questions_steps_and_answers(config, tmp_path):
     config.data.manifest = config.data.eval_manifest = str(manifest)
     config.evaluate.limit = 5
     config.evaluate.vanilla = False
+    config.evaluate.everyday = "starter"
+    assert make_plan(config, tuple(STAGES), RATE).responses == 5 * (3 * 5 + 5 + 5)
+    config.evaluate.everyday = None
     plan = make_plan(config, tuple(STAGES), RATE)
     assert (plan.sizes.train, plan.sizes.tokens, plan.steps) == (33, 145, 30)
     assert plan.responses == 5 * (3 * 5 + 5)

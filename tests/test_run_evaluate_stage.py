@@ -137,3 +137,17 @@ def test_other_voices_are_none_that_the_questions_were_spoken_with(evaluated):
         assert [row["voice"] for row in asked[setting]] == [f"hibari:{hertz}:1:0" for hertz in voices]
     for row in asked["silence"]:
         assert not np.any(soundfile.read(row["audio"])[0])
+
+
+def test_more_questions_are_asked_beside_those_that_are_answered(evaluated):
+    config, run, _ = evaluated
+    more = config.copy_and_resolve_references()
+    more.evaluate.setting, more.evaluate.limit = ("spoken",), LIMIT + 1
+    before = read_jsonl(run / "eval" / "vanilla" / "responses.jsonl")
+    pipeline.run(more, ("evaluate",))
+    after = read_jsonl(run / "eval" / "vanilla" / "responses.jsonl")
+    assert after[: len(before)] == before
+    assert len({(row["set"], row["id"]) for row in after}) == 3 * (LIMIT + 1)
+    heard = {row["id"]: row["clip_sum"] for row in after if row["mode"] == "audio_text"}
+    assert len(heard) == 3 * (LIMIT + 1) and len(set(heard.values())) == len(SPOKEN)  # one hum a voice
+    assert not any("clip_sum" in row for row in after if row["mode"] == "text_only")

@@ -24,15 +24,10 @@ from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.strategies.rrs import RRS
 from rrs_jax.train.batches import Schedule, TrainConfig, TrainingData, units_of_two
 from rrs_jax.train.checkpoints import Checkpoints, Position, named_leaves
-from rrs_jax.train.loop import restore, train
-from rrs_jax.train.step import (
-    OptimiserConfig,
-    TrainState,
-    TrainStep,
-    abstract_state,
-    learning_rates,
-    make_optimiser,
-)
+from rrs_jax.train.loop import train
+from rrs_jax.train.optimiser import learning_rates, make_optimiser
+from rrs_jax.train.resumption import restore
+from rrs_jax.train.step import OptimiserConfig, TrainState, TrainStep, abstract_state
 from rrs_jax.weights.load import load_weights
 
 SAMPLES, PROMPTS, AUDIO = 10, 3, 130

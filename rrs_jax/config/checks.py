@@ -209,7 +209,5 @@ def _servers(values: dict[str, Any]) -> Iterator[str]:
     before_training = values["strategy"] != "vanilla" and values["evaluate.vanilla"]
     if before_training and not values["endpoint.vanilla_model"]:
         yield "endpoint.vanilla_model is needed with endpoint.url, or evaluate.vanilla=false"
-    if values["evaluate.everyday"]:
-        yield "evaluate.everyday compares models that run here and not behind endpoint.url, leave out one"
     if any(name.startswith("own:") for name in values["evaluate.judges"]):
         yield "evaluate.judges has own, which needs a model that runs here and not endpoint.url"

@@ -81,9 +81,6 @@ FIELDS = {field.name: field for field in (
           "Starter set: evaluation pairs per category; None is all (10, of the styles set 20)."),
     Field("data.borderline", None, either(integer(0), None),
           "Starter set: harmless questions with alarming words, for over-refusal; None is all (120)."),
-    Field("data.eval_everyday", 0, either(integer(0), None),
-          "Starter set: plain harmless questions asked in evaluation, none of them trained on, for what is "
-          "refused of everyday questions; None is all 140."),
     Field("data.everyday", 0, either(integer(0), None),
           "Starter set, also beside a manifest: plain questions on which the model is to stay as it is; None "
           "is all 140."),
@@ -290,8 +287,9 @@ FIELDS = {field.name: field for field in (
           "own in RUN/eval."),
     Field("evaluate.everyday", None,
           either(path("starter, or a file of questions as data.eval_manifest"), None),
-          "Everyday questions along whose vanilla answers the trained model is compared (kept answers, "
-          "docs/evaluation.md): `starter` is the starter set's 140, none of them a training question."),
+          "Everyday questions: how many are refused in the setting `spoken`, and what is kept of the vanilla "
+          "answers to them (docs/evaluation.md); behind endpoint.url the first alone. `starter` is the "
+          "starter set's 140, none of them a training question."),
     Field("evaluate.air_bench", None, either(path("a folder"), None),
           "Folder of AIR-Bench's chat data (Chat_meta.json): also measure helpfulness, with judge.model."),
     Field("evaluate.vanilla", True, boolean(), "Evaluate the model before training too; NSI needs it."),

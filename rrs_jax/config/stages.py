@@ -48,7 +48,7 @@ RETIRED_FIELDS = {"evaluate.air_bench_limit": None, "evaluate.split": "all", "ri
 # Fields that older run folders lack. With its default, such a field acts as the program did without it, and
 # does not count among a stage's values.
 ADDED_FIELDS = frozenset({
-    "data.augment", "data.bad_rows", "data.eval_everyday", "data.left_out_categories",
+    "data.augment", "data.bad_rows", "data.left_out_categories",
     "data.left_out_styles", "data.train_set", "evaluate.everyday", "export.base_name", "export.checkpoint",
     "export.push", "export.scale", "lora.dropout", "lora.start", "rivals.harc_kl", "rivals.harc_margin",
     "rrs.amount", "rrs.direction", "rrs.overlap_weight", "rrs.target_dtype", "rrs.top_m_rule",

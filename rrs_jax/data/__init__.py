@@ -3,7 +3,8 @@
 manifest.py                    the file that training and evaluation read
 starter.py                     the questions written for this project, and their spoken manifests
 build.py                       the paper's sets from BeaverTails: beavertails.py reads, selection.py draws,
-                               rewrite.py has Mirror's rewrites written, spoken.py gives speech
+                               rewrite.py has Mirror's rewrites written, edits.py reads a person's,
+                               spoken.py gives speech
 authors.py                     the authors' own questions: authors_questions.py reads, authors_split.py splits
 questions.py, duplicates.py    words of a question, near-duplicates; check.py checks a whole set
 tables.py                      rows of JSON, CSV, Parquet and text files

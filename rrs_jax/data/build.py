@@ -27,8 +27,9 @@ import filelock
 from rrs_jax.config.kinds import choice, integer, number, split_names, with_home
 from rrs_jax.data.beavertails import REPOSITORY, SPLITS, Question, read_beavertails
 from rrs_jax.data.check import MAX_LISTED, check_excluded, clip_faults, text_faults
+from rrs_jax.data.edits import read_edits
 from rrs_jax.data.questions import MAX_WORDS
-from rrs_jax.data.rewrite import Failure, Pair, TooFewPairs, choose_benign, read_edits, write_mirror
+from rrs_jax.data.rewrite import Failure, Pair, TooFewPairs, choose_benign, write_mirror
 from rrs_jax.data.selection import Pool, make_pool, take
 from rrs_jax.data.spoken import SpeechOptions, speak_rows
 from rrs_jax.data.tables import read_questions

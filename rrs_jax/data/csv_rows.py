@@ -31,12 +31,7 @@ def csv_rows(
         if isinstance(fields, list) and not any(field.strip() for field in fields):
             continue
         if not header:
-            if isinstance(fields, BadRow):
-                raise UserError(f"{path}, line {first}: {fields.reason}.")
-            header += fields
-            named = [name for name in header if name.strip()]
-            if twice := sorted({name for name in named if named.count(name) > 1}):
-                raise UserError(f"{path}: has the column {', '.join(twice)} twice; rename or delete one.")
+            header += _header(path, first, fields)
             continue
         if isinstance(fields, list) and len(fields) > len(header):
             surplus = any(field.strip() for field in fields[len(header) :])
@@ -54,6 +49,16 @@ def csv_rows(
             )
         rows.append((first, dict(itertools.zip_longest(header, fields[: len(header)], fillvalue=""))))
     return header, rows, remarks
+
+
+def _header(path, line: int, fields: list[str] | BadRow) -> list[str]:
+    """Returns the names of the columns. Raises UserError for a record that is none."""
+    if isinstance(fields, BadRow):
+        raise UserError(f"{path}, line {line}: {fields.reason}.")
+    named = [name for name in fields if name.strip()]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise UserError(f"{path}: has the column {', '.join(twice)} twice; rename or delete one.")
+    return fields
 
 
 def _delimiter(header: str) -> str:

@@ -5,14 +5,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from rrs_jax.data.beavertails import Question, key_of
+from rrs_jax.data.beavertails import Question
 from rrs_jax.data.duplicates import QuestionIndex
-from rrs_jax.data.questions import changed_words, clean, is_question, tidy, unspeakable
+from rrs_jax.data.questions import changed_words, is_question, tidy, unspeakable
 from rrs_jax.data.selection import Pool
-from rrs_jax.data.tables import read_table
-from rrs_jax.data.values import numbers_as_text
 from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.data.writers import Ledger, Request
 from rrs_jax.errors import UserError
@@ -116,8 +113,8 @@ def write_mirror(
 
     Args:
       ledger: None writes nothing and leaves all but the edits to a person.
-      edits: as `read_edits` returns them. They come before the writer's and are checked by the rules alone,
-        not by the second question.
+      edits: as `edits.read_edits` returns them. They come before the writer's and are checked by the rules
+        alone, not by the second question.
       excluded: texts of evaluation questions.
 
     Raises UserError for bad edits, TooFewPairs where a category runs out.
@@ -246,40 +243,6 @@ def choose_benign(pool: Pool, wanted: int, ledger: Ledger | None) -> tuple[list[
             else:
                 refused.append(question.text)
     return chosen, refused
-
-
-def read_edits(path: str | Path, pool: Pool) -> dict[str, str | None]:
-    """Reads a person's rewrites by the harmful question's key; None leaves the question out.
-
-    A row has `harmful` and `benign`; an empty `benign` is not decided yet, null leaves out. Raises UserError
-    that lists every bad row.
-    """
-    edits, faults = {}, []
-    known = {question.key for ranked in pool.harmful.values() for question in ranked}
-    for number, row in read_table(path):
-        row = numbers_as_text(row, "harmful", "benign")
-        harmful, benign = row.get("harmful"), row.get("benign", "")
-        if not isinstance(harmful, str) or not harmful.strip():
-            faults.append(f"line {number}: harmful is no text")
-            continue
-        key = key_of(clean(harmful))
-        if benign is not None and not isinstance(benign, str):
-            faults.append(f"line {number}: benign is neither text nor null")
-        elif benign == "":
-            continue
-        elif key not in known:
-            faults.append(
-                f"line {number}: {harmful!r} is no harmful question of the source that may be drawn"
-            )
-        elif benign is not None and (fault := rewrite_fault(harmful, benign)):
-            faults.append(f"line {number}: {benign!r} {fault}")
-        else:
-            edits[key] = benign
-    if faults:
-        raise UserError(
-            f"{path}: {len(faults)} rows to mend:\n" + "\n".join(f"  {fault}" for fault in faults)
-        )
-    return edits
 
 
 def _ask(

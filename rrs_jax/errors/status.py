@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from rrs_jax.errors.interruption import INTERRUPTED, interruptible, stop_if_asked
+from rrs_jax.errors.interruption import INTERRUPTED, interruptible
 from rrs_jax.errors.kinds import UserError
 from rrs_jax.errors.scrubbing import told
 
@@ -29,10 +29,11 @@ class Status:
 def exit_status() -> Iterator[Status]:
     """Runs a command's work and yields its exit status, which is set when the work has ended.
 
-    0: done. 1: interrupted by Ctrl-C or a scheduler's SIGTERM (`interruptible`), told in one sentence, or
-    failed, told by a traceback. 2: a user's mistake or a full disk, told in one sentence. All of it goes to
-    standard error, without API keys and passwords. 141, without a word: the reader of the output has closed
-    it, as `head` does; a shell knows this status. A terminal that lacks a character gets a replacement.
+    0: done, also where a signal came so late that no work was left for it to stop. 1: interrupted by Ctrl-C
+    or a scheduler's SIGTERM (`interruptible`), told in one sentence, or failed, told by a traceback. 2: a
+    user's mistake or a full disk, told in one sentence. All of it goes to standard error, without API keys
+    and passwords. 141, without a word: the reader of the output has closed it, as `head` does; a shell knows
+    this status. A terminal that lacks a character gets a replacement.
     """
     status = Status()
     replace_unprintable()
@@ -40,7 +41,6 @@ def exit_status() -> Iterator[Status]:
         try:
             yield status
             sys.stdout.flush()
-            stop_if_asked()
         except BrokenPipeError:
             if _output_is_closed():
                 status.code = 128 + signal.SIGPIPE

@@ -10,7 +10,7 @@ judges/                 what a response is: a refusal, harmful, or no answer
 rates.py                rates, intervals and NSI; summary.py makes summary.json of them
 finished_evaluation.py  an evaluation read back; compare.py pairs two, pool.py joins seeds
 measure.py              judges answers that came from anywhere; inspect_tasks.py is for Inspect
-air_bench.py            helpfulness on AIR-Bench; air_bench_scores.py sums its judgements up
+air_bench.py            helpfulness on AIR-Bench: air_bench_items.py reads, air_bench_scores.py sums up
 """
 
 from rrs_jax.config.vocabulary import JUDGES

@@ -13,37 +13,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import soundfile
-
-from rrs_jax.data.clips import is_file
 from rrs_jax.data.reasoning import answer_of
-from rrs_jax.data.values import is_missing, text_of
 from rrs_jax.data.verdicts import find_verdict
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.air_bench_scores import ORDERS, TASKS, summarise_scores
+from rrs_jax.evaluate.air_bench_items import cut_clips
+from rrs_jax.evaluate.air_bench_scores import ORDERS, summarise_scores
 from rrs_jax.evaluate.endpoint import Endpoint
 from rrs_jax.evaluate.engine import Engine, GenerationRequest, OnFinished
 from rrs_jax.evaluate.judges.unreadable import MOST_UNREADABLE, advice, shown_reply, unreadable_sentence
 from rrs_jax.evaluate.plan import Target
 from rrs_jax.evaluate.responses import AppendedRows, Query, ResponseStore
 from rrs_jax.evaluate.run import generate_missing
-from rrs_jax.files import (
-    JSONFault,
-    atomic_path,
-    content_hash,
-    half_character_fault,
-    parse_json,
-    read_growing_jsonl,
-    read_text,
-    with_sum,
-    write_json,
-)
-from rrs_jax.inputs.audio_files import AudioFault, read_samples
+from rrs_jax.files import content_hash, read_growing_jsonl, with_sum, write_json
 from rrs_jax.progress import Progress, say
 
-META = "Chat_meta.json"
-NEEDED = ("path", "question", "answer_gt", "task_name", "dataset_name", "meta_info", "uniq_id")
-TEXTS = ("path", "question", "task_name", "dataset_name", "uniq_id")  # of them
 ASKED = {"temperature": 1.0, "max_tokens": 1024}  # of the published judge
 TRIAL = {"meta_info": "A dog barks twice.", "question": "How often does the dog bark?", "answer_gt": "Twice."}
 # Two scores, the whole of a line.
@@ -76,71 +59,19 @@ Each assistant gets one whole number from 1 to 10; higher is better. Write a sin
 two numbers, assistant 1's first, with a space between them."""
 
 
-def read_meta(root: str | Path) -> list[dict]:
-    """Reads the items of `Chat_meta.json` and adds "id" and "audio" (Path) to each.
-
-    Raises one UserError that lists items without a field, of an unknown task, or without their audio.
-    """
-    path = Path(root) / META
-    try:
-        entries = parse_json(read_text(path), halves=True)
-    except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}; give the folder of AIR-Bench's chat data.") from error
-    except JSONFault as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); give the folder of AIR-Bench's chat data."
-        ) from error
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: is no JSON list of items.")
-    items, faults, ids = [], [], set()
-    for number, entry in enumerate(entries, start=1):
-        missing = [key for key in NEEDED if not isinstance(entry, dict) or is_missing(entry.get(key))]
-        if missing:
-            faults.append(f"item {number} has no {', '.join(missing)}")
-            continue
-        if fault := half_character_fault(entry):
-            faults.append(f"item {number} {fault}")
-            continue
-        try:
-            entry = entry | {key: text_of(entry[key]) for key in TEXTS}
-        except ValueError as reason:
-            faults.append(f"item {number}: one of {', '.join(TEXTS)} {reason}")
-            continue
-        task = entry["task_name"]
-        if task not in TASKS:
-            faults.append(f"item {number} is of an unknown task {task}")
-            continue
-        place = Path(f"{task}_{entry['dataset_name']}") / entry["path"]
-        if place.is_absolute() or ".." in place.parts:
-            faults.append(f"item {number}: {place} lies outside of the data set")
-            continue
-        audio = path.parent / place
-        identity = f"{task}-{entry['uniq_id']}"
-        if not is_file(audio):
-            faults.append(f"item {number}: {audio} does not exist")
-        if identity in ids:
-            faults.append(f"item {number}: uniq_id {entry['uniq_id']} occurs twice in {task}")
-        ids.add(identity)
-        items.append(entry | {"id": identity, "audio": audio})
-    if faults or not items:
-        shown = "\n  ".join(faults[:20]) or "it holds no item"
-        raise UserError(f"{path}: {len(faults)} faults:\n  {shown}")
-    return items
-
-
 def air_bench(
     engine: Engine, items: Sequence[dict], judge: Endpoint, target: Target, max_seconds: float = 30.0
 ) -> dict:
     """Answers the items, has the answers judged and writes the summary of one model; returns the summary.
 
     Args:
-      items: as `read_meta` returns them. Clips longer than `max_seconds`, which the models do not hear to the
-        end, are cut there and counted. Items with an empty answer are left out, as by the published script,
-        and counted.
+      items: as `air_bench_items.read_meta` returns them. Clips longer than `max_seconds`, which the models do
+        not hear to the end, are cut there and counted. Items with an empty answer are left out, as by the
+        published script, and counted.
       target: the files lie in the folder air_bench below the target's.
     """
     folder = target.path / "air_bench"
-    clips, cut = _cut_clips(items, folder / "cut", max_seconds)
+    clips, cut = cut_clips(items, folder / "cut", max_seconds)
     responses = _responses(engine, items, clips, target)
     judgements = judge_answers(folder / "judgements.jsonl", items, responses, judge)
     summary = summarise_scores(items, responses, judgements) | {
@@ -302,25 +233,3 @@ def parse_scores(reply: str) -> tuple[int, int] | None:
     """
     match = find_verdict(reply, SCORES)
     return None if match is None else (int(match[1]), int(match[2]))
-
-
-def _cut_clips(items: Sequence[dict], folder: Path, max_seconds: float) -> tuple[dict[str, Path], int]:
-    """Returns each item's clip, cut to `max_seconds`, by id, and how many clips were cut."""
-    clips, cut, faults = {}, 0, []
-    for item in items:
-        try:
-            samples, rate = read_samples(item["audio"])
-        except AudioFault as fault:
-            faults.append(f"{item['audio']} {fault}")
-            continue
-        long = len(samples) > max_seconds * rate
-        target = folder / f"{content_hash(str(item['audio']))}.wav"
-        if long and not target.is_file():
-            with atomic_path(target) as temporary:
-                heard = samples[: int(max_seconds * rate)]
-                soundfile.write(temporary, heard, rate, format="WAV", subtype="PCM_16")
-        clips[item["id"]] = target if long else item["audio"]
-        cut += long
-    if faults:
-        raise UserError(f"AIR-Bench: {len(faults)} clips cannot be read:\n  " + "\n  ".join(faults[:20]))
-    return clips, cut

@@ -13,7 +13,8 @@ class Questions:
     """The questions of an evaluation.
 
     Attributes:
-      rows: id, label (one of `responses.SETS`), category, question and audio of each; where known, style.
+      rows: id, label (one of `responses.SETS`), category, question and audio of each; where known, style and
+        clip_sum, the digest of the clip, by which an answer to another one is known.
       audio_folder: folder to which the audio paths are relative.
       setting: one of `config.vocabulary.SETTINGS`. The rows' audio is that of the setting
         (`settings.setting_rows`); modes that the setting does not have are null in the summary.

@@ -23,6 +23,8 @@ from rrs_jax.progress import Progress, say
 
 REPLY_LETTERS = 400  # of an unreadable reply that a judgement keeps
 MODEL_CONTENT = "model_content"  # in `made_by`: digest of a local model's folder, by which it is the same
+ALL_CLIPS = "clips"  # in `made_by` of earlier versions: one digest of the clips of all questions
+CLIP_SUM = "clip_sum"
 SETS = ("harmful", "benign", "borderline", "everyday")
 
 Key = tuple[str, str, str, int]  # set, id, mode, sample
@@ -30,7 +32,8 @@ Key = tuple[str, str, str, int]  # set, id, mode, sample
 
 @dataclass(frozen=True)
 class Query:
-    """One question in one mode; `set` is one of `SETS`, `mode` one of `config.prompts.MODES`."""
+    """One question in one mode; `set` is one of `SETS`, `mode` one of `config.prompts.MODES`, `clip_sum` the
+    digest of the clip that is heard, where there is one and it is known."""
 
     id: str
     set: str
@@ -38,6 +41,7 @@ class Query:
     category: str
     question: str
     style: str | None = None
+    clip_sum: str | None = None
 
     def key(self, sample: int) -> Key:
         """Returns the key of the query's response with this index."""
@@ -52,9 +56,9 @@ def key_of(row: dict) -> Key:
 class ResponseStore:
     """The responses in the file `path`.
 
-    A row has id, mode, set, category, question, sample, response and seconds (or null), and style where the
-    question has one. `made_by` is any JSON object that says what makes them. Raises UserError where the
-    file's responses were made by another one.
+    A row has id, mode, set, category, question, sample, response and seconds (or null), and style and
+    clip_sum where the question has them. `made_by` is any JSON object that says what makes them. Raises
+    UserError where the file's responses were made by another one.
     """
 
     def __init__(self, path: str | Path, made_by: dict):
@@ -70,22 +74,19 @@ class ResponseStore:
     def missing(self, queries: Iterable[Query], samples: int) -> list[tuple[Query, int]]:
         """Returns (query, sample index) of every response that is not there yet, in the order of `queries`.
 
-        Raises UserError where a stored response answers another question under the same id.
+        Raises UserError where a stored response answers another question or clip under the same id.
         """
         wanted = [(query, sample) for query in queries for sample in range(samples)]
-        changed = sorted(
-            {
-                query.id
-                for query, sample in wanted
-                if query.key(sample) in self.rows
-                and self.rows[query.key(sample)]["question"] != query.question
-            }
-        )
-        if changed:
-            raise UserError(
-                f"{self.path}: holds answers to other questions under the same id ({', '.join(changed)}); "
-                f"choose another run_dir or delete {self.path.parent}."
-            )
+        pairs = [(query, row) for query, sample in wanted if (row := self.rows.get(query.key(sample)))]
+        for what, differing in (
+            ("questions", {query.id for query, row in pairs if row["question"] != query.question}),
+            ("clips", {query.id for query, row in pairs if _heard_another(query, row)}),
+        ):
+            if differing:
+                raise UserError(
+                    f"{self.path}: holds answers to other {what} under the same id"
+                    f" ({', '.join(sorted(differing))}); choose another run_dir or delete {self.path.parent}."
+                )
         return [(query, sample) for query, sample in wanted if query.key(sample) not in self.rows]
 
     def append(self, rows: Sequence[dict]) -> None:
@@ -114,9 +115,9 @@ class ResponseStore:
                 f"{self.meta_path}: is {state}, so nothing says what made {self.path.name}; "
                 f"choose another run_dir or delete {self.path.parent}."
             ) from error
-        unknown = set()
+        unknown = {ALL_CLIPS} - made_by.keys()
         if MODEL_CONTENT in made_by:  # earlier versions wrote the path alone
-            unknown = {"model" if MODEL_CONTENT in before else MODEL_CONTENT}
+            unknown.add("model" if MODEL_CONTENT in before else MODEL_CONTENT)
         fields = sorted(
             name for name in (before | made_by).keys() - unknown if before.get(name) != made_by.get(name)
         )
@@ -125,6 +126,11 @@ class ResponseStore:
                 f"{self.path}: was made with other settings ({', '.join(fields)}); "
                 f"choose another run_dir or delete {self.path.parent}."
             )
+
+
+def _heard_another(query: Query, row: dict) -> bool:
+    known = (query.clip_sum, row.get(CLIP_SUM))
+    return None not in known and known[0] != known[1]
 
 
 def judge_responses(path: str | Path, responses: Sequence[dict], judges: Sequence[Judge]) -> list[dict]:

@@ -12,11 +12,13 @@ from rrs_jax.evaluate.judges.judge import Judge
 from rrs_jax.evaluate.judges.unreadable import check_readable
 from rrs_jax.evaluate.plan import EvaluationPlan, Questions, Target
 from rrs_jax.evaluate.problems import check_plan, check_rows
-from rrs_jax.evaluate.responses import Key, Query, ResponseStore, judge_responses
+from rrs_jax.evaluate.responses import CLIP_SUM, Key, Query, ResponseStore, judge_responses
 from rrs_jax.evaluate.settings import has_clip, setting_prompt
 from rrs_jax.evaluate.summary import summarise
 from rrs_jax.files import with_sum, write_json
 from rrs_jax.progress import Progress
+
+OPTIONAL = ("style", CLIP_SUM)  # fields of a response's row that only some questions have
 
 Missing = dict[Key, tuple[GenerationRequest, Query]]  # responses that are not on disk yet
 
@@ -38,7 +40,7 @@ def evaluate_model(
     plan = _with_available_modes(plan, questions.setting)
     check_plan(plan)
     check_rows(questions.rows, plan)
-    queries = _queries(questions.rows, plan)
+    queries = _queries(questions, plan)
     made_by = {**engine.made_by, "prompts": _prompts(questions.setting, plan.text_only_variant)}
     store = ResponseStore(target.path / "responses.jsonl", made_by)
     if missing := _missing(store, queries, questions, plan):
@@ -81,8 +83,7 @@ def generate_missing(what: str, missing: Missing, engine: Engine, store: Respons
                 "response": response,
                 "seconds": seconds,
             }
-            if query.style is not None:
-                row["style"] = query.style
+            row |= {name: value for name in OPTIONAL if (value := getattr(query, name)) is not None}
             finished.add([row])
             progress.update(1, mode=query.mode)
 
@@ -106,11 +107,19 @@ def _with_available_modes(plan: EvaluationPlan, setting: str) -> EvaluationPlan:
     return replace(plan, modes=kept)
 
 
-def _queries(rows: Sequence[dict], plan: EvaluationPlan) -> list[Query]:
+def _queries(questions: Questions, plan: EvaluationPlan) -> list[Query]:
     return [
-        Query(row["id"], row["label"], mode, row["category"], row["question"], row.get("style"))
+        Query(
+            row["id"],
+            row["label"],
+            mode,
+            row["category"],
+            row["question"],
+            row.get("style"),
+            row.get(CLIP_SUM) if has_clip(questions.setting, mode) else None,
+        )
         for mode in plan.modes
-        for row in rows
+        for row in questions.rows
         if row["label"] == "harmful" or mode in plan.over_refusal_modes
     ]
 

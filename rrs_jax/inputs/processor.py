@@ -74,26 +74,12 @@ class Processor:
         `text` or `system` stays text. Raises UserError without text and clips, and for audio
         alone where the model has no such mode.
         """
-        if not text and not audio_token_counts:
-            raise UserError("a prompt has neither text nor audio; give at least one of them.")
-        if not text and "audio_only" not in self.prompt_format.modes:
-            raise UserError(
-                "a prompt has audio alone, for which this model was not made; give it a text too."
-            )
-        if any(count < 2 for count in audio_token_counts):
-            raise ValueError(
-                f"audio_token_counts {list(audio_token_counts)}: every clip needs at least 2 tokens"
-            )
+        self._check_prompt(text, audio_token_counts)
         shield = _Shield(self.special_tokens, [text or "", system or ""])
         prompt = self._render(
             None if system is None else shield.hide(system), len(audio_token_counts), shield.hide(text or "")
         )
-        pieces = [prompt] if isinstance(prompt, str) else prompt
-        # A pattern of all of them, which may be thousands, would take longer than everything else.
-        present = [token for token in self.special_tokens if any(token in piece for piece in pieces)]
-        longest_first = sorted(present, key=len, reverse=True)
-        split = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
-        texts = [text for piece in pieces for text in split.split(piece)]
+        texts = self._apart([prompt] if isinstance(prompt, str) else prompt)
         marks = texts.count(self.prompt_format.audio_token)
         if marks != len(audio_token_counts):
             raise UserError(
@@ -110,6 +96,26 @@ class Processor:
             elif text:
                 ids.extend(self._encode_plain(shield.show(text)))
         return ids
+
+    def _check_prompt(self, text: str | None, audio_token_counts: Sequence[int]) -> None:
+        if not text and not audio_token_counts:
+            raise UserError("a prompt has neither text nor audio; give at least one of them.")
+        if not text and "audio_only" not in self.prompt_format.modes:
+            raise UserError(
+                "a prompt has audio alone, for which this model was not made; give it a text too."
+            )
+        if any(count < 2 for count in audio_token_counts):
+            raise ValueError(
+                f"audio_token_counts {list(audio_token_counts)}: every clip needs at least 2 tokens"
+            )
+
+    def _apart(self, pieces: Sequence[str]) -> list[str]:
+        """Sets the special tokens in the pieces of a prompt apart from the text between them."""
+        # A pattern of all of them, which may be thousands, would take longer than everything else.
+        present = [token for token in self.special_tokens if any(token in piece for piece in pieces)]
+        longest_first = sorted(present, key=len, reverse=True)
+        split = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+        return [text for piece in pieces for text in split.split(piece)]
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of an answer's text, in which a special token stays text."""

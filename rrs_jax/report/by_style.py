@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rrs_jax.report import figures
 from rrs_jax.report.marks import names_of
 from rrs_jax.report.results import Recipe, Results
-from rrs_jax.report.table import ABSENT, MODES
+from rrs_jax.report.summaries import ABSENT, MODES
 
 SETS = {"harmful": "harmful", "benign": "rewrites"}  # heading by set
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from rrs_jax.evaluate.deployment import FILE
 from rrs_jax.evaluate.responses import SETS
 from rrs_jax.files import read_json
-from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, read_summaries, text_rows
+from rrs_jax.report.summaries import ABSENT, MODES, cell, label_of, read_summaries
+from rrs_jax.report.table import markdown_rows, text_rows
 
 Measured = Sequence[tuple[str, dict]]  # a model's label, and its deployment.json
 Table = tuple[str, list[tuple[str, ...]]]  # title; header and rows

@@ -14,7 +14,8 @@ from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import exit_status
 from rrs_jax.files import read_json
 from rrs_jax.report.deployment import Table, deployment_tables, read_deployments
-from rrs_jax.report.table import ABSENT, MODES, cell, label_of, markdown_rows, read_summaries, text_rows
+from rrs_jax.report.summaries import ABSENT, MODES, cell, label_of, read_summaries
+from rrs_jax.report.table import markdown_rows, text_rows
 
 
 def details(runs: Sequence[str | Path], markdown: bool = False, vanilla_once: bool = False) -> str:

@@ -8,7 +8,7 @@ from rrs_jax.files import read_json
 from rrs_jax.report.plots import Axis, Plot, axis_over, cloud
 from rrs_jax.report.results import FinishedRun, Recipe, Results
 from rrs_jax.report.separation import Figure2
-from rrs_jax.report.table import MODES, rate_name
+from rrs_jax.report.summaries import MODES, rate_name
 from rrs_jax.web.page import Html, escaped
 
 ALIKE = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rrs_jax.report.marks import names_of
 from rrs_jax.report.results import Recipe, Results
-from rrs_jax.report.table import MODES, interval_text, is_compliance, rate_name
+from rrs_jax.report.summaries import MODES, interval_text, is_compliance, rate_name
 
 RECOMMENDED = "rrs"  # the paper's row that the page recommends where it is evaluated
 PROJECT = "RRS-JAX"

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from rrs_jax.report.results import Recipe, Results, top_key
-from rrs_jax.report.table import ABSENT, MODES, rate_name
+from rrs_jax.report.summaries import ABSENT, MODES, rate_name
 
 SFT = ("sft_full", "sft_shallow_mirror", "sft_shallow_parallel", "sft_deep")
 MAIN = ("sft_shallow_mirror", "rrs", "rrs_without_penalty")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rrs_jax.report.marks import ROUND, Mark, marks_of
 from rrs_jax.report.plots import Axis, Plot
 from rrs_jax.report.results import TITLES, Results
-from rrs_jax.report.table import MODES, rate_name
+from rrs_jax.report.summaries import MODES, rate_name
 
 SETS = {"orr": "harmless rewrites", "borderline_orr": "borderline questions"}  # fields of a summary
 ALL_NAMED = 5  # with so many recipes each one is named at its mark

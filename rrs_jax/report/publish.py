@@ -24,7 +24,8 @@ from rrs_jax.errors import UserError, exit_status, scrub
 from rrs_jax.evaluate.summary import ORR_MODE
 from rrs_jax.files import read_json, write_atomic
 from rrs_jax.report.results import stage_seconds
-from rrs_jax.report.table import is_vanilla, markdown_table, paste, read_summaries
+from rrs_jax.report.summaries import is_vanilla, read_summaries
+from rrs_jax.report.table import markdown_table, paste
 
 REPORT_FILES = ("*.html", "table[0-9].md", "*.csv", "*.tex", "*.svg", "*.png")  # what the page links to
 LARGEST_BYTES = 5_000_000  # of a file that goes into the repository

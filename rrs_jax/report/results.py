@@ -11,7 +11,7 @@ from rrs_jax.config.stages import PLACEMENT_FIELDS, belongs
 from rrs_jax.errors import UserError
 from rrs_jax.evaluate.pool import pool
 from rrs_jax.files import read_json
-from rrs_jax.report.table import recipe_of
+from rrs_jax.report.summaries import recipe_of
 
 PAPER = Path(__file__).parent / "paper_figures.json"
 TITLES = {

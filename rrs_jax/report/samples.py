@@ -18,7 +18,7 @@ from rrs_jax.files import read_jsonl
 from rrs_jax.inputs.audio import SAMPLING_RATE, read_audio
 from rrs_jax.report.figures import details
 from rrs_jax.report.results import Recipe, Results
-from rrs_jax.report.table import MODES
+from rrs_jax.report.summaries import MODES
 
 EACH = {"harmful": 4, "benign": 3, "borderline": 3, "everyday": 2}  # questions shown of each set
 FIRST = 2  # strategies whose answers are not folded away: vanilla and the main recipe

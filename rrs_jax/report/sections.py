@@ -18,7 +18,8 @@ from rrs_jax.report.results import FinishedRun, Recipe, Results, read_paper
 from rrs_jax.report.samples import choose_samples, html_samples
 from rrs_jax.report.separation import Figure2
 from rrs_jax.report.separation import figures as all_figures
-from rrs_jax.report.table import MODES, interval_text, notes, rate_name, read_summaries
+from rrs_jax.report.summaries import MODES, interval_text, rate_name, read_summaries
+from rrs_jax.report.table import notes
 from rrs_jax.report.table import text_table as rates_table
 from rrs_jax.report.table_formats import html_table
 from rrs_jax.web.page import Html

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from rrs_jax.report.marks import Mark
 from rrs_jax.report.paper_tables import Cell, Column, Table
-from rrs_jax.report.table import interval_text, markdown_rows
+from rrs_jax.report.summaries import interval_text
+from rrs_jax.report.table import markdown_rows
 from rrs_jax.web.text import csv_cell, one_line
 
 LATEX = str.maketrans(

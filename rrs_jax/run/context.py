@@ -29,7 +29,7 @@ from rrs_jax.run.start_adapter import read_start
 from rrs_jax.run.sweep_cache import SweepCache
 from rrs_jax.run.training_set import TrainingSet
 from rrs_jax.strategies.samples import Samples
-from rrs_jax.train.loop import restore
+from rrs_jax.train.resumption import restore
 from rrs_jax.weights.base_name import published_name
 from rrs_jax.weights.load import read_config, resolve_folder, shard_lora
 

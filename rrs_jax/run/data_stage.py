@@ -102,7 +102,6 @@ def evaluation_choice(config: ConfigDict) -> StarterChoice:
         "styles_eval" if data.eval_set == "styles" else data.eval_set,
         pairs_per_category=data.eval_pairs_per_category,
         borderline=data.borderline,
-        everyday=data.eval_everyday,
         categories=data.categories,
         seed=data.seed,
     )

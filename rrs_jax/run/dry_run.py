@@ -74,12 +74,8 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     """
     trained = STRATEGY_TABLE[config.strategy].trains
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    multiple = rows_multiple(mesh) * config.train.gradient_accumulation
-    if trained and config.train.batch_size % multiple:
-        raise UserError(
-            f"train.batch_size: {config.train.batch_size} is no multiple of mesh.data × mesh.fsdp × "
-            f"train.gradient_accumulation = {multiple}; change one of them."
-        )
+    if trained:
+        _check_batch(config, mesh)
     dtype = jnp.dtype(config.model.dtype)
     values = model_config(config.model.path)
     lora = lora_config(config) if trained else None
@@ -100,6 +96,7 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
     in_flight, memory[GENERATION] = answers_in_flight(config, model.config.text, sizes, queries, mesh, free)
     rate = rate or measure_device(dtype)
     seconds = stage_seconds(config, model.config, sizes, responses, in_flight, rate, mesh.size)
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return DryRun(
         done={name: stage_is_done(folder, name, flatten(config)) for name in stages},
         seconds={name: seconds[name] for name in stages},
@@ -112,10 +109,17 @@ def make_plan(config: ConfigDict, stages: Sequence[str], rate: DeviceRate | None
         memory=memory,
         memory_there=device_memory(),
         rate=rate,
-        devices=f"{mesh.size} × {jax.devices()[0].device_kind} ("
-        + ", ".join(f"{a} {n}" for a, n in mesh.shape.items())
-        + ")",
+        devices=f"{mesh.size} × {jax.devices()[0].device_kind} ({axes})",
     )
+
+
+def _check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    multiple = rows_multiple(mesh) * config.train.gradient_accumulation
+    if config.train.batch_size % multiple:
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is no multiple of mesh.data × mesh.fsdp × "
+            f"train.gradient_accumulation = {multiple}; change one of them."
+        )
 
 
 def model_config(path: str) -> dict:

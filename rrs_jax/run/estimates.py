@@ -20,6 +20,7 @@ from rrs_jax.evaluate.question_subset import chosen_rows
 from rrs_jax.generate.memory import FlightPlan
 from rrs_jax.models.flops import decoder_flops, encoder_flops, state_size
 from rrs_jax.run.data_stage import added_choice, evaluation_choice, training_choice
+from rrs_jax.run.everyday import read_everyday, with_everyday
 from rrs_jax.run.lower_layers import lower_layers, shared_layers
 from rrs_jax.train.memory import activation_bytes, fitting_remat
 
@@ -82,7 +83,8 @@ def count_questions(config: ConfigDict, written: Path, written_eval: Path) -> Si
     evaluation = written_eval if written_eval.is_file() else data.eval_manifest
     asked = _rows(Path(evaluation), data) if evaluation else choose_rows(evaluation_choice(config))
     asked = chosen_rows(asked, config.evaluate.limit)
-    labels = Counter(row["label"] for row in asked)
+    everyday = read_everyday(config) if "spoken" in config.evaluate.setting else []
+    labels = Counter(row["label"] for row in with_everyday(asked, everyday, config.evaluate.limit))
     seconds = [row["seconds"] for row in rows + asked if row.get("seconds")]
     return Sizes(
         train,
@@ -111,10 +113,6 @@ def stage_seconds(
     so many `in_flight`."""
     text, audio = model_config.text, model_config.audio
     forward = decoder_flops(text)  # a token
-    differentiated = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
-    backward = decoder_flops(
-        text, differentiated
-    )  # frozen matrices pass a gradient on and have none of their own
     encode = encoder_flops(audio) * ENCODER_POSITIONS_A_SECOND * sizes.seconds  # a clip
     flops = rate.flops * EFFICIENCY * devices
     weights = forward / 2 * jnp.dtype(config.model.dtype).itemsize
@@ -122,22 +120,7 @@ def stage_seconds(
         forward * in_flight / flops, weights / (rate.bandwidth * devices)
     )
     clips = 0 if sizes.spoken else sizes.train + sizes.evaluated
-    asked, drawn = (
-        1.5 * sizes.tokens,
-        config.train.epochs * sizes.tokens,
-    )  # a training question's, in the two stages
-    extracting, training = asked * forward, drawn * (forward + backward)
-    answering = sizes.tokens * forward
-    room = config.train.lower_states_gib * 2**30 / jnp.dtype(config.model.dtype).itemsize
-    if layers := lower_layers(config):
-        below, prompts = decoder_flops(text, layers), 1.5 + config.train.epochs
-        once = sizes.tokens - OPENING_TOKENS + (prompts - 1) * END_TOKENS
-        if sizes.train * once * state_size(text) <= room:
-            extracting, training = extracting + (once - asked) * below, training - drawn * below
-    if layers := shared_layers(config):
-        prompts = responses / 2 / config.evaluate.samples
-        if prompts * sizes.tokens * state_size(text, layers) <= room:
-            answering -= sizes.tokens * decoder_flops(text, layers) / 2
+    extracting, training, answering = question_flops(config, text, sizes, responses)
     return {
         "data": clips * sizes.seconds / SPEECH_TIMES_REAL_TIME,
         # Harmful questions under t and with the request to refuse, benign ones under t.
@@ -150,6 +133,32 @@ def stage_seconds(
         "export": 2 * weights / rate.bandwidth if config.export.merged else 0.0,
         "report": 0.0,
     }
+
+
+def question_flops(config: ConfigDict, text, sizes: Sizes, responses: int) -> tuple[float, float, float]:
+    """Operations of the decoder for a training question in the stages extract and train, and for an
+    evaluation question up to its answer, less what lower layers' states save that are kept.
+
+    text: the decoder's config.
+    """
+    forward = decoder_flops(text)  # a token
+    differentiated = text.num_hidden_layers - (0 if config.lora.layers == "all" else config.lora.layers)
+    # Frozen matrices pass a gradient on and have none of their own.
+    backward = decoder_flops(text, differentiated)
+    asked, drawn = 1.5 * sizes.tokens, config.train.epochs * sizes.tokens  # tokens in the two stages
+    extracting, training = asked * forward, drawn * (forward + backward)
+    answering = sizes.tokens * forward
+    room = config.train.lower_states_gib * 2**30 / jnp.dtype(config.model.dtype).itemsize
+    if layers := lower_layers(config):
+        below, prompts = decoder_flops(text, layers), 1.5 + config.train.epochs
+        once = sizes.tokens - OPENING_TOKENS + (prompts - 1) * END_TOKENS
+        if sizes.train * once * state_size(text) <= room:
+            extracting, training = extracting + (once - asked) * below, training - drawn * below
+    if layers := shared_layers(config):
+        prompts = responses / 2 / config.evaluate.samples
+        if prompts * sizes.tokens * state_size(text, layers) <= room:
+            answering -= sizes.tokens * decoder_flops(text, layers) / 2
+    return extracting, training, answering
 
 
 def memory_bytes(

@@ -1,6 +1,5 @@
 """The evaluate stage: which questions in which setting, answered by which engine, judged by whom."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,8 @@ from rrs_jax.config.prompts import TASK_PROMPTS
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.voices import Voice, read_voices
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.air_bench import air_bench, read_meta
+from rrs_jax.evaluate.air_bench import air_bench
+from rrs_jax.evaluate.air_bench_items import read_meta
 from rrs_jax.evaluate.compare import compare_folders
 from rrs_jax.evaluate.endpoint import Endpoint, EndpointConfig, reply_cache
 from rrs_jax.evaluate.endpoint_engine import endpoint_engine
@@ -20,12 +20,15 @@ from rrs_jax.evaluate.judges.registry import make_judges
 from rrs_jax.evaluate.plan import EvaluationPlan, Questions, Target
 from rrs_jax.evaluate.question_sets import question_sets_name, read_question_sets
 from rrs_jax.evaluate.question_subset import chosen_rows
+from rrs_jax.evaluate.responses import CLIP_SUM
 from rrs_jax.evaluate.run import evaluate_model
 from rrs_jax.evaluate.settings import setting_rows
 from rrs_jax.files import content_hash, read_json, with_sum, write_json
+from rrs_jax.run.clips import clip_digest
 from rrs_jax.run.context import RunContext
 from rrs_jax.run.data_stage import rows_with_sound, skips_bad_rows
 from rrs_jax.run.deployment import measure_deployment
+from rrs_jax.run.everyday import spoken_everyday, with_everyday
 from rrs_jax.run.local_engine import TUNED, VANILLA, LocalEngine
 from rrs_jax.run.logged_rates import log_rates
 from rrs_jax.run.recorded_epochs import evaluated_epochs
@@ -75,13 +78,13 @@ class Evaluation:
         config = self.config.evaluate
         parts = [question_sets_name(config.questions), setting if setting != "spoken" else ""]
         self.suffix = "".join(f"-{part}" for part in parts if part)  # of the folders in RUN/eval
-        self.questions = self._questions()
         self.plan = EvaluationPlan(
             modes=config.modes if self.config.endpoint.url else context.modes(),
             samples=config.samples,
             text_only_variant=config.text_only_variant,
             over_refusal_modes=config.over_refusal_modes,
         )
+        self.questions = self._questions()
         self.judges = self._judges()
         self.air_bench_items = self._air_bench_items() if with_air_bench else None
 
@@ -119,27 +122,17 @@ class Evaluation:
         return Target(self.context.folder.evaluations / below, name + self.suffix, strategy=name)
 
     def _evaluate(self, engine: Engine, target: Target, vanilla: dict | None = None) -> dict:
-        engine = replace(engine, made_by=self._made_by(engine))
         summary = evaluate_model(engine, self.questions, self.plan, self.judges, target, vanilla)
         self.done.append((target, summary))
         return summary
 
-    def _made_by(self, engine: Engine) -> dict:
-        return engine.made_by | {"clips": self._clips_hash}
-
-    @functools.cached_property
-    def _clips_hash(self) -> str:
-        audios = [row["audio"] for row in self.questions.rows if row["audio"]]
-        folder = self.questions.audio_folder
-        return content_hash([content_hash((folder / audio).read_bytes()) for audio in audios])
-
     def _key(self, engine: Engine) -> str:
         """Hash of all that decides the vanilla model's answers, for the cache that a sweep's runs share."""
         return content_hash(
-            self._made_by(engine),
+            engine.made_by,
             self.config.model.dtype,
             self.config.model.quantize,
-            [[row["id"], row["label"], row["question"]] for row in self.questions.rows],
+            [[row["id"], row["label"], row["question"], row[CLIP_SUM]] for row in self.questions.rows],
             self.plan.samples,
             self.plan.modes,
             self.plan.over_refusal_modes,
@@ -191,12 +184,16 @@ class Evaluation:
             air_bench(engine, self.air_bench_items, judge, Target(self.context.folder.evaluations, name))
 
     def _questions(self) -> Questions:
-        """The questions, spoken, with the setting's clips."""
+        """The questions, spoken, with the setting's clips; where they are asked as they are, the everyday
+        ones behind them."""
         context, data = self.context, self.config.data
         if self.config.evaluate.questions:
             rows, folder = self._published_rows(), Path(".")
         else:
             rows, folder = context.read_evaluation_rows(), context.folder.evaluation_manifest.parent
+        if self.setting == "spoken":
+            everyday = spoken_everyday(self.config, self.plan.modes)
+            rows = with_everyday(rows, everyday, self.config.evaluate.limit)
         rows = setting_rows(
             self.setting,
             rows,
@@ -206,6 +203,8 @@ class Evaluation:
             seed=data.seed,
             max_cost_usd=data.max_cost_usd,
         )
+        sums = [clip_digest(folder / row["audio"]) if row["audio"] else None for row in rows]
+        rows = [row | {CLIP_SUM: digest} for row, digest in zip(rows, sums, strict=True)]
         return Questions(rows, folder, self.setting)
 
     def _published_rows(self) -> list[dict]:

@@ -20,7 +20,7 @@ from rrs_jax.run.inputs import check_clips, check_model, file_hash, is_same_file
 from rrs_jax.run.marks import INPUTS, MODEL, Marks, plain
 from rrs_jax.run.outputs import damaged_caches
 from rrs_jax.run.session import describe_machine
-from rrs_jax.weights.export import remove_partial
+from rrs_jax.weights.export_folder import remove_partial
 from rrs_jax.weights.identity import Identity, folder_identity, identity_digest
 
 LEAST_FREE_BYTES = 500_000_000

@@ -42,6 +42,7 @@ class LocalEngine:
         self.context, self.config, self.serve = context, context.config, serve
         self.served_models: dict[str, Served] = {}
         self.prefix_states: tuple[tuple[str, ...], PrefixStates | None] | None = None  # with its bank's clips
+        self.made_bank: tuple[AudioBank, dict[str, int]] | None = None  # of other clips than the manifest's
         # A sweep's vanilla model answers once for all runs, whatever they train.
         self.alike = answers_alike(context.config) and context.cache.folder is None
         self.shared_layers = shared_layers(context.config) if self.alike and not processes.several() else 0
@@ -212,7 +213,8 @@ class LocalEngine:
 
     def _bank(self, asked: Sequence) -> tuple[AudioBank, dict[str, int]]:
         """Embeddings of the prompts' clips, and which one is whose: the run's own where they are its
-        evaluation manifest's. asked: text and clip of each prompt."""
+        evaluation manifest's, else those that were made last where they are among them. asked: text and clip
+        of each prompt."""
         context, clips = self.context, [clip for _, clip in asked if clip is not None]
         if not clips:
             return empty_audio_bank(context.load_model()), {}
@@ -223,7 +225,9 @@ class LocalEngine:
             ]
             if set(clips) <= set(own):
                 return context.encode_clips("evaluation"), {path: i for i, path in enumerate(own)}
-        different = list(dict.fromkeys(clips))
+        if self.made_bank and set(clips) <= self.made_bank[1].keys():
+            return self.made_bank
+        self.made_bank, different = None, list(dict.fromkeys(clips))  # two at once may not fit
         with processes.in_step():
             if missing := [path for path in different if not Path(path).is_file()]:
                 raise UserError(
@@ -236,7 +240,8 @@ class LocalEngine:
             [Path(path) for path in different],
             batch_size=self.config.extract.batch_size,
         )
-        return bank, {path: i for i, path in enumerate(different)}
+        self.made_bank = bank, {path: i for i, path in enumerate(different)}
+        return self.made_bank
 
 
 def _chosen(served: Served, prompts: Sequence[EncodedPrompt], bank: AudioBank) -> np.ndarray:

@@ -21,7 +21,7 @@ from rrs_jax.models.lora import LoRA
 from rrs_jax.progress import silent
 from rrs_jax.run.context import RunContext, base_name, lora_config
 from rrs_jax.run.data_stage import skips_bad_rows
-from rrs_jax.run.deployment import read_everyday
+from rrs_jax.run.everyday import read_everyday
 from rrs_jax.run.export_stage import repositories
 from rrs_jax.run.folder import LEAST_FREE_BYTES, check_disk
 from rrs_jax.run.servers import try_servers
@@ -62,8 +62,7 @@ def _try_questions(config: ConfigDict, wanted: set[str]) -> None:
     if "evaluate" in wanted:
         with silent():
             read_question_sets(config.evaluate.questions, skips_bad_rows(config))
-            if config.evaluate.everyday:
-                read_everyday(config)
+            read_everyday(config)
         try_servers(config, wanted)
     if _needs_voices(config, wanted):
         _try_voices(config)

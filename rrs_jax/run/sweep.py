@@ -47,13 +47,7 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
         )
     found, problems = {}, []
     for name, overrides in named:
-        if (
-            not isinstance(name, str)
-            or not name
-            or name in found
-            or safe_name(name) != name
-            or name in ("shared", "report")
-        ):
+        if not _is_run_name(name) or name in found:
             raise UserError(
                 f"{path}: {name!r} is no name of a run, or given twice; give each run a name of its own."
             )
@@ -75,6 +69,11 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     return found
 
 
+def _is_run_name(name: object) -> bool:
+    """Returns True for the name of a folder beside those of the sweep itself."""
+    return isinstance(name, str) and name not in ("", "shared", "report") and safe_name(name) == name
+
+
 def run_sweep(
     config: ConfigDict, path: str, stages: Sequence[str], index: int | None = None, jobs: int = 1
 ) -> None:
@@ -90,25 +89,17 @@ def run_sweep(
     from rrs_jax.run.servers import try_servers
 
     chosen = runs if index is None else dict([list(runs.items())[index]])
-    folder, start, crashed = Path(config.run_dir), time.monotonic(), False
+    folder, start = Path(config.run_dir), time.monotonic()
     asked = {
         name: [stage for stage in stages_of(run.strategy) if stage in stages] for name, run in chosen.items()
     }
     for name, run in chosen.items():  # before the data of all runs is made
-        try_servers(
-            run, {stage for stage in asked[name] if not stage_is_done(folder / name, stage, flatten(run))}
-        )
+        values = flatten(run)
+        try_servers(run, {stage for stage in asked[name] if not stage_is_done(folder / name, stage, values)})
     if jobs == 1:
-        failed = _one_after_another(chosen, runs, asked, folder)
+        failed, crashed = _one_after_another(chosen, runs, asked, folder), False
     else:
-        from rrs_jax.distributed.machine import cores
-        from rrs_jax.report.separation import figures_meanwhile
-        from rrs_jax.run.sweep_jobs import Jobs
-
-        # Figure 2 of the runs that are done, on the cores that the processes leave.
-        with figures_meanwhile(max(cores() - jobs, 1) if "report" in stages else 0) as make_figure:
-            whole = Jobs(chosen, list(_data_runs(chosen)), asked, jobs, make_figure)
-            failed, crashed = whole.run(), whole.crashed
+        failed, crashed = _side_by_side(chosen, asked, jobs, "report" in stages)
     table = _report(folder, runs)
     print(table)
     if "report" in stages:
@@ -122,6 +113,21 @@ def run_sweep(
         raise (SystemExit if crashed else UserError)(
             "\n".join(f"{name}: {error}" for name, error in failed.items())
         )
+
+
+def _side_by_side(
+    chosen: dict[str, ConfigDict], asked: dict[str, list[str]], jobs: int, reported: bool
+) -> tuple[dict[str, str], bool]:
+    """Does the stages asked for of all runs in several processes; returns why runs failed, and whether one
+    crashed."""
+    from rrs_jax.distributed.machine import cores
+    from rrs_jax.report.separation import figures_meanwhile
+    from rrs_jax.run.sweep_jobs import Jobs
+
+    # Figure 2 of the runs that are done, on the cores that the processes leave.
+    with figures_meanwhile(max(cores() - jobs, 1) if reported else 0) as make_figure:
+        whole = Jobs(chosen, list(_data_runs(chosen)), asked, jobs, make_figure)
+        return whole.run(), whole.crashed
 
 
 def _one_after_another(chosen: dict, runs: dict, asked: dict, folder: Path) -> dict[str, str]:
@@ -204,7 +210,7 @@ def pooled_seeds(runs: Sequence[Path], target: Path, just_done: str | None = Non
     `just_done`, a run's name, other recipes' pooled folders stay as they are where there are any.
     """
     from rrs_jax.evaluate.pool import pool_runs
-    from rrs_jax.report.table import recipe_of
+    from rrs_jax.report.summaries import recipe_of
 
     names = {run.name: run for run in runs}
     rows = []

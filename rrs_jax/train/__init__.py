@@ -1,1 +1,2 @@
-"""Training of the adapters: `step` (one sharded jit), `loop`, `checkpoints`, `metrics`."""
+"""Training of the adapters: `step` (one sharded jit) and its `optimiser`, `loop`, `checkpoints` and
+`resumption` from these, `metrics`."""

@@ -2,26 +2,26 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
-from rrs_jax.config.training import OptimiserConfig, TrainConfig
-from rrs_jax.distributed import processes
+from rrs_jax.config.training import OptimiserConfig
 from rrs_jax.distributed.mesh import fetch, mesh_of, put
-from rrs_jax.errors import Damaged, UserError
-from rrs_jax.files import content_hash
+from rrs_jax.errors import UserError
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.inputs.batching import Selection
-from rrs_jax.progress import Progress, say
+from rrs_jax.progress import Progress
 from rrs_jax.strategies import Strategy
 from rrs_jax.train.batches import Draws, Schedule, TrainingData
 from rrs_jax.train.checkpoints import Checkpoints, Position
 from rrs_jax.train.metrics import TRAIN, MetricsLog
-from rrs_jax.train.step import StepMetrics, TrainState, TrainStep, abstract_state, learning_rates
+from rrs_jax.train.optimiser import learning_rates
+from rrs_jax.train.resumption import beginning, latest
+from rrs_jax.train.step import StepMetrics, TrainState, TrainStep
 
 OnEpoch = Callable[[int, nnx.State], None]
 
@@ -65,8 +65,8 @@ def train(
     kept = {} if steps is None else steps
     step = _make_step(model, strategy, optimiser, total_steps, config.seed, kept)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        start, fresh = step.init(), _beginning(config, data.sample_ids, data.harmful, data.digest)
-        state, position = _latest(checkpoints, start, fresh) or (start, fresh)
+        start, fresh = step.init(), beginning(config, data.sample_ids, data.harmful, data.digest)
+        state, position = latest(checkpoints, start, fresh) or (start, fresh)
         if position.step < total_steps:
             schedule.prefix_states = prefix_states()
             with MetricsLog(folder, config.log_to, position.step) as log:
@@ -74,45 +74,6 @@ def train(
                 state = loop.until(total_steps, state, position)
             schedule.prefix_states = None
     return jax.tree.map(lambda array: array.copy(), state.result)
-
-
-def restore(
-    model: nnx.Module,
-    config: TrainConfig,
-    sample_ids: Sequence[str],
-    harmful: np.ndarray,
-    folder: Path,
-    checkpoint: int | str = "last",
-    digest: str = "",
-) -> nnx.State:
-    """The adapters of a finished training, from a checkpoint in `folder`.
-
-    model: with its adapters at their start. checkpoint: "last", "best" or a number of steps. digest: as in
-    `TrainingData`. Raises UserError where the training is not finished, where it is of other settings,
-    samples or inputs, or where that checkpoint was not kept.
-    """
-    total_steps = config.total_steps(len(sample_ids))
-    like = abstract_state(model, config.optimiser, mesh_of(model), total_steps)
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        if (latest := checkpoints.latest() or 0) < total_steps:
-            raise UserError(
-                f"{folder / 'checkpoints'}: holds {latest} of {total_steps} steps; run the stage train again."
-            )
-        named = {"last": latest, "best": checkpoints.best()}
-        step = named.get(checkpoint, checkpoint)
-        if step not in checkpoints.steps():
-            raise UserError(
-                f"export.checkpoint: {checkpoint} was not kept; {folder / 'checkpoints'} has"
-                f" {', '.join(map(str, checkpoints.steps()))} (train.keep_checkpoints keeps more)."
-            )
-        state, _ = _at(step, checkpoints, like, _beginning(config, sample_ids, harmful, digest))
-    return state.result
-
-
-def _beginning(config: TrainConfig, sample_ids: Sequence[str], harmful: np.ndarray, digest: str) -> Position:
-    """The first position of a run, with the hash of all that shapes its adapters."""
-    settings = content_hash(config.result_settings(), list(sample_ids), np.asarray(harmful).tolist())
-    return Position(0, 0, 0, config.seed, 0.0, settings, digest)
 
 
 def _make_step(
@@ -128,43 +89,6 @@ def _make_step(
     else:
         steps[key] = TrainStep(model, strategy, config, mesh, total_steps, seed)
     return steps[key]
-
-
-def _latest(
-    checkpoints: Checkpoints, like: TrainState, fresh: Position
-) -> tuple[TrainState, Position] | None:
-    """The folder's latest checkpoint that can be restored; None where there is none. One that cannot is
-    removed, and told.
-
-    Raises UserError as `_at` does.
-    """
-    while (latest := checkpoints.latest()) is not None:
-        try:
-            return _at(latest, checkpoints, like, fresh)
-        except Damaged as error:
-            if processes.several():  # which may not all have failed
-                raise
-            say(f"{str(error).partition('; ')[0]}; it is removed, and the training goes on without it")
-            checkpoints.remove(latest)
-    return None
-
-
-def _at(
-    step: int, checkpoints: Checkpoints, like: TrainState, fresh: Position
-) -> tuple[TrainState, Position]:
-    """The checkpoint of a step. Raises UserError where it is of other settings or samples than `fresh`."""
-    state, position = checkpoints.restore(step, like)
-    if position.settings != fresh.settings:
-        raise UserError(
-            f"{checkpoints.folder}: was made with other training settings or samples; choose another run_dir,"
-            " restore the settings, or delete the folder."
-        )
-    if position.inputs and fresh.inputs and position.inputs != fresh.inputs:
-        raise UserError(
-            f"{checkpoints.folder}: was made on another content of the model folder or the training clips;"
-            " restore them, choose another run_dir, or delete the folder."
-        )
-    return state, position
 
 
 @dataclasses.dataclass

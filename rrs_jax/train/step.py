@@ -27,6 +27,7 @@ from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.strategies import Strategy
+from rrs_jax.train.optimiser import averaged_steps, make_optimiser
 
 
 @flax.struct.dataclass
@@ -93,38 +94,6 @@ class StepMetrics:
     finite: jax.Array
 
 
-def make_optimiser(config: OptimiserConfig, total_steps: int) -> optax.GradientTransformation:
-    """One masked chain over the tree {"base": frozen, "lora": adapters}; nothing in it ever sees the base."""
-    schedule = _schedule(config, total_steps)
-    adamw = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay)
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.masked(optax.chain(*clip, adamw), {"base": False, "lora": True})
-
-
-def learning_rates(config: OptimiserConfig, total_steps: int) -> np.ndarray:
-    """AdamW's rate in each step, float32 (total_steps,)."""
-    counts = np.arange(total_steps)
-    return np.broadcast_to(np.asarray(_schedule(config, total_steps)(counts), np.float32), counts.shape)
-
-
-def _schedule(config: OptimiserConfig, total_steps: int) -> optax.Schedule:
-    decay_steps = max(total_steps - config.warmup_steps, 1)
-    schedule = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "linear": optax.linear_schedule(config.learning_rate, 0.0, decay_steps),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, decay_steps),
-    }[config.schedule]
-    if config.warmup_steps:
-        rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-        schedule = optax.join_schedules([rise, schedule], [config.warmup_steps])
-    return schedule
-
-
-def averaged_steps(config: OptimiserConfig, total_steps: int) -> int:
-    """How many of the last steps' adapters the result is the mean of."""
-    return round(config.average * total_steps)
-
-
 def shardings(tree, mesh: Mesh):
     """The sharding of every array, by the partition rules; a moment's path ends as its parameter's."""
 
@@ -171,13 +140,16 @@ class TrainStep:
         self.first_averaged = total_steps - max(self.averaged, 1)  # updates made before it
         self.optimiser = make_optimiser(config, total_steps)
         self.renew(model, strategy, config.penalty_weight, seed)
-        lora = self.initial
-        state = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh, total_steps))
-        rows, all_of_it = batch_sharding(mesh), self.replicated
-        base = self._shardings(self.base)
-        sums = Sums(losses=all_of_it, weights=all_of_it, gradients=self._shardings(lora), parts=all_of_it)
+        self._jit(jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, config, mesh, total_steps)))
+
+    def _jit(self, state: TrainState) -> None:
+        """Makes the jitted functions: the step of one micro-batch; of several, the first one's sums, a
+        further one's added to them, and the update. state: the shardings of its arrays."""
+        mesh, rows, all_of_it = self.mesh, batch_sharding(self.mesh), self.replicated
+        base, lora = self._shardings(self.base), self._shardings(self.initial)
+        sums = Sums(losses=all_of_it, weights=all_of_it, gradients=lora, parts=all_of_it)
         # Penalty's weight and seed are arguments, so that runs that differ in them share what is compiled.
-        inputs = (base, self._shardings(lora) if config.penalty_space == "lora" else None, all_of_it)
+        inputs = (base, lora if self.config.penalty_space == "lora" else None, all_of_it)
         jit = functools.partial(jax.jit, compiler_options=compiler_options())
         self._step = Programs(
             jit(

@@ -157,23 +157,7 @@ def _stacked(
     folder: Path, halves: dict, settings: dict, linears: dict[str, tuple[int, int]], layers: int
 ) -> Adapter:
     """Returns the pairs as one LoRA of the largest rank. Raises UserError for pairs that do not fit."""
-    faults, scales = [], {}
-    for (target, layer), pair in halves.items():
-        where = f"layer {layer}, {target}"
-        if len(pair) < 2:
-            faults.append(f"{where}: has only lora_{next(iter(pair))}")
-            continue
-        (module, a), (_, b) = pair["A"], pair["B"]
-        if layer >= layers or (a.shape[1:], b.shape[:1]) != (linears[target][:1], linears[target][1:]):
-            faults.append(f"{where}: lora_A {a.shape} and lora_B {b.shape} in place of {linears[target]}")
-        elif a.shape[0] != b.shape[1]:
-            faults.append(f"{where}: the ranks {a.shape[0]} and {b.shape[1]}")
-        elif not (np.isfinite(a).all() and np.isfinite(b).all()):
-            faults.append(f"{where}: numbers that are not finite")
-        else:
-            scales[target, layer] = _scale(settings, module, len(a))
-    if faults:
-        raise UserError(f"{folder}: the adapter does not fit the model: {some_of(faults)}.")
+    scales = _scales(folder, halves, settings, linears, layers)
     rank = max(len(pair["A"][1]) for pair in halves.values())
     scale = max(scales.values(), key=list(scales.values()).count)  # the commonest, so that few B are changed
     first = min(layer for _, layer in halves)
@@ -198,6 +182,30 @@ def _stacked(
         uniform,
         settings.get("base_model_name_or_path"),
     )
+
+
+def _scales(
+    folder: Path, halves: dict, settings: dict, linears: dict[str, tuple[int, int]], layers: int
+) -> dict[tuple[str, int], float]:
+    """Returns the factor of each pair's product. Raises UserError for pairs that do not fit the model."""
+    faults, scales = [], {}
+    for (target, layer), pair in halves.items():
+        where = f"layer {layer}, {target}"
+        if len(pair) < 2:
+            faults.append(f"{where}: has only lora_{next(iter(pair))}")
+            continue
+        (module, a), (_, b) = pair["A"], pair["B"]
+        if layer >= layers or (a.shape[1:], b.shape[:1]) != (linears[target][:1], linears[target][1:]):
+            faults.append(f"{where}: lora_A {a.shape} and lora_B {b.shape} in place of {linears[target]}")
+        elif a.shape[0] != b.shape[1]:
+            faults.append(f"{where}: the ranks {a.shape[0]} and {b.shape[1]}")
+        elif not (np.isfinite(a).all() and np.isfinite(b).all()):
+            faults.append(f"{where}: numbers that are not finite")
+        else:
+            scales[target, layer] = _scale(settings, module, len(a))
+    if faults:
+        raise UserError(f"{folder}: the adapter does not fit the model: {some_of(faults)}.")
+    return scales
 
 
 def _matches(pattern: str, module: str) -> bool:

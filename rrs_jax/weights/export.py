@@ -1,12 +1,11 @@
 """A trained LoRA in the forms that others load: a PEFT adapter, or the whole model with the adapter merged
 in."""
 
-import contextlib
 import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +17,7 @@ from rrs_jax.files import SUM, read_json, write_json
 from rrs_jax.models.architectures import part
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.progress import Progress
+from rrs_jax.weights.export_folder import MARKER, new_folder
 from rrs_jax.weights.load import read_config, weight_table
 from rrs_jax.weights.safetensors_io import (
     INDEX,
@@ -30,7 +30,6 @@ from rrs_jax.weights.safetensors_io import (
 )
 from rrs_jax.weights.table import Layout, WeightTable
 
-MARKER = "rrs_export.json"  # says that a folder is ours, so that exporting again may replace it
 CHUNK = 16 * 1024 * 1024
 
 # The base's weights in another form, or an adapter beside them: without the merge, they would contradict it.
@@ -77,7 +76,7 @@ def export_adapter(
     config = dataclasses.replace(model.lora.config, alpha=model.lora.config.alpha * scale)
     layers = range(config.first_layer, model.config.text.num_hidden_layers)
     size = sum(array.nbytes for array in tensors.values())
-    with _new_folder(
+    with new_folder(
         out, base_folder, size, {"form": "adapter", "base": base_name, "layout": layout}
     ) as folder:
         save_file(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
@@ -148,7 +147,7 @@ def export_merged(model: nnx.Module, base_folder: Path, out: Path, *, scale: flo
     others = _other_files(base_folder)
     size = sum(file.stat().st_size for file in [*shards, *others])
     with (
-        _new_folder(out, base_folder, size, {"form": "merged"}) as folder,
+        new_folder(out, base_folder, size, {"form": "merged"}) as folder,
         Progress(len(adapters), "merging the adapter", unit="tensors") as progress,
     ):
         for shard in shards:
@@ -290,62 +289,3 @@ def _write_tied(path: Path, model: nnx.Module, table: WeightTable) -> None:
             fields = fields.setdefault(name, {})
         fields["tie_word_embeddings"] = tied
     write_json(path, values)
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path, base_folder: Path, size: int, record: dict) -> Iterator[Path]:
-    """Yields a folder beside `out` that takes its name in the end: `out` is the old one or the whole new one.
-
-    Args:
-      size: bytes that will be written, which the disk must have free.
-      record: what the marker file says.
-    """
-    out, base = out.resolve(), base_folder.resolve()
-    if out == base or base in out.parents or out in base.parents:
-        raise UserError(
-            f"{out}: the export would overwrite or lie in the base model's folder {base}; choose another."
-        )
-    ours_or_empty = out.is_dir() and ((out / MARKER).is_file() or not any(out.iterdir()))
-    if out.exists() and not ours_or_empty:
-        raise UserError(f"{out}: exists and was not made by an export; choose another folder or remove it.")
-    partial, old = _beside(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)  # of an export that was killed
-        free = shutil.disk_usage(out.parent).free
-        if free < size:
-            raise UserError(
-                f"{out}: the export takes {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
-                "free space or choose another folder."
-            )
-        partial.mkdir()
-        yield partial
-        write_json(partial / MARKER, {"made_by": "rrs_jax", **record})
-        if out.exists():
-            _remove(old)
-            out.rename(old)
-        partial.rename(out)
-        _remove(old)
-    except OSError as error:
-        raise UserError(
-            f"{out}: the export failed ({error}); free space, check its rights or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def remove_partial(*folders: Path) -> None:
-    """Removes what killed exports into these folders have left beside them."""
-    for folder in folders:
-        for left in _beside(folder):
-            _remove(left)
-
-
-def _beside(out: Path) -> tuple[Path, Path]:
-    """Returns the names of an export's folder before it is whole, and of the one that it replaces."""
-    return out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

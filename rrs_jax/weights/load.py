@@ -139,20 +139,8 @@ def load_weights(
     flat = {tuple(path): leaf for path, leaf in nnx.to_flat_state(state)}
     check_tensors(folder, table, entries, flat)
 
-    checked = []  # each row, and whether its parameter is finite, which the devices find meanwhile
-    for row in table.rows:
-        leaf = flat[row.path]
-        sharding = parameter_sharding(mesh, ".".join(row.path), leaf.shape)
-        array = _read_stacked(row, entries, leaf.shape, dtype, sharding)
-        checked.append((row, is_finite(array, row.layers is not None, mesh)))
-        small = {jnp.dtype(jnp.int8): Int8, jnp.dtype(jnp.float8_e4m3fn): Float8}.get(leaf.dtype)
-        if small is not None:
-            place = (*row.path[:-1], "scale")
-            scale_sharding = parameter_sharding(mesh, ".".join(place), flat[place].shape)
-            rounded = jax.jit(small.of, out_shardings=small(sharding, scale_sharding))(array)
-            array, scale = jax.tree.leaves(rounded)
-            flat[place] = flat[place].replace(scale)
-        flat[row.path] = leaf.replace(array)
+    # Each row, and whether its parameter is finite, which the devices find meanwhile.
+    checked = [(row, _read_parameter(flat, row, entries, dtype, mesh)) for row in table.rows]
     if names := tensors_not_finite(checked):
         raise UserError(
             f"{folder}: NaN or infinite numbers in {len(names)} of the tensors ({some_of(names)}), with which"
@@ -165,6 +153,24 @@ def load_weights(
         model.lora.initialise(jax.random.key(seed))
         shard_lora(model, mesh)
     return model
+
+
+def _read_parameter(flat: dict, row: Row, entries: dict[str, TensorEntry], dtype, mesh: Mesh) -> jax.Array:
+    """Puts a row's tensors into `flat`, rounded to 8 bit with a scale where its parameter is; returns whether
+    they were finite, as `is_finite` does."""
+    leaf = flat[row.path]
+    sharding = parameter_sharding(mesh, ".".join(row.path), leaf.shape)
+    array = _read_stacked(row, entries, leaf.shape, dtype, sharding)
+    finite = is_finite(array, row.layers is not None, mesh)
+    small = {jnp.dtype(jnp.int8): Int8, jnp.dtype(jnp.float8_e4m3fn): Float8}.get(leaf.dtype)
+    if small is not None:
+        place = (*row.path[:-1], "scale")
+        scale_sharding = parameter_sharding(mesh, ".".join(place), flat[place].shape)
+        rounded = jax.jit(small.of, out_shardings=small(sharding, scale_sharding))(array)
+        array, scale = jax.tree.leaves(rounded)
+        flat[place] = flat[place].replace(scale)
+    flat[row.path] = leaf.replace(array)
+    return finite
 
 
 def shard_lora(model: nnx.Module, mesh: Mesh) -> None:

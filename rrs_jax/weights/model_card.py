@@ -11,7 +11,8 @@ from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, safe_name, write_atomic
 from rrs_jax.web.text import markdown_cell
 from rrs_jax.weights.card_example import adapter_example, merged_example
-from rrs_jax.weights.export import MARKER, layout_of
+from rrs_jax.weights.export import layout_of
+from rrs_jax.weights.export_folder import MARKER
 from rrs_jax.weights.hub import is_hub_id
 from rrs_jax.weights.load import abstract_model, read_config
 from rrs_jax.weights.safetensors_io import read_folder
@@ -100,6 +101,22 @@ def _metadata(merged: bool, base: str | None, licence: str | None, architecture:
     )
 
 
+def _rates(summary: dict) -> list[tuple[str, str, str, str, dict]]:
+    """Returns kind and title of each rate, its field in a block, what was asked, and the block."""
+    compliance = summary["asr_is"].startswith("compliance")
+    answered = ("compliance", "Compliance") if compliance else ("asr", "Attack success rate")
+    over_refusal = {"orr": "rewrites", "borderline_orr": "borderline", "everyday_orr": "everyday"}
+    return [
+        (*answered, "asr", f"harmful, {MODES[mode]}", block)
+        for mode, block in summary["modes"].items()
+        if block
+    ] + [
+        ("orr", "Over-refusal rate", "rate", f"{label}, audio and text", summary[field])
+        for field, label in over_refusal.items()
+        if summary.get(field)
+    ]
+
+
 def _eval_results(summaries: Mapping[str, dict], settings: Mapping[str, object]) -> list:
     """Returns the rates as the hub's entries of a model-index, one for each rate, mode and evaluation."""
     from huggingface_hub import EvalResult
@@ -107,18 +124,7 @@ def _eval_results(summaries: Mapping[str, dict], settings: Mapping[str, object])
     found = []
     for name, summary in summaries.items():
         dataset = _questions(name, settings)
-        compliance = summary["asr_is"].startswith("compliance")
-        answered = ("compliance", "Compliance") if compliance else ("asr", "Attack success rate")
-        rates = [
-            (*answered, "asr", f"harmful, {MODES[mode]}", block)
-            for mode, block in summary["modes"].items()
-            if block
-        ]
-        over_refusal = {"orr": "rewrites", "borderline_orr": "borderline", "everyday_orr": "everyday"}
-        for field, label in over_refusal.items():
-            if summary.get(field):
-                rates.append(("orr", "Over-refusal rate", "rate", f"{label}, audio and text", summary[field]))
-        for kind, title, field, asked, block in rates:
+        for kind, title, field, asked, block in _rates(summary):
             if block[field] is None:
                 continue
             found.append(

@@ -22,7 +22,8 @@ from rrs_jax.data.reasoning import answer_of
 from rrs_jax.data.rows import own_row
 from rrs_jax.data.tables import read_questions, read_rows
 from rrs_jax.errors import UserError
-from rrs_jax.evaluate.air_bench import META, parse_scores, read_meta
+from rrs_jax.evaluate.air_bench import parse_scores
+from rrs_jax.evaluate.air_bench_items import META, read_meta
 from rrs_jax.evaluate.judges.phrases import declines
 from rrs_jax.evaluate.judges.rubrics import load_rubric
 from rrs_jax.evaluate.judges.sheet import read_sheet, write_sheet

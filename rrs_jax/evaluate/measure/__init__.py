@@ -64,18 +64,9 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
         except ValueError as reason:
             faults.append(f"answer {number}: {reason}")
             continue
-        missing = [field for field in ("question", "response", "label") if answer.get(field) is None]
         mode = answer.get("mode", "audio_text")
-        sample = answer.get("sample", 0)
-        if missing:
-            faults.append(f"answer {number} has no {', '.join(missing)}")
-        elif answer["label"] not in SETS or mode not in MODES:
-            faults.append(
-                f"answer {number}: label {answer['label']!r} in mode {mode!r}; labels are {', '.join(SETS)}, "
-                f"modes {', '.join(MODES)}"
-            )
-        elif not isinstance(sample, int) or isinstance(sample, bool) or sample < 0:
-            faults.append(f"answer {number}: sample is {sample!r}, give a whole number of 0 or more")
+        if fault := _fault(answer, mode):
+            faults.append(f"answer {number} {fault}")
         else:
             identity = replace_surrogates(answer["id"] or content_hash(answer["question"]))
             key = answer["label"], identity, mode
@@ -100,6 +91,21 @@ def _rows(answers: Sequence[dict]) -> list[dict]:
     if faults or not rows:
         raise UserError(f"answers: {'; '.join(faults[:20]) or 'there are none'}.")
     return rows
+
+
+def _fault(answer: dict, mode: object) -> str | None:
+    """Returns what is wrong with an answer, None where nothing is."""
+    sample = answer.get("sample", 0)
+    if missing := [field for field in ("question", "response", "label") if answer.get(field) is None]:
+        return f"has no {', '.join(missing)}"
+    if answer["label"] not in SETS or mode not in MODES:
+        return (
+            f"has label {answer['label']!r} in mode {mode!r}; labels are {', '.join(SETS)}, modes"
+            f" {', '.join(MODES)}"
+        )
+    if not isinstance(sample, int) or isinstance(sample, bool) or sample < 0:
+        return f"has sample {sample!r}, give a whole number of 0 or more"
+    return None
 
 
 def _texts(answer: dict) -> dict[str, str | None]:
