@@ -1,11 +1,13 @@
 """The curve of a bridge: what is held out, how states are compared, and how a stopped run goes on."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import bridge_curve
 import numpy as np
 import pytest
-from bridge_curve import Apart, EveryQuestion, hold_out
+from bridge_curve import Apart, EveryQuestion, HostWork, Row, hold_out
 from bridge_figures import compare
 
 from rrs_jax.errors import UserError
@@ -160,3 +162,37 @@ def test_a_stopped_run_makes_what_is_missing_and_nothing_else(whole_folder, work
     assert (last["row"], last["step"], last["began_at_step"]) == ("curve", 2, 2) and not made
     # The bridge is kept in 16 bit.
     np.testing.assert_allclose(last["twins"]["kept"], lines[2]["twins"]["kept"], atol=0.02)
+
+
+def test_a_row_whose_loss_is_not_finite_is_told_and_the_next_one_trained(rows, tmp_path, monkeypatch, capsys):
+    material = train_bridge.Material(None, None, [], rows, [None] * len(rows))
+    monkeypatch.setattr(bridge_curve, "prepare", lambda asked: material)
+    monkeypatch.setattr(bridge_curve, "enable_compilation_cache", lambda: None)
+    figures = SimpleNamespace(hear=lambda state: {}, of_hearing=lambda: {"probe": {"right": 50.0}})
+    monkeypatch.setattr(bridge_curve, "Figures", lambda *_: figures)
+    for name in ("no_contrast", "no_distance"):
+        monkeypatch.setitem(bridge_curve.ROWS, name, Row(examples=lambda *_: None))
+
+    def train(bridge, examples, table, options, on_step):
+        if "no_contrast" in options.work:
+            raise FloatingPointError("the bridge's loss is not finite")
+        on_step(0, None)
+        on_step(options.steps, None)
+
+    monkeypatch.setattr(bridge_curve, "train", train)
+    out = tmp_path / "lines.jsonl"
+    flags = [f"--work={tmp_path}", f"--out={out}", "--rows=no_contrast,no_distance", f"--held_out={HELD}"]
+    assert bridge_curve.main(flags) == 2
+    assert "no_contrast: not trained, the loss was not finite" in capsys.readouterr().err
+    (line,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (line["row"], line["step"], line["probe"]) == ("no_distance", 600, {"right": 50.0})
+
+
+def test_what_fails_on_the_host_ends_the_run_at_the_next_piece():
+    with pytest.raises(ZeroDivisionError), HostWork() as host:
+        host.submit(lambda: 1 / 0)
+        for _ in range(500):
+            host.submit(time.sleep, 0.01)
+    assert len(host.pieces) < 100
+    with pytest.raises(ZeroDivisionError), HostWork() as host:
+        host.submit(lambda: 1 / 0)

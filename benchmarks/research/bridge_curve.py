@@ -14,13 +14,13 @@ learning rate, and --row_steps that of every other row, which ends at its lowest
 | `read` | the ceiling: the decoder reads, which no bridge changes; no training |
 | `curve` | the recipe, along its steps: would more of the same reach 85 %? |
 | `as_it_is` | the recipe at the length of the rows below, which are measured against it |
-| `no_contrast` | each heard state is brought to its read one, but not told from the others |
 | `copies_apart` | the same questions, but a question and its copy meet in a batch by chance alone |
-| `no_distance` | told from the others, but not brought to the read state |
-| `end_alone` | states behind the final norm alone: do those of the layers below need a loss of their own? |
 | `every_question` | states of questions without an answer too: alarming ones, and those that were declined |
+| `no_contrast` | each heard state is brought to its read one, but not told from the others |
+| `end_alone` | states behind the final norm alone: do those of the layers below need a loss of their own? |
+| `no_distance` | told from the others, but not brought to the read state |
 
-The last row asks what the bridge is kept from on purpose, since it may teach safety by the way; `refused`
+`every_question` has what the bridge is kept from on purpose, since it may teach safety by the way; `refused`
 shows whether it does.
 
 A line has, in percent, of the starter set's 280 training pairs (a harmful question and its rewrite) and of as
@@ -57,9 +57,22 @@ Predictions, written down before any of these runs, for `small`:
 8. `every_question`: the probe is higher by 1 to 4 points and `kept` of twins by at least 0.05; harmful ones
    are refused at most 5 points more often.
 
-On a card (one H200): data 150 s, a step of 128 examples 0.33 s, a measurement about 45 s, of which the device
-waits for 25. `--rows=curve` takes 150 + 585 + 100 s, each other row 200 + 45 s at 600 steps; `--model=mini`
-about a third of the steps' time.
+Commands for one H200, and the seconds expected of each. Data take 150 s for `small` in a new FOLDER (100 for
+the mini), a step 0.31 s (0.1), a row's compilation 25 s, and figures hold training up for about 25 s; the
+probes behind them are worked out on the host meanwhile.
+
+| command, behind `--work=FOLDER --out=lines.jsonl` | seconds |
+|---|---:|
+| `--model=small --rows=read,curve` | 150 + 60 + 570 + 100 |
+| `--model=small --rows=as_it_is,copies_apart`, and the next two rows in the same way | 2 × 240 |
+| `--model=small --rows=curve --steps=3500`, a training of its own | 1,085 + 25 + 150 |
+| `--model=mini --rows=read,curve` | 100 + 40 + 200 + 80 |
+
+The mini's bridge itself, on all pairs, and its figures:
+
+    python -m rrs_jax.mini.train_bridge --model=mini --work=FOLDER                                  # 330
+    python -m rrs_jax.mini.measure --model=mini --bridge=FOLDER --dtype=bfloat16 --questions=300    # 45
+    python -m rrs_jax.mini.separability --model=mini --bridge=FOLDER --dtype=bfloat16               # 60
 """
 
 import argparse
@@ -74,7 +87,7 @@ from pathlib import Path
 from bridge_figures import Figures
 from flax import nnx
 
-from rrs_jax.config.kinds import names, with_home
+from rrs_jax.config.kinds import integer, names, with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.files import append_jsonl, content_hash, read_growing_jsonl
 from rrs_jax.mini.bridge_examples import Examples, two_by_two
@@ -116,11 +129,11 @@ class Row:
 ROWS = {
     "curve": Row(),
     "as_it_is": Row(),
-    "no_contrast": Row({"contrast": 0.0}),
     "copies_apart": Row(examples=Apart),
-    "no_distance": Row({"distance": 0.0}),
-    "end_alone": Row({"every": 0}),
     "every_question": Row(examples=EveryQuestion),
+    "no_contrast": Row({"contrast": 0.0}),
+    "end_alone": Row({"every": 0}),
+    "no_distance": Row({"distance": 0.0}),
 }
 
 
@@ -161,36 +174,57 @@ def missing_steps(name: str, options: argparse.Namespace, lines: Sequence[dict])
     return wanted - {line["step"] for line in lines if key.items() <= line.items()}
 
 
-def train_row(name: str, material: Material, figures: Figures, add: Callable, todo: Todo) -> None:
-    """Trains a row's bridge and adds its lines, which are worked out on the host while training goes on."""
+def train_row(name: str, material: Material, figures: Figures, later: Callable, todo: Todo) -> None:
+    """Trains a row's bridge; `later` takes the work on the host that makes a line."""
     options, steps = todo
     Path(options.work).mkdir(parents=True, exist_ok=True)
     examples = ROWS[name].examples(material.processor, material.rows, material.clips, options.batch_size)
     first, paused, start = None, 0.0, time.monotonic()
 
-    with ThreadPoolExecutor(1) as pool:
-        pending = []
+    def on_step(step: int, trainable: nnx.State) -> None:
+        nonlocal first, paused
+        first = step if first is None else first
+        if step in steps:
+            seconds, before = time.monotonic() - start - paused, time.monotonic()
+            line = {"step": step, "began_at_step": first, "seconds": round(seconds, 1)}
+            found = figures.hear(trainable)
+            later(lambda: line | figures.of_hearing(**found))
+            paused += time.monotonic() - before
 
-        def on_step(step: int, trainable: nnx.State) -> None:
-            nonlocal first, paused
-            first = step if first is None else first
-            if step in steps:
-                seconds, before = time.monotonic() - start - paused, time.monotonic()
-                line = {"step": step, "began_at_step": first, "seconds": round(seconds, 1)}
-                found = figures.of_hearing(trainable)
-                pending.append(pool.submit(lambda: add(line | figures.told_apart(**found))))
-                paused += time.monotonic() - before
-
-        train(material.bridge, examples, material.table, options, on_step)
-        for future in pending:
-            future.result()
+    train(material.bridge, examples, material.table, options, on_step)
     if passed := {step for step in steps if step < first}:
         say(f"{name}: trained beyond {sorted(passed)} before; remove {options.work} to train it again")
 
 
-def add_line(file: Path, key: dict[str, object], line: dict[str, object]) -> None:
-    append_jsonl(file, [key | line])
-    say(f"{key['row']}, step {line['step']}: probe {line['probe']['right']} %")
+class HostWork:
+    """Work on the host, in the order given, while the device goes on: a line's probes take a minute.
+
+    What has failed is raised at the next piece, or at the end.
+    """
+
+    def __init__(self):
+        self.pool, self.pieces = ThreadPoolExecutor(1), []
+
+    def submit(self, function: Callable, *arguments: object) -> None:
+        for piece in self.pieces:
+            if piece.done():
+                piece.result()
+        self.pieces.append(self.pool.submit(function, *arguments))
+
+    def __enter__(self) -> "HostWork":
+        return self
+
+    def __exit__(self, failed: type | None, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=failed is not None)
+        for piece in self.pieces if failed is None else ():
+            piece.result()
+
+
+def add_line(file: Path, key: dict[str, object], work: Callable[[], dict[str, object]]) -> None:
+    """Adds a row's line, of which `work` returns all but the key."""
+    line = key | work()
+    append_jsonl(file, [line])
+    say(f"{line['row']}, step {line['step']}: probe {line['probe']['right']} %")
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -211,13 +245,20 @@ def run(asked: argparse.Namespace) -> None:
     kept, held = hold_out(material.rows, asked.held_out)
     rows, clips = ([array[i] for i in kept] for array in (material.rows, material.clips))
     material = material._replace(rows=rows, clips=clips)
-    figures = Figures(material, held, asked)
-    for name, (options, steps) in todo.items():
-        add = functools.partial(add_line, out, key_of(name, options))
-        if name == "read":
-            add({"step": 0} | figures.of_reading())
-        else:
-            train_row(name, material, figures, add, (options, steps))
+    figures, lost = Figures(material, held, asked), []
+    with HostWork() as host:
+        for name, (options, steps) in todo.items():
+            later = functools.partial(host.submit, add_line, out, key_of(name, options))
+            if name == "read":
+                later(functools.partial(figures.of_reading, figures.answers_read()))
+                continue
+            try:
+                train_row(name, material, figures, later, (options, steps))
+            except FloatingPointError as error:  # a row without one of the losses may; the others go on
+                say(f"{name}: {error}")
+                lost.append(name)
+    if lost:
+        raise UserError(f"{', '.join(lost)}: not trained, the loss was not finite; lower --rate.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,11 +270,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = names(f"one or more of {', '.join(['read', *ROWS])}", "read", *ROWS)
     parser.add_argument("--rows", type=rows.argument, default=("read", *ROWS), help=rows.wants)
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON lines of the figures")
-    parser.add_argument("--row_steps", type=int, default=600, help="steps of the rows but the curve")
-    parser.add_argument("--held_out", type=int, default=280, help="pairs kept from training")
-    parser.add_argument("--questions", type=int, default=300, help="harmless questions to repeat")
-    parser.add_argument("--pairs_per_category", type=int, help="of the starter set's pairs, 20 by default")
-    parser.add_argument("--rows_at_once", type=int, default=64, help="prompts on the device while measuring")
+    whole = integer(1).argument
+    parser.add_argument("--row_steps", type=whole, default=600, help="steps of the rows but the curve")
+    parser.add_argument("--held_out", type=whole, default=280, help="pairs kept from training")
+    parser.add_argument("--questions", type=whole, default=300, help="harmless questions to repeat")
+    parser.add_argument("--pairs_per_category", type=whole, help="of the starter set's pairs, 20 by default")
+    parser.add_argument(
+        "--rows_at_once", type=whole, default=64, help="prompts on the device while measuring"
+    )
     asked = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         run(asked)

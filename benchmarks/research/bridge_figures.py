@@ -69,15 +69,18 @@ class Figures:
         self.silent = HeardModel(self.model, self.processor, empty_audio_bank(self.model))
         self.read = self._states(self.silent, self._written(self.silent, [*self.twins, *self.copies]))
 
-    def of_reading(self) -> dict[str, object]:
-        """Returns the figures of reading, of the base itself."""
-        answers = self._answers(self.silent, [(written_prompt(text, PROMPT_T), []) for text in self.twins])
+    def answers_read(self) -> list[str]:
+        """Returns the answers to the twins that are read."""
+        return self._answers(self.silent, [(written_prompt(text, PROMPT_T), []) for text in self.twins])
+
+    def of_reading(self, answers: Sequence[str]) -> dict[str, object]:
+        """Returns the figures of the decoder that reads, from what `answers_read` returns."""
         read = self.read[: len(self.twins)]
         probes = {"probe": self._probe(read[:, 0]), "probe_clip": self._probe(read[:, 1])}
-        return probes | {"refused": self._refused(answers)}
+        return {"step": 0} | probes | {"refused": self._refused(answers)}
 
-    def of_hearing(self, trainable: nnx.State) -> dict[str, object]:
-        """Returns what `told_apart` takes, which needs the device no more."""
+    def hear(self, trainable: nnx.State) -> dict[str, object]:
+        """Returns what `of_hearing` takes, which works on the host."""
         model = self.bridge.model(self.bridge.base, trainable)
         bank = make_audio_bank(model, self.processor.mel, self.clips, batch_size=self.batch_size)
         heard, paired = HeardModel(model, self.processor, bank), len(self.twins) + len(self.copies)
@@ -94,8 +97,8 @@ class Figures:
             "transcripts": states[paired:],
         }
 
-    def told_apart(self, repeats, answers, states: np.ndarray, transcripts: np.ndarray) -> dict[str, object]:
-        """Returns the figures of a line, from what `of_hearing` returns."""
+    def of_hearing(self, repeats, answers, states: np.ndarray, transcripts: np.ndarray) -> dict[str, object]:
+        """Returns the figures of a bridge, from what `hear` returns."""
         said = [*self.twins, *self.harmless]
         wrong = np.array([changed_words(text, repeat) for text, repeat in zip(said, repeats, strict=True)])
         words = np.array([len(text.split()) for text in said])

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Material(NamedTuple):
-    """What a bridge is trained from.
+    """Model and data from which a bridge is trained.
 
     Attributes:
       table: rows of the weight table whose parameters are trained.
