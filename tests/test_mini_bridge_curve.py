@@ -110,6 +110,7 @@ def test_states_are_compared_as_written_out():
         twins = [i + 1 if i % 2 == 0 else i - 1 for i in range(count)]
         told = np.mean([near(h[i], r[i]) > near(h[i], r[twins[i]]) for i in range(count)])
         first = np.mean([max(range(count), key=lambda j: near(h[i], r[j])) == i for i in range(count)])
+        h, r = h / spread, r / spread
         along = sum((h[i] - h[i + 1]) @ (r[i] - r[i + 1]) for i in range(0, count, 2))
         squares = sum((r[i] - r[i + 1]) @ (r[i] - r[i + 1]) for i in range(0, count, 2))
         drawn = [np.sum((r[i] - r[j]) ** 2) for i in range(count) for j in range(count)]

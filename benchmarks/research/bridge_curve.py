@@ -36,8 +36,10 @@ heard or read beside t:
 - `twins`, `copies`, by layer at the last token: `told`, heard states nearer to their own read state than to
   their twin's, by the cosines of `state_losses`; `told_of_all`, than to all 560; `kept`, how much of the
   difference of two read twins the heard ones have, along it; `apart`, the squared difference of read twins,
-  as a share of that of two random questions. No probe is fitted, so that harmful and everyday pairs compare.
+  as a share of that of two random questions; all of standardised states. No probe is fitted, so that harmful
+  and everyday pairs compare.
 - `refused`: of the harmful questions and of their rewrites, 48 greedy tokens beside t, by phrases.
+- `seconds` of training since `began_at_step`, which is 0 unless a stopped training went on.
 
 Predictions, written down before any of these runs, for `small`:
 
@@ -57,16 +59,17 @@ Predictions, written down before any of these runs, for `small`:
 8. `every_question`: the probe is higher by 1 to 4 points and `kept` of twins by at least 0.05; harmful ones
    are refused at most 5 points more often.
 
-Commands for one H200, and the seconds expected of each. Data take 150 s for `small` in a new FOLDER (100 for
-the mini), a step 0.31 s (0.1), a row's compilation 25 s, and figures hold training up for about 25 s; the
-probes behind them are worked out on the host meanwhile.
+Commands for one H200, and the seconds expected of each: data in a new FOLDER + start and compilation + steps
+at 0.31 s (mini 0.1) + figures, which hold training up for 25 s each; their probes are worked out on the host
+meanwhile.
 
 | command, behind `--work=FOLDER --out=lines.jsonl` | seconds |
 |---|---:|
-| `--model=small --rows=read,curve` | 150 + 60 + 570 + 100 |
-| `--model=small --rows=as_it_is,copies_apart`, and the next two rows in the same way | 2 × 240 |
-| `--model=small --rows=curve --steps=3500`, a training of its own | 1,085 + 25 + 150 |
-| `--model=mini --rows=read,curve` | 100 + 40 + 200 + 80 |
+| `--model=small --rows=read,curve` | 150 + 70 + 545 + 100 |
+| `--model=small --rows=as_it_is,copies_apart,every_question` | 150 + 110 + 560 + 75 |
+| `--model=small --rows=no_contrast,end_alone,no_distance` | 150 + 110 + 560 + 75 |
+| `--model=small --rows=curve --steps=3500`, a training of its own | 150 + 70 + 1,085 + 125 |
+| `--model=mini --rows=read,curve` | 100 + 60 + 175 + 80 |
 
 The mini's bridge itself, on all pairs, and its figures:
 
