@@ -123,7 +123,9 @@ def test_states_are_compared_as_written_out():
     assert same["told"] == same["told_of_all"] == [100.0] * places and same["kept"] == [1.0] * places
 
 
-def test_a_stopped_run_makes_what_is_missing_and_nothing_else(whole_folder, work, tmp_path, monkeypatch):
+def test_a_stopped_run_makes_what_is_missing_and_nothing_else(
+    whole_folder, work, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(train_bridge, "ensure_base", lambda name: whole_folder)
     monkeypatch.setattr(bridge_curve, "CURVE_STEPS", (1, 2))
     monkeypatch.setattr(train_bridge, "SAVE_EVERY", 1)
@@ -150,6 +152,16 @@ def test_a_stopped_run_makes_what_is_missing_and_nothing_else(whole_folder, work
         assert {"probe", "probe_transcript", "words_wrong", "refused"} <= line.keys()
         assert len(line["twins"]["told"]) == len(line["copies"]["kept"]) == len(line["layers"])
     assert lines[1]["twins"] != lines[2]["twins"]  # each of its own step
+    shown = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()]
+    shown = shown[[row[:1] for row in shown].index(["row"]) :]
+    assert [row[:2] for row in shown[2:]] == [[f"`{line['row']}`", str(line["step"])] for line in lines]
+    for line, cells in zip(lines[1:], shown[3:], strict=True):
+        named = dict(zip(shown[0][:8], cells[:8], strict=True))
+        assert named["words wrong"] == str(line["words_wrong"]["percent"])
+        assert named["probe"] == str(line["probe"]["right"])
+        assert named["twins told"] == str(round(line["twins"]["told"][0], 1))
+        assert cells[11:] == [str(share) for share in line["refused"].values()]
+    assert shown[2][2] == "" and len({len(row) for row in shown}) == 1
 
     monkeypatch.setattr(bridge_curve, "prepare", None)  # nothing is loaded where nothing is missing
     assert curve(rows) == 0 and len(out.read_text().splitlines()) == 4

@@ -4,10 +4,11 @@
     python benchmarks/research/bridge_curve.py --model=small --work=FOLDER --out=lines.jsonl --rows=curve
 
 FOLDER has the data of all rows, made once; `python -m rrs_jax.mini.train_bridge` shares them. A line is added
-to the file as each figure is there. The same command goes on where it was stopped: lines that are there are
-not made again, and a training goes on from its last bridge. All flags of `train_bridge` are taken; --steps is
-the curve's length, of which the figures at 250, 500, 1,000, 1,750 and 3,500 steps are along one falling
-learning rate, and --row_steps that of every other row, which ends at its lowest rate.
+to the file as its figures are there, and all are printed as a table at the end. The same command goes on
+where it was stopped: lines that are there are not made again, and a training goes on from its last bridge.
+All flags of `train_bridge` are taken; --steps is the curve's length, of which the figures at 250, 500, 1,000,
+1,750 and 3,500 steps are along one falling learning rate, and --row_steps that of every other row, which ends
+at its lowest rate.
 
 | row | reason |
 |---|---|
@@ -87,7 +88,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bridge_figures import Figures
+from bridge_figures import Figures, table
 from flax import nnx
 
 from rrs_jax.config.kinds import integer, names, with_home
@@ -231,8 +232,14 @@ def add_line(file: Path, key: dict[str, object], work: Callable[[], dict[str, ob
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Makes the lines of the rows that are not there."""
+    """Makes the lines of the rows that are not there, and prints the table of all."""
     out = Path(asked.out)
+    make_missing(asked, out)
+    print(table(read_growing_jsonl(out, say)))
+
+
+def make_missing(asked: argparse.Namespace, out: Path) -> None:
+    """Makes the lines of the rows that are not there."""
     lines, todo = read_growing_jsonl(out, say), {}
     for name in asked.rows:
         options = options_of(name, asked, ROWS[name].changes if name in ROWS else {})

@@ -150,5 +150,22 @@ class Figures:
         return {name: round(100 * float(chosen.mean()), 1) for name, chosen in shares.items()}
 
 
+def table(lines: Sequence[dict]) -> str:
+    """Returns Markdown of the lines; `told` and `kept` behind the layer in the middle."""
+    head = ("row", "steps", "words wrong", "probe", "over the clip", "transcript", "right words",
+            "twins told", "kept", "copies told", "kept", "refused", "rewrites")  # fmt: skip
+    rows = [head, ("---", *["---:"] * (len(head) - 1))]
+    for line in lines:
+        cells: list[object] = [f"`{line['row']}`", line["step"], line.get("words_wrong", {}).get("percent")]
+        for probe in ("probe", "probe_clip", "probe_transcript", "probe_right_words"):
+            cells.append((line.get(probe) or {}).get("right"))
+        for pairs in ("twins", "copies"):
+            for name, digits in (("told", 1), ("kept", 2)):
+                behind = line.get(pairs, {}).get(name)
+                cells.append(behind and round(behind[len(behind) // 2], digits))
+        rows.append((*cells, *line["refused"].values()))
+    return "\n".join(f"| {' | '.join('' if c is None else str(c) for c in row)} |" for row in rows)
+
+
 def _share(found: np.ndarray, total: np.ndarray) -> dict[str, object]:
     return dict(zip(("percent", "ci95"), share_with_interval(found, total), strict=True))
