@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from flax import nnx
 
@@ -13,7 +14,7 @@ from helpers.clip_prompts import AUDIO, FRAMES, torch_inputs
 from helpers.tensors import relative_error
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
 from rrs_jax.inputs.mel import audio_token_count, silence_value
-from rrs_jax.mini import bridge_phrases, bridge_questions, bridge_step
+from rrs_jax.mini import bridge_phrases, bridge_questions
 from rrs_jax.mini.bridge_step import Bridge, Example, LossWeights, loss, make_batch
 from rrs_jax.mini.model import read_bridge
 from rrs_jax.mini.separability import probe_accuracy
@@ -21,6 +22,8 @@ from rrs_jax.mini.train_bridge import load_bridge, save_bridge, trained_rows
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder
 
+# Of three layers: which of transformers' states each value of `every` takes.
+STATES = {2: (2, -1), 0: (-1,)}
 CLIPS = (1, 0)  # clip of each row; 0 is the longer one
 
 
@@ -41,21 +44,21 @@ def spoken_examples(clips) -> list[Example]:
 
 
 def answer_log_probabilities(
-    reference, ids: list[list[int]], answers, **inputs
+    reference, ids: list[list[int]], answers, places, **inputs
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Returns the log-probability of each answer's tokens, and the states (places, B, D) before the answers:
-    behind the second layer, and behind the final norm."""
+    """Returns the log-probability of each answer's tokens, and the states (places, B, D) before the answers
+    at these places of transformers' states."""
     output = reference(**inputs, output_hidden_states=True)
     logits = output.logits.double()
     scores = [
         torch.log_softmax(logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)], -1)
         for row, (prompt, answer) in enumerate(zip(ids, answers, strict=True))
     ]
-    places = [
+    states = [
         torch.stack([output.hidden_states[place][row, len(prompt) - 1] for row, prompt in enumerate(ids)])
-        for place in (2, -1)
+        for place in places
     ]
-    return scores, torch.stack(places).double()
+    return scores, torch.stack(states).double()
 
 
 def state_losses(heard: torch.Tensor, read: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,8 +76,8 @@ def state_losses(heard: torch.Tensor, read: torch.Tensor) -> tuple[torch.Tensor,
     return torch.stack(distances).mean(), torch.stack(contrasts).mean()
 
 
-def test_the_loss_and_the_gradients_are_those_of_transformers(reference, folder, monkeypatch):
-    monkeypatch.setattr(bridge_step, "EVERY", 2)  # of three layers
+@pytest.mark.parametrize("every", STATES)
+def test_the_loss_and_the_gradients_are_those_of_transformers(every, reference, folder):
     rng = np.random.default_rng(0)
     clips = rng.normal(size=(4, 12, 3000)).astype(np.float32)
     for feature, frames in zip(clips, FRAMES, strict=True):
@@ -86,7 +89,7 @@ def test_the_loss_and_the_gradients_are_those_of_transformers(reference, folder,
     model = load_weights(folder)
     bridge, rows = Bridge(model), trained_rows(folder, model)
     (value, metrics), gradients = jax.value_and_grad(
-        lambda trainable: loss(bridge, trainable, bridge.base, batch, weights=LossWeights(0.7, 0.4)),
+        lambda trainable: loss(bridge, trainable, bridge.base, batch, weights=LossWeights(0.7, 0.4, every)),
         has_aux=True,
     )(bridge.initial)
 
@@ -97,11 +100,11 @@ def test_the_loss_and_the_gradients_are_those_of_transformers(reference, folder,
     inputs["input_features"] = inputs["input_features"][list(CLIPS)]
     inputs["feature_attention_mask"] = inputs["feature_attention_mask"][list(CLIPS)]
     reference.zero_grad()
-    student, heard = answer_log_probabilities(reference, spoken, answers, **inputs)
+    student, heard = answer_log_probabilities(reference, spoken, answers, STATES[every], **inputs)
     inputs = torch_inputs([[*p, *a] for p, a in zip(written, answers, strict=True)], clips, "right")
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
     with torch.no_grad():
-        teacher, read = answer_log_probabilities(reference, written, answers, **inputs)
+        teacher, read = answer_log_probabilities(reference, written, answers, STATES[every], **inputs)
     total = sum(map(len, answers))
     cross_entropy = -sum(s[range(len(a)), a].sum() for s, a in zip(student, answers, strict=True)) / total
     divergence = sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student, strict=True)) / total

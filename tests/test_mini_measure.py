@@ -57,7 +57,7 @@ def test_word_errors_are_edits_over_words(monkeypatch):
             return tokens
 
     generated = iter([["a b", "c", "d"], repeats, ["a b", "x", "d"]])
-    monkeypatch.setattr(measure, "_generate", lambda heard, prompts: next(generated))
+    monkeypatch.setattr(measure, "generate", lambda heard, prompts: next(generated))
     scores = {"all": (np.array([1, 2, 3]), np.array([4, 4, 4])), "likelihood": np.array([1.0, 2.0, 3.0])}
     scores["first_five"] = scores["all"]
     monkeypatch.setattr(measure, "_score", lambda heard, clips, answers: scores)

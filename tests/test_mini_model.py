@@ -1,5 +1,6 @@
 """A small model's base folder and the bridge that is merged into it."""
 
+import argparse
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from helpers.mini_files import VOCAB_SIZE, WIDTH, convert, small_decoder, small_encoder, write_files
 from rrs_jax.errors import UserError
-from rrs_jax.mini import base, model, sources
+from rrs_jax.mini import base, measure, model, sources
+from rrs_jax.mini.heard_model import load_heard
 from rrs_jax.mini.model_table import MODELS
 from rrs_jax.weights import safetensors_io
 from rrs_jax.weights.named_models import NAMED_MODELS
@@ -112,6 +114,15 @@ def test_base_is_made_once_and_mini_merges_the_bridge(cache, tmp_path):
         **{"audio_tower.layers.0.fc1.lora_A.weight": None, "audio_tower.layers.0.fc1.lora_B.weight": None},
     )
     assert model.ensure_model("mini", bridge=tmp_path / "bridge") != mini
+
+
+def test_a_trained_bridge_is_measured_by_its_folder(cache, tmp_path, capsys):
+    bridge = write_bridge(tmp_path / "bridge")
+    options = argparse.Namespace(model="mini", bridge=str(tmp_path / "bridge"), dtype="float32")
+    kernel = load_heard(options, []).model.multi_modal_projector.kernel[...]
+    np.testing.assert_array_equal(kernel, bridge["multi_modal_projector.linear.weight"].T)
+    assert measure.main([f"--model={tmp_path}", f"--bridge={tmp_path / 'bridge'}"]) == 2
+    assert "is no small real model; there are mini and small" in capsys.readouterr().err
 
 
 def test_small_has_a_cache_and_a_base_of_its_own(cache):

@@ -242,7 +242,7 @@ def run(options: argparse.Namespace) -> None:
     """Measures, trains and measures again for each seed; prints the table. Raises UserError."""
     of_split = [choose_rows(StarterChoice(split, options.pairs_per_category)) for split in SPLITS]
     rows, count = sum(of_split, []), len(of_split[0])
-    heard = load_heard(options.model, [row["question"] for row in rows], options.dtype)
+    heard = load_heard(options, [row["question"] for row in rows])
     depth, bank = heard.model.config.text.num_hidden_layers, heard.bank.array
     options.layer = depth // 2 if options.layer is None else options.layer
     if options.layer > depth:

@@ -23,7 +23,6 @@ from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
 from rrs_jax.models.stack import compiler_options
 
 TRAINED = ("audio_tower", "multi_modal_projector")
-EVERY = 4  # layers, of which one's state before the answer is compared
 TEMPERATURE = 0.1  # of the contrast between cosines
 
 
@@ -56,10 +55,15 @@ class DistillationBatch:
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weights of the two losses of `state_losses`."""
+    """Weights of the two losses of `state_losses`, and the states that they compare.
+
+    Attributes:
+      every: the states behind every so many layers, besides those behind the final norm; 0 for these alone.
+    """
 
     distance: float = 1.0
     contrast: float = 0.3
+    every: int = 4
 
 
 def make_batch(
@@ -132,7 +136,7 @@ class Bridge:
 
     @staticmethod
     def answer_states(
-        model: nnx.Module, batch: Batch, bank: jax.Array, start: jax.Array, count: int
+        model: nnx.Module, batch: Batch, bank: jax.Array, start: jax.Array, count: int, every: int
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the states from which the answer's tokens are predicted, and those before the answer.
 
@@ -140,9 +144,10 @@ class Bridge:
           batch: prompts, each followed by its answer.
           bank: what `encode` returns; its first row alone where the decoder reads.
           start: int32 (B,), length of each prompt.
+          every: of how many layers one's states are returned, as in `LossWeights`.
         Returns:
           (B, count, D), behind the final norm, at the prompt's last token and at all answer tokens but the
-          last; float32 (places, B, D), at the prompt's last token behind every EVERY-th layer and, last,
+          last; float32 (places, B, D), at the prompt's last token behind every `every`-th layer and, last,
           behind the final norm.
         """
         decoder = model.language_model
@@ -152,8 +157,24 @@ class Bridge:
         output = decoder(DecoderInputs(x, start), None, Wanted(each_layer=(0,)), remat="dots")
         positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], x.shape[1] - 1)
         states = decoder.norm(jnp.take_along_axis(output.states, positions[..., None], axis=1))
-        ends = output.each_layer[EVERY - 1 :: EVERY, :, 0].astype(jnp.float32)
+        layers = slice(every - 1, None, every) if every else slice(0)
+        ends = output.each_layer[layers, :, 0].astype(jnp.float32)
         return states, jnp.concatenate([ends, states[None, :, 0].astype(jnp.float32)])
+
+
+def state_cosines(heard: jax.Array, read: jax.Array) -> jax.Array:
+    """Returns the cosines (places, B, B) of each heard question's states with each read one's.
+
+    Both (places, B, D) are standardised by the mean and the spread of the read ones.
+    """
+    centre = read.mean(1, keepdims=True)
+    spread = read.std(1, keepdims=True) + 1e-6
+
+    def directions(states: jax.Array) -> jax.Array:
+        states = (states - centre) / spread
+        return states / (jnp.linalg.norm(states, axis=-1, keepdims=True) + 1e-6)
+
+    return jnp.einsum("lid,ljd->lij", directions(heard), directions(read))
 
 
 def state_losses(heard: jax.Array, read: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -171,13 +192,7 @@ def state_losses(heard: jax.Array, read: jax.Array) -> tuple[jax.Array, jax.Arra
     read = jax.lax.stop_gradient(read)
     centre = read.mean(1, keepdims=True)
     distance = jnp.sum((heard - read) ** 2, (1, 2)) / jnp.sum((read - centre) ** 2, (1, 2))
-    spread = read.std(1, keepdims=True) + 1e-6
-
-    def directions(states: jax.Array) -> jax.Array:
-        states = (states - centre) / spread
-        return states / (jnp.linalg.norm(states, axis=-1, keepdims=True) + 1e-6)
-
-    cosines = jnp.einsum("lid,ljd->lij", directions(heard), directions(read))
+    cosines = state_cosines(heard, read)
     own = jnp.arange(cosines.shape[1])
 
     def contrast(logits: jax.Array) -> jax.Array:
@@ -194,8 +209,9 @@ def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: 
     """
     model = bridge.model(base, trainable)
     count = batch.answer.shape[1]
+    every = weights.every if weights else 0
     bank = bridge.encode(model, batch.features, batch.feature_lengths)
-    heard, heard_ends = bridge.answer_states(model, batch.spoken, bank, batch.spoken_start, count)
+    heard, heard_ends = bridge.answer_states(model, batch.spoken, bank, batch.spoken_start, count, every)
     log_student = jax.nn.log_softmax(model.logits(heard))
     total = batch.answer_mask.sum()
     chosen = jnp.take_along_axis(log_student, batch.answer[..., None], axis=-1)[..., 0]
@@ -204,7 +220,7 @@ def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: 
     metrics = {"cross_entropy": cross_entropy, "agreement": agreement}
     if weights is None:
         return cross_entropy, metrics
-    read, read_ends = bridge.answer_states(model, batch.written, bank[:1], batch.written_start, count)
+    read, read_ends = bridge.answer_states(model, batch.written, bank[:1], batch.written_start, count, every)
     log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(model.logits(read)))
     each = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
     divergence = (each * batch.answer_mask).sum() / total

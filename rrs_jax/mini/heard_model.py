@@ -16,6 +16,7 @@ from rrs_jax.errors import exit_status
 from rrs_jax.files import write_json
 from rrs_jax.frozen.audio_bank import AudioBank, make_audio_bank
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.mini.model import ensure_model
 from rrs_jax.weights.load import load_weights, resolve_folder
 
 BATCH = 8
@@ -34,14 +35,17 @@ class HeardModel(NamedTuple):
         return self.processor.encode(text, counts), offsets, counts
 
 
-def load_heard(name: str, questions: Sequence[str], dtype: str) -> HeardModel:
-    """Loads a model in `dtype` and encodes the questions' speech.
+def load_heard(options: argparse.Namespace, questions: Sequence[str]) -> HeardModel:
+    """Loads the model of `command_parser`'s flags and encodes the questions' speech.
 
-    name: `mini`, `small`, a folder, or a hub id. Raises UserError where it cannot be had.
+    Raises UserError where the model cannot be had.
     """
-    folder = resolve_folder(name)
+    if options.bridge:
+        folder = ensure_model(options.model, bridge=Path(options.bridge))
+    else:
+        folder = resolve_folder(options.model)
     processor = Processor.from_folder(folder)
-    model = load_weights(folder, dtype=jnp.dtype(dtype))
+    model = load_weights(folder, dtype=jnp.dtype(options.dtype))
     clips = speak_all([(question, draw_voice(question, 0)) for question in questions])
     return HeardModel(
         model, processor, make_audio_bank(model, processor.mel, [p for p, _ in clips], batch_size=BATCH)
@@ -53,6 +57,8 @@ def command_parser(module: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m rrs_jax.mini.{module}", description=description)
     model = path("mini, small, a Hugging Face folder, or a hub id OWNER/NAME")
     parser.add_argument("--model", type=model.argument, default="mini", help=model.wants)
+    bridge = path("folder with the bridge of mini or small; by default the shipped one")
+    parser.add_argument("--bridge", type=bridge.argument, metavar="FOLDER", help=bridge.wants)
     dtype = choice("float32", "bfloat16")
     parser.add_argument("--dtype", type=dtype.argument, default="float32", help="number type of the weights")
     parser.add_argument("--out", metavar="FILE", help="JSON file for the figures")
@@ -70,7 +76,8 @@ def run_command(
     """
     options = parser.parse_args(with_home(arguments))
     with exit_status() as status:
-        found = {"model": options.model, "dtype": options.dtype} | figures(options)
+        bridge = {"bridge": options.bridge} if options.bridge else {}
+        found = {"model": options.model, **bridge, "dtype": options.dtype} | figures(options)
         print(json.dumps(found, indent=2))
         if options.out:
             write_json(Path(options.out), found)

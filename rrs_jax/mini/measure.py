@@ -41,9 +41,9 @@ ANSWER = "Answer the question in the audio."
 def measure(heard: HeardModel, questions: Sequence[str]) -> dict:
     """Returns the measures of the module's docstring, rounded to 0.1; clip i of the bank is question i."""
     everything = range(len(questions))
-    written = _generate(heard, [(question, []) for question in questions])
-    repeated = _generate(heard, [(REPEAT, [i]) for i in everything])
-    answered = _generate(heard, [(ANSWER, [i]) for i in everything])
+    written = generate(heard, [(question, []) for question in questions])
+    repeated = generate(heard, [(REPEAT, [i]) for i in everything])
+    answered = generate(heard, [(ANSWER, [i]) for i in everything])
     own = _score(heard, everything, written)
     other = _score(heard, np.roll(everything, 1), written)
     read, repeats, answers = (
@@ -86,10 +86,14 @@ def word_f1(expected: list[str], found: list[str]) -> float:
     return 2 * common / (len(expected) + len(found)) if common else 0.0
 
 
-def _generate(heard: HeardModel, prompts: list[tuple[str, list[int]]]) -> list[list[int]]:
+def generate(
+    heard: HeardModel, prompts: list[tuple[str, list[int]]], batch_size: int = 2 * BATCH
+) -> list[list[int]]:
+    """Returns the tokens of each prompt's greedy answer, ANSWER_TOKENS at most; a prompt is a text and its
+    clips."""
     sampling = SamplingConfig(max_new_tokens=ANSWER_TOKENS, greedy=True)
     stops = heard.processor.eos_token_ids
-    generator = Generator(heard.model, sampling, eos_token_ids=stops, batch_size=2 * BATCH)
+    generator = Generator(heard.model, sampling, eos_token_ids=stops, batch_size=batch_size)
     answers: dict[int, list[int]] = {}
     requests = [Prompt(key=key, row=heard.prompt(*prompt)) for key, prompt in enumerate(prompts)]
     generator.generate(requests, heard.bank.array, answers.__setitem__)
@@ -155,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def figures(options: argparse.Namespace) -> dict:
     """Returns the measures of the model that was asked for."""
     questions = harmless_questions()[: options.questions]
-    return measure(load_heard(options.model, questions, options.dtype), questions)
+    return measure(load_heard(options, questions), questions)
 
 
 def harmless_questions() -> list[str]:

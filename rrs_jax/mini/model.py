@@ -53,7 +53,7 @@ def bridge_files(folder: Path) -> list[Path]:
         return files
     raise UserError(
         f"{folder}: holds no bridge ({PATTERN}); get it from the repository, "
-        f"or train one: python -m rrs_jax.mini.train_bridge --model={Path(folder).name}"
+        "or train one: python -m rrs_jax.mini.train_bridge --model=NAME --work=FOLDER"
     )
 
 

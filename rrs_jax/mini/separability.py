@@ -39,7 +39,9 @@ def probed_layers(num_layers: int) -> list[int]:
     return sorted({*range(EVERY, num_layers + 1, EVERY), num_layers})
 
 
-def hidden_features(model: nnx.Module, rows: list, bank: jax.Array, audio_token_id: int) -> np.ndarray:
+def hidden_features(
+    model: nnx.Module, rows: list, bank: jax.Array, audio_token_id: int, batch_size: int = BATCH
+) -> np.ndarray:
     """Returns float32 (N, 2, layers, D): the prompt's last token, and the mean over the question's
     positions.
 
@@ -63,7 +65,7 @@ def hidden_features(model: nnx.Module, rows: list, bank: jax.Array, audio_token_
         return jnp.stack([last.astype(jnp.float32).swapaxes(0, 1), mean], axis=1)
 
     lengths = [len(row[0]) for row in rows]
-    batches = batches_in_buckets(lengths, BATCH, bucket_lengths(lengths, 3))
+    batches = batches_in_buckets(lengths, batch_size, bucket_lengths(lengths, 3))
     results = []
     with Progress(len(rows), "hidden states", "prompts") as progress:
         for selection in batches:
@@ -165,7 +167,7 @@ def figures(options: argparse.Namespace) -> dict:
         for split in options.splits
         for row in choose_rows(StarterChoice(split, options.pairs_per_category))
     ]
-    heard = load_heard(options.model, [row["question"] for row in rows], options.dtype)
+    heard = load_heard(options, [row["question"] for row in rows])
     spoken = [heard.prompt(PROMPT_T, [i]) for i in range(len(rows))]
     written = [heard.prompt(evaluation_prompt("text_only", row["question"], "prompted")) for row in rows]
     harmful, pairs = np.array([row["label"] == "harmful" for row in rows]), [row["pair_id"] for row in rows]

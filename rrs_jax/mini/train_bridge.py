@@ -7,11 +7,11 @@ made again from the seed. `python -m rrs_jax.mini.measure` gives the figures of 
 """
 
 import argparse
-import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,47 +19,34 @@ import numpy as np
 import optax
 from flax import nnx
 
-from rrs_jax.config.kinds import with_home
-from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
-from rrs_jax.errors import UserError, exit_status
+from rrs_jax.config.kinds import integer, with_home
+from rrs_jax.errors import exit_status
 from rrs_jax.files import atomic_path, read_json, read_jsonl, write_json
-from rrs_jax.inputs.batching import bucket_lengths, bucket_of, make_batches
-from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini import bridge_data
 from rrs_jax.mini.base import ensure_base
-from rrs_jax.mini.bridge_phrases import INSTRUCTIONS
-from rrs_jax.mini.bridge_questions import read_prompt
-from rrs_jax.mini.bridge_step import (
-    Bridge,
-    DistillationBatch,
-    Example,
-    LossWeights,
-    is_trained,
-    make_batch,
-    make_step,
-)
+from rrs_jax.mini.bridge_examples import ANSWER_TOKENS, Examples
+from rrs_jax.mini.bridge_step import Bridge, LossWeights, is_trained, make_step
 from rrs_jax.progress import Progress
 from rrs_jax.weights.load import load_weights, read_config, weight_table
 from rrs_jax.weights.safetensors_io import read_folder, read_header, save_file
 from rrs_jax.weights.table import Row
 
-ANSWER_TOKENS = 32
 SAVE_EVERY = 250  # steps
-REPEAT_PROMPTS = (
-    "Repeat the question in the audio.",
-    "Write down what is said in the audio.",
-    "Transcribe the audio.",
-)
 WARMUP = 100  # steps, at the beginning and wherever training goes on
 FIRST_REPEAT = 0.8  # share of batches that are repeated in the first fifth, until words are heard
 ENCODER_RATE = 0.2  # of the projector's rate: the encoder begins trained
-BUCKETS = 2  # lengths of a batch's prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one sentence on standard error for a user's mistake."""
-    asked = _parser().parse_args(with_home(arguments))
+    parser = argparse.ArgumentParser(
+        prog="python -m rrs_jax.mini.train_bridge",
+        description="Trains the bridge of a small real model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_arguments(parser)
+    asked = parser.parse_args(with_home(arguments))
     with exit_status() as status:
         run(asked)
     return status.code
@@ -78,25 +65,44 @@ ARGUMENTS = (
     ("--repeat", float, 0.35, "share of batches that repeat the question, behind the first fifth"),
     ("--distance", float, 1.0, "weight of the distance of the states before the answer, heard and read"),
     ("--contrast", float, 0.3, "weight of telling each heard question from the others by these states"),
+    ("--every", integer(0).argument, 4, "layers from one whose states are learnt to the next; 0: at the end"),
     ("--seed", int, 0, "seed of everything random"),
 )  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rrs_jax.mini.train_bridge",
-        description="Trains the bridge of a small real model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a bridge's training."""
     parser.add_argument("--model", default="small", help="mini or small")
     parser.add_argument("--work", required=True, metavar="FOLDER", help="folder for data and results")
     for name, kind, default, meaning in ARGUMENTS:
         parser.add_argument(name, type=kind, default=default, help=meaning)
-    return parser
+
+
+class Material(NamedTuple):
+    """Model and data from which a bridge is trained.
+
+    Attributes:
+      table: rows of the weight table whose parameters are trained.
+      rows: the data, as `make_bridge_data` writes them.
+      clips: the speech of each of them.
+    """
+
+    processor: Processor
+    bridge: Bridge
+    table: list[Row]
+    rows: list[dict]
+    clips: list[bridge_data.Clip]
 
 
 def run(asked: argparse.Namespace) -> None:
     """Makes the data where there are none yet, and trains the bridge."""
+    material = prepare(asked)
+    examples = Examples(material.processor, material.rows, material.clips, asked.batch_size)
+    train(material.bridge, examples, material.table, asked)
+
+
+def prepare(asked: argparse.Namespace) -> Material:
+    """Loads the base, and the data of the work folder, which are made where there are none."""
     work = Path(asked.work)
     folder = ensure_base(asked.model)
     processor = Processor.from_folder(folder)
@@ -111,95 +117,15 @@ def run(asked: argparse.Namespace) -> None:
             lists=asked.lists,
         )
         bridge_data.make_bridge_data(model, processor, work, sizes)
+    table = trained_rows(folder, model)
     rows, clips = read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work)
-    train(
-        Bridge(model), Examples(processor, rows, clips, asked.batch_size), trained_rows(folder, model), asked
-    )
+    return Material(processor, Bridge(model), table, rows, clips)
 
 
 def trained_rows(folder: Path, model: nnx.Module) -> list[Row]:
     """Returns the rows of the folder's weight table whose parameters a bridge trains."""
     table = weight_table(model.config, read_config(folder), read_folder(folder))
     return [row for row in table.rows if is_trained(row.path, None)]
-
-
-class Examples:
-    """Rows of bridge data as examples of what is heard, read and answered.
-
-    Encoded prompts are kept: the step would wait for the tokenizer, and prompts come again, for every clip of
-    the same length and in every epoch.
-    """
-
-    def __init__(
-        self, processor: Processor, rows: list[dict], clips: list[tuple[np.ndarray, int]], batch_size: int
-    ):
-        self.processor, self.rows, self.clips, self.batch_size = processor, rows, clips, batch_size
-        self.encode = functools.cache(processor.encode)
-        self.end = list(processor.eos_token_ids[:1])
-        texts = (None, *INSTRUCTIONS, *PROMPT_POOL, PROMPT_T)
-        # Prompts differ by a few tokens around the clip's own length; the longest one sets the room.
-        room = max(len(processor.encode(text, [2])) for text in (*texts, *REPEAT_PROMPTS))
-        self.lengths = [audio_token_count(length) + room + ANSWER_TOKENS for _, length in clips]
-        self.buckets = bucket_lengths(self.lengths, BUCKETS, 16)
-        self.frames = dict.fromkeys(self.buckets, 0)  # of the longest clip in each bucket, a multiple of 4
-        for (features, _), length in zip(clips, self.lengths, strict=True):
-            bucket = bucket_of(length, self.buckets)
-            self.frames[bucket] = max(self.frames[bucket], -(-features.shape[1] // 4) * 4)
-        said = processor.tokenizer([row["text"] for row in rows], add_special_tokens=False)["input_ids"]
-        room = max(len(processor.encode(read_prompt("?", text))) for text in texts)
-        self.written_length = -(-(max(map(len, said)) + room) // 16) * 16 + ANSWER_TOKENS
-
-    def answer(self, i: int) -> Example:
-        """Returns row i with its answer."""
-        row, clip = self.rows[i], self.clips[i]
-        spoken = self.encode(row["prompt"], (audio_token_count(clip[1]),))
-        written = self.encode(read_prompt(row["text"], row["prompt"]))
-        return Example(spoken, clip, written, row["answer"] + (self.end if row["ended"] else []))
-
-    def repeat(self, i: int, prompt: str) -> Example:
-        """Returns row i to be repeated.
-
-        Nothing is read: the loss of repeating has no divergence.
-        """
-        clip, said = self.clips[i], self.processor.text_ids(self.rows[i]["text"])
-        return Example(
-            self.encode(prompt, (audio_token_count(clip[1]),)), clip, self.encode(prompt), said + self.end
-        )
-
-    def answered(self) -> list[tuple[int, int]]:
-        """Returns the rows with an answer two by two: a question and its copy, where both have one.
-
-        Two without stand together, and one that is left over goes.
-        """
-        groups: dict[int, list[int]] = {}
-        for i, row in enumerate(self.rows):
-            if row["answer"] is not None:
-                groups.setdefault(row["pair"], []).append(i)
-        alone = [group[0] for group in groups.values() if len(group) == 1]
-        pairs = [group for group in groups.values() if len(group) == 2]
-        if len(pairs) + len(alone) // 2 == 0:
-            raise UserError("--samples: no two questions of them got an answer; ask more.")
-        return [tuple(pair) for pair in (*pairs, *zip(alone[::2], alone[1::2], strict=False))]
-
-    def batches(self, random: np.random.Generator, *, repeat: bool) -> Iterator[DistillationBatch]:
-        """Yields batches, epoch after epoch: of all rows, to be repeated, or of those with an answer."""
-        groups = [(i,) for i in range(len(self.rows))] if repeat else self.answered()
-        lengths = [max(self.lengths[i] for i in group) for group in groups]
-        while True:
-            seed = int(random.integers(2**31))
-            for selection in make_batches(lengths, self.batch_size // len(groups[0]), seed, self.buckets):
-                rows = [row for group in selection.indices for row in groups[group]]
-                yield make_batch(
-                    [self._example(row, random) if repeat else self.answer(row) for row in rows],
-                    spoken_length=selection.length,
-                    frames=self.frames[selection.length],
-                    written_length=self.written_length,
-                    answer_length=ANSWER_TOKENS,
-                    audio_token_id=self.processor.audio_token_id,
-                )
-
-    def _example(self, row: int, random: np.random.Generator) -> Example:
-        return self.repeat(row, REPEAT_PROMPTS[random.integers(len(REPEAT_PROMPTS))])
 
 
 def make_optimiser(asked: argparse.Namespace, first: int) -> optax.GradientTransformation:
@@ -227,16 +153,27 @@ def make_optimiser(asked: argparse.Namespace, first: int) -> optax.GradientTrans
     )
 
 
-def train(bridge: Bridge, examples: Examples, rows: Sequence[Row], asked: argparse.Namespace) -> None:
-    """Trains on from the work folder's last bridge; writes it every SAVE_EVERY steps and at the end."""
+def train(
+    bridge: Bridge,
+    examples: Examples,
+    rows: Sequence[Row],
+    asked: argparse.Namespace,
+    on_step: Callable[[int, nnx.State], None] = lambda step, trainable: None,
+) -> None:
+    """Trains on from the work folder's last bridge; writes it every SAVE_EVERY steps and at the end.
+
+    `on_step` is called before the first step and behind each one, with the steps done and the parameters,
+    which the next step overwrites.
+    """
     work = Path(asked.work)
     first, trainable = load_bridge(work, rows, bridge.initial)
     optimiser = make_optimiser(asked, first)
-    weights = {True: None, False: LossWeights(asked.distance, asked.contrast)}
+    weights = {True: None, False: LossWeights(asked.distance, asked.contrast, asked.every)}
     steps = {repeat: make_step(bridge, optimiser, chosen) for repeat, chosen in weights.items()}
     optimiser_state = jax.jit(optimiser.init)(trainable)
     random = np.random.default_rng([asked.seed, first])
     batches = {repeat: examples.batches(random, repeat=repeat) for repeat in (True, False)}
+    on_step(first, trainable)
     start, recent = time.monotonic(), []
     with Progress(asked.steps - first, f"bridge of {asked.model}", "steps") as progress:
         for done in range(first + 1, asked.steps + 1):
@@ -252,6 +189,7 @@ def train(bridge: Bridge, examples: Examples, rows: Sequence[Row], asked: argpar
                 recent = []
             if done % SAVE_EVERY == 0 or done == asked.steps:
                 save_bridge(trainable, rows, work, done)
+            on_step(done, trainable)
             progress.update()
 
 
@@ -298,7 +236,10 @@ def load_bridge(folder: Path, rows: Sequence[Row], initial):
     flat = dict(nnx.to_flat_state(trainable))
     for row in rows:
         values = [row.convert(entries[name].array().astype(np.float32)) for name in row.names()]
-        flat[row.path] = flat[row.path].replace(jnp.asarray(np.stack(values) if row.layers else values[0]))
+        leaf = flat[row.path]
+        # On all devices of the base, with which it is computed.
+        whole = jax.device_put(np.stack(values) if row.layers else values[0], leaf[...].sharding)
+        flat[row.path] = leaf.replace(whole)
     return read_json(folder / "progress.json")["step"], nnx.from_flat_state(flat)
 
 
