@@ -1,6 +1,6 @@
 """Writes the README's headline: its table of rates and its picture, from published results.
 
-    python docs/headline.py                                     docs/results/mini/paper.jsonl
+    python docs/headline.py                                     docs/results/small/paper.jsonl
     python docs/headline.py docs/results/MODEL/SWEEP.jsonl
 
 The rates are means over the seeds of a run; the lines in the picture go from the lowest to the highest seed.
@@ -21,15 +21,16 @@ from rrs_jax.report.table import markdown_rows, paste
 
 ROOT = Path(__file__).parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "tradeoff.svg"
-RESULTS = ROOT / "docs" / "results" / "mini" / "paper.jsonl"
+RESULTS = ROOT / "docs" / "results" / "small" / "paper.jsonl"
 MAIN = "rrs"
-TABLE = ("vanilla", "sft_full", "sft_shallow_mirror", MAIN)  # runs in the table
+TABLE = ("vanilla", "sft_full", "sft_shallow_mirror", "harc_without_penalty", MAIN)  # runs in the table
 MARKS = {  # runs in the picture, with the marks of the report page
     "vanilla": Mark("vanilla", "circle", 0),
     "sft_full": Mark("sft", "circle", 1),
     "sft_shallow_mirror": Mark("sft", "square", 2),
     "sft_shallow_parallel": Mark("sft", "diamond", 3),
     "sft_deep": Mark("sft", "triangle", 4),
+    "harc_without_penalty": Mark("rival", "square", 6),
     MAIN: Mark("rrs", "circle", 5),
 }
 NAMES = {
@@ -38,6 +39,7 @@ NAMES = {
     "sft_shallow_mirror": "SFT-shallow, Mirror",
     "sft_shallow_parallel": "SFT-shallow, Parallel",
     "sft_deep": "SFT-deep",
+    "harc_without_penalty": "HARC",
     MAIN: "RRS",
 }
 COLUMNS = {
