@@ -17,7 +17,7 @@ from rrs_jax.evaluate.engine import GenerationRequest, OnFinished
 from rrs_jax.evaluate.responses import MODEL_CONTENT
 from rrs_jax.files import content_hash
 from rrs_jax.frozen.along_answers import along, answer_rows, divergences
-from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank, make_audio_bank
+from rrs_jax.frozen.audio_bank import AudioBank, empty_audio_bank
 from rrs_jax.frozen.extraction import extract_all
 from rrs_jax.frozen.prefix_states import PrefixStates
 from rrs_jax.generate import Generator, Prompt, SamplingConfig
@@ -234,11 +234,13 @@ class LocalEngine:
                     f"{missing[0]}: is no file here; put the clips, and $RRS_JAX_CACHE with the speech, where"
                     " all hosts see it."
                 )
-        bank = make_audio_bank(
+        bank = context.cache.audio_bank(
             context.load_model(),
-            context.load_processor().mel,
+            context.load_processor(),
             [Path(path) for path in different],
             batch_size=self.config.extract.batch_size,
+            cache=None,
+            key=context.model_digest(),
         )
         self.made_bank = bank, {path: i for i, path in enumerate(different)}
         return self.made_bank

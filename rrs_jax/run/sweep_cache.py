@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ class SweepCache:
         self._models: dict = {}
         self._processors: dict = {}
         self._banks: dict = {}
+        self._other_bank: tuple[tuple, AudioBank] | None = None  # the last one of other clips
         self._generators: dict = {}
         self._states: dict[str, np.ndarray] = {}
         self._read: set[Path] = set()
@@ -71,32 +73,44 @@ class SweepCache:
         paths: Sequence[Path],
         *,
         batch_size: int,
-        cache: Path,
+        cache: Path | None,
         key: str,
     ) -> AudioBank:
-        """Embeddings of some clips; where `clips` are known, a part of the one bank of all of them.
+        """Embeddings of some clips; where `clips` are known, a part of the one bank of all of them, or of a
+        bank of their own that all runs share.
 
+        cache: file that keeps them where no clips are known; None for nowhere.
         key: digest of the content of the model's folder.
         """
         if not self.clips:
             return make_audio_bank(
                 model, processor.mel, paths, batch_size=batch_size, cache=cache, cache_key=key
             )
-        found = self._banks.get((key, model))
-        if found is None:
-            distinct = {content_hash(path.read_bytes()): path for path in self.clips}
-            whole = self.folder / f"audio-{content_hash(key, list(distinct))}.safetensors"
-            with self.alone("audio"):
-                found = make_audio_bank(
-                    model,
-                    processor.mel,
-                    list(distinct.values()),
-                    batch_size=batch_size,
-                    cache=whole,
-                    cache_key=key,
-                )
-            self._banks[key, model] = found
-        return found.part([content_hash(path.read_bytes()) for path in paths])
+        prints = [content_hash(path.read_bytes()) for path in paths]
+        make = partial(self._shared_bank, model, processor, batch_size, key)
+        if (whole := (key, model)) not in self._banks:
+            self._banks[whole] = make({content_hash(path.read_bytes()): path for path in self.clips})
+        if set(prints) <= set(self._banks[whole].prints):
+            return self._banks[whole].part(prints)
+        own = key, model, *prints
+        if self._other_bank is None or self._other_bank[0] != own:
+            self._other_bank = None  # two at once may not fit
+            self._other_bank = own, make(dict(zip(prints, paths, strict=True)))
+        return self._other_bank[1].part(prints)
+
+    def _shared_bank(
+        self, model: nnx.Module, processor: Processor, batch_size: int, key: str, clips: dict[str, Path]
+    ) -> AudioBank:
+        """Embeddings of different clips, by hashes of their bytes, as one process of the sweep makes them."""
+        with self.alone("audio"):
+            return make_audio_bank(
+                model,
+                processor.mel,
+                list(clips.values()),
+                batch_size=batch_size,
+                cache=self.folder / f"audio-{content_hash(key, list(clips))}.safetensors",
+                cache_key=key,
+            )
 
     def generator(
         self,
