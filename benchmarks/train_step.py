@@ -1,8 +1,9 @@
-"""Times the training step on random weights of Qwen2-Audio-7B's size (or smaller) and prints a JSON line a
-setting.
+"""Times the training step on random weights of a model's size, Qwen2-Audio-7B's if none is named, and prints
+a JSON line a setting.
 
 python benchmarks/train_step.py --batch=16 --length=144 --variants=dots,dots+unroll,extract --profile
 python benchmarks/train_step.py --rank=16 --variants=dots,dots+dropout,dots,dots+dropout   # dropout's cost
+python benchmarks/train_step.py --model=1.5b --variants=dots,dots+unroll,none,products --profile
 python benchmarks/train_step.py --variants=lean --out=docs/performance/h100.jsonl   # alone, for the memory
 that it takes
 """
@@ -15,6 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from answers_in_flight import VALUES
 from common import step_flops, with_unroll
 from flax import nnx
 from kernels import kernels, summary
@@ -24,10 +26,10 @@ from parts import failure_told
 from rrs_jax.distributed.mesh import make_mesh
 from rrs_jax.frozen import extraction as representations
 from rrs_jax.frozen.extraction import extract_reps
+from rrs_jax.models.architectures import part
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.lora import LoRAConfig
 from rrs_jax.models.quantised import QUANTISATIONS, Float8, Int8, product, product_back, rounded_rows
-from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.models.random_init import random_model
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.strategies.rrs import RRS
@@ -67,7 +69,7 @@ def setting_of(variant: str, arguments: argparse.Namespace) -> dict:
     first, quantize = arguments.first_layer, arguments.quantize
     variant = f"remat {variant}" + (f", adapters from layer {first}" if first else "")
     return dict(
-        model="qwen2-audio" if arguments.layers == 32 else f"qwen2-audio of {arguments.layers} layers",
+        model=arguments.model + (f" of {arguments.layers} layers" if arguments.layers else ""),
         part="step",
         side="ours",
         variant=variant + ("" if quantize == "none" else f", {quantize} matrices"),
@@ -230,7 +232,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=144)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--model", default="qwen2-audio", choices=VALUES)
+    parser.add_argument("--layers", type=int, help="decoder layers, where not all of the model's")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
     parser.add_argument("--first_layer", type=int, default=0, help="first layer with an adapter")
     parser.add_argument(
@@ -251,19 +254,22 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def random_qwen2_audio(arguments: argparse.Namespace) -> nnx.Module:
-    """A model of the released sizes, but for the number of layers."""
-    text = {"intermediate_size": 11008, "vocab_size": 156032, "num_hidden_layers": arguments.layers}
-    config = Qwen2AudioConfig.from_hf({"text_config": text})
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, quantize=arguments.quantize))
+def model_of_size(arguments: argparse.Namespace) -> nnx.Module:
+    """A random model of the sizes that were asked for, but for the number of layers."""
+    values = VALUES[arguments.model]
+    kind = part("models", values).MODEL
+    config = kind.config_class.from_hf(values)
+    layers = arguments.layers or config.text.num_hidden_layers
+    text = dataclasses.replace(config.text, quantize=arguments.quantize, num_hidden_layers=layers)
+    config = dataclasses.replace(config, text=text)
     lora = LoRAConfig(arguments.rank, first_layer=arguments.first_layer)
     mesh = make_mesh(devices=jax.devices()[:1])
-    return random_model(lambda: Qwen2Audio(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
+    return random_model(lambda: kind(config, dtype=jnp.dtype(arguments.dtype), lora=lora), mesh=mesh)
 
 
 def main() -> None:
     arguments = parse()
-    model = random_qwen2_audio(arguments)
+    model = model_of_size(arguments)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     report(
         {
