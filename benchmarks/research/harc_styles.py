@@ -15,6 +15,7 @@ and tasks that stay. They leave out the styles and categories of `balanced.py` a
 | row | reason |
 |---|---|
 | `rrs` | the measure, on plain questions |
+| `tasks` | RRS's best row, of `kept_tasks.py` |
 | `harc` | HARC without penalty on plain questions |
 | `harc_styles` | on many styles, at the paper's rate, as many steps as `tasks` |
 | `harc_fast` | at the preset's rate, with the mean of the second half |
@@ -32,6 +33,8 @@ Predictions, written before any of these runs, refused beside t in percent:
 4. `harc_tasks_wide` refuses 5 to 15 points more harmful questions and at least as many more borderline ones.
 5. `harc_tasks_kl` leaves 10 points more answers as they were, and refuses at most 5 points fewer harmful
    questions.
+6. Asked to transcribe and then to answer, `tasks` and `harc_tasks` answer at most 15 points more harmful
+   questions than asked to answer.
 """
 
 import runpy
@@ -42,12 +45,14 @@ from ml_collections import ConfigDict
 
 CONFIRM = runpy.run_path(str(Path(__file__).with_name("balanced_confirm.py")))
 BALANCED = CONFIRM["BALANCED"]
+SETTINGS = (*CONFIRM["ASKED"]["evaluate.setting"], "then_answer")
 HARC = {"strategy": "harc", "penalty.weight": 0.0}
 STYLES = BALANCED["KEPT"] | HARC | {"train.audio_share": 0.25, "train.epochs": 10}
 FAST = STYLES | {"train.learning_rate": 2e-4, "train.average": 0.5}
 TASKS = FAST | {"train.kept_task_share": 0.2}
 ROWS = {
     "rrs": BALANCED["STARTER"],
+    "tasks": BALANCED["ROWS"]["styles_plus_1"] | {"train.kept_task_share": 0.2, "train.epochs": 10},
     "harc": BALANCED["STARTER"] | HARC,
     "harc_styles": STYLES,
     "harc_fast": FAST,
@@ -60,4 +65,4 @@ ROWS = {
 def runs(_: ConfigDict) -> Iterator[tuple[str, dict]]:
     """Yields the name and the changed fields of every run."""
     for name, fields in ROWS.items():
-        yield name, CONFIRM["ASKED"] | {"data.eval_set": "styles"} | fields
+        yield name, CONFIRM["ASKED"] | {"data.eval_set": "styles", "evaluate.setting": SETTINGS} | fields

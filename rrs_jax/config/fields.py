@@ -282,9 +282,9 @@ FIELDS = {field.name: field for field in (
           "by data.voices where it has no audio."),
     Field("evaluate.setting", ("spoken",), names(f"different names out of {', '.join(SETTINGS)}", *SETTINGS),
           "`silence`, `noise` or `unit_noise`: that audio beside the written question; `spelled`: words "
-          "spelt letter by letter in the audio; `other_voices`: voices that training lacked; `transcribe`, "
-          "`repeat`, `translate` or `topic`: that task beside the spoken question. Each has a folder of its "
-          "own in RUN/eval."),
+          "spelt letter by letter in the audio; `other_voices`: voices that training lacked; `then_answer`: "
+          "a transcription is asked for, then the answer; `transcribe`, `repeat`, `translate` or `topic`: "
+          "that task beside the spoken question. Each has a folder of its own in RUN/eval."),
     Field("evaluate.everyday", None,
           either(path("starter, or a file of questions as data.eval_manifest"), None),
           "Everyday questions: how many are refused in the setting `spoken`, and what is kept of the vanilla "

@@ -43,6 +43,7 @@ SETTING_MODES = {
     "unit_noise": ("text_only",),
     "spelled": ("audio_text",),
     "other_voices": ("audio_text", "audio_only"),
+    "then_answer": ("audio_text",),
 } | dict.fromkeys(TASK_PROMPTS, ("audio_text",))
 SETTINGS = tuple(SETTING_MODES)
 
