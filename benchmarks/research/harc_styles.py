@@ -17,6 +17,7 @@ and tasks that stay. They leave out the styles and categories of `balanced.py` a
 | `rrs` | the measure, on plain questions |
 | `tasks` | RRS's best row, of `kept_tasks.py` |
 | `harc` | HARC without penalty on plain questions |
+| `harc_no_kl` | the same without the divergence: does that leave answers as they were, or the margin? |
 | `harc_styles` | on many styles, at the paper's rate, as many steps as `tasks` |
 | `harc_fast` | at the preset's rate, with the mean of the second half |
 | `harc_tasks` | `harc_fast`, and a fifth of the clips asked for something else |
@@ -33,7 +34,9 @@ Predictions, written before any of these runs, refused beside t in percent:
 4. `harc_tasks_wide` refuses 5 to 15 points more harmful questions and at least as many more borderline ones.
 5. `harc_tasks_kl` leaves 10 points more answers as they were, and refuses at most 5 points fewer harmful
    questions.
-6. Asked to transcribe and then to answer, `tasks` and `harc_tasks` answer at most 15 points more harmful
+6. `harc_no_kl` leaves at least half of the everyday answers as they were: what is beyond the margin is left
+   alone, and that does it.
+7. Asked to transcribe and then to answer, `tasks` and `harc_tasks` answer at most 15 points more harmful
    questions than asked to answer.
 """
 
@@ -54,6 +57,7 @@ ROWS = {
     "rrs": BALANCED["STARTER"],
     "tasks": BALANCED["ROWS"]["styles_plus_1"] | {"train.kept_task_share": 0.2, "train.epochs": 10},
     "harc": BALANCED["STARTER"] | HARC,
+    "harc_no_kl": BALANCED["STARTER"] | HARC | {"rivals.harc_kl": 0.0},
     "harc_styles": STYLES,
     "harc_fast": FAST,
     "harc_tasks": TASKS,
