@@ -98,5 +98,8 @@ def test_a_report_between_runs_pools_the_seeds_of_the_last_run_alone(tmp_path):
         summary.write_text("{}")
     pooled_seeds(runs, target, "a-seed1")
     assert [summary.read_bytes() for summary in summaries] == [whole[0], b"{}"]
+    summaries[1].unlink()  # as where pooling was interrupted
+    pooled_seeds(runs, target, "a-seed1")
+    assert [summary.read_bytes() for summary in summaries] == whole
     pooled_seeds(runs, target)
     assert [summary.read_bytes() for summary in summaries] == whole

@@ -126,12 +126,13 @@ def test_the_others_keep_in_writing_what_the_model_has_there(base, swept):
     rows = read_jsonl(run / "data" / "manifest.jsonl")
     moved = [i for i, row in enumerate(rows) if row.get("role") != "keep"]
     kept = [i for i, row in enumerate(rows) if row.get("role") == "keep"]
-    assert arrays["kept_text"].shape[:2] == (len(moved), 2)
-    np.testing.assert_allclose(arrays["kept_text"][:, 1], arrays["read"][moved], atol=1e-5)
+    texts, tasks = np.split(arrays["staying"], [2], axis=1)
+    assert len(texts) == len(moved)
+    np.testing.assert_allclose(texts[:, 1], arrays["read"][moved], atol=1e-5)
     np.testing.assert_allclose(arrays["kept_prompts"][:, 21], arrays["read"][kept], atol=1e-5)
     np.testing.assert_allclose(arrays["kept_prompts"][:, 20], arrays["kept_prompts"][:, -1], atol=1e-5)
-    assert np.abs(arrays["kept_text"][:, 0] - arrays["kept_text"][:, 1]).max(axis=1).min() > 1e-2
-    tasks = np.concatenate([arrays["kept_tasks"], arrays["kept_prompts"][:, 22:-1]])
+    assert np.abs(texts[:, 0] - texts[:, 1]).max(axis=1).min() > 1e-2
+    tasks = np.concatenate([tasks, arrays["kept_prompts"][:, 22:-1]])
     assert tasks.shape[:2] == (len(rows), len(KEPT_TASKS))
     heard = np.concatenate([arrays["harmful"], arrays["benign"], arrays["kept"]])  # under t
     assert np.abs(tasks[:, :, None] - heard).max(axis=-1).min() > 1e-2

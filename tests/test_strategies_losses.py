@@ -89,10 +89,10 @@ def test_a_written_question_keeps_the_state_of_the_frozen_model(reference, folde
     config = default_config()
     config.train.kept_text_share = 0.5
     bare = len(PROMPT_POOL)
-    kept_text = np.zeros((4, 2, 48), np.float32)
-    kept_text[2, 0] = frozen[2]
+    staying = np.zeros((4, 2, 48), np.float32)
+    staying[2, 0] = frozen[2]
     arrays = {"harmful": frozen[::2], "harmful_refusal": frozen[::2], "benign": frozen[1::2]}
-    arrays |= {"safety_vector": draw(48), "head_row": draw(48), "kept_text": kept_text}
+    arrays |= {"safety_vector": draw(48), "head_row": draw(48), "staying": staying}
     built = rrs.build(Extracted(arrays, {}), SAMPLES, config)
     moved = frozen + np.array([1, -1, 0, -1])[:, None] * draw(48)
     wanted = torch.tensor(moved, dtype=torch.float64)

@@ -293,7 +293,7 @@ def test_every_question_keeps_what_the_frozen_model_has_where_a_task_is_asked_of
 def test_written_questions_that_all_keep_are_extracted_once(work):
     work.config.train.kept_text_share, work.config.rrs.benign_target = 0.25, "keep"
     extracted = rrs.extract(work.samples, work.frozen, work.config)
-    assert extracted.content["kept_text"].shape == (3, 2, D)  # the harmful ones; the others' are kept_prompts
+    assert extracted.content["staying"].shape == (3, 2, D)  # the harmful ones; the others' are kept_prompts
     strategy = rrs.build(extracted, work.samples, work.config)
     for i in range(len(LABELS)):
         np.testing.assert_array_equal(target(strategy, i, POOL + 1), state(i, "pool", POOL + 1))

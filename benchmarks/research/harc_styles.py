@@ -46,7 +46,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-CONFIRM = runpy.run_path(str(Path(__file__).with_name("balanced_confirm.py")))
+KEPT_TASKS = runpy.run_path(str(Path(__file__).with_name("kept_tasks.py")))
+CONFIRM = KEPT_TASKS["CONFIRM"]
 BALANCED = CONFIRM["BALANCED"]
 SETTINGS = (*CONFIRM["ASKED"]["evaluate.setting"], "then_answer")
 HARC = {"strategy": "harc", "penalty.weight": 0.0}
@@ -55,7 +56,7 @@ FAST = STYLES | {"train.learning_rate": 2e-4, "train.average": 0.5}
 TASKS = FAST | {"train.kept_task_share": 0.2}
 ROWS = {
     "rrs": BALANCED["STARTER"],
-    "tasks": BALANCED["ROWS"]["styles_plus_1"] | {"train.kept_task_share": 0.2, "train.epochs": 10},
+    "tasks": KEPT_TASKS["ROWS"]["tasks"],
     "harc": BALANCED["STARTER"] | HARC,
     "harc_no_kl": BALANCED["STARTER"] | HARC | {"rivals.harc_kl": 0.0},
     "harc_styles": STYLES,

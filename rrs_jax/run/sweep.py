@@ -207,7 +207,7 @@ def pooled_seeds(runs: Sequence[Path], target: Path, just_done: str | None = Non
     """Returns the runs' folders, with the seeds of one recipe pooled into one folder in `target`.
 
     A run is pooled with the runs of its name and -seedN where all of them have the same evaluations. With
-    `just_done`, a run's name, other recipes' pooled folders stay as they are where there are any.
+    `just_done`, a run's name, other recipes' pooled folders stay as they are where they are whole.
     """
     from rrs_jax.evaluate.pool import pool_runs
     from rrs_jax.report.summaries import recipe_of
@@ -224,8 +224,9 @@ def pooled_seeds(runs: Sequence[Path], target: Path, just_done: str | None = Non
         evaluated = [{path.parent.name for path in one.glob("eval/*/summary.json")} for one in seeds]
         if len(seeds) > 1 and all(found == evaluated[0] for found in evaluated):
             pooled = target / f"{run.name}-{len(seeds)}seeds"
-            if just_done is None or recipe_of(just_done) == run.name or not pooled.is_dir():
-                for name in sorted(evaluated[0] - {"vanilla"}) or ["vanilla"]:
+            again = just_done is None or recipe_of(just_done) == run.name
+            for name in sorted(evaluated[0] - {"vanilla"}) or ["vanilla"]:
+                if again or not (pooled / "eval" / name / "summary.json").is_file():
                     pool_runs(seeds, name, pooled)
             rows.append(pooled)
         else:

@@ -20,41 +20,21 @@ class Staying(Variant):
 
     def __init__(self, samples, config):
         super().__init__(samples, config)
-        pool = prompt_pool(config.train)
-        staying = [(place, prompt.spoken) for place, prompt in enumerate(pool) if prompt.stays]
-        self.pool = len(pool)
-        self.places = {
-            "kept_text": [place for place, spoken in staying if not spoken],
-            "kept_tasks": [place for place, spoken in staying if spoken],
-        }
+        self.pool = prompt_pool(config.train)
+        self.places = [place for place, prompt in enumerate(self.pool) if prompt.stays]
         self.moved = np.flatnonzero(~samples.keeping(config.rrs.benign_target))  # `Keep` has the others
 
     def prompts(self, frozen) -> list:
-        return [
-            frozen.pool_prompt(i, place)
-            for places in self.places.values()
-            for i in self.moved
-            for place in places
-        ]
+        return [frozen.pool_prompt(i, place) for i in self.moved for place in self.places]
 
     def arrays(self, states, arrays) -> dict:
-        """`kept_text` and `kept_tasks`, each (moved samples, its prompts, D)."""
-        ends = np.cumsum([len(self.moved) * len(places) for places in self.places.values()])
-        parts = np.split(states, ends[:-1])
-        return {
-            name: part.reshape(len(self.moved), len(places), -1)
-            for (name, places), part in zip(self.places.items(), parts, strict=True)
-            if places
-        }
+        """`staying` (moved samples, prompts that stay, D)."""
+        return {"staying": states.reshape(len(self.moved), len(self.places), -1)}
 
     def wrap(self, strategy, materials: Materials) -> Kept:
-        place, states, count = np.full((len(self.samples), self.pool), -1, np.int32), [], 0
-        for name, places in self.places.items():
-            if not places:
-                continue
-            own = materials.arrays[name]
-            numbers = np.arange(own.shape[0] * own.shape[1]).reshape(own.shape[:2])
-            place[np.ix_(self.moved, places)] = count + numbers
-            states.append(own.reshape(-1, own.shape[2]))
-            count += numbers.size
-        return Kept(strategy, np.concatenate(states), place)
+        states = materials.arrays["staying"]
+        place = np.full((len(self.samples), len(self.pool)), -1, np.int32)
+        place[np.ix_(self.moved, self.places)] = np.arange(states.shape[0] * states.shape[1]).reshape(
+            states.shape[:2]
+        )
+        return Kept(strategy, states.reshape(-1, states.shape[2]), place)
