@@ -95,11 +95,23 @@ def one_run(arguments: argparse.Namespace, base: Path, run: Path, cache: Path, t
         "seconds": round(time.monotonic() - start, 1),
         "stage_seconds": {name: mark["seconds"] for name, mark in marks.items()},
         "compile_seconds": {name: mark["compiling_seconds"] for name, mark in marks.items()},
+        **around(start, ends, marks),
         # A stage's share begins where the one before ended: the start of Python and of JAX go to the first.
         "idle_percent": {
             name: card.idle_percent(begin, end) for begin, (name, end) in zip(begins, ends, strict=False)
         },
         "idle_percent_of_all": card.idle_percent(start, time.monotonic()),
+    }
+
+
+def around(start: float, ends: list[tuple[str, float]], marks: dict[str, dict]) -> dict[str, float]:
+    """Returns the seconds before the first stage and behind the last one, in which no stage is at work."""
+    if not ends:
+        return {}
+    first, first_end = ends[0]
+    return {
+        "seconds_before": round(first_end - marks[first]["seconds"] - start, 1),
+        "seconds_behind": round(time.monotonic() - ends[-1][1], 1),
     }
 
 

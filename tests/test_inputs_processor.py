@@ -3,6 +3,8 @@
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +95,25 @@ def test_ids_equal_transformers(folder, case, template):
     text, clips, system = CASES[case]
     ids = Processor.from_folder(folder).encode(text, token_counts(clips), system=system)
     assert ids == expected_ids(folder, text, clips, system)
+
+
+def test_torch_is_not_imported_for_the_tokenizer_that_transformers_would_take(original):
+    kind = type(transformers.AutoTokenizer.from_pretrained(original))
+    assert type(Processor.from_folder(original).tokenizer) is kind
+    program = (
+        "import sys; from rrs_jax.inputs.processor import Processor; "
+        f"Processor.from_folder({str(original)!r}).encode('Hello', [4]); print('torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.split()[-1] == "False"
+
+
+def test_another_class_of_tokenizer_is_loaded_too(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    ids = Processor.from_folder(folder).encode("How do I fix a bicycle?", [16])
+    assert ids == expected_ids(folder, "How do I fix a bicycle?", [16_000 * 16 // 25])
 
 
 def test_special_tokens_in_a_users_text_stay_text(original):

@@ -1,9 +1,13 @@
 """The way from sound files to an adapter on a small random model: the public functions and a whole run."""
 
+import copy
+import dataclasses
 import json
 import shutil
+import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import peft
 import pytest
@@ -17,6 +21,7 @@ from rrs_jax.config import default_config, resolve
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, read_jsonl, write_jsonl
+from rrs_jax.report import separation
 from rrs_jax.run import pipeline
 from rrs_jax.testing import twin_rows
 
@@ -111,6 +116,30 @@ def test_the_exported_adapter_gives_the_trained_representations(run, whole_folde
     reps = rrs_jax.extract_reps(model, rrs_jax.make_batch(model, sound_files[:2], PROMPT_T))
     assert relative_error(reps, expected) < 1e-4
     assert relative_error(before, expected) > 1e-2
+
+
+def test_figure_2_is_drawn_once_and_beside_the_evaluation(run, tmp_path, monkeypatch):
+    config = copy.deepcopy(run[0])
+    config.run_dir = str(tmp_path / "run")
+    begun, drawn, evaluated_by_then = threading.Event(), [], []
+    make_figure, evaluate = separation.make_figure, pipeline.STAGE_WORK["evaluate"]
+
+    def draw(recorded):
+        begun.set()
+        drawn.append(threading.current_thread() is not threading.main_thread())
+        return make_figure(recorded)
+
+    def wait_and_evaluate(context):
+        evaluated_by_then.append(begun.wait(60))
+        return evaluate.work(context)
+
+    waiting = dataclasses.replace(evaluate, work=wait_and_evaluate)
+    monkeypatch.setitem(pipeline.STAGE_WORK, "evaluate", waiting)
+    monkeypatch.setattr(separation, "make_figure", draw)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    pipeline.run(config, ("data", "extract", "train", "evaluate", "report"))
+    assert evaluated_by_then == [True] and drawn == [True]
+    assert separation.kept_figure(tmp_path / "run") is not None
 
 
 def test_the_same_command_does_nothing_twice_and_evaluation_alone_restores_the_adapter(run):

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import resource
 import struct
+import subprocess
 import sys
 import threading
 import types
@@ -128,6 +129,17 @@ def test_a_runs_figures_and_rates_are_in_all_places(wandb, whole_folder, sound_f
     config.evaluate.judges = ("phrases",)
     pipeline.run(config, ("evaluate",))
     assert len(read_jsonl(run / "rates.jsonl")) == 3 and len(wandb.runs) == 2
+
+
+def test_torch_is_not_imported_for_tensorboard_and_can_be_imported_behind_it(tmp_path):
+    program = (
+        "import sys, pathlib; from rrs_jax.train.metrics import TensorBoard; "
+        f"writer = TensorBoard(pathlib.Path({str(tmp_path)!r}), None); "
+        "writer.write('train', 1, {'loss': 0.5}); writer.close(); "
+        "print('torch' in sys.modules); import torch; print(torch.ones(2).sum().item())"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False", "2.0"] and list((tmp_path / "tensorboard").iterdir())
 
 
 def test_a_run_that_goes_on_drops_what_it_will_write_again(wandb, tmp_path):

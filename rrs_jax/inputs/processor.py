@@ -194,16 +194,31 @@ def _load_tokenizer(folder: Path) -> Any:
             raise UserError(
                 f"{folder}: has no tokenizer (tokenizer.json is missing); copy it from the original model."
             )
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
     except BaseException as error:  # on a damaged file the tokenizers library raises bare ones, and panics
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise UserError(
             f"{folder}: its tokenizer cannot be loaded ({error}); fetch tokenizer.json again."
         ) from error
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """The class that AutoTokenizer would take.
+
+    AutoTokenizer imports torch where there is one, which takes seconds and 190 MB; the class of Qwen's
+    tokenizers does not.
+    """
+    settings = folder / "tokenizer_config.json"
+    named = read_json(settings).get("tokenizer_class") if settings.exists() else None
+    if named in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
+        from transformers import Qwen2TokenizerFast
+
+        return Qwen2TokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from rrs_jax.config import resolve
@@ -16,6 +17,7 @@ from rrs_jax.files import read_json, write_atomic
 from rrs_jax.progress import say
 from rrs_jax.report.deployment import deployment_text
 from rrs_jax.report.page import make_page
+from rrs_jax.report.separation import figures_meanwhile
 from rrs_jax.report.table import markdown_table, text_table
 from rrs_jax.run.compilation import compile_clock, enable_compilation_cache
 from rrs_jax.run.context import RunContext
@@ -45,8 +47,11 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
     with contextlib.ExitStack() as stack:
         context = open_run(resolve(config), stages, cache, stack)
         check_needs(context, [name for name in stages if not stage_done(context, name)])
+        drawing = stack.enter_context(contextlib.ExitStack())
         for name in stages:
             stop_if_asked()
+            if name == "report":
+                drawing.close()  # waits for the figure
             if stage_done(context, name):
                 say(f"stage {name}: done already")
                 continue
@@ -60,8 +65,18 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
             made = clock.programs - programs
             compiling = f", {times['compiling_seconds']} s of it to compile {made} programs" if made else ""
             say(f"stage {name}: done in {times['seconds']} s{compiling}")
+            if name == "train" and "report" in stages and _has_idle_cores(context):
+                drawing.enter_context(figures_meanwhile(1))(context.folder.path)
     if cache is None and tells_the_user():
         print_summary(context.folder)
+
+
+def _has_idle_cores(context: RunContext) -> bool:
+    """True where one core can draw figure 2 beside the evaluation, which an accelerator does.
+
+    A sweep draws the figures of its runs itself.
+    """
+    return context.cache.folder is None and tells_the_user() and jax.default_backend() != "cpu"
 
 
 def extract(context: RunContext) -> dict:

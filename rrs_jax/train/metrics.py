@@ -8,6 +8,7 @@ A further place is a class with `write` and `close`, its line in `WRITERS`, and 
 
 import contextlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,8 +65,9 @@ class TensorBoard:
     FLUSH_SECONDS = 10.0
 
     def __init__(self, folder: Path, last_step: int | None):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        with _torch_hidden():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self.folder, self.event = folder / "tensorboard", Event
         with self._written():
@@ -101,6 +103,22 @@ class TensorBoard:
             raise UserError(
                 f"{self.folder}: writing failed ({error.strerror}); free space or check its rights."
             ) from error
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Lets imports within find no torch, unless it is imported.
+
+    tensorboardX imports one that is installed, which takes seconds and 200 MB, for tensors it never gets.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 class WandB:
