@@ -188,7 +188,7 @@ def save_clips(clips: list[Clip], file: Path) -> None:
 
 def load_clips(work: Path) -> list[Clip]:
     """Reads what `save_clips` wrote."""
-    entries, _ = read_header(work / FEATURES)
+    entries, _ = read_header(work / FEATURES, "delete it, and it is made again")
     features, frames, lengths = (entries[name].array() for name in ("features", "frames", "feature_lengths"))
     ends = np.cumsum(frames)
     return [

@@ -23,7 +23,7 @@ from flax import nnx
 
 from rrs_jax.config.kinds import integer, with_home
 from rrs_jax.errors import exit_status
-from rrs_jax.files import atomic_path, read_json, read_jsonl, write_json
+from rrs_jax.files import Named, atomic_path, read_json, read_jsonl, write_json
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini import bridge_data
 from rrs_jax.mini.base import ensure_base
@@ -234,7 +234,8 @@ def load_bridge(folder: Path, rows: Sequence[Row], initial):
     trainable = jax.tree.map(jnp.copy, initial)  # the bridge's own is not donated
     if not (folder / "progress.json").is_file():
         return 0, trainable
-    entries = {}
+    advice = "copy all files of the bridge, or delete progress.json and train it from the beginning"
+    entries = Named({}, folder / "bridge-*.safetensors", advice)
     for file in sorted(folder.glob("bridge-*.safetensors")):
         entries |= read_header(file)[0]
     flat = dict(nnx.to_flat_state(trainable))
