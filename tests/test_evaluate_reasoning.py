@@ -75,7 +75,7 @@ def test_a_judgement_of_the_whole_text_is_made_anew_and_no_other(tmp_path):
         {name: row[name] for name in ("id", "mode", "set", "category", "sample")}
         | {
             "judge": "phrases",
-            "version": "1",
+            "version": Phrases.version,
             "refusal": False,
             "harmful": None,
             "kind": "answer",

@@ -473,7 +473,7 @@ def test_premise_counts_first_tokens(work):
     assert shares == {"harmful_refusal_prompt": 33.3, "harmful": 33.3, "benign": 33.3}
 
 
-def test_a_file_without_its_arrays_is_refused(work, tmp_path):
+def test_a_file_gives_what_was_written_or_is_refused(work, tmp_path):
     extracted = rrs.extract(work.samples, work.frozen, work.config)
     path = tmp_path / "representations.safetensors"
     write_extracted(path, extracted)
@@ -484,9 +484,25 @@ def test_a_file_without_its_arrays_is_refused(work, tmp_path):
     }
     for name, array in extracted.content.items():
         np.testing.assert_array_equal(again.content[name], array)
-    del again.content["benign"]
-    with pytest.raises(UserError, match="holds no benign; delete it"):
-        rrs.build(again, work.samples, work.config)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match="is no safetensors file"):
         read_extracted(path)
+
+
+@pytest.mark.parametrize("lost", ["benign", "staying", "kept_prompts", "read", "refusal_token_ids"])
+def test_a_file_of_another_version_is_told_by_what_it_lacks(work, tmp_path, lost):
+    """An earlier version wrote the states of prompts that stay as `kept_text`."""
+    work.config.train.kept_text_share, work.config.rrs.read_share = 0.25, 0.5
+    work.config.rrs.benign_target = "hinge"
+    extracted = rrs.extract(work.samples, work.frozen, work.config)
+    path = tmp_path / "representations.safetensors"
+    write_extracted(path, extracted)
+    rrs.build(read_extracted(path), work.samples, work.config)
+    named = extracted.content if lost in extracted.content else extracted.metadata
+    named["kept_text"] = named.pop(lost)
+    write_extracted(path, extracted)
+    with pytest.raises(UserError) as told:
+        rrs.build(read_extracted(path), work.samples, work.config)
+    assert str(told.value) == (
+        f"{path}: holds no {lost}, which this version reads; delete it and run the stage extract again."
+    )

@@ -2,9 +2,10 @@
 
     python benchmarks/research/bridge_curve.py --model=small --work=FOLDER --out=lines.jsonl
 
-FOLDER has the data of all rows, made once; `python -m rrs_jax.mini.train_bridge` shares them. A line is added
-to the file as its figures are there, and all are printed as a table at the end. The same command goes on
-where it was stopped: lines that are there are not made again, and a training goes on from its last bridge.
+FOLDER has the data of all rows, made once; `python -m rrs_jax.mini.train_bridge` shares them, and speech is
+made again from data.jsonl alone. A line is added to the file as its figures are there, and all are printed as
+a table at the end. The same command goes on where it was stopped: lines that are there are not made again,
+and a training goes on from its last bridge.
 All flags of `train_bridge` are taken; --steps is the curve's length, of which the figures at 250, 500, 1,000,
 1,750 and 3,500 steps are along one falling learning rate, and --row_steps that of every other row, which ends
 at its lowest rate.

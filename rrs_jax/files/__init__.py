@@ -3,7 +3,7 @@
 Only the first of a run's processes writes; what the others would write is dropped.
 """
 
-from rrs_jax.files.damaged import DAMAGE, read_text, reading, reason_of
+from rrs_jax.files.damaged import DAMAGE, Named, read_text, reading, reason_of
 from rrs_jax.files.digests import content_hash, file_digest
 from rrs_jax.files.json_files import (
     SUM,
@@ -35,6 +35,7 @@ from rrs_jax.files.writing import (
 __all__ = [
     "DAMAGE",
     "JSONFault",
+    "Named",
     "SUM",
     "append_jsonl",
     "atomic_path",

@@ -5,8 +5,9 @@ import csv
 import lzma
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from rrs_jax.errors.kinds import UserError
 
@@ -14,6 +15,23 @@ DAMAGE = (
     AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError,
     EOFError, OSError, struct.error, zlib.error, lzma.LZMAError, csv.Error,
 )  # fmt: skip
+
+
+Value = TypeVar("Value")
+
+
+class Named(dict[str, Value]):
+    """Content of a file by name; a name that it lacks is told with the file and what to do.
+
+    The one answer to files of other versions, whose names may be others. `get` and `in` ask without it.
+    """
+
+    def __init__(self, values: Mapping[str, Value], file: Path, advice: str):
+        super().__init__(values)
+        self.file, self.advice = file, advice
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UserError(f"{self.file}: holds no {name}, which this version reads; {self.advice}.")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """A bridge's data: questions, their written answers, and their speech as features, in a work folder."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from rrs_jax.data.speech import voice_processes
 from rrs_jax.data.voices import draw_voice, speak
 from rrs_jax.distributed.machine import cores
 from rrs_jax.errors import UserError
-from rrs_jax.files import atomic_path, write_jsonl
+from rrs_jax.files import atomic_path, read_jsonl, write_jsonl
 from rrs_jax.inputs.mel import MelConfig, log_mel
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini.bridge_questions import (
@@ -23,10 +25,10 @@ from rrs_jax.mini.bridge_questions import (
 from rrs_jax.progress import Progress
 from rrs_jax.weights.safetensors_io import read_header, save_file
 
+ROWS, FEATURES = "data.jsonl", "features.safetensors"
 MAX_SECONDS = 8
 
 Clip = tuple[np.ndarray, int]  # as `log_mel` returns it, in float16
-Answer = tuple[list[int], bool]  # token ids, and whether the answer ended by itself
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ class Spoken:
 
 
 def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes: DataSizes) -> None:
-    """Writes `features.safetensors` (log-mel features of all clips) and `data.jsonl`.
+    """Writes `features.safetensors` (log-mel features of all clips) and, behind it, `data.jsonl`.
 
     A row of data.jsonl has what is `Spoken`, the answer's tokens (null where it is only to be repeated) and
-    whether the answer ended by itself.
+    whether the answer ended by itself. What cannot be spoken has no row.
     """
     questions = ask_questions(
         model,
@@ -86,55 +88,76 @@ def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes:
         for text in both
         if text is not None
     ]
-    pairs = len(spoken) - len(questions)
+    asked = len(spoken)  # the lists stand behind them
+    pairs = asked - len(questions)
     print(f"{len(questions)} distinct questions of {sizes.samples} samples, {pairs} with a copy", flush=True)
     spoken += [Spoken(text) for text in word_lists(processor, sizes.lists, sizes.seed)]
-    features, answers = _speak_and_answer(model, processor, spoken, sizes)
-    kept = sorted(features)
-    save_clips([features[i] for i in kept], work / "features.safetensors")
-    rows = []
-    for i in kept:
-        answer, ended = answers.get(i, (None, False))
-        rows.append({**vars(spoken[i]), "answer": answer, "ended": ended})
-    write_jsonl(work / "data.jsonl", rows)
-
-
-def _speak_and_answer(
-    model: nnx.Module, processor: Processor, spoken: list[Spoken], sizes: DataSizes
-) -> tuple[dict[int, Clip], dict[int, Answer]]:
-    """Speaks the texts on all cores while the device answers the questions.
-
-    Returns clips and answers by their texts' places; what cannot be spoken or is not answered is absent.
-    """
-    texts = [row.text for row in spoken]
-    questions = [row for row in spoken if row.pair is not None]  # before the lists
-    # The voices yield to the process that feeds the device.
-    with voice_processes(cores(), niceness=10) as pool:
-        clips = pool.map(
-            speech_features, texts, [processor.mel] * len(texts), [sizes.seed] * len(texts), chunksize=16
-        )
+    with _speaking([row.text for row in spoken], processor.mel, sizes.seed) as clips:
         answers = answer_questions(
             model,
             processor,
-            [row.text for row in questions],
-            [row.prompt for row in questions],
+            [row.text for row in spoken[:asked]],
+            [row.prompt for row in spoken[:asked]],
             max_new_tokens=sizes.max_new_tokens,
             batch_size=sizes.batch_size,
         )
         print(
-            f"{len(answers)} of {len(questions)} answered; the others, alarming or declined, are repeated",
-            flush=True,
+            f"{len(answers)} of {asked} answered; the others, alarming or declined, are repeated", flush=True
         )
-        features = {}
-        with Progress(len(texts), "speaking", "clips") as progress:
-            for i, clip in enumerate(clips):
-                if clip is not None:
-                    features[i] = clip
-                progress.update()
-    return features, answers
+        features = {i: clip for i, clip in enumerate(clips) if clip is not None}
+    save_clips(list(features.values()), work / FEATURES)
+    rows = []
+    for i in features:
+        answer, ended = answers.get(i, (None, False))
+        rows.append({**vars(spoken[i]), "answer": answer, "ended": ended})
+    write_jsonl(work / ROWS, rows)
 
 
-def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarray, int] | None:
+def speak_again(work: Path, mel: MelConfig, seed: int) -> None:
+    """Writes `features.safetensors` anew from the rows of data.jsonl, byte for byte as the first making did.
+
+    Raises UserError where these were made with another seed, or where one of them cannot be spoken.
+    """
+    file = work / ROWS
+    rows = read_jsonl(file)
+    if any(row["prompt"] != draw_prompt(row["pair"], seed) for row in rows if row["pair"] is not None):
+        raise UserError(
+            f"{file}: its prompts are not those of --seed={seed}; give the seed with which it was made, or"
+            " delete it, and all data are made anew."
+        )
+    spoken: list[Clip] = []
+    with _speaking([row["text"] for row in rows], mel, seed) as clips:
+        for number, (row, clip) in enumerate(zip(rows, clips, strict=True), start=1):
+            if clip is None:
+                raise UserError(
+                    f"{file}, line {number}: the voice cannot say {row['text']!r} within {MAX_SECONDS} s, as"
+                    " it did where the file was made; install the hibari-tts of there, or delete the file,"
+                    " and all data are made anew."
+                )
+            spoken.append(clip)
+    save_clips(spoken, work / FEATURES)
+
+
+@contextlib.contextmanager
+def _speaking(texts: list[str], mel: MelConfig, seed: int) -> Iterator[Iterator[Clip | None]]:
+    """Begins to speak the texts on all cores, and gives what `speech_features` returns of each.
+
+    The device may work meanwhile: the voices yield to the process that feeds it.
+    """
+    count = len(texts)
+    with voice_processes(cores(), niceness=10) as pool:
+        clips = pool.map(speech_features, texts, [mel] * count, [seed] * count, chunksize=16)
+        yield _counted(clips, count)
+
+
+def _counted(clips: Iterator[Clip | None], count: int) -> Iterator[Clip | None]:
+    with Progress(count, "speaking", "clips") as progress:
+        for clip in clips:
+            yield clip
+            progress.update()
+
+
+def speech_features(question: str, mel: MelConfig, seed: int) -> Clip | None:
     """Speaks one question in its own voice and returns its log-mel features in float16.
 
     None where it cannot be spoken or is too long.
@@ -149,7 +172,7 @@ def speech_features(question: str, mel: MelConfig, seed: int) -> tuple[np.ndarra
     return features.astype(np.float16), frames
 
 
-def save_clips(clips: list[tuple[np.ndarray, int]], file: Path) -> None:
+def save_clips(clips: list[Clip], file: Path) -> None:
     """Writes all clips' frames one behind the other.
 
     Beside them stand how many frames each clip has, and how many of them count in the encoder's mask.
@@ -163,9 +186,9 @@ def save_clips(clips: list[tuple[np.ndarray, int]], file: Path) -> None:
         save_file(temporary, tensors)
 
 
-def load_clips(work: Path) -> list[tuple[np.ndarray, int]]:
+def load_clips(work: Path) -> list[Clip]:
     """Reads what `save_clips` wrote."""
-    entries, _ = read_header(work / "features.safetensors")
+    entries, _ = read_header(work / FEATURES, "delete it, and it is made again")
     features, frames, lengths = (entries[name].array() for name in ("features", "frames", "feature_lengths"))
     ends = np.cumsum(frames)
     return [

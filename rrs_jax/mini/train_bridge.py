@@ -3,7 +3,9 @@
 The questions, their answers and their speech lie in the work folder and are made once; the bridge is
 `FOLDER/bridge-*.safetensors`, and belongs into `checkpoints/MODEL/`. A training that was stopped goes on from
 the last bridge, also on another machine that has nothing but these files and `progress.json`: the data are
-made again from the seed. `python -m rrs_jax.mini.measure` gives the figures of its model card.
+made again from the seed. With `data.jsonl` (12 MB) beside them the decoder asks and answers nothing again:
+`features.safetensors` (gigabytes) is spoken from it, with the same --seed and hibari-tts byte for byte.
+`python -m rrs_jax.mini.measure` gives the figures of its model card.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from flax import nnx
 
 from rrs_jax.config.kinds import integer, with_home
 from rrs_jax.errors import exit_status
-from rrs_jax.files import atomic_path, read_json, read_jsonl, write_json
+from rrs_jax.files import Named, atomic_path, read_json, read_jsonl, write_json
 from rrs_jax.inputs.processor import Processor
 from rrs_jax.mini import bridge_data
 from rrs_jax.mini.base import ensure_base
@@ -102,12 +104,12 @@ def run(asked: argparse.Namespace) -> None:
 
 
 def prepare(asked: argparse.Namespace) -> Material:
-    """Loads the base, and the data of the work folder, which are made where there are none."""
+    """Loads the base, and the data of the work folder, of which is made what is not there."""
     work = Path(asked.work)
     folder = ensure_base(asked.model)
     processor = Processor.from_folder(folder)
     model = load_weights(folder, dtype=jnp.dtype(asked.dtype))
-    if not (work / "data.jsonl").is_file():
+    if not (work / bridge_data.ROWS).is_file():  # written last: features alone are of a making cut short
         sizes = bridge_data.DataSizes(
             samples=asked.samples,
             max_new_tokens=ANSWER_TOKENS,
@@ -117,8 +119,10 @@ def prepare(asked: argparse.Namespace) -> Material:
             lists=asked.lists,
         )
         bridge_data.make_bridge_data(model, processor, work, sizes)
+    elif not (work / bridge_data.FEATURES).is_file():
+        bridge_data.speak_again(work, processor.mel, asked.seed)
     table = trained_rows(folder, model)
-    rows, clips = read_jsonl(work / "data.jsonl"), bridge_data.load_clips(work)
+    rows, clips = read_jsonl(work / bridge_data.ROWS), bridge_data.load_clips(work)
     return Material(processor, Bridge(model), table, rows, clips)
 
 
@@ -230,7 +234,8 @@ def load_bridge(folder: Path, rows: Sequence[Row], initial):
     trainable = jax.tree.map(jnp.copy, initial)  # the bridge's own is not donated
     if not (folder / "progress.json").is_file():
         return 0, trainable
-    entries = {}
+    advice = "copy all files of the bridge, or delete progress.json and train it from the beginning"
+    entries = Named({}, folder / "bridge-*.safetensors", advice)
     for file in sorted(folder.glob("bridge-*.safetensors")):
         entries |= read_header(file)[0]
     flat = dict(nnx.to_flat_state(trainable))

@@ -71,7 +71,7 @@ def read_recorded(run: Path) -> Recorded | None:
     for path in sorted(
         run.glob("epochs/*/representations.safetensors"), key=lambda path: int(path.parent.name)
     ):
-        arrays, metadata = load_file(path)
+        arrays, metadata = load_file(path, f"delete {path.parent.parent} and train again")
         questions = {name: json.loads(metadata[name]) for name in ("ids", "labels", "pairs")}
         if first not in (None, questions):
             raise UserError(

@@ -69,7 +69,7 @@ def model_after(context: RunContext, epoch: int) -> nnx.Module:
             f" ({', '.join(map(str, kept)) or 'none'}), or train in another --config.run_dir with"
             f" evaluate.epochs={epoch}."
         )
-    arrays, _ = load_file(path)
+    arrays, _ = load_file(path, "train in another --config.run_dir")
     model = context.fresh_adapters()
     state = nnx.state(model, LoRAParam)
     leaves = [put(arrays[name], leaf.sharding) for name, leaf in named_leaves(state).items()]

@@ -37,7 +37,10 @@ def write_extracted(path: Path, extracted: Extracted) -> None:
 
 
 def read_extracted(path: Path) -> Extracted:
-    """The file's content and metadata, without facts. Raises UserError where it is missing or damaged."""
+    """The file's content and metadata, without facts.
+
+    Raises UserError where it is missing or damaged, or later where it lacks what is asked for by name.
+    """
     if path.suffix == ".jsonl":
         return Extracted(read_jsonl(path))
-    return Extracted(*load_file(path))
+    return Extracted(*load_file(path, "delete it and run the stage extract again"))

@@ -9,14 +9,11 @@ from flax import nnx
 
 from rrs_jax import equations
 from rrs_jax.config.prompts import PROMPT_T
-from rrs_jax.errors import UserError
 from rrs_jax.models.batch import Batch
 from rrs_jax.progress import say
 from rrs_jax.strategies.extracted import Extracted
 from rrs_jax.strategies.samples import Samples, check_kinds
 from rrs_jax.strategies.variants import Materials, chosen_variants
-
-REQUIRED = ("harmful", "harmful_refusal", "benign", "safety_vector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +115,7 @@ def extract(samples: Samples, frozen, config) -> Extracted:
 
 
 def build(extracted: Extracted, samples: Samples, config):
-    """The loss, from what `extract` gave. Raises UserError where an array is missing."""
-    if missing := [name for name in REQUIRED if name not in extracted.content]:
-        raise UserError(
-            f"representations.safetensors: holds no {', '.join(missing)}; delete it and run the stage extract"
-            " again."
-        )
+    """The loss, from what `extract` gave."""
     variants, materials = chosen_variants(samples, config), Materials(samples, extracted)
     for variant in variants:
         variant.prepare(materials)

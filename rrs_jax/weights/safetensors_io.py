@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 
 from rrs_jax.errors import Damaged, UserError
-from rrs_jax.files import SUM, content_hash, parse_json, read_json
+from rrs_jax.files import SUM, Named, content_hash, parse_json, read_json
 from rrs_jax.progress import say
 
 DTYPES = {
@@ -67,8 +67,9 @@ class TensorEntry:
             return file.read(self.end - self.start)
 
 
-def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """The tensors and the metadata of one shard. Raises UserError where the file is damaged or cut short."""
+def read_header(file: Path, advice: str = "download it again") -> tuple[Named[TensorEntry], dict[str, str]]:
+    """The tensors and the metadata of one shard. Raises UserError with the advice where the file is damaged,
+    cut short or lacks a tensor."""
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
@@ -84,9 +85,9 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("its metadata are no texts")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); download it again.") from error
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {advice}.") from error
     except (struct.error, ValueError) as error:
-        raise UserError(f"{file}: is no safetensors file ({error}); download it again.") from error
+        raise UserError(f"{file}: is no safetensors file ({error}); {advice}.") from error
     entries, problems = {}, []
     for name, value in header.items():
         if problem := _entry_problem(name, value, size - 8 - length):
@@ -99,8 +100,8 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         if behind.start < before.end:
             problems.append(f"the tensors {one} and {other} lie over one another")
     if problems:
-        raise UserError(f"{file}: {some_of(problems)}; download it again.")
-    return entries, metadata
+        raise UserError(f"{file}: {some_of(problems)}; {advice}.")
+    return Named(entries, file, advice), metadata
 
 
 def _entry_problem(name: str, value: object, size: int) -> str | None:
@@ -268,11 +269,11 @@ def save_file(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, st
         ) from error
 
 
-def load_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def load_file(file: Path, advice: str = "delete it and make it again") -> tuple[Named, Named]:
     """Returns every array of a file, in memory, and the file's metadata without the sum.
 
-    Raises UserError where the file is missing, Damaged where it is cut or holds other numbers than its sum
-    says.
+    Raises UserError where the file is missing, or later where a name is asked for that it lacks, and Damaged
+    where it is cut or holds other numbers than its sum says; `advice` is what to do then.
     """
     try:
         with safetensors.safe_open(file, framework="np") as opened:
@@ -280,11 +281,11 @@ def load_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error}).") from error
     except safetensors.SafetensorError as error:
-        raise Damaged(f"{file}: is no safetensors file ({error}); delete it and make it again.") from error
+        raise Damaged(f"{file}: is no safetensors file ({error}); {advice}.") from error
     known = metadata.pop(SUM, None)
     if known not in (None, _sum(tensors, metadata)):
-        raise Damaged(f"{file}: is damaged, its numbers are not those that were written; make it again.")
-    return tensors, metadata
+        raise Damaged(f"{file}: is damaged, its numbers are not those that were written; {advice}.")
+    return Named(tensors, file, advice), Named(metadata, file, advice)
 
 
 def _sum(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:

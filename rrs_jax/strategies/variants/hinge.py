@@ -26,11 +26,6 @@ class Hinge(Variant):
                 "rrs.benign_target: the safety vector does not raise the refusal token's logit, so that hinge"
                 " has no direction; give keep or mirror, or another rrs.top_m."
             )
-        if "refusal_token_ids" not in materials.metadata:
-            raise UserError(
-                "representations.safetensors: was written by an older version and holds no refusal_token_ids;"
-                " delete it and run the stage extract again."
-            )
         token_ids = tuple(json.loads(materials.metadata["refusal_token_ids"]))
         scale = np.where(self.samples.mirrored, scale, 0).astype(np.float32)
         return Hinged(strategy, token_ids, self.config.rrs.margin, scale)

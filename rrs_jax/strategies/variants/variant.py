@@ -1,5 +1,6 @@
 """The seam between RRS and what it can be given beyond the paper: hooks whose defaults are the paper's."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ class Materials:
     """
 
     def __init__(self, samples: Samples, extracted: Extracted):
-        self.arrays, self.metadata = dict(extracted.content), extracted.metadata
+        self.arrays, self.metadata = copy.copy(extracted.content), extracted.metadata
         shape = len(samples), self.arrays["harmful"].shape[1]
         self.start, self.refused = np.zeros((2, *shape), np.float32)
         self.start[samples.harmful] = self.arrays["harmful"]
