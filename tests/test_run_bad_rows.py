@@ -57,6 +57,24 @@ def test_a_bad_row_ends_the_run_or_is_left_out_and_listed(tmp_path, sound_files,
         assert kept == [row["id"] for place, row in enumerate(rows) if place != 2]
 
 
+@pytest.mark.parametrize("same", [0, 3])
+def test_evaluation_questions_that_are_trained_on_are_told(tmp_path, sound_files, capsys, same):
+    rows = twin_rows(sound_files)
+    other = [{**row, "question": f"Is it {place}?"} for place, row in enumerate(rows)]
+    for place in range(same):  # case and punctuation make no other question
+        other[place]["question"] = rows[place]["question"].upper().replace("?", " ?")
+    for name, some in (("train", rows), ("eval", other)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    config = default_config()
+    config.model.path, config.run_dir = "/no/model", str(tmp_path / "run")
+    config.data.manifest, config.data.eval_manifest = (
+        str(tmp_path / f"{n}.jsonl") for n in ("train", "eval")
+    )
+    pipeline.run(config, ("data",))
+    told = f"data.eval_manifest: {same} of {len(rows)} evaluation questions are training questions too"
+    assert (told in capsys.readouterr().err) == (same > 0)
+
+
 ANSWER = {"question": "Why?", "response": "Because.", "label": "benign"}
 
 

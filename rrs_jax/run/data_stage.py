@@ -12,11 +12,13 @@ from rrs_jax.data.authors import training_rows
 from rrs_jax.data.bad_rows import BadRows
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.questions import words
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows
 from rrs_jax.errors import UserError, stop_if_asked
 from rrs_jax.files import write_jsonl
 from rrs_jax.inputs.audio import audio_faults, check_audios
+from rrs_jax.progress import say
 from rrs_jax.run.context import RunContext
 from rrs_jax.strategies.samples import Samples
 
@@ -49,7 +51,20 @@ def make_data(context: RunContext) -> dict:
     stop_if_asked()
     rows = context.read_training_rows()
     check_excluded([row["question"] for row in rows], config.data.exclude, skips_bad_rows(config))
+    _tell_trained_on(rows, load_manifest(folder.evaluation_manifest))
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
+
+
+def _tell_trained_on(training: list[dict], evaluation: list[dict]) -> None:
+    """Says how many evaluation questions are trained on, word for word."""
+    trained_on = {tuple(words(row["question"])) for row in training}
+    number = sum(tuple(words(row["question"])) in trained_on for row in evaluation)
+    if number:
+        say(
+            f"data.eval_manifest: {number} of {len(evaluation)} evaluation questions are training questions"
+            " too, and their rates say little of others; ask questions that are not trained on"
+            " (--config.data.exclude=FILE refuses a training set that holds those of FILE)"
+        )
 
 
 def _augment(manifest: Path, config: ConfigDict) -> None:
