@@ -75,6 +75,26 @@ def test_evaluation_questions_that_are_trained_on_are_told(tmp_path, sound_files
     assert (told in capsys.readouterr().err) == (same > 0)
 
 
+@pytest.mark.parametrize("wrong", [{"data.eval_manifest": "bad.jsonl"}, {"data.eval_pairs_per_category": 11}])
+def test_the_same_folder_takes_other_evaluation_questions_than_those_that_were_refused(
+    tmp_path, sound_files, monkeypatch, wrong
+):
+    monkeypatch.chdir(tmp_path)
+    good = twin_rows(sound_files)
+    bad = [row | {"audio": silent(tmp_path)} for row in good]
+    for name, rows in (("good", good), ("bad", bad)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = default_config()
+    config.model.path, config.run_dir, config.data.manifest = "/no/model", "run", "good.jsonl"
+    mistaken = config.copy_and_resolve_references()
+    mistaken.update_from_flattened_dict(wrong)
+    with pytest.raises(UserError, match="cannot be used|data.eval_pairs_per_category: 11 is not"):
+        pipeline.run(mistaken, ("data",))
+    config.data.eval_manifest = "good.jsonl"
+    assert pipeline.run(config, ("data",)) is None
+    assert len(read_jsonl(tmp_path / "run/data/eval/manifest.jsonl")) == 8
+
+
 ANSWER = {"question": "Why?", "response": "Because.", "label": "benign"}
 
 

@@ -38,13 +38,21 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     if not Path(path).is_file():
         raise UserError(f"--sweep: {path!r} is no file; give a sweep's file, or paper or limits.")
     try:
-        named = list(runpy.run_path(path)["runs"](base))
+        names = runpy.run_path(path)
+        named = list(names["runs"](base)) if "runs" in names else None
     except Exception as error:  # whatever the user's file, which is a program, does wrong
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}).") from error
+    if named is None:
+        raise UserError(f"{path}: has no function runs(config); give a sweep's file, or paper or limits.")
     if not named:
         raise UserError(
             f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run."
         )
+    for row in named:
+        if not (isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], dict)):
+            raise UserError(
+                f"{path}: runs(config) yields {row!r}; yield a name and a dict of fields for each run."
+            )
     found, problems = {}, []
     for name, overrides in named:
         if not _is_run_name(name) or name in found:
