@@ -62,11 +62,7 @@ def load_manifest(path: str | Path, need_audio: bool = True, skip_bad: bool = Fa
             unnamed += "id" not in read.fields
             dropped.update(names)
             kept.append((_completed(fields), read))
-    if unheard == len(numbered):
-        raise UserError(
-            f"{path}: no question has a clip in `audio`; add its path to each row, or give the manifest of a"
-            " run, whose data stage speaks every question (RUN/data/manifest.jsonl)."
-        )
+    _check_some_heard(path, unheard, len(numbered))
     bad.end(len(numbered))
     if not kept:
         raise UserError(f"{path}: holds no row that can be used; mend it.")
@@ -77,6 +73,15 @@ def load_manifest(path: str | Path, need_audio: bool = True, skip_bad: bool = Fa
 def audio_paths(manifest: str | Path, rows: Sequence[dict]) -> list[Path]:
     """Returns the paths of the rows' clips."""
     return [Path(manifest).parent / row["audio"] for row in rows]
+
+
+def _check_some_heard(path: Path, unheard: int, number: int) -> None:
+    """Raises one UserError in place of a line for each row, where all that the rows lack are their clips."""
+    if unheard == number:
+        raise UserError(
+            f"{path}: no question has a clip in `audio`; add its path to each row, or give the manifest of a"
+            " run, whose data stage speaks every question (RUN/data/manifest.jsonl)."
+        )
 
 
 def _faults(fields: dict, faults: list[str], folder: Path, need_audio: bool) -> list[str]:
