@@ -23,7 +23,7 @@ def represent(model: rrs_jax.LoadedModel, clips: list, prompt: str) -> np.ndarra
 
 def main(path: str, manifest: str, out: str) -> None:
     rows = load_manifest(manifest)
-    clips = {"harmful": [], "benign": []}
+    clips: dict[str, list] = {"harmful": [], "benign": [], "borderline": [], "everyday": []}
     for row, clip in zip(rows, audio_paths(manifest, rows), strict=True):
         clips[row["label"]].append(clip)
     model = rrs_jax.load_model(path)

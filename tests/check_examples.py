@@ -100,7 +100,7 @@ def main(write: bool) -> None:
     assert f"adapter: {other}/export/adapter" in run_script("train_an_adapter", other)
     clip = str(next(Path(run, "data", "eval", "audio").glob("*benign.flac")))
     assert run_script("answer_a_clip", "mini", clip).strip()
-    assert run_script("find_safety_vector", "mini", f"{run}/data/manifest.jsonl", "found.safetensors")
+    assert run_script("find_safety_vector", "mini", asked_of, "found.safetensors")
     text = run_script("evaluate_a_file", "mini", asked_of, "answers.jsonl", adapter)
     assert "harmful questions answered" in text and "borderline questions refused" in text
     text = run_script("compare_adapters", "mini", asked_of, f"{other}/export/adapter", adapter)

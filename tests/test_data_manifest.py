@@ -74,8 +74,11 @@ def test_manifest_faults_come_all_at_once(tmp_path):
 def test_manifest_without_audio(tmp_path):
     path = write(tmp_path / "m.jsonl", {"id": "1", "label": "benign", "question": "Why?"})
     assert load_manifest(path, need_audio=False)[0]["audio"] is None
-    with pytest.raises(UserError, match="line 1: audio is missing"):
+    with pytest.raises(UserError, match="m.jsonl: no question has a clip in `audio`; add its path"):
         load_manifest(path)
+    unlabelled = write(tmp_path / "n.jsonl", {"id": "1", "question": "Why?"})
+    with pytest.raises(UserError, match="line 1: label is missing\n  line 1: audio is missing"):
+        load_manifest(unlabelled)
 
 
 def test_manifest_missing_or_empty(tmp_path):

@@ -60,7 +60,7 @@ def test_what_is_printed(dataset):
     assert "mirror: 14 benign, 14 harmful" in text
     assert text.endswith(f"To look and listen, open {(dataset / 'index.html').resolve()} in a browser.")
     assert "  self_harm                                        1 benign, 1 harmful" in text
-    assert "  words between twins: 1: 14 pairs" in text
+    assert "  words changed in a pair: 1: 14 pairs" in text
     voices = Counter(row["voice"] for row in load_manifest(dataset / "mirror" / "manifest.jsonl"))
     assert "  voices: " + ", ".join(f"{voice} {count}" for voice, count in sorted(voices.items())) in text
     seconds = sorted(row["seconds"] for row in load_manifest(dataset / "mirror" / "manifest.jsonl"))

@@ -244,14 +244,24 @@ def test_answers_that_changed_come_first(sweep):
 
 
 def test_the_tiles_are_those_of_rrs_with_nsi(sweep):
-    """Also where rrs_plus has the better figures: the recommended strategy is the paper's."""
+    """Also where rrs_plus has the better figures: the paper's method comes first."""
     results = read_results([sweep / name for name in ("vanilla", "rrs_plus", "rrs", "sft_full")])
     text = key_figures.key_figures(results)
-    assert "Recommended strategy" in text and "--config.strategy=rrs<" in text
+    assert "The paper's method" in text and "--config.strategy=rrs<" in text
     nsi = read_json(sweep / "rrs" / "eval" / "rrs" / "summary.json")["nsi"]["average"]
     assert f"<b>{nsi:+.1f}</b>" in text and text.count("class='tile ") == 6
     alone = key_figures.key_figures(read_results([sweep / "vanilla", sweep / "sft_full"]))
-    assert "Recommended" not in alone and "--config.strategy=sft_full<" in alone
+    assert "The paper's method" not in alone and "--config.strategy=sft_full<" in alone
+
+
+def test_a_run_without_an_effect_is_said_to_have_none(sweep):
+    results = read_results([sweep / "vanilla", sweep / "rrs"])
+    said = "In no mode are fewer harmful questions answered beyond the intervals."
+    modes = results.main.summary["modes"]
+    modes["audio_only"] = modes["audio_only"] | {"asr": 0.0, "ci95": [0.0, 0.1]}
+    assert said not in key_figures.key_figures(results)
+    results.main.summary["modes"] = results.vanilla.summary["modes"]
+    assert said in key_figures.key_figures(results)
 
 
 @pytest.mark.parametrize(

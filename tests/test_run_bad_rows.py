@@ -57,6 +57,44 @@ def test_a_bad_row_ends_the_run_or_is_left_out_and_listed(tmp_path, sound_files,
         assert kept == [row["id"] for place, row in enumerate(rows) if place != 2]
 
 
+@pytest.mark.parametrize("same", [0, 3])
+def test_evaluation_questions_that_are_trained_on_are_told(tmp_path, sound_files, capsys, same):
+    rows = twin_rows(sound_files)
+    other = [{**row, "question": f"Is it {place}?"} for place, row in enumerate(rows)]
+    for place in range(same):  # case and punctuation make no other question
+        other[place]["question"] = rows[place]["question"].upper().replace("?", " ?")
+    for name, some in (("train", rows), ("eval", other)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    config = default_config()
+    config.model.path, config.run_dir = "/no/model", str(tmp_path / "run")
+    config.data.manifest, config.data.eval_manifest = (
+        str(tmp_path / f"{n}.jsonl") for n in ("train", "eval")
+    )
+    pipeline.run(config, ("data",))
+    told = f"data.eval_manifest: {same} of {len(rows)} evaluation questions are training questions too"
+    assert (told in capsys.readouterr().err) == (same > 0)
+
+
+@pytest.mark.parametrize("wrong", [{"data.eval_manifest": "bad.jsonl"}, {"data.eval_pairs_per_category": 11}])
+def test_the_same_folder_takes_other_evaluation_questions_than_those_that_were_refused(
+    tmp_path, sound_files, monkeypatch, wrong
+):
+    monkeypatch.chdir(tmp_path)
+    good = twin_rows(sound_files)
+    bad = [row | {"audio": silent(tmp_path)} for row in good]
+    for name, rows in (("good", good), ("bad", bad)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = default_config()
+    config.model.path, config.run_dir, config.data.manifest = "/no/model", "run", "good.jsonl"
+    mistaken = config.copy_and_resolve_references()
+    mistaken.update_from_flattened_dict(wrong)
+    with pytest.raises(UserError, match="cannot be used|data.eval_pairs_per_category: 11 is not"):
+        pipeline.run(mistaken, ("data",))
+    config.data.eval_manifest = "good.jsonl"
+    assert pipeline.run(config, ("data",)) is None
+    assert len(read_jsonl(tmp_path / "run/data/eval/manifest.jsonl")) == 8
+
+
 ANSWER = {"question": "Why?", "response": "Because.", "label": "benign"}
 
 

@@ -151,6 +151,8 @@ def test_a_stage_without_what_it_needs_is_refused(tmp_path, config):
         UserError, match="extract needs data; export needs train, not done in .*; add data,train"
     ):
         folder.check_order(("extract", "export"))
+    with pytest.raises(UserError, match="stages: evaluate needs data and extract and train, not done in"):
+        folder.check_order(("evaluate",))
     finish(folder, "data")
     folder.check_order(("extract", "train", "evaluate"))
 
@@ -168,7 +170,7 @@ def test_a_changed_manifest_is_refused(tmp_path, config):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, config):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"run_dir: .*file/run cannot be written \(Not a directory"):
+    with pytest.raises(UserError, match=r"run_dir: .*file/run cannot be written \(.*file is a file\)"):
         opened(tmp_path / "file" / "run", config)
 
 

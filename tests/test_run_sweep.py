@@ -253,7 +253,10 @@ def test_a_failing_run_is_told_and_the_others_go_on(base, tmp_path, capsys):
         ("def runs(config):\n    yield 'shared', {}", "'shared' is no name of a run"),
         ("def runs(config):\n    return ()", "yields nothing"),
         ("def runs(:", "cannot be loaded (SyntaxError"),
-        ("x = 3", "cannot be loaded (KeyError: 'runs')"),
+        ("x = 3", "has no function runs(config); give a sweep's file"),
+        ("def runs(config):\n    yield 'rrs'", "yields 'rrs'; yield a name and a dict of fields"),
+        ("def runs(config):\n    yield 'a', 25.0", "yields ('a', 25.0); yield a name and a dict"),
+        ("def runs(config):\n    return config.no_field", "cannot be loaded (AttributeError"),
     ],
 )
 def test_a_mistake_in_a_sweep_is_one_sentence(base, tmp_path, text, sentence):

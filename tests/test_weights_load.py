@@ -247,7 +247,7 @@ def test_a_tensor_whose_bytes_do_not_fit_its_shape_is_named(single, nothing_is_r
 def test_folders_that_hold_no_model(single, tmp_path, nothing_is_read):
     folder, _ = single
     with pytest.raises(
-        UserError, match="model.path: .*nowhere is no folder; give a Hugging Face model folder"
+        UserError, match="model.path: .*nowhere is no folder; give .* a hub id OWNER/NAME, or mini or small"
     ):
         resolve_folder(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="holds no config.json"):

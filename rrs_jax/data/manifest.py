@@ -24,6 +24,7 @@ from rrs_jax.errors import UserError
 from rrs_jax.progress import say
 
 __all__ = ["FIELDS", "LABELS", "audio_paths", "load_manifest"]
+NO_AUDIO = "audio is missing"
 FIELDS = ("id", "pair_id", "label", "category", "question", "response", "audio", "voice", "seconds")
 
 
@@ -44,6 +45,7 @@ def load_manifest(path: str | Path, need_audio: bool = True, skip_bad: bool = Fa
         raise UserError(f"{path}: is empty; write one JSON object a line with {', '.join(FIELDS)}.")
     kept: list[tuple[dict, OwnRow]] = []
     bad, first_place, unnamed, dropped = BadRows(path, skip_bad), {}, 0, Counter()
+    unheard = 0  # rows without a clip that are whole otherwise
     for place, row in numbered:
         if row is None or isinstance(row, BadRow):
             bad.add(place, "is empty" if row is None else row.reason)
@@ -51,6 +53,7 @@ def load_manifest(path: str | Path, need_audio: bool = True, skip_bad: bool = Fa
         read = own_row(row)
         fields, names = plain(read.fields)
         faults = _faults(fields, read.faults, path.parent, need_audio)
+        unheard += faults == [NO_AUDIO]
         name = fields.setdefault("id", place.replace(" ", "-"))
         if name in first_place:
             faults.append(f"id {name!r} is that of {first_place[name]} too")
@@ -59,6 +62,7 @@ def load_manifest(path: str | Path, need_audio: bool = True, skip_bad: bool = Fa
             unnamed += "id" not in read.fields
             dropped.update(names)
             kept.append((_completed(fields), read))
+    _check_some_heard(path, unheard, len(numbered))
     bad.end(len(numbered))
     if not kept:
         raise UserError(f"{path}: holds no row that can be used; mend it.")
@@ -69,6 +73,15 @@ def load_manifest(path: str | Path, need_audio: bool = True, skip_bad: bool = Fa
 def audio_paths(manifest: str | Path, rows: Sequence[dict]) -> list[Path]:
     """Returns the paths of the rows' clips."""
     return [Path(manifest).parent / row["audio"] for row in rows]
+
+
+def _check_some_heard(path: Path, unheard: int, number: int) -> None:
+    """Raises one UserError in place of a line for each row, where all that the rows lack are their clips."""
+    if unheard == number:
+        raise UserError(
+            f"{path}: no question has a clip in `audio`; add its path to each row, or give the manifest of a"
+            " run, whose data stage speaks every question (RUN/data/manifest.jsonl)."
+        )
 
 
 def _faults(fields: dict, faults: list[str], folder: Path, need_audio: bool) -> list[str]:

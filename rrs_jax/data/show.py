@@ -77,7 +77,7 @@ def summary(name: str, rows: list[dict]) -> str:
     lines.append("  voices: " + ", ".join(f"{voice} {count}" for voice, count in sorted(voices.items())))
     if distances := Counter(edit_distances(rows).values()):
         lines.append(
-            "  words between twins: "
+            "  words changed in a pair: "
             + ", ".join(f"{words}: {n} pairs" for words, n in sorted(distances.items()))
         )
     return "\n".join(lines)

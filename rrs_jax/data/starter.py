@@ -166,7 +166,8 @@ def _pair_rows(choice: StarterChoice) -> list[dict]:
             "data.left_out_categories, data.left_out_styles: leave out every pair; leave out fewer."
         )
     kept = len({pair["category"] for pair in pairs})
-    each = _count("pairs_per_category", choice.pairs_per_category, len(pairs) // kept)
+    field = "pairs_per_category" if choice.is_training else "eval_pairs_per_category"
+    each = _count(field, choice.pairs_per_category, len(pairs) // kept)
     second = {}
     if choice.rewrites_per_pair == 2:
         second = {row["pair_id"]: row for row in starter_singles("rewrites")}
@@ -226,7 +227,9 @@ def _count(field: str, wanted: int | None, there: int) -> int:
     if wanted is None:
         return there
     if not 0 <= wanted <= there:
-        raise UserError(f"{field}: {wanted} is not between 0 and {there}, all that there is; choose fewer.")
+        raise UserError(
+            f"data.{field}: {wanted} is not between 0 and {there}, all that there is; choose fewer."
+        )
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""The top of the report page: its title, what was run, and the figures of the recommended strategy."""
+"""The top of the report page: its title, what was run, and the figures of the main strategy."""
 
 import html
 from pathlib import Path
@@ -7,7 +7,7 @@ from rrs_jax.report.marks import names_of
 from rrs_jax.report.results import Recipe, Results
 from rrs_jax.report.summaries import MODES, interval_text, is_compliance, rate_name
 
-RECOMMENDED = "rrs"  # the paper's row that the page recommends where it is evaluated
+PAPER = "rrs"  # the row of the paper's method
 PROJECT = "RRS-JAX"
 VERDICTS = {"better": "lower", "worse": "higher", "unclear": "intervals overlap"}
 
@@ -33,7 +33,7 @@ def key_figures(results: Results) -> str:
     before, after = results.vanilla, results.main
     if before is None or after is None:
         return "" if before or after else "<p>No run is evaluated yet.</p>"
-    role = "Recommended strategy" if after.key == RECOMMENDED else "Strategy"
+    role = "The paper's method" if after.key == PAPER else "Strategy"
     flag = f"<code>--config.strategy={html.escape(after.runs[0].strategy)}</code>"
     said = (
         "Vanilla → trained, percent of answers, in brackets the 95 % interval; lower is better. Grey where"
@@ -44,9 +44,12 @@ def key_figures(results: Results) -> str:
             " The judge sees refusals alone: compliance is the share of answers that are no refusals, an"
             " upper bound of ASR."
         )
+    modes = [(block, after.summary["modes"].get(mode)) for mode, block in before.summary["modes"].items()]
+    if not any(old and new and verdict(old, new, "asr") == "better" for old, new in modes):
+        said += " In no mode are fewer harmful questions answered beyond the intervals."
     tiles = "".join([*_rate_tiles(before, after), _nsi_tile(after)])
     return (
-        f"<p class='recommended'>{role}: {names_of(results)[after.id]} {flag}</p>"
+        f"<p class='leading'>{role}: {names_of(results)[after.id]} {flag}</p>"
         f"<p>{html.escape(said)}</p><div class='tiles'>{tiles}</div>"
     )
 

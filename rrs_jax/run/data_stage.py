@@ -12,11 +12,13 @@ from rrs_jax.data.authors import training_rows
 from rrs_jax.data.bad_rows import BadRows
 from rrs_jax.data.check import check_excluded
 from rrs_jax.data.manifest import audio_paths, load_manifest
+from rrs_jax.data.questions import words
 from rrs_jax.data.speech import speak_missing
 from rrs_jax.data.starter import StarterChoice, build_starter, choose_rows
 from rrs_jax.errors import UserError, stop_if_asked
 from rrs_jax.files import write_jsonl
 from rrs_jax.inputs.audio import audio_faults, check_audios
+from rrs_jax.progress import say
 from rrs_jax.run.context import RunContext
 from rrs_jax.strategies.samples import Samples
 
@@ -26,30 +28,50 @@ def make_data(context: RunContext) -> dict:
     clip, and behind those for training the starter set's everyday and contrast questions, where they are
     asked for."""
     config, folder = context.config, context.folder
-    voices = ",".join(config.data.voices)
-    for split, given, target in (
-        ("train", config[DATA[STRATEGY_TABLE[config.strategy].data]], folder.manifest),
-        ("eval", config.data.eval_manifest, folder.evaluation_manifest),
-    ):
+    given = {"train": config[DATA[STRATEGY_TABLE[config.strategy].data]], "eval": config.data.eval_manifest}
+    choices = {"train": training_choice(config), "eval": evaluation_choice(config)}
+    targets = {"train": folder.manifest, "eval": folder.evaluation_manifest}
+
+    # Both are read before either is written: with an empty run folder, a mistake is mended by another field.
+    rows_given = {}
+    for split, choice in choices.items():
         stop_if_asked()
-        if given:
-            added = choose_rows(added_choice(config)) if split == "train" else []
-            _take_manifest(Path(given), added, target, split == "train", config)
-        else:
-            train = split == "train"
-            build_starter(
-                target.parent,
-                training_choice(config) if train else evaluation_choice(config),
-                voices=voices,
-                max_cost_usd=config.data.max_cost_usd,
-                voices_per_question=config.data.voices_per_question if train else 1,
-            )
+        if not given[split]:
+            choose_rows(choice)
+            continue
+        added = choose_rows(added_choice(config)) if split == "train" else []
+        rows_given[split] = _read_manifest(Path(given[split]), added, split == "train", config)
+    for split, choice in choices.items():
+        stop_if_asked()
+        if split in rows_given:
+            write_jsonl(targets[split], rows_given[split])
+            continue
+        build_starter(
+            targets[split].parent,
+            choice,
+            voices=",".join(config.data.voices),
+            max_cost_usd=config.data.max_cost_usd,
+            voices_per_question=config.data.voices_per_question if split == "train" else 1,
+        )
     if config.data.augment:
         _augment(folder.manifest, config)
     stop_if_asked()
     rows = context.read_training_rows()
     check_excluded([row["question"] for row in rows], config.data.exclude, skips_bad_rows(config))
+    _tell_trained_on(rows, load_manifest(folder.evaluation_manifest))
     return {"harmful": sum(row["label"] == "harmful" for row in rows), "questions": len(rows)}
+
+
+def _tell_trained_on(training: list[dict], evaluation: list[dict]) -> None:
+    """Says how many evaluation questions are trained on, word for word."""
+    trained_on = {tuple(words(row["question"])) for row in training}
+    number = sum(tuple(words(row["question"])) in trained_on for row in evaluation)
+    if number:
+        say(
+            f"data.eval_manifest: {number} of {len(evaluation)} evaluation questions are training questions"
+            " too, and their rates say little of others; ask questions that are not trained on"
+            " (--config.data.exclude=FILE refuses a training set that holds those of FILE)"
+        )
 
 
 def _augment(manifest: Path, config: ConfigDict) -> None:
@@ -138,11 +160,10 @@ def rows_with_sound(rows: list[dict], source: str, config: ConfigDict) -> list[d
     return [row for row in rows if id(row) not in left_out]
 
 
-def _take_manifest(
-    source: Path, added: list[dict], target: Path, is_training: bool, config: ConfigDict
-) -> None:
-    """Writes the user's rows, or those of the authors' folder, with `added` behind them and absolute clip
-    paths. Raises UserError that lists every bad row and every bad clip."""
+def _read_manifest(source: Path, added: list[dict], is_training: bool, config: ConfigDict) -> list[dict]:
+    """Returns the user's rows, or those of the authors' folder, with `added` behind them, every question
+    spoken that has no clip, and absolute clip paths. Raises UserError that lists every bad row and every bad
+    clip."""
     skip = skips_bad_rows(config)
     if source.is_dir():
         rows = training_rows(source, config.data.exclude, config.data.eval_manifest, skip)
@@ -166,4 +187,4 @@ def _take_manifest(
         check_training_rows(rows, config)  # some may have been left out
     if not rows:
         raise UserError(f"{source}: holds no row that can be used; mend it.")
-    write_jsonl(target, rows)
+    return rows

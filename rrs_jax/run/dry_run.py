@@ -32,7 +32,7 @@ from rrs_jax.run.estimates import (
 )
 from rrs_jax.run.folder import stage_is_done
 from rrs_jax.run.start_adapter import read_start
-from rrs_jax.weights.load import abstract_model, read_config
+from rrs_jax.weights.load import abstract_model, check_path, read_config
 from rrs_jax.weights.named_models import is_named
 
 GENERATION = "answers in flight"  # of `DryRun.memory`
@@ -128,10 +128,7 @@ def model_config(path: str) -> dict:
         return find_model(path).config()
     if Path(path).is_dir():
         return read_config(Path(path))
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(
-            f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME."
-        )
+    check_path(path)
     from huggingface_hub import hf_hub_download
 
     try:

@@ -100,7 +100,11 @@ class RunFolder:
                     absent.setdefault(need, name)
         if absent:
             wanted = ",".join(stage for stage in STAGES if stage in absent)
-            what = "; ".join(f"{name} needs {need}" for need, name in absent.items())
+            needs = {
+                name: " and ".join(need for need, first in absent.items() if first == name)
+                for name in absent.values()
+            }
+            what = "; ".join(f"{name} needs {need}" for name, need in needs.items())
             raise UserError(f"--stages: {what}, not done in {self.path} with this config; add {wanted}.")
 
     @contextlib.contextmanager
@@ -262,7 +266,9 @@ def check_disk(path: Path, needed_bytes: int = LEAST_FREE_BYTES) -> None:
             probe.unlink(missing_ok=True)  # whoever has the lock clears what looks like a killed command's
         free = shutil.disk_usage(path).free
     except OSError as error:
+        there = next((at for at in (path, *path.parents) if os.path.exists(at)), path)
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        reason = f"{there} is a file" if os.path.isfile(there) else reason
         raise UserError(
             f"run_dir: {path} cannot be written ({reason}); give another --config.run_dir."
         ) from error

@@ -35,18 +35,8 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     `base` is a config that is not resolved: a row's strategy sets the fields that neither `base` nor the row
     gives. Raises UserError for a file that cannot be loaded, and naming the run for each mistake in a field.
     """
-    if not Path(path).is_file():
-        raise UserError(f"--sweep: {path!r} is no file; give a sweep's file, or paper or limits.")
-    try:
-        named = list(runpy.run_path(path)["runs"](base))
-    except Exception as error:  # whatever the user's file, which is a program, does wrong
-        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}).") from error
-    if not named:
-        raise UserError(
-            f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run."
-        )
     found, problems = {}, []
-    for name, overrides in named:
+    for name, overrides in _read_rows(path, base):
         if not _is_run_name(name) or name in found:
             raise UserError(
                 f"{path}: {name!r} is no name of a run, or given twice; give each run a name of its own."
@@ -67,6 +57,29 @@ def read_sweep(path: str, base: ConfigDict) -> dict[str, ConfigDict]:
     if problems:
         raise config_error(problems)
     return found
+
+
+def _read_rows(path: str, base: ConfigDict) -> list[tuple[str, dict]]:
+    """Returns what the file's `runs` yields: a name and the changed fields of each run."""
+    if not Path(path).is_file():
+        raise UserError(f"--sweep: {path!r} is no file; give a sweep's file, or paper or limits.")
+    try:
+        names = runpy.run_path(path)
+        named = list(names["runs"](base)) if "runs" in names else None
+    except Exception as error:  # whatever the user's file, which is a program, does wrong
+        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}).") from error
+    if named is None:
+        raise UserError(f"{path}: has no function runs(config); give a sweep's file, or paper or limits.")
+    if not named:
+        raise UserError(
+            f"{path}: runs(config) yields nothing; yield a name and a dict of fields for each run."
+        )
+    for row in named:
+        if not (isinstance(row, tuple | list) and len(row) == 2 and isinstance(row[1], dict)):
+            raise UserError(
+                f"{path}: runs(config) yields {row!r}; yield a name and a dict of fields for each run."
+            )
+    return named
 
 
 def _is_run_name(name: object) -> bool:

@@ -66,7 +66,7 @@ class RRS:
 
 def check(samples: Samples, config) -> None:
     """Raises UserError for samples without both kinds whose means equation 9 takes, or of a variant."""
-    check_kinds(samples, samples.mirrored, config.strategy, "benign without the role keep")
+    check_kinds(samples, samples.mirrored, config.strategy, "benign (the role keep does not count)")
     for variant in chosen_variants(samples, config):
         variant.check()
 

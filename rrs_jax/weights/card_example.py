@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rrs_jax.config.prompts import PROMPT_T
 
+FOLDER = "PATH/"  # stands before the name of a base that has no hub id
 # What answers in text, where it is not the whole model; that of Omni would speak, by other arguments in each
 # release.
 ANSWERING = {"Qwen2_5OmniForConditionalGeneration": "model.thinker"}
@@ -21,7 +22,7 @@ def adapter_example(
     Args:
       name: the class of transformers.
       remote_code: that class lies in the base's folder.
-      base: a hub id or a folder.
+      base: a hub id, or PATH/FOLDER where the base has none.
       settings: the run's fields; the example has their number type and length of answers.
       repository: where the adapter lies on the hub; None is the folder of the card itself.
     """
@@ -36,7 +37,8 @@ assert all(value.any() for name, value in model.named_parameters() if "lora_B" i
 from peft import PeftModel
 from transformers import {name}
 
-BASE, ADAPTER = "{base}", {where}
+BASE = {_base(base)}
+ADAPTER = {where}
 {load}"""
         return f"```python\n{code}\n```\n\n{CHAT}"
     code = f"""import librosa
@@ -44,7 +46,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoProcessor, {name}
 
-BASE, ADAPTER = "{base}", {where}
+BASE = {_base(base)}
+ADAPTER = {where}
 processor = AutoProcessor.from_pretrained(BASE)
 {load}
 {_answer(name, settings)}"""
@@ -74,6 +77,11 @@ processor = AutoProcessor.from_pretrained(MODEL)
 {load}
 {_answer(name, settings)}"""
     return f"```python\n{code}\n```"
+
+
+def _base(base: str) -> str:
+    hint = "  # it has no hub id: write the path of its folder" if base.startswith(FOLDER) else ""
+    return f'"{base}"{hint}'
 
 
 def _where(repository: str | None) -> str:

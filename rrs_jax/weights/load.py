@@ -22,7 +22,7 @@ from rrs_jax.models.lora import LoRAConfig, LoRAParam
 from rrs_jax.models.quantised import Float8, Int8
 from rrs_jax.weights.finite import is_finite, tensors_not_finite
 from rrs_jax.weights.hub import fetch, is_hub_id
-from rrs_jax.weights.named_models import is_named, named_folder
+from rrs_jax.weights.named_models import NAMED_MODELS, is_named, named_folder
 from rrs_jax.weights.safetensors_io import TensorEntry, read_folder, some_of
 from rrs_jax.weights.table import Row, WeightTable, as_on_disk, keep, transpose
 
@@ -35,7 +35,8 @@ def check_path(path: str) -> None:
     fetched."""
     if not is_named(path) and not Path(path).is_dir() and not is_hub_id(path):
         raise UserError(
-            f"model.path: {path} is no folder; give a Hugging Face model folder or a hub id OWNER/NAME."
+            f"model.path: {path} is no folder; give a Hugging Face model folder, a hub id OWNER/NAME, or"
+            f" {' or '.join(NAMED_MODELS)}."
         )
 
 

@@ -10,7 +10,7 @@ from rrs_jax.config.vocabulary import SETTINGS
 from rrs_jax.errors import UserError
 from rrs_jax.files import read_json, safe_name, write_atomic
 from rrs_jax.web.text import markdown_cell
-from rrs_jax.weights.card_example import adapter_example, merged_example
+from rrs_jax.weights.card_example import FOLDER, adapter_example, merged_example
 from rrs_jax.weights.export import layout_of
 from rrs_jax.weights.export_folder import MARKER
 from rrs_jax.weights.hub import is_hub_id
@@ -41,7 +41,8 @@ def write_model_card(
     """Writes README.md into a folder that `export_adapter` or `export_merged` has made, over the base's own.
 
     Args:
-      base_name: the hub id of the base; None where it has none, and the card names its folder.
+      base_name: the hub id of the base; None where it has none, and the card names its folder, without the
+        path.
       settings: fields of the run by dotted name; the card shows those that decide the training.
       results: a Markdown table of rates, as `rrs_jax.report.table.markdown_table` gives it.
       summaries: the trained model's rates by the name of their evaluation, as summary.json has them, for the
@@ -61,7 +62,7 @@ def write_model_card(
     loading = (
         _loading_merged(table, settings, repository)
         if merged
-        else _loading_adapter(table, record["layout"], base, settings, repository)
+        else _loading_adapter(table, record["layout"], base_name or FOLDER + base, settings, repository)
     )
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
