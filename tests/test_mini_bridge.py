@@ -24,14 +24,14 @@ from rrs_jax.weights.safetensors_io import read_folder
 
 # Of three layers: which of transformers' states each value of `every` takes.
 STATES = {2: (2, -1), 0: (-1,)}
-CLIPS = (1, 0)  # clip of each row; 0 is the longer one
+CLIPS = (1, 0, 1)  # clip of each row; 0 is the longer one
 
 
 def spoken_examples(clips) -> list[Example]:
-    """Two spoken questions of unequal length with answers of 4 and 7 tokens."""
+    """Three spoken questions of unequal length with answers of 4 and 7 tokens, and without one."""
     rng = np.random.default_rng(1)
     examples = []
-    for clip, answer_length in zip(CLIPS, (4, 7), strict=True):
+    for clip, answer_length in zip(CLIPS, (4, 7, 0), strict=True):
         frames = int(FRAMES[clip])
         audio = [AUDIO] * audio_token_count(frames)
         ids = [*rng.integers(3, 120, 5).tolist(), *audio, *rng.integers(3, 120, 3 + clip).tolist()]

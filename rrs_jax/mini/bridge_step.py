@@ -20,6 +20,7 @@ from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count, pad_features
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
+from rrs_jax.models.positions import map_positions
 from rrs_jax.models.stack import compiler_options
 
 TRAINED = ("audio_tower", "multi_modal_projector")
@@ -212,21 +213,43 @@ def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: 
     every = weights.every if weights else 0
     bank = bridge.encode(model, batch.features, batch.feature_lengths)
     heard, heard_ends = bridge.answer_states(model, batch.spoken, bank, batch.spoken_start, count, every)
-    log_student = jax.nn.log_softmax(model.logits(heard))
     total = batch.answer_mask.sum()
-    chosen = jnp.take_along_axis(log_student, batch.answer[..., None], axis=-1)[..., 0]
-    cross_entropy = -(chosen * batch.answer_mask).sum() / total
-    agreement = ((log_student.argmax(-1) == batch.answer) * batch.answer_mask).sum() / total
-    metrics = {"cross_entropy": cross_entropy, "agreement": agreement}
+
+    def over_answers(values: jax.Array) -> jax.Array:
+        return (values * batch.answer_mask).sum() / total
+
     if weights is None:
-        return cross_entropy, metrics
-    read, read_ends = bridge.answer_states(model, batch.written, bank[:1], batch.written_start, count, every)
-    log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(model.logits(read)))
-    each = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
-    divergence = (each * batch.answer_mask).sum() / total
+        each = map_positions(functools.partial(answer_losses, model), heard, batch.answer)
+        metrics = jax.tree.map(over_answers, each)
+        return metrics["cross_entropy"], metrics
+    # Of zeros, since rows of the bank would carry a derivative through the decoder that reads.
+    silence = jnp.zeros_like(bank[:1])
+    read, read_ends = bridge.answer_states(model, batch.written, silence, batch.written_start, count, every)
+    each = map_positions(functools.partial(answer_losses, model), heard, batch.answer, read)
+    metrics = jax.tree.map(over_answers, each)
     distance, contrast, told = state_losses(heard_ends, read_ends)
-    metrics |= {"divergence": divergence, "distance": distance, "contrast": contrast, "told": told}
-    return cross_entropy + divergence + weights.distance * distance + weights.contrast * contrast, metrics
+    language = metrics["cross_entropy"] + metrics["divergence"]
+    metrics |= {"distance": distance, "contrast": contrast, "told": told}
+    return language + weights.distance * distance + weights.contrast * contrast, metrics
+
+
+def answer_losses(
+    model: nnx.Module, heard: jax.Array, answer: jax.Array, read: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """Returns cross-entropy, whether the likeliest token is the answer's, and the divergence, (B,) each.
+
+    Args:
+      heard, read: (B, D), states behind the final norm from which the token is predicted; without `read`
+        there is no divergence.
+      answer: int32 (B,), the token.
+    """
+    log_student = jax.nn.log_softmax(model.logits(heard))
+    chosen = jnp.take_along_axis(log_student, answer[:, None], axis=-1)[:, 0]
+    losses = {"cross_entropy": -chosen, "agreement": log_student.argmax(-1) == answer}
+    if read is not None:
+        log_teacher = jax.nn.log_softmax(model.logits(read))
+        losses["divergence"] = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
+    return losses
 
 
 def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, weights: LossWeights | None):

@@ -1,0 +1,76 @@
+"""What a bridge's step keeps in memory, as XLA compiles it at the width of `small`, without running it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from rrs_jax.mini.bridge_step import Bridge, DistillationBatch, LossWeights, make_step
+from rrs_jax.mini.model_table import find_model
+from rrs_jax.models.batch import Batch
+from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+
+ROWS, HEARD, FRAMES, READ, ANSWER = 64, 176, 400, 112, 16
+SIZES = find_model("small").config()
+WIDTH, VOCABULARY = SIZES["text_config"]["hidden_size"], SIZES["text_config"]["vocab_size"]
+ENCODER_WIDTH = SIZES["audio_config"]["d_model"]
+
+
+def batch_shapes(answer: int) -> DistillationBatch:
+    def ids(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def batch(length):
+        return Batch(input_ids=ids(ROWS, length), lengths=ids(ROWS), audio_index=ids(ROWS, length))
+
+    bins = SIZES["audio_config"]["num_mel_bins"]
+    return DistillationBatch(
+        spoken=batch(HEARD),
+        features=jax.ShapeDtypeStruct((ROWS, bins, FRAMES), jnp.float32),
+        feature_lengths=ids(ROWS),
+        written=batch(READ),
+        answer=ids(ROWS, answer),
+        answer_mask=jax.ShapeDtypeStruct((ROWS, answer), jnp.float32),
+        spoken_start=ids(ROWS),
+        written_start=ids(ROWS),
+    )
+
+
+@functools.cache
+def temporary_bytes(*, layers=2, encoder_layers=1, answer=ANSWER, weights=None) -> int:
+    """Returns the temporary memory of the step in float32, of a model with so many layers."""
+    text = SIZES["text_config"] | {"num_hidden_layers": layers}
+    audio = SIZES["audio_config"] | {"encoder_layers": encoder_layers}
+    config = Qwen2AudioConfig.from_hf({"text_config": text, "audio_config": audio})
+    made = []
+
+    def shapes():
+        made.append(bridge := Bridge(Qwen2Audio(config, dtype=jnp.float32)))
+        return bridge.initial, bridge.base
+
+    initial, base = jax.eval_shape(shapes)
+    optimiser = optax.adam(1e-3)
+    state = jax.eval_shape(optimiser.init, initial)
+    step = make_step(made[0], optimiser, weights)
+    compiled = step.lower(initial, state, base, batch_shapes(answer)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_no_logits_of_all_answer_tokens_exist():
+    longer = temporary_bytes(answer=2 * ANSWER, weights=LossWeights())
+    logits = ROWS * ANSWER * VOCABULARY * 4
+    assert longer - temporary_bytes(weights=LossWeights()) < 0.1 * logits
+
+
+def test_an_encoder_layer_keeps_its_input():
+    kept = ROWS * FRAMES // 2 * ENCODER_WIDTH * 4
+    more = temporary_bytes(encoder_layers=3) - temporary_bytes()
+    assert more < 1.5 * 2 * kept
+
+
+def test_the_decoder_that_reads_keeps_nothing():
+    heard = temporary_bytes(layers=4) - temporary_bytes()
+    both = temporary_bytes(layers=4, weights=LossWeights()) - temporary_bytes(weights=LossWeights())
+    assert both == pytest.approx(heard, rel=0.02)
