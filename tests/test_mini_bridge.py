@@ -30,13 +30,13 @@ CLIPS = (1, 0, 1)  # clip of each row; 0 is the longer one
 def spoken_examples(clips) -> list[Example]:
     """Three spoken questions of unequal length with answers of 4 and 7 tokens, and without one."""
     rng = np.random.default_rng(1)
-    examples = []
+    begin, examples = rng.integers(3, 120, 4).tolist(), []
     for clip, answer_length in zip(CLIPS, (4, 7, 0), strict=True):
         frames = int(FRAMES[clip])
         audio = [AUDIO] * audio_token_count(frames)
-        ids = [*rng.integers(3, 120, 5).tolist(), *audio, *rng.integers(3, 120, 3 + clip).tolist()]
+        ids = [*begin, int(rng.integers(3, 120)), *audio, *rng.integers(3, 120, 3 + clip).tolist()]
         written, answer = (
-            rng.integers(3, 120, 9 - clip).tolist(),
+            [*begin[:3], *rng.integers(3, 120, 6 - clip).tolist()],
             rng.integers(3, 120, answer_length).tolist(),
         )
         examples.append(Example(ids, (clips[clip][:, : frames + 2], frames), written, answer))
@@ -76,15 +76,21 @@ def state_losses(heard: torch.Tensor, read: torch.Tensor) -> tuple[torch.Tensor,
     return torch.stack(distances).mean(), torch.stack(contrasts).mean()
 
 
-@pytest.mark.parametrize("every", STATES)
-def test_the_loss_and_the_gradients_are_those_of_transformers(every, reference, folder):
+@pytest.mark.parametrize("every, prefixes", [(2, (0, 0)), (0, (4, 3)), (0, (4, 0))])
+def test_the_loss_and_the_gradients_are_those_of_transformers(every, prefixes, reference, folder):
     rng = np.random.default_rng(0)
     clips = rng.normal(size=(4, 12, 3000)).astype(np.float32)
     for feature, frames in zip(clips, FRAMES, strict=True):
         feature[:, frames + 2 :] = silence_value(feature[:, : frames + 2])
     examples = spoken_examples(clips)
     batch = make_batch(
-        examples, spoken_length=64, frames=256, written_length=24, answer_length=7, audio_token_id=AUDIO
+        examples,
+        spoken_length=64,
+        frames=256,
+        written_length=24,
+        answer_length=7,
+        audio_token_id=AUDIO,
+        prefixes=prefixes,
     )
     model = load_weights(folder)
     bridge, rows = Bridge(model), trained_rows(folder, model)
@@ -128,6 +134,17 @@ def test_the_loss_and_the_gradients_are_those_of_transformers(every, reference, 
     trained = [n for n in tensors if ("audio_tower" in n or "projector" in n) and "positions" not in n]
     assert seen == len(trained) > 20
     reference.zero_grad()
+
+
+@pytest.mark.parametrize("prefixes, rows", [((5, 0), 3), ((4, 4), 3), ((6, 3), 1), ((2, 3), 3)])
+def test_prompts_that_begin_unlike_have_no_such_prefix(prefixes, rows):
+    """The fifth spoken and fourth written tokens are not all rows', the sixth spoken one is the clip's, and
+    what is written begins as what is spoken."""
+    examples = spoken_examples(np.zeros((2, 12, 300), np.float32))
+    lengths = {"spoken_length": 64, "frames": 256, "written_length": 24, "answer_length": 7}
+    make_batch(examples, **lengths, audio_token_id=AUDIO, prefixes=(4, 3))
+    with pytest.raises(ValueError, match="not all prompts begin with the same"):
+        make_batch(examples[:rows], **lengths, audio_token_id=AUDIO, prefixes=prefixes)
 
 
 def test_a_saved_bridge_goes_on_where_it_was(folder, tmp_path):

@@ -11,6 +11,7 @@ from rrs_jax.mini.bridge_step import Bridge, DistillationBatch, LossWeights, mak
 from rrs_jax.mini.model_table import find_model
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from rrs_jax.train.memory import kept_bytes
 
 ROWS, HEARD, FRAMES, READ, ANSWER = 64, 176, 400, 112, 16
 SIZES = find_model("small").config()
@@ -38,13 +39,21 @@ def batch_shapes(answer: int) -> DistillationBatch:
     )
 
 
-@functools.cache
-def temporary_bytes(*, layers=2, encoder_layers=1, answer=ANSWER, weights=None) -> int:
-    """Returns the temporary memory of the step in float32, of a model with so many layers."""
+def sizes(layers: int, encoder_layers: int = 1) -> Qwen2AudioConfig:
     text = SIZES["text_config"] | {"num_hidden_layers": layers}
     audio = SIZES["audio_config"] | {"encoder_layers": encoder_layers}
-    config = Qwen2AudioConfig.from_hf({"text_config": text, "audio_config": audio})
-    made = []
+    return Qwen2AudioConfig.from_hf({"text_config": text, "audio_config": audio})
+
+
+def kept(remat: str, layers: int) -> float:
+    return kept_bytes(sizes(layers).text, remat, layers=layers, rows=ROWS, tokens=HEARD, item=4)
+
+
+@functools.cache
+def temporary_bytes(*, layers=2, encoder_layers=1, answer=ANSWER, weights=None, remat="dots") -> int:
+    """Returns the temporary memory of the step in float32, of a model with so many layers, where there is
+    just room for what `remat` keeps."""
+    config, made = sizes(layers, encoder_layers), []
 
     def shapes():
         made.append(bridge := Bridge(Qwen2Audio(config, dtype=jnp.float32)))
@@ -53,7 +62,7 @@ def temporary_bytes(*, layers=2, encoder_layers=1, answer=ANSWER, weights=None) 
     initial, base = jax.eval_shape(shapes)
     optimiser = optax.adam(1e-3)
     state = jax.eval_shape(optimiser.init, initial)
-    step = make_step(made[0], optimiser, weights)
+    step = make_step(made[0], optimiser, weights, kept(remat, layers))
     compiled = step.lower(initial, state, base, batch_shapes(answer)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -65,12 +74,18 @@ def test_no_logits_of_all_answer_tokens_exist():
 
 
 def test_an_encoder_layer_keeps_its_input():
-    kept = ROWS * FRAMES // 2 * ENCODER_WIDTH * 4
+    states = ROWS * FRAMES // 2 * ENCODER_WIDTH * 4
     more = temporary_bytes(encoder_layers=3) - temporary_bytes()
-    assert more < 1.5 * 2 * kept
+    assert more < 1.5 * 2 * states
 
 
 def test_the_decoder_that_reads_keeps_nothing():
     heard = temporary_bytes(layers=4) - temporary_bytes()
     both = temporary_bytes(layers=4, weights=LossWeights()) - temporary_bytes(weights=LossWeights())
     assert both == pytest.approx(heard, rel=0.02)
+
+
+@pytest.mark.parametrize("remat", ["dots", "gate", "lean"])
+def test_the_decoder_keeps_what_there_is_room_for(remat):
+    taken = temporary_bytes(layers=6, remat=remat) - temporary_bytes(remat=remat)
+    assert 0.5 < taken / (kept(remat, 6) - kept(remat, 2)) <= 1

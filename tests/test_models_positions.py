@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.tensors import relative_error
-from rrs_jax.mini.bridge_step import answer_losses
+from rrs_jax.mini.bridge_losses import answer_losses
 from rrs_jax.models import positions
 from rrs_jax.models.positions import map_positions
 from rrs_jax.strategies.sft import mean_cross_entropy

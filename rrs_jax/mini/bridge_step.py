@@ -18,13 +18,17 @@ from flax import nnx
 
 from rrs_jax.inputs.batching import collate
 from rrs_jax.inputs.mel import audio_token_count, pad_features
+from rrs_jax.mini.bridge_losses import answer_losses, state_losses
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.cache import KeysValues
+from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
 from rrs_jax.models.positions import map_positions
 from rrs_jax.models.stack import compiler_options
+from rrs_jax.train.memory import kept_bytes
 
 TRAINED = ("audio_tower", "multi_modal_projector")
-TEMPERATURE = 0.1  # of the contrast between cosines
+REMATS = ("dots", "gate", "lean")  # the fastest first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,12 @@ class Example:
 
 @flax.struct.dataclass
 class DistillationBatch:
-    """A batch of `Example`s on the device."""
+    """A batch of `Example`s on the device.
+
+    Attributes:
+      prefixes: with how many tokens all spoken prompts begin alike, before any clip, and all written ones;
+        the latter are the former's first. They are computed for one row, since nothing of them is learnt.
+    """
 
     spoken: Batch
     features: jax.Array  # (B, bins, frames)
@@ -52,6 +61,7 @@ class DistillationBatch:
     answer_mask: jax.Array  # float32 (B, A)
     spoken_start: jax.Array  # int32 (B,): length of the spoken prompt
     written_start: jax.Array
+    prefixes: tuple[int, int] = flax.struct.field(pytree_node=False, default=(0, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +85,20 @@ def make_batch(
     written_length: int,
     answer_length: int,
     audio_token_id: int,
+    prefixes: tuple[int, int] = (0, 0),
 ) -> DistillationBatch:
     """Pads both prompts, each followed by the answer, to the given lengths.
 
-    Answers beyond `answer_length` are cut.
+    Answers beyond `answer_length` are cut. Raises ValueError where not all prompts begin alike with so many
+    tokens as `DistillationBatch.prefixes` says, before the clip.
     """
+    spoken_prefix = examples[0].spoken[: prefixes[0]]
+    written_prefix = spoken_prefix[: prefixes[1]]
+    if audio_token_id in spoken_prefix or not all(
+        example.spoken[: prefixes[0]] == spoken_prefix and example.written[: prefixes[1]] == written_prefix
+        for example in examples
+    ):
+        raise ValueError(f"not all prompts begin with the same {prefixes} tokens, before the clip")
     answers = np.zeros((len(examples), answer_length), np.int32)
     mask = np.zeros((len(examples), answer_length), np.float32)
     spoken, written = [], []
@@ -102,6 +121,7 @@ def make_batch(
         answer_mask=mask,
         spoken_start=np.array([len(e.spoken) for e in examples], np.int32),
         written_start=np.array([len(e.written) for e in examples], np.int32),
+        prefixes=prefixes,
     )
 
 
@@ -116,11 +136,12 @@ class Bridge:
     Attributes:
       base: state of the frozen parameters, in the model's dtype.
       initial: state of the trained ones, `is_trained`, in float32.
+      text: sizes of the decoder.
     """
 
     def __init__(self, model: nnx.Module):
         self.graphdef, trained, self.base = nnx.split(model, is_trained, ...)
-        self.dtype = model.dtype
+        self.dtype, self.text = model.dtype, model.config.text
         self.initial = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
 
     def model(self, base, trainable) -> nnx.Module:
@@ -136,8 +157,28 @@ class Bridge:
         return jnp.concatenate([jnp.zeros_like(rows[:1]), rows])
 
     @staticmethod
+    def prefix(model: nnx.Module, batch: DistillationBatch) -> tuple[KeysValues | None, KeysValues | None]:
+        """Returns keys and values (L, P, K, E) of what all spoken and all written prompts begin with."""
+        spoken, written = batch.prefixes
+        if not spoken:
+            return None, None
+        x = model.language_model.embed_tokens[...][batch.spoken.input_ids[:1, :spoken]]
+        output = model.language_model(
+            DecoderInputs(x, jnp.array([spoken])), None, Wanted(keys_values=x.dtype)
+        )
+        longer = jax.tree.map(lambda leaf: jnp.swapaxes(leaf[:, 0], 1, 2), output.keys_values)
+        return longer, jax.tree.map(lambda leaf: leaf[:, :written], longer) if written else None
+
+    @staticmethod
     def answer_states(
-        model: nnx.Module, batch: Batch, bank: jax.Array, start: jax.Array, count: int, every: int
+        model: nnx.Module,
+        batch: Batch,
+        bank: jax.Array,
+        start: jax.Array,
+        prefix: KeysValues | None,
+        count: int,
+        every: int,
+        remat: str = "none",
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the states from which the answer's tokens are predicted, and those before the answer.
 
@@ -145,17 +186,22 @@ class Bridge:
           batch: prompts, each followed by its answer.
           bank: what `encode` returns; its first row alone where the decoder reads.
           start: int32 (B,), length of each prompt.
+          prefix: what all rows begin with, which is computed no more.
           every: of how many layers one's states are returned, as in `LossWeights`.
+          remat: what is kept for the backward pass (`rrs_jax.models.stack.rematerialise`).
         Returns:
           (B, count, D), behind the final norm, at the prompt's last token and at all answer tokens but the
           last; float32 (places, B, D), at the prompt's last token behind every `every`-th layer and, last,
           behind the final norm.
         """
         decoder = model.language_model
-        x = model.embed(batch.input_ids, batch.audio_index, bank)
+        before = 0 if prefix is None else prefix.keys.shape[1]
+        start = start - before
+        x = model.embed(batch.input_ids[:, before:], batch.audio_index[:, before:], bank)
         # With the prompts' lengths, what is read of every layer is the prompt's last token. Causal attention
         # needs no other length.
-        output = decoder(DecoderInputs(x, start), None, Wanted(each_layer=(0,)), remat="dots")
+        inputs = DecoderInputs(x, start, prefix=prefix)
+        output = decoder(inputs, None, Wanted(each_layer=(0,)), remat=remat)
         positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], x.shape[1] - 1)
         states = decoder.norm(jnp.take_along_axis(output.states, positions[..., None], axis=1))
         layers = slice(every - 1, None, every) if every else slice(0)
@@ -163,56 +209,28 @@ class Bridge:
         return states, jnp.concatenate([ends, states[None, :, 0].astype(jnp.float32)])
 
 
-def state_cosines(heard: jax.Array, read: jax.Array) -> jax.Array:
-    """Returns the cosines (places, B, B) of each heard question's states with each read one's.
-
-    Both (places, B, D) are standardised by the mean and the spread of the read ones.
-    """
-    centre = read.mean(1, keepdims=True)
-    spread = read.std(1, keepdims=True) + 1e-6
-
-    def directions(states: jax.Array) -> jax.Array:
-        states = (states - centre) / spread
-        return states / (jnp.linalg.norm(states, axis=-1, keepdims=True) + 1e-6)
-
-    return jnp.einsum("lid,ljd->lij", directions(heard), directions(read))
-
-
-def state_losses(heard: jax.Array, read: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns distance and contrast of the states before the answer, and the share told from all others.
-
-    Answers hardly need what was asked in this state, since they can look back, and RRS has nothing else. The
-    distance is the squared one, as a share of the spread of the read states over the batch. The contrast
-    (InfoNCE, van den Oord et al. 2018) tells, by cosines of standardised states, which of the batch's read
-    questions is the heard one, and the reverse; rows that differ by a word make it learn that word. Both are
-    means over the places.
-
-    Args:
-      heard, read: float32 (places, B, D); `read` has no derivative.
-    """
-    read = jax.lax.stop_gradient(read)
-    centre = read.mean(1, keepdims=True)
-    distance = jnp.sum((heard - read) ** 2, (1, 2)) / jnp.sum((read - centre) ** 2, (1, 2))
-    cosines = state_cosines(heard, read)
-    own = jnp.arange(cosines.shape[1])
-
-    def contrast(logits: jax.Array) -> jax.Array:
-        return -jax.nn.log_softmax(logits)[:, own, own].mean()
-
-    both = (contrast(cosines / TEMPERATURE) + contrast(cosines.swapaxes(1, 2) / TEMPERATURE)) / 2
-    return distance.mean(), both, (cosines[-1].argmax(-1) == own).mean()
-
-
-def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: LossWeights | None):
+def loss(
+    bridge: Bridge,
+    trainable,
+    base,
+    batch: DistillationBatch,
+    *,
+    weights: LossWeights | None,
+    remat: str = "none",
+):
     """Returns loss and metrics: per answer token cross-entropy plus divergence, and `state_losses`.
 
     `weights` None leaves the reading decoder out: cross-entropy alone, for answers that repeat what is heard.
+    `remat`: what the decoder's layers keep for the backward pass (`rrs_jax.models.stack.rematerialise`).
     """
     model = bridge.model(base, trainable)
     count = batch.answer.shape[1]
     every = weights.every if weights else 0
     bank = bridge.encode(model, batch.features, batch.feature_lengths)
-    heard, heard_ends = bridge.answer_states(model, batch.spoken, bank, batch.spoken_start, count, every)
+    prefix, written_prefix = bridge.prefix(model, batch)
+    heard, heard_ends = bridge.answer_states(
+        model, batch.spoken, bank, batch.spoken_start, prefix, count, every, remat
+    )
     total = batch.answer_mask.sum()
 
     def over_answers(values: jax.Array) -> jax.Array:
@@ -224,7 +242,9 @@ def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: 
         return metrics["cross_entropy"], metrics
     # Of zeros, since rows of the bank would carry a derivative through the decoder that reads.
     silence = jnp.zeros_like(bank[:1])
-    read, read_ends = bridge.answer_states(model, batch.written, silence, batch.written_start, count, every)
+    read, read_ends = bridge.answer_states(
+        model, batch.written, silence, batch.written_start, written_prefix, count, every
+    )
     each = map_positions(functools.partial(answer_losses, model), heard, batch.answer, read)
     metrics = jax.tree.map(over_answers, each)
     distance, contrast, told = state_losses(heard_ends, read_ends)
@@ -233,33 +253,29 @@ def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: 
     return language + weights.distance * distance + weights.contrast * contrast, metrics
 
 
-def answer_losses(
-    model: nnx.Module, heard: jax.Array, answer: jax.Array, read: jax.Array | None = None
-) -> dict[str, jax.Array]:
-    """Returns cross-entropy, whether the likeliest token is the answer's, and the divergence, (B,) each.
-
-    Args:
-      heard, read: (B, D), states behind the final norm from which the token is predicted; without `read`
-        there is no divergence.
-      answer: int32 (B,), the token.
-    """
-    log_student = jax.nn.log_softmax(model.logits(heard))
-    chosen = jnp.take_along_axis(log_student, answer[:, None], axis=-1)[:, 0]
-    losses = {"cross_entropy": -chosen, "agreement": log_student.argmax(-1) == answer}
-    if read is not None:
-        log_teacher = jax.nn.log_softmax(model.logits(read))
-        losses["divergence"] = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
-    return losses
+def chosen_remat(text: DecoderConfig, batch: DistillationBatch, item: int, memory: float) -> str:
+    """Returns the first `remat` that keeps no more than `memory` bytes of a decoder with numbers of `item`
+    bytes; `full`, the last one, keeps what it keeps."""
+    rows, tokens = batch.spoken.input_ids.shape
+    sizes = dict(layers=text.num_hidden_layers, rows=rows, tokens=tokens - batch.prefixes[0], item=item)
+    return next((remat for remat in REMATS if kept_bytes(text, remat, **sizes) <= memory), "full")
 
 
-def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, weights: LossWeights | None):
+def make_step(
+    bridge: Bridge, optimiser: optax.GradientTransformation, weights: LossWeights | None, memory: float
+):
     """Makes the compiled `step(trainable, optimiser_state, base, batch)`, which returns the first two and
-    metrics."""
+    metrics.
+
+    memory: bytes that the decoder's layers may keep for the backward pass.
+    """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options())
     def step(trainable, optimiser_state, base, batch):
+        remat = chosen_remat(bridge.text, batch, bridge.dtype.itemsize, memory)
+
         def objective(trainable):
-            return loss(bridge, trainable, base, batch, weights=weights)
+            return loss(bridge, trainable, base, batch, weights=weights, remat=remat)
 
         gradients, metrics = jax.grad(objective, has_aux=True)(trainable)
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, trainable)

@@ -62,6 +62,7 @@ ARGUMENTS = (
     ("--lists", int, 6000, "lists of random words that are spoken and repeated"),
     ("--generate_batch", int, 1024, "rows in flight while generating"),
     ("--batch_size", int, 128, "examples a step"),
+    ("--memory", integer(1).argument, 20, "GiB kept for the backward pass; what is beyond is computed twice"),
     ("--steps", int, 1750, "steps of training"),
     ("--rate", float, 1e-3, "highest learning rate of the projector; the encoder has a fifth of it"),
     ("--repeat", float, 0.35, "share of batches that repeat the question, behind the first fifth"),
@@ -173,7 +174,10 @@ def train(
     first, trainable = load_bridge(work, rows, bridge.initial)
     optimiser = make_optimiser(asked, first)
     weights = {True: None, False: LossWeights(asked.distance, asked.contrast, asked.every)}
-    steps = {repeat: make_step(bridge, optimiser, chosen) for repeat, chosen in weights.items()}
+    steps = {
+        repeat: make_step(bridge, optimiser, chosen, asked.memory * 2**30)
+        for repeat, chosen in weights.items()
+    }
     optimiser_state = jax.jit(optimiser.init)(trainable)
     random = np.random.default_rng([asked.seed, first])
     batches = {repeat: examples.batches(random, repeat=repeat) for repeat in (True, False)}
