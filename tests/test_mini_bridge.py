@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -15,10 +16,12 @@ from helpers.tensors import relative_error
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
 from rrs_jax.inputs.mel import audio_token_count, silence_value
 from rrs_jax.mini import bridge_phrases, bridge_questions
-from rrs_jax.mini.bridge_step import Bridge, Example, LossWeights, loss, make_batch
+from rrs_jax.mini.bridge_batch import Example, make_batch
+from rrs_jax.mini.bridge_step import Bridge, LossWeights, fit, loss, make_step
 from rrs_jax.mini.model import read_bridge
 from rrs_jax.mini.separability import probe_accuracy
 from rrs_jax.mini.train_bridge import load_bridge, save_bridge, trained_rows
+from rrs_jax.train.memory import kept_bytes
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder
 
@@ -95,7 +98,14 @@ def test_the_loss_and_the_gradients_are_those_of_transformers(every, prefixes, r
     model = load_weights(folder)
     bridge, rows = Bridge(model), trained_rows(folder, model)
     (value, metrics), gradients = jax.value_and_grad(
-        lambda trainable: loss(bridge, trainable, bridge.base, batch, weights=LossWeights(0.7, 0.4, every)),
+        lambda trainable: loss(
+            bridge,
+            trainable,
+            bridge.base,
+            batch,
+            batch.answer_mask.sum(),
+            weights=LossWeights(0.7, 0.4, every),
+        ),
         has_aux=True,
     )(bridge.initial)
 
@@ -133,6 +143,47 @@ def test_the_loss_and_the_gradients_are_those_of_transformers(every, prefixes, r
             seen += 1
     trained = [n for n in tensors if ("audio_tower" in n or "projector" in n) and "positions" not in n]
     assert seen == len(trained) > 20
+    reference.zero_grad()
+
+
+@pytest.mark.parametrize("parts, room", [(1, 3), (3, 1)])
+def test_a_step_of_repeating_is_transformers_whatever_there_is_room_for(parts, room, reference, folder):
+    """Room for what all three rows keep, and for one; a step of rate 1 is the gradient."""
+    clips = np.random.default_rng(0).normal(size=(4, 12, 3000)).astype(np.float32)
+    for feature, frames in zip(clips, FRAMES, strict=True):
+        feature[:, frames + 2 :] = silence_value(feature[:, : frames + 2])
+    examples = spoken_examples(clips)
+    lengths = {"spoken_length": 64, "frames": 256, "written_length": 24, "answer_length": 7}
+    batch = make_batch(examples, **lengths, audio_token_id=AUDIO, prefixes=(4, 3))
+    model = load_weights(folder)
+    bridge, rows = Bridge(model), trained_rows(folder, model)
+    text = model.config.text
+    memory = kept_bytes(text, "dots", layers=text.num_hidden_layers, rows=room, tokens=60, item=4)
+    assert fit(text, batch, 4, memory, apart=True) == (parts, "dots")
+    optimiser = optax.sgd(1.0)
+    before = jax.tree.map(np.array, bridge.initial)
+    step = make_step(bridge, optimiser, None, memory)
+    after, _, metrics = step(bridge.initial, optimiser.init(bridge.initial), bridge.base, batch)
+
+    answers, spoken = [e.answer for e in examples], [e.spoken for e in examples]
+    inputs = torch_inputs([[*p, *a] for p, a in zip(spoken, answers, strict=True)], clips, "right")
+    for name in ("input_features", "feature_attention_mask"):
+        inputs[name] = inputs[name][list(CLIPS)]
+    reference.zero_grad()
+    scores, _ = answer_log_probabilities(reference, spoken, answers, (-1,), **inputs)
+    chosen = torch.cat([s[range(len(a)), a] for s, a in zip(scores, answers, strict=True)])
+    (-chosen.mean()).backward()
+    right = np.mean([t == int(s.argmax()) for s, t in zip(torch.cat(scores), sum(answers, []), strict=True)])
+
+    assert abs(float(metrics["cross_entropy"]) + chosen.mean().item()) < 1e-5 * -chosen.mean().item()
+    assert abs(float(metrics["agreement"]) - right) < 1e-6
+    old, new = (dict(nnx.to_flat_state(state)) for state in (before, after))
+    tensors = dict(reference.named_parameters())
+    for row in rows:
+        change = np.asarray(old[row.path][...]) - np.asarray(new[row.path][...])
+        for name, leaf in zip(row.names(), change if row.layers else [change], strict=True):
+            dense = tensors[f"model.{name}"].grad.numpy()
+            assert relative_error(row.convert(leaf), dense) < 2e-3, name
     reference.zero_grad()
 
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from rrs_jax.mini.bridge_step import Bridge, DistillationBatch, LossWeights, make_step
+from rrs_jax.mini.bridge_batch import DistillationBatch
+from rrs_jax.mini.bridge_step import Bridge, LossWeights, fit, make_step
 from rrs_jax.mini.model_table import find_model
+from rrs_jax.mini.train_bridge import ARGUMENTS
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from rrs_jax.train.memory import kept_bytes
@@ -50,9 +52,11 @@ def kept(remat: str, layers: int) -> float:
 
 
 @functools.cache
-def temporary_bytes(*, layers=2, encoder_layers=1, answer=ANSWER, weights=None, remat="dots") -> int:
+def temporary_bytes(
+    *, layers=2, encoder_layers=1, answer=ANSWER, weights=None, remat="dots", room=1.0
+) -> int:
     """Returns the temporary memory of the step in float32, of a model with so many layers, where there is
-    just room for what `remat` keeps."""
+    just room for this share of what `remat` keeps."""
     config, made = sizes(layers, encoder_layers), []
 
     def shapes():
@@ -62,7 +66,7 @@ def temporary_bytes(*, layers=2, encoder_layers=1, answer=ANSWER, weights=None, 
     initial, base = jax.eval_shape(shapes)
     optimiser = optax.adam(1e-3)
     state = jax.eval_shape(optimiser.init, initial)
-    step = make_step(made[0], optimiser, weights, kept(remat, layers))
+    step = make_step(made[0], optimiser, weights, room * kept(remat, layers))
     compiled = step.lower(initial, state, base, batch_shapes(answer)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -85,7 +89,36 @@ def test_the_decoder_that_reads_keeps_nothing():
     assert both == pytest.approx(heard, rel=0.02)
 
 
+def test_rows_to_be_repeated_come_in_parts_that_there_is_room_for():
+    """Of half of the rows half is kept, and nothing is computed again."""
+    whole = temporary_bytes(layers=6) - temporary_bytes()
+    assert temporary_bytes(layers=6, room=0.5) - temporary_bytes(room=0.5) < 0.55 * whole
+
+
 @pytest.mark.parametrize("remat", ["dots", "gate", "lean"])
 def test_the_decoder_keeps_what_there_is_room_for(remat):
-    taken = temporary_bytes(layers=6, remat=remat) - temporary_bytes(remat=remat)
+    taken = temporary_bytes(layers=6, weights=LossWeights(), remat=remat)
+    taken -= temporary_bytes(weights=LossWeights(), remat=remat)
     assert 0.5 < taken / (kept(remat, 6) - kept(remat, 2)) <= 1
+
+
+@pytest.mark.parametrize(
+    "heard, apart, ways",
+    [
+        (272, False, (1, "lean")),
+        (176, False, (1, "gate")),
+        (272, True, (4, "dots")),
+        (176, True, (2, "dots")),
+    ],
+)
+def test_what_the_default_keeps_of_128_rows_of_small_on_a_gpu(heard, apart, ways, monkeypatch):
+    """In bfloat16, where attention keeps no scores: of 128 rows of which 20 tokens are computed once."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ids = jax.ShapeDtypeStruct((128, heard), jnp.int32)
+    spoken = Batch(input_ids=ids, lengths=ids, audio_index=ids)
+    batch = batch_shapes(ANSWER).replace(spoken=spoken, prefixes=(20, 14))
+    text, memory = (
+        Qwen2AudioConfig.from_hf(SIZES).text,
+        {flag: default for flag, _, default, _ in ARGUMENTS}["--memory"] * 2**30,
+    )
+    assert fit(text, batch, 2, memory, apart=apart) == ways

@@ -11,10 +11,10 @@ from rrs_jax.frozen.prefix_trees import common_length
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, make_batches
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.mini.bridge_batch import DistillationBatch, Example, make_batch
 from rrs_jax.mini.bridge_data import Clip
 from rrs_jax.mini.bridge_phrases import INSTRUCTIONS
 from rrs_jax.mini.bridge_questions import read_prompt
-from rrs_jax.mini.bridge_step import DistillationBatch, Example, make_batch
 
 ANSWER_TOKENS = 32
 REPEAT_PROMPTS = (

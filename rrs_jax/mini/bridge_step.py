@@ -7,17 +7,13 @@ and what brings the state before the answer, in which RRS works, to where readin
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
-from rrs_jax.inputs.batching import collate
-from rrs_jax.inputs.mel import audio_token_count, pad_features
+from rrs_jax.mini.bridge_batch import DistillationBatch
 from rrs_jax.mini.bridge_losses import answer_losses, state_losses
 from rrs_jax.models.batch import Batch
 from rrs_jax.models.cache import KeysValues
@@ -27,41 +23,8 @@ from rrs_jax.models.positions import map_positions
 from rrs_jax.models.stack import compiler_options
 from rrs_jax.train.memory import kept_bytes
 
-TRAINED = ("audio_tower", "multi_modal_projector")
 REMATS = ("dots", "gate", "lean")  # the fastest first
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A spoken question with a text, the same question written, and the answer that follows both.
-
-    `clip` is the one clip of `spoken`, as `log_mel` returns it.
-    """
-
-    spoken: list[int]
-    clip: tuple[np.ndarray, int]
-    written: list[int]
-    answer: list[int]
-
-
-@flax.struct.dataclass
-class DistillationBatch:
-    """A batch of `Example`s on the device.
-
-    Attributes:
-      prefixes: with how many tokens all spoken prompts begin alike, before any clip, and all written ones;
-        the latter are the former's first. They are computed for one row, since nothing of them is learnt.
-    """
-
-    spoken: Batch
-    features: jax.Array  # (B, bins, frames)
-    feature_lengths: jax.Array  # int32 (B,)
-    written: Batch
-    answer: jax.Array  # int32 (B, A)
-    answer_mask: jax.Array  # float32 (B, A)
-    spoken_start: jax.Array  # int32 (B,): length of the spoken prompt
-    written_start: jax.Array
-    prefixes: tuple[int, int] = flax.struct.field(pytree_node=False, default=(0, 0))
+TRAINED = ("audio_tower", "multi_modal_projector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,54 +38,6 @@ class LossWeights:
     distance: float = 1.0
     contrast: float = 0.3
     every: int = 4
-
-
-def make_batch(
-    examples: Sequence[Example],
-    *,
-    spoken_length: int,
-    frames: int,
-    written_length: int,
-    answer_length: int,
-    audio_token_id: int,
-    prefixes: tuple[int, int] = (0, 0),
-) -> DistillationBatch:
-    """Pads both prompts, each followed by the answer, to the given lengths.
-
-    Answers beyond `answer_length` are cut. Raises ValueError where not all prompts begin alike with so many
-    tokens as `DistillationBatch.prefixes` says, before the clip.
-    """
-    spoken_prefix = examples[0].spoken[: prefixes[0]]
-    written_prefix = spoken_prefix[: prefixes[1]]
-    if audio_token_id in spoken_prefix or not all(
-        example.spoken[: prefixes[0]] == spoken_prefix and example.written[: prefixes[1]] == written_prefix
-        for example in examples
-    ):
-        raise ValueError(f"not all prompts begin with the same {prefixes} tokens, before the clip")
-    answers = np.zeros((len(examples), answer_length), np.int32)
-    mask = np.zeros((len(examples), answer_length), np.float32)
-    spoken, written = [], []
-    for row, example in enumerate(examples):
-        answer = example.answer[:answer_length]
-        answers[row, : len(answer)], mask[row, : len(answer)] = answer, 1.0
-        # `Bridge.encode` puts the clips one behind the other, each in its whole bucket, behind a row for
-        # none.
-        spoken.append(
-            ([*example.spoken, *answer], [1 + row * (frames // 4)], [audio_token_count(example.clip[1])])
-        )
-        written.append(([*example.written, *answer], [], []))
-    features, feature_lengths = pad_features([example.clip for example in examples], frames)
-    return DistillationBatch(
-        spoken=collate(spoken, spoken_length, audio_token_id),
-        features=features,
-        feature_lengths=feature_lengths,
-        written=collate(written, written_length, audio_token_id),
-        answer=answers,
-        answer_mask=mask,
-        spoken_start=np.array([len(e.spoken) for e in examples], np.int32),
-        written_start=np.array([len(e.written) for e in examples], np.int32),
-        prefixes=prefixes,
-    )
 
 
 def is_trained(path: tuple, _) -> bool:
@@ -214,12 +129,14 @@ def loss(
     trainable,
     base,
     batch: DistillationBatch,
+    total: jax.Array,
     *,
     weights: LossWeights | None,
     remat: str = "none",
 ):
     """Returns loss and metrics: per answer token cross-entropy plus divergence, and `state_losses`.
 
+    `total`: answer tokens over which the sums of these are means, those of `batch` or of all its parts.
     `weights` None leaves the reading decoder out: cross-entropy alone, for answers that repeat what is heard.
     `remat`: what the decoder's layers keep for the backward pass (`rrs_jax.models.stack.rematerialise`).
     """
@@ -231,7 +148,6 @@ def loss(
     heard, heard_ends = bridge.answer_states(
         model, batch.spoken, bank, batch.spoken_start, prefix, count, every, remat
     )
-    total = batch.answer_mask.sum()
 
     def over_answers(values: jax.Array) -> jax.Array:
         return (values * batch.answer_mask).sum() / total
@@ -253,12 +169,26 @@ def loss(
     return language + weights.distance * distance + weights.contrast * contrast, metrics
 
 
-def chosen_remat(text: DecoderConfig, batch: DistillationBatch, item: int, memory: float) -> str:
-    """Returns the first `remat` that keeps no more than `memory` bytes of a decoder with numbers of `item`
-    bytes; `full`, the last one, keeps what it keeps."""
-    rows, tokens = batch.spoken.input_ids.shape
-    sizes = dict(layers=text.num_hidden_layers, rows=rows, tokens=tokens - batch.prefixes[0], item=item)
-    return next((remat for remat in REMATS if kept_bytes(text, remat, **sizes) <= memory), "full")
+def fit(
+    text: DecoderConfig, batch: DistillationBatch, item: int, memory: float, *, apart: bool
+) -> tuple[int, str]:
+    """Returns how a step keeps no more than `memory` bytes in a decoder with numbers of `item` bytes.
+
+    apart: whether rows have nothing to do with each other, as without `LossWeights`. Then they come in as
+    many parts as needed, which costs nothing; else more is computed again.
+    Returns:
+      Parts of equal size, and a `remat`: `full`, the last one, keeps what it keeps.
+    """
+    rows, length = batch.spoken.input_ids.shape
+    tokens = length - batch.prefixes[0]
+
+    def fits(parts: int, remat: str) -> bool:
+        sizes = dict(layers=text.num_hidden_layers, rows=rows // parts, tokens=tokens, item=item)
+        return kept_bytes(text, remat, **sizes) <= memory
+
+    numbers = [parts for parts in range(1, rows + 1) if rows % parts == 0] if apart else [1]
+    ways = [(parts, remat) for remat in REMATS for parts in numbers]
+    return next((way for way in ways if fits(*way)), (numbers[-1], "full"))
 
 
 def make_step(
@@ -272,12 +202,15 @@ def make_step(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options())
     def step(trainable, optimiser_state, base, batch):
-        remat = chosen_remat(bridge.text, batch, bridge.dtype.itemsize, memory)
+        parts, remat = fit(bridge.text, batch, bridge.dtype.itemsize, memory, apart=weights is None)
+        total = batch.answer_mask.sum()
 
-        def objective(trainable):
-            return loss(bridge, trainable, base, batch, weights=weights, remat=remat)
+        def part_loss(trainable, part):
+            return loss(bridge, trainable, base, part, total, weights=weights, remat=remat)
 
-        gradients, metrics = jax.grad(objective, has_aux=True)(trainable)
+        part_gradients = functools.partial(jax.grad(part_loss, has_aux=True), trainable)
+        sums = jax.lax.map(part_gradients, batch.cut(parts))
+        gradients, metrics = jax.tree.map(lambda array: array.sum(0), sums)
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, trainable)
         return optax.apply_updates(trainable, updates), optimiser_state, metrics
 
