@@ -21,7 +21,7 @@ from rrs_jax.mini.bridge_step import Bridge, LossWeights, fit, loss, make_step
 from rrs_jax.mini.model import read_bridge
 from rrs_jax.mini.separability import probe_accuracy
 from rrs_jax.mini.train_bridge import load_bridge, save_bridge, trained_rows
-from rrs_jax.train.memory import kept_bytes
+from rrs_jax.models.kept_values import kept_bytes
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder
 

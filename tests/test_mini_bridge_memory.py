@@ -12,8 +12,8 @@ from rrs_jax.mini.bridge_step import Bridge, LossWeights, fit, make_step
 from rrs_jax.mini.model_table import find_model
 from rrs_jax.mini.train_bridge import ARGUMENTS
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.kept_values import kept_bytes
 from rrs_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
-from rrs_jax.train.memory import kept_bytes
 
 ROWS, HEARD, FRAMES, READ, ANSWER = 64, 176, 400, 112, 16
 SIZES = find_model("small").config()

@@ -41,7 +41,7 @@ def test_cross_entropy_and_divergence_over_answers_of_unequal_length_and_none(to
     model, head, heard, read, ids = inputs()
 
     def total(heard):
-        each = map_positions(functools.partial(answer_losses, model), heard, ids, jnp.asarray(read))
+        each = map_positions(functools.partial(answer_losses, model), ids, heard, jnp.asarray(read))
         sums = {name: (value * MASK).sum() / MASK.sum() for name, value in each.items()}
         return sums["cross_entropy"] + sums["divergence"], sums
 

@@ -8,14 +8,14 @@ TEMPERATURE = 0.1  # of the contrast between cosines
 
 
 def answer_losses(
-    model: nnx.Module, heard: jax.Array, answer: jax.Array, read: jax.Array | None = None
+    model: nnx.Module, answer: jax.Array, heard: jax.Array, read: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Returns cross-entropy, whether the likeliest token is the answer's, and the divergence, (B,) each.
 
     Args:
-      heard, read: (B, D), states behind the final norm from which the token is predicted; without `read`
-        there is no divergence.
       answer: int32 (B,), the token.
+      heard, read: (B, D), states behind the final norm from which it is predicted; without `read` there is no
+        divergence.
     """
     log_student = jax.nn.log_softmax(model.logits(heard))
     chosen = jnp.take_along_axis(log_student, answer[:, None], axis=-1)[:, 0]

@@ -19,9 +19,9 @@ from rrs_jax.models.batch import Batch
 from rrs_jax.models.cache import KeysValues
 from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
+from rrs_jax.models.kept_values import kept_bytes
 from rrs_jax.models.positions import map_positions
 from rrs_jax.models.stack import compiler_options
-from rrs_jax.train.memory import kept_bytes
 
 REMATS = ("dots", "gate", "lean")  # the fastest first
 TRAINED = ("audio_tower", "multi_modal_projector")
@@ -141,28 +141,24 @@ def loss(
     `remat`: what the decoder's layers keep for the backward pass (`rrs_jax.models.stack.rematerialise`).
     """
     model = bridge.model(base, trainable)
-    count = batch.answer.shape[1]
-    every = weights.every if weights else 0
+    count, every = batch.answer.shape[1], weights.every if weights else 0
     bank = bridge.encode(model, batch.features, batch.feature_lengths)
     prefix, written_prefix = bridge.prefix(model, batch)
     heard, heard_ends = bridge.answer_states(
         model, batch.spoken, bank, batch.spoken_start, prefix, count, every, remat
     )
-
-    def over_answers(values: jax.Array) -> jax.Array:
-        return (values * batch.answer_mask).sum() / total
-
+    states = [heard]
+    if weights is not None:
+        # Of zeros, since rows of the bank would carry a derivative through the decoder that reads.
+        silence = jnp.zeros_like(bank[:1])
+        read, read_ends = bridge.answer_states(
+            model, batch.written, silence, batch.written_start, written_prefix, count, every
+        )
+        states.append(read)
+    each = map_positions(functools.partial(answer_losses, model), batch.answer, *states)
+    metrics = {name: (values * batch.answer_mask).sum() / total for name, values in each.items()}
     if weights is None:
-        each = map_positions(functools.partial(answer_losses, model), heard, batch.answer)
-        metrics = jax.tree.map(over_answers, each)
         return metrics["cross_entropy"], metrics
-    # Of zeros, since rows of the bank would carry a derivative through the decoder that reads.
-    silence = jnp.zeros_like(bank[:1])
-    read, read_ends = bridge.answer_states(
-        model, batch.written, silence, batch.written_start, written_prefix, count, every
-    )
-    each = map_positions(functools.partial(answer_losses, model), heard, batch.answer, read)
-    metrics = jax.tree.map(over_answers, each)
     distance, contrast, told = state_losses(heard_ends, read_ends)
     language = metrics["cross_entropy"] + metrics["divergence"]
     metrics |= {"distance": distance, "contrast": contrast, "told": told}

@@ -1,4 +1,4 @@
-"""What is made of the logits of many positions, a few of them at a time."""
+"""A map over the positions whose logits are made, a few of them at a time."""
 
 from collections.abc import Callable
 
