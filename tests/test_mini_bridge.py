@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -15,28 +16,30 @@ from helpers.tensors import relative_error
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
 from rrs_jax.inputs.mel import audio_token_count, silence_value
 from rrs_jax.mini import bridge_phrases, bridge_questions
-from rrs_jax.mini.bridge_step import Bridge, Example, LossWeights, loss, make_batch
+from rrs_jax.mini.bridge_batch import Example, make_batch
+from rrs_jax.mini.bridge_step import Bridge, LossWeights, fit, loss, make_step
 from rrs_jax.mini.model import read_bridge
 from rrs_jax.mini.separability import probe_accuracy
 from rrs_jax.mini.train_bridge import load_bridge, save_bridge, trained_rows
+from rrs_jax.models.kept_values import kept_bytes
 from rrs_jax.weights.load import load_weights
 from rrs_jax.weights.safetensors_io import read_folder
 
 # Of three layers: which of transformers' states each value of `every` takes.
 STATES = {2: (2, -1), 0: (-1,)}
-CLIPS = (1, 0)  # clip of each row; 0 is the longer one
+CLIPS = (1, 0, 1)  # clip of each row; 0 is the longer one
 
 
 def spoken_examples(clips) -> list[Example]:
-    """Two spoken questions of unequal length with answers of 4 and 7 tokens."""
+    """Three spoken questions of unequal length with answers of 4 and 7 tokens, and without one."""
     rng = np.random.default_rng(1)
-    examples = []
-    for clip, answer_length in zip(CLIPS, (4, 7), strict=True):
+    begin, examples = rng.integers(3, 120, 4).tolist(), []
+    for clip, answer_length in zip(CLIPS, (4, 7, 0), strict=True):
         frames = int(FRAMES[clip])
         audio = [AUDIO] * audio_token_count(frames)
-        ids = [*rng.integers(3, 120, 5).tolist(), *audio, *rng.integers(3, 120, 3 + clip).tolist()]
+        ids = [*begin, int(rng.integers(3, 120)), *audio, *rng.integers(3, 120, 3 + clip).tolist()]
         written, answer = (
-            rng.integers(3, 120, 9 - clip).tolist(),
+            [*begin[:3], *rng.integers(3, 120, 6 - clip).tolist()],
             rng.integers(3, 120, answer_length).tolist(),
         )
         examples.append(Example(ids, (clips[clip][:, : frames + 2], frames), written, answer))
@@ -76,20 +79,33 @@ def state_losses(heard: torch.Tensor, read: torch.Tensor) -> tuple[torch.Tensor,
     return torch.stack(distances).mean(), torch.stack(contrasts).mean()
 
 
-@pytest.mark.parametrize("every", STATES)
-def test_the_loss_and_the_gradients_are_those_of_transformers(every, reference, folder):
+@pytest.mark.parametrize("every, prefixes", [(2, (0, 0)), (0, (4, 3)), (0, (4, 0))])
+def test_the_loss_and_the_gradients_are_those_of_transformers(every, prefixes, reference, folder):
     rng = np.random.default_rng(0)
     clips = rng.normal(size=(4, 12, 3000)).astype(np.float32)
     for feature, frames in zip(clips, FRAMES, strict=True):
         feature[:, frames + 2 :] = silence_value(feature[:, : frames + 2])
     examples = spoken_examples(clips)
     batch = make_batch(
-        examples, spoken_length=64, frames=256, written_length=24, answer_length=7, audio_token_id=AUDIO
+        examples,
+        spoken_length=64,
+        frames=256,
+        written_length=24,
+        answer_length=7,
+        audio_token_id=AUDIO,
+        prefixes=prefixes,
     )
     model = load_weights(folder)
     bridge, rows = Bridge(model), trained_rows(folder, model)
     (value, metrics), gradients = jax.value_and_grad(
-        lambda trainable: loss(bridge, trainable, bridge.base, batch, weights=LossWeights(0.7, 0.4, every)),
+        lambda trainable: loss(
+            bridge,
+            trainable,
+            bridge.base,
+            batch,
+            batch.answer_mask.sum(),
+            weights=LossWeights(0.7, 0.4, every),
+        ),
         has_aux=True,
     )(bridge.initial)
 
@@ -128,6 +144,58 @@ def test_the_loss_and_the_gradients_are_those_of_transformers(every, reference, 
     trained = [n for n in tensors if ("audio_tower" in n or "projector" in n) and "positions" not in n]
     assert seen == len(trained) > 20
     reference.zero_grad()
+
+
+@pytest.mark.parametrize("parts, room", [(1, 3), (3, 1)])
+def test_a_step_of_repeating_is_transformers_whatever_there_is_room_for(parts, room, reference, folder):
+    """Room for what all three rows keep, and for one; a step of rate 1 is the gradient."""
+    clips = np.random.default_rng(0).normal(size=(4, 12, 3000)).astype(np.float32)
+    for feature, frames in zip(clips, FRAMES, strict=True):
+        feature[:, frames + 2 :] = silence_value(feature[:, : frames + 2])
+    examples = spoken_examples(clips)
+    lengths = {"spoken_length": 64, "frames": 256, "written_length": 24, "answer_length": 7}
+    batch = make_batch(examples, **lengths, audio_token_id=AUDIO, prefixes=(4, 3))
+    model = load_weights(folder)
+    bridge, rows = Bridge(model), trained_rows(folder, model)
+    text = model.config.text
+    memory = kept_bytes(text, "dots", layers=text.num_hidden_layers, rows=room, tokens=60, item=4)
+    assert fit(text, batch, 4, memory, apart=True) == (parts, "dots")
+    optimiser = optax.sgd(1.0)
+    before = jax.tree.map(np.array, bridge.initial)
+    step = make_step(bridge, optimiser, None, memory)
+    after, _, metrics = step(bridge.initial, optimiser.init(bridge.initial), bridge.base, batch)
+
+    answers, spoken = [e.answer for e in examples], [e.spoken for e in examples]
+    inputs = torch_inputs([[*p, *a] for p, a in zip(spoken, answers, strict=True)], clips, "right")
+    for name in ("input_features", "feature_attention_mask"):
+        inputs[name] = inputs[name][list(CLIPS)]
+    reference.zero_grad()
+    scores, _ = answer_log_probabilities(reference, spoken, answers, (-1,), **inputs)
+    chosen = torch.cat([s[range(len(a)), a] for s, a in zip(scores, answers, strict=True)])
+    (-chosen.mean()).backward()
+    right = np.mean([t == int(s.argmax()) for s, t in zip(torch.cat(scores), sum(answers, []), strict=True)])
+
+    assert abs(float(metrics["cross_entropy"]) + chosen.mean().item()) < 1e-5 * -chosen.mean().item()
+    assert abs(float(metrics["agreement"]) - right) < 1e-6
+    old, new = (dict(nnx.to_flat_state(state)) for state in (before, after))
+    tensors = dict(reference.named_parameters())
+    for row in rows:
+        change = np.asarray(old[row.path][...]) - np.asarray(new[row.path][...])
+        for name, leaf in zip(row.names(), change if row.layers else [change], strict=True):
+            dense = tensors[f"model.{name}"].grad.numpy()
+            assert relative_error(row.convert(leaf), dense) < 2e-3, name
+    reference.zero_grad()
+
+
+@pytest.mark.parametrize("prefixes, rows", [((5, 0), 3), ((4, 4), 3), ((6, 3), 1), ((2, 3), 3)])
+def test_prompts_that_begin_unlike_have_no_such_prefix(prefixes, rows):
+    """The fifth spoken and fourth written tokens are not all rows', the sixth spoken one is the clip's, and
+    what is written begins as what is spoken."""
+    examples = spoken_examples(np.zeros((2, 12, 300), np.float32))
+    lengths = {"spoken_length": 64, "frames": 256, "written_length": 24, "answer_length": 7}
+    make_batch(examples, **lengths, audio_token_id=AUDIO, prefixes=(4, 3))
+    with pytest.raises(ValueError, match="not all prompts begin with the same"):
+        make_batch(examples[:rows], **lengths, audio_token_id=AUDIO, prefixes=prefixes)
 
 
 def test_a_saved_bridge_goes_on_where_it_was(folder, tmp_path):

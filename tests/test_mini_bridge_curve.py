@@ -81,6 +81,19 @@ def test_held_out_pairs_are_in_no_batch_and_all_others_are(kind, repeat, rows, w
     assert asked and all(row["text"] in seen for row in asked)
 
 
+@pytest.mark.parametrize("repeat", [True, False])
+def test_all_prompts_begin_alike_up_to_the_clip_or_the_question(repeat, rows, work, processor):
+    examples = Examples(processor, rows, load_clips(work), 4)
+    batch = next(examples.batches(np.random.default_rng(0), repeat=repeat))
+    spoken, written = batch.prefixes
+    assert (spoken, written) == examples.prefixes and spoken > written > 5
+    assert (batch.spoken.input_ids[:, spoken] == processor.audio_token_id).all()
+    assert (batch.spoken.input_ids[:, :spoken] == batch.spoken.input_ids[0, :spoken]).all()
+    assert (batch.written.input_ids[:, :written] == batch.spoken.input_ids[0, :written]).all()
+    question = processor.text_ids(PAIRS[0][0])  # nothing of a question, all of which may begin alike
+    assert question[0] in batch.written.input_ids[:, written] or repeat
+
+
 def test_what_is_held_out_does_not_change_with_other_pairs(rows):
     """The same pairs are held out whichever of the others there are."""
     held = hold_out(rows, HELD)[1]

@@ -2,14 +2,12 @@
 
 import jax.numpy as jnp
 
-from rrs_jax.models.cache import KeysValues
 from rrs_jax.models.decoder_pass import TreeLayout
 
 
 def test_a_suffix_sees_the_prefix_and_itself():
     """The example of `TreeLayout.mask`: a prefix of one token, two common tokens, suffixes of two and one."""
-    prefix = KeysValues(jnp.zeros((3, 1, 2, 4)), jnp.zeros((3, 1, 2, 4)))
-    layout = TreeLayout(jnp.array([[1, 2, 3, 4, 3]]), jnp.array([[0, 0, 1, 1, 2]]), prefix)
+    layout = TreeLayout(jnp.array([[1, 2, 3, 4, 3]]), jnp.array([[0, 0, 1, 1, 2]]))
     seen = [
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -17,6 +15,5 @@ def test_a_suffix_sees_the_prefix_and_itself():
         [1, 1, 1, 1, 1, 0],
         [1, 1, 1, 0, 0, 1],
     ]
-    assert layout.mask().astype(int).tolist() == [[seen]]
-    without = TreeLayout(layout.positions, layout.branches).mask()
-    assert without.astype(int).tolist() == [[[row[1:] for row in seen]]]
+    assert layout.mask(1).astype(int).tolist() == [[seen]]
+    assert layout.mask().astype(int).tolist() == [[[row[1:] for row in seen]]]

@@ -44,7 +44,7 @@ def arrays():
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("remat", ["none", "dots", "lean", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "gate", "lean", "full"])
 @pytest.mark.parametrize("stop", [LAYERS, LAYERS - 1])
 def test_scan_and_its_derivative(arrays, unroll, remat, stop):
     """A range that begins and ends inside of the stack; outputs of all layers count as well as the last

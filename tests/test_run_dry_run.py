@@ -208,7 +208,7 @@ def temporary_bytes(remat: str, layers: int, text: dict) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "lean", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "gate", "lean", "full"])
 def test_what_more_layers_keep_is_what_the_compiled_step_takes_more(config, remat):
     text = dict(
         hidden_size=64,

@@ -106,7 +106,7 @@ from rrs_jax.run.compilation import enable_compilation_cache
 CURVE_STEPS = (250, 500, 1000, 1750, 3500)
 # A line with other values of these is of another training or of other questions.
 SETTINGS = (
-    "model", *(flag[2:] for flag, *_ in ARGUMENTS if flag != "--generate_batch"),
+    "model", *(flag[2:] for flag, *_ in ARGUMENTS if flag not in ("--generate_batch", "--memory")),
     "held_out", "questions", "pairs_per_category",
 )  # fmt: skip
 Todo = tuple[argparse.Namespace, set[int]]  # a row's flags, and the steps behind which figures are missing

@@ -14,7 +14,7 @@ from rrs_jax.data.starter import StarterChoice, choose_rows
 from rrs_jax.data.voices import draw_voice
 from rrs_jax.evaluate.judges.judge import Phrases
 from rrs_jax.frozen.audio_bank import empty_audio_bank, make_audio_bank
-from rrs_jax.mini.bridge_step import state_cosines
+from rrs_jax.mini.bridge_losses import state_cosines
 from rrs_jax.mini.heard_model import HeardModel
 from rrs_jax.mini.measure import REPEAT, generate, harmless_questions, share_with_interval
 from rrs_jax.mini.separability import (

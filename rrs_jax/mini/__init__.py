@@ -10,6 +10,7 @@ gguf_reader.py, ctranslate2_reader.py, hub_reader.py    the files that hold deco
 lazy_tensor.py         tensors that are made when they are written
 tokenizer.py           tokenizer files and chat template
 train_bridge.py        trains the bridge: bridge_questions.py and bridge_data.py make its data,
-                       bridge_examples.py batches of them, bridge_step.py is one step
+                       bridge_examples.py and bridge_batch.py batches of them,
+                       bridge_losses.py the losses, bridge_step.py one step
 measure.py, separability.py    how well a model hears, and what a probe tells apart in it
 """

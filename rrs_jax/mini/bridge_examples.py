@@ -7,13 +7,14 @@ import numpy as np
 
 from rrs_jax.config.prompts import PROMPT_POOL, PROMPT_T
 from rrs_jax.errors import UserError
+from rrs_jax.frozen.prefix_trees import common_length
 from rrs_jax.inputs.batching import bucket_lengths, bucket_of, make_batches
 from rrs_jax.inputs.mel import audio_token_count
 from rrs_jax.inputs.processor import Processor
+from rrs_jax.mini.bridge_batch import DistillationBatch, Example, make_batch
 from rrs_jax.mini.bridge_data import Clip
 from rrs_jax.mini.bridge_phrases import INSTRUCTIONS
 from rrs_jax.mini.bridge_questions import read_prompt
-from rrs_jax.mini.bridge_step import DistillationBatch, Example, make_batch
 
 ANSWER_TOKENS = 32
 REPEAT_PROMPTS = (
@@ -44,9 +45,20 @@ class Examples:
         for (features, _), length in zip(clips, self.lengths, strict=True):
             bucket = bucket_of(length, self.buckets)
             self.frames[bucket] = max(self.frames[bucket], -(-features.shape[1] // 4) * 4)
+        self.prefixes = self._prefixes(texts)
         said = processor.tokenizer([row["text"] for row in rows], add_special_tokens=False)["input_ids"]
         room = max(len(processor.encode(read_prompt("?", text))) for text in texts)
         self.written_length = -(-(max(map(len, said)) + room) // 16) * 16 + ANSWER_TOKENS
+
+    def _prefixes(self, texts: Sequence[str | None]) -> tuple[int, int]:
+        """Returns the `DistillationBatch.prefixes` of all prompts."""
+        spoken = [self.encode(text, (2,)) for text in (*texts, *REPEAT_PROMPTS)]
+        # Two questions that begin differently, so that nothing of a question is in it.
+        written = [
+            self.encode(read_prompt(question, text)) for question in ("Who?", "Are?") for text in texts
+        ]
+        before = min(common_length(spoken), spoken[0].index(self.processor.audio_token_id))
+        return before, common_length([spoken[0][:before], *written])
 
     def answer(self, i: int) -> Example:
         """Returns row i with its answer; without one, nothing but its states can be learnt."""
@@ -90,6 +102,7 @@ class Examples:
                     written_length=self.written_length,
                     answer_length=ANSWER_TOKENS,
                     audio_token_id=self.processor.audio_token_id,
+                    prefixes=self.prefixes,
                 )
 
     def _example(self, row: int, random: np.random.Generator) -> Example:

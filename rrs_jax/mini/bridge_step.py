@@ -7,50 +7,24 @@ and what brings the state before the answer, in which RRS works, to where readin
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
-from rrs_jax.inputs.batching import collate
-from rrs_jax.inputs.mel import audio_token_count, pad_features
+from rrs_jax.mini.bridge_batch import DistillationBatch
+from rrs_jax.mini.bridge_losses import answer_losses, state_losses
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.cache import KeysValues
+from rrs_jax.models.decoder_layer import DecoderConfig
 from rrs_jax.models.decoder_pass import DecoderInputs, Wanted
+from rrs_jax.models.kept_values import kept_bytes
+from rrs_jax.models.positions import map_positions
 from rrs_jax.models.stack import compiler_options
 
+REMATS = ("dots", "gate", "lean")  # the fastest first
 TRAINED = ("audio_tower", "multi_modal_projector")
-TEMPERATURE = 0.1  # of the contrast between cosines
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A spoken question with a text, the same question written, and the answer that follows both.
-
-    `clip` is the one clip of `spoken`, as `log_mel` returns it.
-    """
-
-    spoken: list[int]
-    clip: tuple[np.ndarray, int]
-    written: list[int]
-    answer: list[int]
-
-
-@flax.struct.dataclass
-class DistillationBatch:
-    """A batch of `Example`s on the device."""
-
-    spoken: Batch
-    features: jax.Array  # (B, bins, frames)
-    feature_lengths: jax.Array  # int32 (B,)
-    written: Batch
-    answer: jax.Array  # int32 (B, A)
-    answer_mask: jax.Array  # float32 (B, A)
-    spoken_start: jax.Array  # int32 (B,): length of the spoken prompt
-    written_start: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,44 +40,6 @@ class LossWeights:
     every: int = 4
 
 
-def make_batch(
-    examples: Sequence[Example],
-    *,
-    spoken_length: int,
-    frames: int,
-    written_length: int,
-    answer_length: int,
-    audio_token_id: int,
-) -> DistillationBatch:
-    """Pads both prompts, each followed by the answer, to the given lengths.
-
-    Answers beyond `answer_length` are cut.
-    """
-    answers = np.zeros((len(examples), answer_length), np.int32)
-    mask = np.zeros((len(examples), answer_length), np.float32)
-    spoken, written = [], []
-    for row, example in enumerate(examples):
-        answer = example.answer[:answer_length]
-        answers[row, : len(answer)], mask[row, : len(answer)] = answer, 1.0
-        # `Bridge.encode` puts the clips one behind the other, each in its whole bucket, behind a row for
-        # none.
-        spoken.append(
-            ([*example.spoken, *answer], [1 + row * (frames // 4)], [audio_token_count(example.clip[1])])
-        )
-        written.append(([*example.written, *answer], [], []))
-    features, feature_lengths = pad_features([example.clip for example in examples], frames)
-    return DistillationBatch(
-        spoken=collate(spoken, spoken_length, audio_token_id),
-        features=features,
-        feature_lengths=feature_lengths,
-        written=collate(written, written_length, audio_token_id),
-        answer=answers,
-        answer_mask=mask,
-        spoken_start=np.array([len(e.spoken) for e in examples], np.int32),
-        written_start=np.array([len(e.written) for e in examples], np.int32),
-    )
-
-
 def is_trained(path: tuple, _) -> bool:
     """Returns whether a bridge trains the parameter: those of encoder and projector, but no positions."""
     return path[0] in TRAINED and path[-1] != "embed_positions"
@@ -115,11 +51,12 @@ class Bridge:
     Attributes:
       base: state of the frozen parameters, in the model's dtype.
       initial: state of the trained ones, `is_trained`, in float32.
+      text: sizes of the decoder.
     """
 
     def __init__(self, model: nnx.Module):
         self.graphdef, trained, self.base = nnx.split(model, is_trained, ...)
-        self.dtype = model.dtype
+        self.dtype, self.text = model.dtype, model.config.text
         self.initial = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
 
     def model(self, base, trainable) -> nnx.Module:
@@ -135,8 +72,28 @@ class Bridge:
         return jnp.concatenate([jnp.zeros_like(rows[:1]), rows])
 
     @staticmethod
+    def prefix(model: nnx.Module, batch: DistillationBatch) -> tuple[KeysValues | None, KeysValues | None]:
+        """Returns keys and values (L, P, K, E) of what all spoken and all written prompts begin with."""
+        spoken, written = batch.prefixes
+        if not spoken:
+            return None, None
+        x = model.language_model.embed_tokens[...][batch.spoken.input_ids[:1, :spoken]]
+        output = model.language_model(
+            DecoderInputs(x, jnp.array([spoken])), None, Wanted(keys_values=x.dtype)
+        )
+        longer = jax.tree.map(lambda leaf: jnp.swapaxes(leaf[:, 0], 1, 2), output.keys_values)
+        return longer, jax.tree.map(lambda leaf: leaf[:, :written], longer) if written else None
+
+    @staticmethod
     def answer_states(
-        model: nnx.Module, batch: Batch, bank: jax.Array, start: jax.Array, count: int, every: int
+        model: nnx.Module,
+        batch: Batch,
+        bank: jax.Array,
+        start: jax.Array,
+        prefix: KeysValues | None,
+        count: int,
+        every: int,
+        remat: str = "none",
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the states from which the answer's tokens are predicted, and those before the answer.
 
@@ -144,17 +101,22 @@ class Bridge:
           batch: prompts, each followed by its answer.
           bank: what `encode` returns; its first row alone where the decoder reads.
           start: int32 (B,), length of each prompt.
+          prefix: what all rows begin with, which is computed no more.
           every: of how many layers one's states are returned, as in `LossWeights`.
+          remat: what is kept for the backward pass (`rrs_jax.models.stack.rematerialise`).
         Returns:
           (B, count, D), behind the final norm, at the prompt's last token and at all answer tokens but the
           last; float32 (places, B, D), at the prompt's last token behind every `every`-th layer and, last,
           behind the final norm.
         """
         decoder = model.language_model
-        x = model.embed(batch.input_ids, batch.audio_index, bank)
+        before = 0 if prefix is None else prefix.keys.shape[1]
+        start = start - before
+        x = model.embed(batch.input_ids[:, before:], batch.audio_index[:, before:], bank)
         # With the prompts' lengths, what is read of every layer is the prompt's last token. Causal attention
         # needs no other length.
-        output = decoder(DecoderInputs(x, start), None, Wanted(each_layer=(0,)), remat="dots")
+        inputs = DecoderInputs(x, start, prefix=prefix)
+        output = decoder(inputs, None, Wanted(each_layer=(0,)), remat=remat)
         positions = jnp.minimum(start[:, None] - 1 + jnp.arange(count)[None], x.shape[1] - 1)
         states = decoder.norm(jnp.take_along_axis(output.states, positions[..., None], axis=1))
         layers = slice(every - 1, None, every) if every else slice(0)
@@ -162,83 +124,89 @@ class Bridge:
         return states, jnp.concatenate([ends, states[None, :, 0].astype(jnp.float32)])
 
 
-def state_cosines(heard: jax.Array, read: jax.Array) -> jax.Array:
-    """Returns the cosines (places, B, B) of each heard question's states with each read one's.
-
-    Both (places, B, D) are standardised by the mean and the spread of the read ones.
-    """
-    centre = read.mean(1, keepdims=True)
-    spread = read.std(1, keepdims=True) + 1e-6
-
-    def directions(states: jax.Array) -> jax.Array:
-        states = (states - centre) / spread
-        return states / (jnp.linalg.norm(states, axis=-1, keepdims=True) + 1e-6)
-
-    return jnp.einsum("lid,ljd->lij", directions(heard), directions(read))
-
-
-def state_losses(heard: jax.Array, read: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns distance and contrast of the states before the answer, and the share told from all others.
-
-    Answers hardly need what was asked in this state, since they can look back, and RRS has nothing else. The
-    distance is the squared one, as a share of the spread of the read states over the batch. The contrast
-    (InfoNCE, van den Oord et al. 2018) tells, by cosines of standardised states, which of the batch's read
-    questions is the heard one, and the reverse; rows that differ by a word make it learn that word. Both are
-    means over the places.
-
-    Args:
-      heard, read: float32 (places, B, D); `read` has no derivative.
-    """
-    read = jax.lax.stop_gradient(read)
-    centre = read.mean(1, keepdims=True)
-    distance = jnp.sum((heard - read) ** 2, (1, 2)) / jnp.sum((read - centre) ** 2, (1, 2))
-    cosines = state_cosines(heard, read)
-    own = jnp.arange(cosines.shape[1])
-
-    def contrast(logits: jax.Array) -> jax.Array:
-        return -jax.nn.log_softmax(logits)[:, own, own].mean()
-
-    both = (contrast(cosines / TEMPERATURE) + contrast(cosines.swapaxes(1, 2) / TEMPERATURE)) / 2
-    return distance.mean(), both, (cosines[-1].argmax(-1) == own).mean()
-
-
-def loss(bridge: Bridge, trainable, base, batch: DistillationBatch, *, weights: LossWeights | None):
+def loss(
+    bridge: Bridge,
+    trainable,
+    base,
+    batch: DistillationBatch,
+    total: jax.Array,
+    *,
+    weights: LossWeights | None,
+    remat: str = "none",
+):
     """Returns loss and metrics: per answer token cross-entropy plus divergence, and `state_losses`.
 
+    `total`: answer tokens over which the sums of these are means, those of `batch` or of all its parts.
     `weights` None leaves the reading decoder out: cross-entropy alone, for answers that repeat what is heard.
+    `remat`: what the decoder's layers keep for the backward pass (`rrs_jax.models.stack.rematerialise`).
     """
     model = bridge.model(base, trainable)
-    count = batch.answer.shape[1]
-    every = weights.every if weights else 0
+    count, every = batch.answer.shape[1], weights.every if weights else 0
     bank = bridge.encode(model, batch.features, batch.feature_lengths)
-    heard, heard_ends = bridge.answer_states(model, batch.spoken, bank, batch.spoken_start, count, every)
-    log_student = jax.nn.log_softmax(model.logits(heard))
-    total = batch.answer_mask.sum()
-    chosen = jnp.take_along_axis(log_student, batch.answer[..., None], axis=-1)[..., 0]
-    cross_entropy = -(chosen * batch.answer_mask).sum() / total
-    agreement = ((log_student.argmax(-1) == batch.answer) * batch.answer_mask).sum() / total
-    metrics = {"cross_entropy": cross_entropy, "agreement": agreement}
+    prefix, written_prefix = bridge.prefix(model, batch)
+    heard, heard_ends = bridge.answer_states(
+        model, batch.spoken, bank, batch.spoken_start, prefix, count, every, remat
+    )
+    states = [heard]
+    if weights is not None:
+        # Of zeros, since rows of the bank would carry a derivative through the decoder that reads.
+        silence = jnp.zeros_like(bank[:1])
+        read, read_ends = bridge.answer_states(
+            model, batch.written, silence, batch.written_start, written_prefix, count, every
+        )
+        states.append(read)
+    each = map_positions(functools.partial(answer_losses, model), batch.answer, *states)
+    metrics = {name: (values * batch.answer_mask).sum() / total for name, values in each.items()}
     if weights is None:
-        return cross_entropy, metrics
-    read, read_ends = bridge.answer_states(model, batch.written, bank[:1], batch.written_start, count, every)
-    log_teacher = jax.lax.stop_gradient(jax.nn.log_softmax(model.logits(read)))
-    each = (jnp.exp(log_teacher) * (log_teacher - log_student)).sum(-1)
-    divergence = (each * batch.answer_mask).sum() / total
+        return metrics["cross_entropy"], metrics
     distance, contrast, told = state_losses(heard_ends, read_ends)
-    metrics |= {"divergence": divergence, "distance": distance, "contrast": contrast, "told": told}
-    return cross_entropy + divergence + weights.distance * distance + weights.contrast * contrast, metrics
+    language = metrics["cross_entropy"] + metrics["divergence"]
+    metrics |= {"distance": distance, "contrast": contrast, "told": told}
+    return language + weights.distance * distance + weights.contrast * contrast, metrics
 
 
-def make_step(bridge: Bridge, optimiser: optax.GradientTransformation, weights: LossWeights | None):
+def fit(
+    text: DecoderConfig, batch: DistillationBatch, item: int, memory: float, *, apart: bool
+) -> tuple[int, str]:
+    """Returns how a step keeps no more than `memory` bytes in a decoder with numbers of `item` bytes.
+
+    apart: whether rows have nothing to do with each other, as without `LossWeights`. Then they come in as
+    many parts as needed, which costs nothing; else more is computed again.
+    Returns:
+      Parts of equal size, and a `remat`: `full`, the last one, keeps what it keeps.
+    """
+    rows, length = batch.spoken.input_ids.shape
+    tokens = length - batch.prefixes[0]
+
+    def fits(parts: int, remat: str) -> bool:
+        sizes = dict(layers=text.num_hidden_layers, rows=rows // parts, tokens=tokens, item=item)
+        return kept_bytes(text, remat, **sizes) <= memory
+
+    numbers = [parts for parts in range(1, rows + 1) if rows % parts == 0] if apart else [1]
+    ways = [(parts, remat) for remat in REMATS for parts in numbers]
+    return next((way for way in ways if fits(*way)), (numbers[-1], "full"))
+
+
+def make_step(
+    bridge: Bridge, optimiser: optax.GradientTransformation, weights: LossWeights | None, memory: float
+):
     """Makes the compiled `step(trainable, optimiser_state, base, batch)`, which returns the first two and
-    metrics."""
+    metrics.
+
+    memory: bytes that the decoder's layers may keep for the backward pass.
+    """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=compiler_options())
     def step(trainable, optimiser_state, base, batch):
-        def objective(trainable):
-            return loss(bridge, trainable, base, batch, weights=weights)
+        parts, remat = fit(bridge.text, batch, bridge.dtype.itemsize, memory, apart=weights is None)
+        total = batch.answer_mask.sum()
 
-        gradients, metrics = jax.grad(objective, has_aux=True)(trainable)
+        def part_loss(trainable, part):
+            return loss(bridge, trainable, base, part, total, weights=weights, remat=remat)
+
+        part_gradients = functools.partial(jax.grad(part_loss, has_aux=True), trainable)
+        sums = jax.lax.map(part_gradients, batch.cut(parts))
+        gradients, metrics = jax.tree.map(lambda array: array.sum(0), sums)
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, trainable)
         return optax.apply_updates(trainable, updates), optimiser_state, metrics
 

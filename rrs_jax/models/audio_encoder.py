@@ -86,7 +86,8 @@ class AudioEncoder(nnx.Module):
         """Hidden states (C, frames // 4, d_model) of log-mel (C, bins, frames) with valid frames (C,); frames
         is a multiple of 4.
 
-        The layers have a derivative if `differentiable`; otherwise nothing has."""
+        The layers have a derivative if `differentiable`, for which each layer's input is kept and the layer
+        computed again; otherwise nothing has."""
         x = jnp.swapaxes(input_features, 1, 2).astype(self.conv1.kernel.dtype)
         x = gelu(self.conv1(x))
         x = gelu(self.conv2(x))
@@ -98,7 +99,8 @@ class AudioEncoder(nnx.Module):
             return nnx.merge(graphdef, trained if differentiable else frozen)(x, lengths), None
 
         places = (None, stacks) if differentiable else (stacks, None)
-        x, _ = scan_layers(LayerScan(step, 0, self.config.encoder_layers), x, *places, lengths)
+        scan = LayerScan(step, 0, self.config.encoder_layers, remat="full")
+        x, _ = scan_layers(scan, x, *places, lengths)
         clips, positions, width = x.shape
         x = x.reshape(clips, positions // 2, 2, width).mean(axis=2)
         return self.layer_norm(x)

@@ -143,7 +143,9 @@ class AudioLanguageModel(nnx.Module):
         `prefix`: keys and values (L, P, K, E) of tokens that stand before all trees.
         """
         x = self.embed(trees.input_ids, trees.audio_index, audio_bank)
-        inputs = DecoderInputs(x, trees.lengths, tree=TreeLayout(trees.positions, trees.branches, prefix))
+        inputs = DecoderInputs(
+            x, trees.lengths, tree=TreeLayout(trees.positions, trees.branches), prefix=prefix
+        )
         wanted = Wanted(stop=layers, keys_values=x.dtype if keys_values else None)
         output = self.language_model(inputs, None, wanted)
         by_token = jax.tree.map(lambda leaf: jnp.transpose(leaf, (1, 3, 0, 2, 4)), output.keys_values)

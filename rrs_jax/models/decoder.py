@@ -83,7 +83,7 @@ class Decoder(nnx.Module):
         """The states (B, T, D) behind the layers from `inputs.start` to `stop`, and what is wanted of each of
         these, stacked."""
         graphdef, stacks = self._split_layers()
-        tree = inputs.tree
+        tree, before = inputs.tree, 0 if inputs.prefix is None else inputs.prefix.keys.shape[1]
 
         def step(x, frozen, adapters, shared):
             layer, prefix = nnx.merge(graphdef, frozen["layer"]), frozen["prefix"]
@@ -95,17 +95,20 @@ class Decoder(nnx.Module):
             own = k, v
             if prefix is not None:
                 k, v = _behind(prefix.keys, k), _behind(prefix.values, v)
-            attended = attention(q, k, v, causal=tree is None, mask=mask)
+            if tree is None:  # causal attention has a query for each key; the prefix's are of no use
+                q = jnp.pad(q, ((0, 0), (before, 0), (0, 0), (0, 0)))
+            attended = attention(q, k, v, causal=tree is None, mask=mask)[:, -x.shape[1] :]
             x = layer.finish(x, attended, adapters)
             return x, _read(x, lengths, *own, wanted)
 
         if tree is None:
-            mask, prefix, positions = None, None, jnp.arange(inputs.states.shape[1])[None]
+            mask, lengths = None, inputs.lengths + before
+            positions = before + jnp.arange(inputs.states.shape[1])[None]
         else:
-            mask, prefix, positions = tree.mask(), tree.prefix, tree.positions
-        shared = self._angles(positions, inputs.lengths), mask, inputs.lengths
+            mask, lengths, positions = tree.mask(before), inputs.lengths, tree.positions
+        shared = self._angles(positions, lengths), mask, inputs.lengths
         # Masks have no derivative, so that they travel with the layers and not with the adapters.
-        frozen = {"layer": stacks, "prefix": prefix, "dropout": inputs.dropout}
+        frozen = {"layer": stacks, "prefix": inputs.prefix, "dropout": inputs.dropout}
         carrying = jax.tree.leaves(adapters)[0].shape[0] if adapters is not None else 0
         start, first = inputs.start, min(self.config.num_hidden_layers - carrying, stop)
         if start > first:

@@ -18,15 +18,13 @@ class TreeLayout:
       positions: int32 (B, T), of each token in its own prompt.
       branches: int32 (B, T), 0 for the common prefix, 1, 2, ... for the suffixes. A token sees what stands
         before it of branch 0 and of its own branch.
-      prefix: keys and values (L, P, K, E) of tokens that all rows begin with and none of them holds, or None.
     """
 
     positions: jax.Array
     branches: jax.Array
-    prefix: KeysValues | None = None
 
-    def mask(self) -> jax.Array:
-        """Which keys a token sees: bool (B, 1, T, S), those of the prefix first.
+    def mask(self, prefix: int = 0) -> jax.Array:
+        """Which keys a token sees: bool (B, 1, T, S), those of `prefix` tokens before all rows first.
 
         Example: branches [0 0 1 1 2] and a prefix of one token give the rows
 
@@ -39,10 +37,7 @@ class TreeLayout:
         order = jnp.arange(self.branches.shape[1])
         seen = (self.branches[:, None] == 0) | (self.branches[:, None] == self.branches[..., None])
         seen = (seen & (order <= order[:, None]))[:, None]
-        if self.prefix is None:
-            return seen
-        before = (0, 0), (0, 0), (0, 0), (self.prefix.keys.shape[1], 0)
-        return jnp.pad(seen, before, constant_values=True)
+        return jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (prefix, 0)), constant_values=True)
 
 
 @flax.struct.dataclass
@@ -51,9 +46,11 @@ class DecoderInputs:
 
     Attributes:
       states: (B, T, D), embeddings, or the hidden states behind the layers below `start`.
-      lengths: int32 (B,), tokens of a row's prompt, of a tree's longest one.
+      lengths: int32 (B,), tokens of a row's prompt without the prefix; of a tree's longest one, with it.
       start: the first layer that is computed.
       tree: None where every row is one prompt.
+      prefix: keys and values (L, P, K, E) of tokens that all rows begin with and none of them holds, without
+        a derivative; not with `Wanted.last_only`.
       dropout: masks of the adapters' inputs; None drops nothing.
     """
 
@@ -61,6 +58,7 @@ class DecoderInputs:
     lengths: jax.Array
     start: int = flax.struct.field(pytree_node=False, default=0)
     tree: TreeLayout | None = None
+    prefix: KeysValues | None = None
     dropout: Dropout | None = None
 
 

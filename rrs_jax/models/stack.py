@@ -25,8 +25,9 @@ from rrs_jax.distributed.mesh import gathered, rows_over
 # What the layers name with `jax.ad_checkpoint.checkpoint_name`; everything else of a layer is element by
 # element, or thin, between these.
 SAVED_NAMES = ("queries", "keys", "values", "attended", "middle", "gate", "up", "thin")
-# Gate and up are nearly as large as all others together.
-LEAN_NAMES = tuple(name for name in SAVED_NAMES if name not in ("gate", "up"))
+# Gate and up are nearly as large as all others together, or larger.
+GATE_NAMES = tuple(name for name in SAVED_NAMES if name != "up")
+LEAN_NAMES = tuple(name for name in GATE_NAMES if name != "gate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,13 +201,14 @@ def rematerialise(step, remat: str):
     in the stacks.
 
     `none`: every intermediate that a derivative reads; `dots`: the layer's input, the results of its matrix
-    products and of its attention; `lean`: of these all but gate and up, two products of seven; `full`: the
-    layer's input alone.
+    products and of its attention; `gate`: of these all but up, one product of seven; `lean`: all but gate and
+    up; `full`: the layer's input alone.
     """
     if remat == "none":
         return step
     policy = {
         "dots": _keep(SAVED_NAMES),
+        "gate": _keep(GATE_NAMES),
         "lean": _keep(LEAN_NAMES),
         "full": jax.checkpoint_policies.nothing_saveable,
     }[remat]

@@ -15,6 +15,7 @@ from flax import nnx
 
 from rrs_jax.config.prompts import PROMPT_T
 from rrs_jax.models.batch import Batch
+from rrs_jax.models.positions import map_positions
 from rrs_jax.progress import say
 from rrs_jax.strategies.extracted import Extracted
 from rrs_jax.strategies.samples import Samples
@@ -22,7 +23,6 @@ from rrs_jax.strategies.samples import Samples
 REFUSAL = (  # where the frozen model does not refuse even when told to
     "I'm sorry, but I cannot help with that."
 )
-CHUNK = 16  # positions whose logits (V wide, float32) exist at the same time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,28 +87,14 @@ class SFT:
 
 def mean_cross_entropy(model: nnx.Module, states: jax.Array, ids: jax.Array) -> jax.Array:
     """(B,) float32: of states (B, J, D) and the tokens (B, J) that they are to give, over those that are not
-    -1.
+    -1."""
 
-    A chunk of positions at a time, computed again in the backward pass: no (B, J, V) array exists.
-    """
-    missing = -ids.shape[1] % min(CHUNK, ids.shape[1])
-    states = jnp.pad(states, [(0, 0), (0, missing), (0, 0)])
-    padded = jnp.pad(ids, [(0, 0), (0, missing)], constant_values=-1)
-    parts = padded.shape[1] // min(CHUNK, ids.shape[1])
-
-    def cut(array):  # (B, parts * chunk, ...) to (parts, B, chunk, ...)
-        return jnp.swapaxes(array.reshape(array.shape[0], parts, -1, *array.shape[2:]), 0, 1)
-
-    def chunk_sum(states, ids):
+    def cross_entropy(states, ids):
         logits = model.logits(states)
-        chosen = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[..., None], axis=-1)[..., 0]
-        return jnp.sum(jnp.where(ids >= 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0), axis=1)
+        chosen = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[:, None], axis=-1)[:, 0]
+        return jnp.where(ids >= 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0)
 
-    def add(total, part):
-        return total + jax.checkpoint(chunk_sum)(*part), None
-
-    total, _ = jax.lax.scan(add, jnp.zeros(ids.shape[0], jnp.float32), (cut(states), cut(padded)))
-    return total / jnp.sum(ids >= 0, axis=1)
+    return map_positions(cross_entropy, states, ids).sum(axis=1) / jnp.sum(ids >= 0, axis=1)
 
 
 def refusals(samples: Samples, frozen, config, chosen: np.ndarray) -> list[list[int]]:
