@@ -73,24 +73,8 @@ def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes:
     A row of data.jsonl has what is `Spoken`, the answer's tokens (null where it is only to be repeated) and
     whether the answer ended by itself. What cannot be spoken has no row.
     """
-    questions = ask_questions(
-        model,
-        processor,
-        samples=sizes.samples,
-        batch_size=sizes.batch_size,
-        seed=sizes.seed,
-        word_share=sizes.word_share,
-    )
-    copies = exchange_words(questions, sizes.seed)
-    spoken = [
-        Spoken(text, pair, draw_prompt(pair, sizes.seed))
-        for pair, both in enumerate(zip(questions, copies, strict=True))
-        for text in both
-        if text is not None
-    ]
+    spoken = _questions_and_copies(model, processor, sizes)
     asked = len(spoken)  # the lists stand behind them
-    pairs = asked - len(questions)
-    print(f"{len(questions)} distinct questions of {sizes.samples} samples, {pairs} with a copy", flush=True)
     spoken += [Spoken(text) for text in word_lists(processor, sizes.lists, sizes.seed)]
     with _speaking([row.text for row in spoken], processor.mel, sizes.seed) as clips:
         answers = answer_questions(
@@ -111,6 +95,28 @@ def make_bridge_data(model: nnx.Module, processor: Processor, work: Path, sizes:
         answer, ended = answers.get(i, (None, False))
         rows.append({**vars(spoken[i]), "answer": answer, "ended": ended})
     write_jsonl(work / ROWS, rows)
+
+
+def _questions_and_copies(model: nnx.Module, processor: Processor, sizes: DataSizes) -> list[Spoken]:
+    """Has the decoder ask questions, and returns each with its copy of other words, where it has one."""
+    questions = ask_questions(
+        model,
+        processor,
+        samples=sizes.samples,
+        batch_size=sizes.batch_size,
+        seed=sizes.seed,
+        word_share=sizes.word_share,
+    )
+    copies = exchange_words(questions, sizes.seed)
+    spoken = [
+        Spoken(text, pair, draw_prompt(pair, sizes.seed))
+        for pair, both in enumerate(zip(questions, copies, strict=True))
+        for text in both
+        if text is not None
+    ]
+    pairs = len(spoken) - len(questions)
+    print(f"{len(questions)} distinct questions of {sizes.samples} samples, {pairs} with a copy", flush=True)
+    return spoken
 
 
 def speak_again(work: Path, mel: MelConfig, seed: int) -> None:

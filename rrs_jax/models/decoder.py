@@ -102,11 +102,11 @@ class Decoder(nnx.Module):
             return x, _read(x, lengths, *own, wanted)
 
         if tree is None:
-            mask, lengths = None, inputs.lengths + before
             positions = before + jnp.arange(inputs.states.shape[1])[None]
+            angles, mask = self._angles(positions, inputs.lengths + before), None
         else:
-            mask, lengths, positions = tree.mask(before), inputs.lengths, tree.positions
-        shared = self._angles(positions, lengths), mask, inputs.lengths
+            angles, mask = self._angles(tree.positions, inputs.lengths), tree.mask(before)
+        shared = angles, mask, inputs.lengths
         # Masks have no derivative, so that they travel with the layers and not with the adapters.
         frozen = {"layer": stacks, "prefix": inputs.prefix, "dropout": inputs.dropout}
         carrying = jax.tree.leaves(adapters)[0].shape[0] if adapters is not None else 0

@@ -43,7 +43,6 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
     cache: what a sweep's runs have in common.
     """
     enable_compilation_cache()
-    clock = compile_clock()
     with contextlib.ExitStack() as stack:
         context = open_run(resolve(config), stages, cache, stack)
         check_needs(context, [name for name in stages if not stage_done(context, name)])
@@ -55,20 +54,26 @@ def run(config: ConfigDict, stages: Sequence[str], cache: SweepCache | None = No
             if stage_done(context, name):
                 say(f"stage {name}: done already")
                 continue
-            start, compiled, programs = time.monotonic(), clock.seconds, clock.programs
-            facts = do_stage(context, STAGE_WORK[name])
-            times = {
-                "seconds": round(time.monotonic() - start, 1),
-                "compiling_seconds": round(clock.seconds - compiled, 1),
-            }
-            mark_done(context, name, times | facts)
-            made = clock.programs - programs
-            compiling = f", {times['compiling_seconds']} s of it to compile {made} programs" if made else ""
-            say(f"stage {name}: done in {times['seconds']} s{compiling}")
+            _do_and_mark(context, name)
             if name == "train" and "report" in stages and _has_idle_cores(context):
                 drawing.enter_context(figures_meanwhile(1))(context.folder.path)
     if cache is None and tells_the_user():
         print_summary(context.folder)
+
+
+def _do_and_mark(context: RunContext, name: str) -> None:
+    """Does a stage, and marks it as done with its seconds and facts."""
+    clock = compile_clock()
+    start, compiled, programs = time.monotonic(), clock.seconds, clock.programs
+    facts = do_stage(context, STAGE_WORK[name])
+    times = {
+        "seconds": round(time.monotonic() - start, 1),
+        "compiling_seconds": round(clock.seconds - compiled, 1),
+    }
+    mark_done(context, name, times | facts)
+    made = clock.programs - programs
+    compiling = f", {times['compiling_seconds']} s of it to compile {made} programs" if made else ""
+    say(f"stage {name}: done in {times['seconds']} s{compiling}")
 
 
 def _has_idle_cores(context: RunContext) -> bool:
