@@ -39,7 +39,7 @@ NAMES = {
     "sft_shallow_mirror": "SFT-shallow, Mirror",
     "sft_shallow_parallel": "SFT-shallow, Parallel",
     "sft_deep": "SFT-deep",
-    "harc_without_penalty": "HARC",
+    "harc_without_penalty": "HARC, no penalty",
     MAIN: "RRS",
 }
 COLUMNS = {

@@ -19,4 +19,6 @@ def main(path: str, clip: str, adapter: str | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if not 3 <= len(sys.argv) <= 4:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

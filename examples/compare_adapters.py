@@ -35,4 +35,6 @@ def main(path: str, questions: str, first: str, second: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -34,4 +34,6 @@ def main(path: str, questions: str, answers: str, adapter: str | None = None) ->
 
 
 if __name__ == "__main__":
+    if not 4 <= len(sys.argv) <= 5:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -16,8 +16,7 @@ from rrs_jax.data.manifest import audio_paths, load_manifest
 
 
 def represent(model: rrs_jax.LoadedModel, clips: list, prompt: str) -> np.ndarray:
-    parts = [clips[start : start + 8] for start in range(0, len(clips), 8)]
-    batches = (rrs_jax.make_batch(model, part, prompt) for part in parts)
+    batches = (rrs_jax.make_batch(model, clips[i : i + 8], prompt) for i in range(0, len(clips), 8))
     return np.concatenate([rrs_jax.extract_reps(model, batch) for batch in batches])  # (N, D)
 
 
@@ -31,9 +30,11 @@ def main(path: str, manifest: str, out: str) -> None:
     answered = represent(model, clips["benign"], PROMPT_T)
     found = rrs_jax.safety_vector(refused, answered, model.head_row("I"), top_m=51)
     print(f"the vector raises the logit of 'I' by {found.delta_logit_selected:.1f}")
-    vector = np.asarray(found.vector)
-    save_file({"harmful_refusal": refused, "benign": answered, "safety_vector": vector}, out)
+    arrays = {"harmful_refusal": refused, "benign": answered, "safety_vector": np.asarray(found.vector)}
+    save_file(arrays, out)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_script_is_short_and_what_it_imports_exists(path):
     assert len(text.splitlines()) <= 40
     assert f"examples/{path.name} " in ast.get_docstring(ast.parse(text))
     assert callable(runpy.run_path(str(path), run_name="imported")["main"])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_without_its_arguments_says_how_it_is_called(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit, match=f"examples/{path.name} "):
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def test_all_examples_are_run_and_listed():

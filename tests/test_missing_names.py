@@ -1,4 +1,5 @@
-"""Files that lack a name that is read, as those of another version may: which file, what, what to do."""
+"""Files that are missing, or lack a name that is read, as those of another version may: which file, what,
+what to do."""
 
 import json
 from types import SimpleNamespace
@@ -10,14 +11,18 @@ from flax import nnx
 
 from rrs_jax.config import default_config
 from rrs_jax.errors import UserError
+from rrs_jax.evaluate.judges.sheet import read_sheet
 from rrs_jax.mini.bridge_data import load_clips, save_clips
+from rrs_jax.mini.ctranslate2_reader import read_variables
 from rrs_jax.mini.train_bridge import load_bridge
 from rrs_jax.models.lora import LoRAParam
 from rrs_jax.report.separation import read_recorded
+from rrs_jax.report.table import paste
 from rrs_jax.report.training_figures import contributions
 from rrs_jax.run.recorded_epochs import model_after
 from rrs_jax.strategies.extracted import read_extracted
 from rrs_jax.strategies.rivals import harc, steering
+from rrs_jax.weights.export_folder import new_folder
 from rrs_jax.weights.safetensors_io import load_file, save_file
 
 EXTRACT = "delete it and run the stage extract again"
@@ -133,3 +138,20 @@ def test_a_name_may_be_asked_for_without_being_there(tmp_path):
     arrays, metadata = load_file(tmp_path / "a.safetensors")
     assert arrays.get("c") is None and metadata.get("c") is None and "c" not in arrays
     assert set(arrays) == {"a"} and metadata == {"b": "1"}
+
+
+READERS = (read_sheet, lambda path: paste(path, "name", ""), load_file, read_variables)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_file_that_is_missing_is_told_in_words(read, tmp_path):
+    with pytest.raises(UserError, match="absent: cannot be read .*No such file or directory") as error:
+        read(tmp_path / "absent")
+    assert "Errno" not in str(error.value) and str(error.value).count("absent") == 1
+
+
+def test_an_export_below_a_file_is_told_in_words(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="the export failed .File exists.; free space"):
+        with new_folder(tmp_path / "file" / "adapter", tmp_path / "base", 0, {}):
+            pass

@@ -12,6 +12,7 @@ from rrs_jax.data.rewrite import rewrite_fault
 from rrs_jax.data.tables import read_questions
 from rrs_jax.data.voices import SAMPLING_RATE, clip_fault
 from rrs_jax.errors import UserError
+from rrs_jax.files import reason_of
 
 MAX_LISTED = 20
 
@@ -77,7 +78,7 @@ def clip_faults(questions: Sequence[str], paths: Sequence[Path]) -> list[str]:
             info = soundfile.info(path)
             waveform, _ = soundfile.read(path, dtype="float32")
         except (OSError, soundfile.LibsndfileError) as error:
-            faults.append(f"{path}: cannot be read ({error})")
+            faults.append(f"{path}: cannot be read ({reason_of(error)})")
             continue
         if (info.samplerate, info.channels, info.format) != (SAMPLING_RATE, 1, "FLAC"):
             faults.append(f"{path}: is {info.format}, {info.samplerate} Hz, {info.channels} channels")

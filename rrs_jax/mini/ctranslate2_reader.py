@@ -128,7 +128,7 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch it again.") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); fetch it again.") from error
     cursor = Cursor(data)
     try:
         version = cursor.number("I")

@@ -16,7 +16,7 @@ from pathlib import Path
 from rrs_jax.config.kinds import with_home
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.summary import ORR_MODE
-from rrs_jax.files import write_atomic
+from rrs_jax.files import reason_of, write_atomic
 from rrs_jax.report.summaries import ABSENT, MODES, cell, is_compliance, label_of, rate_name, read_summaries
 from rrs_jax.web.text import markdown_cell, one_line
 
@@ -93,7 +93,9 @@ def paste(path: str | Path, name: str, table: str) -> None:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name an existing Markdown file.") from error
+        raise UserError(
+            f"{path}: cannot be read ({reason_of(error)}); name an existing Markdown file."
+        ) from error
     if text.count(start) != 1:
         raise UserError(
             f"{path}: holds {start} {text.count(start)} times; write it once, with {end} after it."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rrs_jax.errors import UserError
-from rrs_jax.files import write_json
+from rrs_jax.files import reason_of, write_json
 
 MARKER = "rrs_export.json"  # says that a folder is ours, so that exporting again may replace it
 
@@ -47,7 +47,8 @@ def new_folder(out: Path, base_folder: Path, size: int, record: dict) -> Iterato
         _remove(old)
     except OSError as error:
         raise UserError(
-            f"{out}: the export failed ({error}); free space, check its rights or choose another folder."
+            f"{out}: the export failed ({reason_of(error)}); free space, check its rights or choose another"
+            " folder."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 
 from rrs_jax.errors import Damaged, UserError
-from rrs_jax.files import SUM, Named, content_hash, parse_json, read_json
+from rrs_jax.files import SUM, Named, content_hash, parse_json, read_json, reason_of
 from rrs_jax.progress import say
 
 DTYPES = {
@@ -278,8 +278,10 @@ def load_file(file: Path, advice: str = "delete it and make it again") -> tuple[
     try:
         with safetensors.safe_open(file, framework="np") as opened:
             tensors, metadata = opened.get_tensors(), opened.metadata() or {}
+    except FileNotFoundError as error:  # safetensors' own, whose message names the file once more
+        raise UserError(f"{file}: cannot be read (No such file or directory).") from error
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error}).") from error
+        raise UserError(f"{file}: cannot be read ({reason_of(error)}).") from error
     except safetensors.SafetensorError as error:
         raise Damaged(f"{file}: is no safetensors file ({error}); {advice}.") from error
     known = metadata.pop(SUM, None)

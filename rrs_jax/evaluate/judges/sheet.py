@@ -17,7 +17,7 @@ from rrs_jax.data.bad_rows import BadRow
 from rrs_jax.data.csv_rows import csv_rows
 from rrs_jax.errors import UserError, exit_status
 from rrs_jax.evaluate.judges.judge import Judgement, is_empty, non_answer
-from rrs_jax.files import content_hash, read_jsonl, write_atomic
+from rrs_jax.files import content_hash, read_jsonl, reason_of, write_atomic
 from rrs_jax.web.text import csv_cell, csv_text
 
 COLUMNS = ("set", "mode", "id", "sample", "question", "response", "refusal", "harmful")
@@ -58,7 +58,7 @@ def read_sheet(path: str | Path) -> list[dict]:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); give the CSV sheet of labels, saved as UTF-8."
+            f"{path}: cannot be read ({reason_of(error)}); give the CSV sheet of labels, saved as UTF-8."
         ) from error
     delimiter = ";" if ";" in content.split("\n", 1)[0] else ","  # as spreadsheets of many countries save
     header, read, _ = csv_rows(path, content, delimiter)
