@@ -249,9 +249,10 @@ class StandIn:
 
 @pytest.mark.parametrize("form", ["adapter", "merged"])
 def test_the_cards_example_answers_as_we_do(run, folder, clips, tmp_path, monkeypatch, capsys, form):
-    """The example is run as it is printed, in the folder of the card; the base lies there by its name."""
+    """The example is run as it is printed, in the folder of the card; the base lies where its PATH stands."""
     exported = shutil.copytree(run / "export" / form, tmp_path / form)
-    (exported / folder.name).symlink_to(folder)
+    (exported / "PATH").mkdir()
+    (exported / "PATH" / folder.name).symlink_to(folder)
     (exported / "question.wav").symlink_to(clips[1])
     card = (exported / "README.md").read_text()
     assert ("--enable-lora" in card) == (form == "adapter")

@@ -45,7 +45,8 @@ def key_figures(results: Results) -> str:
             " upper bound of ASR."
         )
     modes = [(block, after.summary["modes"].get(mode)) for mode, block in before.summary["modes"].items()]
-    if not any(old and new and verdict(old, new, "asr") == "better" for old, new in modes):
+    judged = [verdict(old, new, "asr") for old, new in modes if _are_judged(old, new, "asr")]
+    if judged and "better" not in judged:
         said += " In no mode are fewer harmful questions answered beyond the intervals."
     tiles = "".join([*_rate_tiles(before, after), _nsi_tile(after)])
     return (
@@ -73,8 +74,13 @@ def _rate_tiles(before: Recipe, after: Recipe) -> list[str]:
             f"{interval_text(old['ci95'])} → {interval_text(new['ci95'])}",
         )
         for name, old, new, field in pairs
-        if old and new and old[field] is not None and new[field] is not None
+        if _are_judged(old, new, field)
     ]
+
+
+def _are_judged(old: dict | None, new: dict | None, field: str) -> bool:
+    """Returns True where both summaries have the rate."""
+    return bool(old and new) and old[field] is not None and new[field] is not None
 
 
 def _nsi_tile(after: Recipe) -> str:
