@@ -61,6 +61,16 @@ def bank_rows(frames: int) -> int:
     return frames // 4
 
 
+def _check_prefixes(examples: Sequence[Example], prefixes: tuple[int, int], audio_token_id: int) -> None:
+    spoken = examples[0].spoken[: prefixes[0]]
+    written = spoken[: prefixes[1]]
+    if audio_token_id in spoken or not all(
+        example.spoken[: prefixes[0]] == spoken and example.written[: prefixes[1]] == written
+        for example in examples
+    ):
+        raise ValueError(f"not all prompts begin with the same {prefixes} tokens, before the clip")
+
+
 def make_batch(
     examples: Sequence[Example],
     *,
@@ -76,13 +86,7 @@ def make_batch(
     Answers beyond `answer_length` are cut. Raises ValueError where not all prompts begin alike with so many
     tokens as `DistillationBatch.prefixes` says, before the clip.
     """
-    spoken_prefix = examples[0].spoken[: prefixes[0]]
-    written_prefix = spoken_prefix[: prefixes[1]]
-    if audio_token_id in spoken_prefix or not all(
-        example.spoken[: prefixes[0]] == spoken_prefix and example.written[: prefixes[1]] == written_prefix
-        for example in examples
-    ):
-        raise ValueError(f"not all prompts begin with the same {prefixes} tokens, before the clip")
+    _check_prefixes(examples, prefixes, audio_token_id)
     answers = np.zeros((len(examples), answer_length), np.int32)
     mask = np.zeros((len(examples), answer_length), np.float32)
     spoken, written = [], []

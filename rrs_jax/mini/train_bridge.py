@@ -177,10 +177,8 @@ def train(
     first, trainable = load_bridge(work, rows, bridge.initial)
     optimiser = make_optimiser(asked, first)
     weights = {True: None, False: LossWeights(asked.distance, asked.contrast, asked.every)}
-    steps = {
-        repeat: make_step(bridge, optimiser, chosen, asked.memory * 2**30)
-        for repeat, chosen in weights.items()
-    }
+    memory = asked.memory * 2**30
+    steps = {repeat: make_step(bridge, optimiser, chosen, memory) for repeat, chosen in weights.items()}
     optimiser_state = jax.jit(optimiser.init)(trainable)
     random = np.random.default_rng([asked.seed, first])
     batches = {repeat: examples.batches(random, repeat=repeat) for repeat in (True, False)}

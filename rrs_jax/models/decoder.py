@@ -92,14 +92,8 @@ class Decoder(nnx.Module):
                 adapters = adapters.replace(dropout=frozen["dropout"])
             q, k, v = layer.queries_keys_values(layer.input_layernorm(x), angles, adapters)
             q, k, v = checkpoint_name(q, "queries"), checkpoint_name(k, "keys"), checkpoint_name(v, "values")
-            own = k, v
-            if prefix is not None:
-                k, v = _behind(prefix.keys, k), _behind(prefix.values, v)
-            if tree is None:  # causal attention has a query for each key; the prefix's are of no use
-                q = jnp.pad(q, ((0, 0), (before, 0), (0, 0), (0, 0)))
-            attended = attention(q, k, v, causal=tree is None, mask=mask)[:, -x.shape[1] :]
-            x = layer.finish(x, attended, adapters)
-            return x, _read(x, lengths, *own, wanted)
+            x = layer.finish(x, _attend(q, k, v, prefix, mask), adapters)
+            return x, _read(x, lengths, k, v, wanted)
 
         if tree is None:
             positions = before + jnp.arange(inputs.states.shape[1])[None]
@@ -239,6 +233,16 @@ class Decoder(nnx.Module):
             return step(x, nnx.merge(graphdef, layer), adapters, extra)
 
         return jax.lax.scan(body, x, (stacks, adapters, extra))
+
+
+def _attend(q, k, v, prefix: KeysValues | None, mask: jax.Array | None) -> jax.Array:
+    """Attention (B, T, H, E) of tokens behind the prefix that all rows begin with; causal without a mask."""
+    tokens = q.shape[1]
+    if prefix is not None:
+        k, v = _behind(prefix.keys, k), _behind(prefix.values, v)
+    if mask is None:  # causal attention has a query for each key; the prefix's are of no use
+        q = jnp.pad(q, ((0, 0), (k.shape[1] - tokens, 0), (0, 0), (0, 0)))
+    return attention(q, k, v, causal=mask is None, mask=mask)[:, -tokens:]
 
 
 def _behind(prefix: jax.Array, own: jax.Array) -> jax.Array:

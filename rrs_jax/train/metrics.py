@@ -109,7 +109,7 @@ class TensorBoard:
 def _torch_hidden() -> Iterator[None]:
     """Lets imports within find no torch, unless it is imported.
 
-    tensorboardX imports one that is installed, which takes seconds and 200 MB, for tensors it never gets.
+    tensorboardX imports one that is installed, which takes a second and 200 MB, for tensors it never gets.
     """
     if "torch" in sys.modules:
         yield
